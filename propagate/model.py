@@ -1,0 +1,143 @@
+"""The frozen description of a network: the only thing every witness reads."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from dataclasses import dataclass
+from typing import Any
+
+from propagate.placements import Placement, placement
+from propagate.scaling import Gains, Number, Scaling
+
+ACTIVATIONS = ("linear", "relu", "gelu", "silu", "tanh", "swiglu")
+NORMS = ("rms", "layer")
+
+
+class ModelError(ValueError):
+    """A field that makes no sense: the message names the field, the value and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A deep Transformer at random initialisation.
+
+    Attributes:
+        placement: a name (see `propagate.placements()`) or a `Placement` instance.
+        depth: number of blocks.
+        width: coordinates of the residual stream.
+        tokens: tokens in the sequence.
+        heads: attention heads; they divide the width.
+        activation: "linear", "relu", "gelu", "silu", "tanh" or "swiglu".
+        ffn_ratio: hidden width of the FFN over `width` (each half of a gated FFN has this width).
+        norm: "rms" (RMSNorm) or "layer" (LayerNorm), without learned gain and bias.
+        causal: a token attends to itself and to earlier tokens only.
+        logit_std: standard deviation of an attention logit between unit-variance, uncorrelated tokens; 0 means
+            uniform attention.
+        value_gain: gain of the value projection (standard deviation of an entry times sqrt(fan_in)).
+        attention_gain: gain of the attention's output projection.
+        ffn_gain: root mean square of the FFN's output when its input has variance 1.
+        scaling: anything with `gains(index, depth)`, such as `ScaleInit()`; None means no scaling.
+        experts: mixture of experts; only None (a dense FFN) is supported so far.
+
+    Raises:
+        ModelError: names the field, the value and what is allowed.
+
+    Example:
+        >>> Model("spannorm", depth=24).gains(1)
+        Gains(value=1.0, attention_out=1.0, ffn_in=1.0, ffn_out=1.0)
+    """
+
+    placement: str | Placement
+    depth: int
+    width: int = 512
+    tokens: int = 32
+    heads: int = 8
+    activation: str = "relu"
+    ffn_ratio: float = 4.0
+    norm: str = "rms"
+    causal: bool = False
+    logit_std: float = 1.0
+    value_gain: float = 1.0
+    attention_gain: float = 1.0
+    ffn_gain: float = 1.0
+    scaling: Scaling | None = None
+    experts: None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "placement", _placement(self.placement))
+        for field in ("depth", "width", "tokens", "heads"):
+            object.__setattr__(self, field, _integer(field, getattr(self, field)))
+        _choice("activation", self.activation, ACTIVATIONS)
+        _choice("norm", self.norm, NORMS)
+        for field in ("logit_std", "value_gain", "attention_gain", "ffn_gain"):
+            object.__setattr__(self, field, _number(field, getattr(self, field), positive=False))
+        object.__setattr__(self, "ffn_ratio", _number("ffn_ratio", self.ffn_ratio, positive=True))
+        if not isinstance(self.causal, bool):
+            raise ModelError(f"causal must be True or False, got {self.causal!r}")
+        if self.width % self.heads:
+            raise ModelError(f"heads must divide the width, got heads={self.heads} for width={self.width}")
+        smallest = 1 if self.norm == "rms" else 3
+        if self.width < smallest:
+            raise ModelError(f"width must be at least {smallest} for norm={self.norm!r}, got {self.width}")
+        if self.hidden < 1:
+            raise ModelError(f"ffn_ratio leaves no hidden unit, got ffn_ratio={self.ffn_ratio} at width={self.width}")
+        if self.scaling is not None and not callable(getattr(self.scaling, "gains", None)):
+            raise ModelError(f"scaling must be None or have gains(index, depth), got {self.scaling!r}")
+        if self.experts is not None:
+            raise ModelError(f"experts must be None (mixtures of experts are not supported yet), got {self.experts!r}")
+
+    @property
+    def hidden(self) -> int:
+        """Hidden width of the FFN."""
+        return round(self.ffn_ratio * self.width)
+
+    @property
+    def equations(self) -> Placement:
+        """The placement as an instance."""
+        assert isinstance(self.placement, Placement)
+        return self.placement
+
+    def gains(self, index: Number) -> Gains:
+        """Gains of block `index` (1 ... depth): the model's own, times the placement's, times the scaling's."""
+        own = Gains(value=self.value_gain, attention_out=self.attention_gain, ffn_out=self.ffn_gain)
+        gains = own * self.equations.gains(index, self.depth)
+        return gains * self.scaling.gains(index, self.depth) if self.scaling else gains
+
+
+def _placement(value: Any) -> Placement:
+    if isinstance(value, Placement):
+        return value
+    if not isinstance(value, str):
+        raise ModelError(f"placement must be a name or a Placement instance, got {value!r}")
+    try:
+        return placement(value)
+    except (LookupError, TypeError) as error:
+        raise ModelError(str(error)) from None
+
+
+def _choice(field: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value in allowed:
+        return
+    near = difflib.get_close_matches(str(value).lower(), allowed, n=2, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise ModelError(f"{field} must be one of {', '.join(allowed)}, got {value!r}{hint}")
+
+
+def _integer(field: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ModelError(f"{field} must be a whole number, got {value!r}")
+    if value < 1:
+        raise ModelError(f"{field} must be at least 1, got {value!r}")
+    return int(value)
+
+
+def _number(field: str, value: Any, *, positive: bool) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ModelError(f"{field} must be a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ModelError(f"{field} must be finite, got {value!r}")
+    if value < 0 or (positive and value == 0):
+        raise ModelError(f"{field} must be {'positive' if positive else 'at least 0'}, got {value!r}")
+    return float(value)

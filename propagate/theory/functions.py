@@ -15,6 +15,16 @@ Scalar = Any
 """A float, a NumPy array or a SymPy expression."""
 
 
+def is_plain(*values: Scalar) -> bool:
+    """Whether all values are plain numbers, the case that must be fast.
+
+    Example:
+        >>> is_plain(1.0, 2)
+        True
+    """
+    return all([isinstance(value, float | int) for value in values])  # noqa: C419  # a list is faster
+
+
 def is_symbolic(*values: Scalar) -> bool:
     """Whether any of the values is a SymPy expression, found out without importing SymPy.
 
@@ -49,11 +59,11 @@ def arcsin(x: Scalar) -> Scalar:
 
 def pi_like(x: Scalar) -> Scalar:
     """Pi, exact beside a SymPy expression."""
-    if is_symbolic(x):
-        import sympy
+    if isinstance(x, float) or not is_symbolic(x):
+        return math.pi
+    import sympy
 
-        return sympy.pi
-    return math.pi
+    return sympy.pi
 
 
 def angle(variance: Scalar, deviation: Scalar) -> Scalar:
@@ -63,13 +73,13 @@ def angle(variance: Scalar, deviation: Scalar) -> Scalar:
         >>> angle(2.0, 2.0) == math.pi / 2
         True
     """
+    if is_plain(variance, deviation):
+        return 2 * math.asin(math.sqrt(min(max(deviation / (2 * variance), 0.0), 1.0)))
     if is_symbolic(variance, deviation):
         import sympy
 
         return sympy.acos(1 - deviation / variance)
-    if isinstance(variance, np.ndarray) or isinstance(deviation, np.ndarray):
-        return 2 * np.arcsin(np.sqrt(np.clip(deviation / (2 * variance), 0.0, 1.0)))
-    return 2 * math.asin(math.sqrt(min(max(deviation / (2 * variance), 0.0), 1.0)))
+    return 2 * np.arcsin(np.sqrt(np.clip(deviation / (2 * variance), 0.0, 1.0)))
 
 
 # sin x - x cos x = (x^3 / 3) sum_k (-x^2 / 2)^k / (k! 5 7 ... (2 k + 3))
@@ -83,13 +93,13 @@ def sine_less_angle_cosine(x: Scalar) -> Scalar:
         >>> sine_less_angle_cosine(1e-6) == 1e-18 / 3
         True
     """
+    if isinstance(x, float):
+        return _small(x) if x < 0.4 else math.sin(x) - x * math.cos(x)
     if is_symbolic(x):
         import sympy
 
         return sympy.sin(x) - x * sympy.cos(x)
-    if isinstance(x, np.ndarray):
-        return np.where(x < 0.4, _small(x), np.sin(x) - x * np.cos(x))
-    return _small(x) if x < 0.4 else math.sin(x) - x * math.cos(x)
+    return np.where(x < 0.4, _small(x), np.sin(x) - x * np.cos(x))
 
 
 def _small(x: Scalar) -> Scalar:

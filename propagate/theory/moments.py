@@ -8,13 +8,12 @@ in the transpose of a fresh input matrix.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from propagate.theory.functions import Scalar
 
 
-@dataclass(frozen=True, slots=True)
-class Moments:
+class Moments(NamedTuple):
     """Second moments per coordinate of a stream whose tokens are exchangeable.
 
     Attributes:

@@ -11,7 +11,7 @@ import numpy as np
 from propagate.model import Model, ModelError
 from propagate.table import table
 from propagate.theory.activations import ACTIVATIONS
-from propagate.theory.blocks import Block, Step, Stream, Tape, read
+from propagate.theory.blocks import Block, BlockMap, Stream, Tape, read
 from propagate.theory.functions import Scalar
 from propagate.theory.moments import Moments
 from propagate.theory.sublayers import attention, ffn
@@ -85,19 +85,19 @@ def propagate_moments(
     """
     placement, depth = model.equations, model.depth
 
-    def step(equations: Callable[[Any, Any], Any], index: int, x: Moments) -> Step:
+    def block_map(equations: Callable[[Any, Any], Any], index: int, x: Moments) -> BlockMap:
         block = block_of(model, index)
         return read(lambda stream: _single(equations(stream, block)), block.tape, x)
 
-    forward = [step(placement.embed, 0, start).moments]
-    steps = []
+    forward = [block_map(placement.embed, 0, start).output]
+    maps = []
     for index in range(1, depth + 1):
-        steps.append(step(placement.block, index, forward[-1]))
-        forward.append(steps[-1].moments)
+        maps.append(block_map(placement.block, index, forward[-1]))
+        forward.append(maps[-1].output)
     if through_readout:
-        cotangent = step(placement.readout, depth + 1, forward[-1]).pull(cotangent)
+        cotangent = block_map(placement.readout, depth + 1, forward[-1]).pull(cotangent)
     backward = [cotangent]
-    for done in reversed(steps):
+    for done in reversed(maps):
         backward.append(done.pull(backward[-1]))
     return forward, backward[::-1]
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import roots_hermitenorm
 
-from propagate.theory.functions import Scalar, is_symbolic
+from propagate.theory.functions import Scalar, is_plain, is_symbolic
 
 Array = NDArray[np.float64]
 
@@ -58,12 +58,12 @@ def softmax_averages(tokens: Scalar, spread_squared: Scalar, correlation: Scalar
         >>> round(1 / 16 + second, 5), round(1 / 16 + overlap, 5)
         (0.13245, 0.09211)
     """
+    if is_plain(spread_squared, correlation):
+        return _numeric(tokens, spread_squared, correlation)
     if is_symbolic(tokens, spread_squared, correlation):
         return _symbolic(tokens, spread_squared, correlation)
-    if isinstance(spread_squared, np.ndarray) or isinstance(correlation, np.ndarray):
-        columns = np.vectorize(lambda v, c: tuple(_numeric(tokens, v, c)), otypes=[float] * 4)
-        return SoftmaxAverages(*columns(spread_squared, correlation))
-    return _numeric(tokens, spread_squared, correlation)
+    columns = np.vectorize(lambda v, c: tuple(_numeric(tokens, v, c)), otypes=[float] * 4)
+    return SoftmaxAverages(*columns(spread_squared, correlation))
 
 
 def _numeric(tokens: int, spread_squared: float, correlation: float) -> SoftmaxAverages:
@@ -72,10 +72,10 @@ def _numeric(tokens: int, spread_squared: float, correlation: float) -> SoftmaxA
     spread = math.sqrt(spread_squared)
     for top, *terms in _PATCHES:
         if spread <= top and 0 <= correlation <= 1:
-            a = np.cos(2 * math.acos(spread / top) * _INDEX[: terms[0]])
+            a = np.cos((2 * math.acos(spread / top)) * _INDEX[: terms[0]])
             b = np.cos(math.acos(2 * correlation - 1) * _INDEX[: terms[1]])
-            values = b @ (a @ _chebyshev(tokens, top, *terms)).reshape(terms[1], 4)
-            return SoftmaxAverages(*(values * spread_squared).tolist())
+            values = (_chebyshev(tokens, top, *terms) @ a) @ b
+            return SoftmaxAverages(*[spread_squared * value for value in values.tolist()])
     return _integrals(tokens, spread, np.array([correlation]))[0]
 
 
@@ -93,7 +93,7 @@ def _chebyshev(tokens: int, top: float, spreads: int, correlations: int) -> Arra
     to_c = np.cos(np.outer(_INDEX[:correlations], angle_c)) * 2 / correlations
     to_s[0] /= 2
     to_c[0] /= 2
-    return np.einsum("ki,lj,ijm->klm", to_s, to_c, values).reshape(spreads, correlations * 4)
+    return np.ascontiguousarray(np.einsum("ki,lj,ijm->mlk", to_s, to_c, values))
 
 
 def _symbolic(tokens: Scalar, spread_squared: Scalar, correlation: Scalar) -> SoftmaxAverages:

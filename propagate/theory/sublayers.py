@@ -1,57 +1,51 @@
 """Moment maps of the sublayers, forward and backward, in the limit of infinite width.
 
-Each sublayer is a pair of functions: `forward(x)` gives the moments of its output, `backward(x, g)` those of the
-cotangent it sends to its input, from the moments `x` of the input and `g` of the cotangent that arrives at its output.
-Assumptions: fresh Gaussian weights, tokens exchangeable, tokens far fewer than the width; token covariance at least 0
-for the attention's backward order relations. All of them are exact as the width grows.
+A sublayer is a function of its input's moments. It returns the moments of its output and a pull: the function that
+takes the moments of the cotangent at its output to those of the cotangent it sends back to its input.
+Assumptions: fresh Gaussian weights, tokens exchangeable, tokens far fewer than the width. All maps are exact as the
+width (and the width of an attention head) grows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import lru_cache
 
 from propagate.theory.activations import Activation
 from propagate.theory.functions import Scalar
 from propagate.theory.moments import Moments
 from propagate.theory.softmax import softmax_averages
 
-
-@dataclass(frozen=True)
-class Sublayer:
-    """Forward and backward moment maps of one sublayer.
-
-    Attributes:
-        forward: moments of the input -> moments of the output.
-        backward: moments of the input, of the output's cotangent -> moments of the input's cotangent.
-    """
-
-    forward: Callable[[Moments], Moments]
-    backward: Callable[[Moments, Moments], Moments]
+Pull = Callable[[Moments], Moments]
+Sublayer = Callable[[Moments], tuple[Moments, Pull]]
 
 
+@lru_cache(maxsize=256)
 def ffn(activation: Activation, gain_in: Scalar, gain_out: Scalar) -> Sublayer:
     """A feed-forward layer W_out phi(W_in x); its output has variance gain_out^2 at gain_in = 1 and unit variance.
 
     Example:
         >>> from propagate.theory.activations import ACTIVATIONS
-        >>> ffn(ACTIVATIONS["relu"], 1.0, 0.5).forward(Moments(2.0, 0.0))
+        >>> ffn(ACTIVATIONS["relu"], 1.0, 0.5)(Moments(2.0, 0.0))[0]
         Moments(variance=0.5, deviation=0.0)
     """
     scale_in, scale_out = gain_in * gain_in, gain_out * gain_out / activation.value(1.0, 0.0)[0]
 
-    def forward(x: Moments) -> Moments:
-        value, drop = activation.value(scale_in * x.variance, scale_in * x.deviation)
-        return Moments(scale_out * value, scale_out * drop)
+    def apply(x: Moments) -> tuple[Moments, Pull]:
+        variance, deviation = scale_in * x.variance, scale_in * x.deviation
+        value, drop = activation.value(variance, deviation)
 
-    def backward(x: Moments, g: Moments) -> Moments:
-        slope, drop = activation.slope(scale_in * x.variance, scale_in * x.deviation)
-        scale = scale_in * scale_out
-        return Moments(scale * slope * g.variance, scale * (slope * g.deviation + drop * g.covariance))
+        def pull(g: Moments) -> Moments:
+            slope, drop = activation.slope(variance, deviation)
+            scale = scale_in * scale_out
+            return Moments(scale * slope * g.variance, scale * (slope * g.deviation + drop * g.covariance))
 
-    return Sublayer(forward, backward)
+        return Moments(scale_out * value, scale_out * drop), pull
+
+    return apply
 
 
+@lru_cache(maxsize=256)
 def attention(tokens: Scalar, logit_variance: Scalar, gain: Scalar) -> Sublayer:
     """Softmax self-attention over all tokens, with `gain` the product of the value's and the output's.
 
@@ -63,37 +57,39 @@ def attention(tokens: Scalar, logit_variance: Scalar, gain: Scalar) -> Sublayer:
     over tokens of the keys' cotangent vanishes, so that path lives in the token-deviation mode alone.
 
     Example: uniform attention averages over tokens, so all outputs are alike.
-        >>> attention(4, 0.0, 1.0).forward(Moments(1.0, 1.0))
+        >>> attention(4, 0.0, 1.0)(Moments(1.0, 1.0))[0]
         Moments(variance=0.25, deviation=0.0)
     """
     power = gain * gain
+    if tokens == 1:  # nothing to choose from: attention is a linear layer
 
-    def averages(x: Moments) -> tuple[Scalar, ...]:
-        return softmax_averages(tokens, logit_variance * x.variance * x.deviation, x.covariance / x.variance)
+        def linear(x: Moments) -> tuple[Moments, Pull]:
+            return _scaled(x, power), lambda g: _scaled(g, power)
 
-    def forward(x: Moments) -> Moments:
-        second, overlap, _, _ = averages(x)
+        return linear
+    others = tokens - 1
+    uniform_slope = others / tokens**2
+
+    def apply(x: Moments) -> tuple[Moments, Pull]:
+        logit_spread = logit_variance * x.variance * x.deviation
+        second, overlap, self_slope, cross_slope = softmax_averages(tokens, logit_spread, x.covariance / x.variance)
         mean_mode = x.covariance + x.deviation / tokens
-        return Moments(power * (mean_mode + x.deviation * second), power * x.deviation * (second - overlap))
 
-    def backward(x: Moments, g: Moments) -> Moments:
-        second, overlap, self_slope, cross_slope = averages(x)
-        others = tokens - 1
-        mean = (g.variance + others * g.covariance) / tokens
-        value = mean + g.variance * second + others * g.covariance * overlap
-        value_deviation = tokens / others * g.variance * second + tokens * g.covariance * overlap
-        self_slope, cross_slope = self_slope + others / tokens**2, cross_slope + others / tokens**2
-        own, cross = g.variance * self_slope, g.covariance * cross_slope
-        per_logit = logit_variance * x.deviation
-        query, query_deviation = per_logit * x.deviation * own, per_logit * x.deviation * (own - cross)
-        key = per_logit * (x.variance * own + others * x.covariance * cross)
-        key_deviation = key * tokens / others
-        return Moments(power * (value + query + key), power * (value_deviation + query_deviation + key_deviation))
+        def pull(g: Moments) -> Moments:
+            mean = (g.variance + others * g.covariance) / tokens
+            value = mean + g.variance * second + others * g.covariance * overlap
+            value_deviation = tokens / others * g.variance * second + tokens * g.covariance * overlap
+            own, cross = g.variance * (uniform_slope + self_slope), g.covariance * (uniform_slope + cross_slope)
+            per_logit = logit_variance * x.deviation
+            query, query_deviation = per_logit * x.deviation * own, per_logit * x.deviation * (own - cross)
+            key = per_logit * (x.variance * own + others * x.covariance * cross)
+            key_deviation = key * tokens / others
+            return Moments(power * (value + query + key), power * (value_deviation + query_deviation + key_deviation))
 
-    def lone_forward(x: Moments) -> Moments:
-        return Moments(power * x.variance, power * x.deviation)
+        return Moments(power * (mean_mode + x.deviation * second), power * x.deviation * (second - overlap)), pull
 
-    def lone_backward(x: Moments, g: Moments) -> Moments:
-        return Moments(power * g.variance, power * g.deviation)
+    return apply
 
-    return Sublayer(lone_forward, lone_backward) if tokens == 1 else Sublayer(forward, backward)
+
+def _scaled(x: Moments, factor: Scalar) -> Moments:
+    return Moments(factor * x.variance, factor * x.deviation)

@@ -1,0 +1,133 @@
+"""Norm, activations and softmax on arrays, each with its hand-written reverse pass.
+
+An operator returns its output and a pull, the function that takes the cotangent of the output to that of the input.
+Arrays have shape (draws, tokens, coordinates); the operators act on the last axis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+from scipy.integrate import quad
+
+from propagate.montecarlo.backend import Array, Backend, choose_backend
+
+Pull = Callable[[Array], Array]
+Operator = Callable[[Backend, Array], tuple[Array, Pull]]
+
+
+def rms_norm(backend: Backend, x: Array) -> tuple[Array, Pull]:
+    """x over its root mean square.
+
+    Example:
+        >>> y, pull = rms_norm(choose_backend("numpy"), np.array([[[3.0, 4.0]]]))
+        >>> float((y**2).mean()), bool(abs(pull(y)).max() < 1e-15)
+        (1.0, True)
+    """
+    scale = 1 / backend.xp.sqrt(backend.xp.mean(x * x, axis=-1, keepdims=True))
+    y = x * scale
+    return y, lambda g: scale * (g - y * backend.xp.mean(g * y, axis=-1, keepdims=True))
+
+
+def layer_norm(backend: Backend, x: Array) -> tuple[Array, Pull]:
+    """x less its mean, over its standard deviation.
+
+    Example:
+        >>> layer_norm(choose_backend("numpy"), np.array([[[1.0, 3.0]]]))[0].tolist()
+        [[[-1.0, 1.0]]]
+    """
+    y, pull = rms_norm(backend, _centred(backend, x))
+    return y, lambda g: _centred(backend, pull(g))
+
+
+def _centred(backend: Backend, x: Array) -> Array:
+    return x - backend.xp.mean(x, axis=-1, keepdims=True)
+
+
+NORMS: dict[str, Operator] = {"rms": rms_norm, "layer": layer_norm}
+
+
+def softmax(backend: Backend, logits: Array) -> tuple[Array, Pull]:
+    """Softmax over the last axis; -inf logits get weight 0.
+
+    Example:
+        >>> softmax(choose_backend("numpy"), np.zeros((1, 1, 4)))[0].tolist()
+        [[[0.25, 0.25, 0.25, 0.25]]]
+    """
+    weights = backend.xp.exp(logits - logits.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return weights, lambda g: weights * (g - (g * weights).sum(axis=-1, keepdims=True))
+
+
+def linear(backend: Backend, x: Array) -> tuple[Array, Pull]:
+    """The identity."""
+    return x, lambda g: g
+
+
+def relu(backend: Backend, x: Array) -> tuple[Array, Pull]:
+    """max(x, 0)."""
+    positive = x > 0
+    return x * positive, lambda g: g * positive
+
+
+def gelu(backend: Backend, x: Array) -> tuple[Array, Pull]:
+    """x Phi(x), with the exact normal distribution function."""
+    cumulative = 0.5 * (1 + backend.erf(x / math.sqrt(2)))
+    return x * cumulative, lambda g: g * (
+        cumulative + x * backend.xp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    )
+
+
+def silu(backend: Backend, x: Array) -> tuple[Array, Pull]:
+    """x times its logistic function."""
+    logistic = 0.5 * (1 + backend.xp.tanh(0.5 * x))
+    return x * logistic, lambda g: g * logistic * (1 + x * (1 - logistic))
+
+
+def tanh(backend: Backend, x: Array) -> tuple[Array, Pull]:
+    """Hyperbolic tangent."""
+    y = backend.xp.tanh(x)
+    return y, lambda g: g * (1 - y * y)
+
+
+def swiglu(backend: Backend, x: Array) -> tuple[Array, Pull]:
+    """silu(first half of x) times the second half; the last axis halves."""
+    gate, value = backend.xp.split(x, 2, axis=-1)
+    gated, pull_gate = silu(backend, gate)
+
+    def pull(g: Array) -> Array:
+        return backend.xp.concatenate([pull_gate(g * value), g * gated], axis=-1)
+
+    return gated * value, pull
+
+
+ACTIVATIONS: dict[str, Operator] = {
+    "linear": linear,
+    "relu": relu,
+    "gelu": gelu,
+    "silu": silu,
+    "tanh": tanh,
+    "swiglu": swiglu,
+}
+GATED = ("swiglu",)
+
+
+@lru_cache(maxsize=16)
+def output_rms(activation: str) -> float:
+    """Root mean square of an activation's output at independent standard normal inputs.
+
+    Example:
+        >>> round(output_rms("relu") ** 2, 12)
+        0.5
+    """
+    host = choose_backend("numpy")
+    core = ACTIVATIONS["silu" if activation in GATED else activation]  # E (silu(u) w)^2 = E silu(u)^2
+
+    def integrand(z: float) -> float:
+        return float(core(host, np.array([z]))[0][0] ** 2) * math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+
+    halves = [quad(integrand, *ends, epsabs=1e-13, epsrel=1e-13)[0] for ends in ((-12, 0), (0, 12))]
+    return math.sqrt(sum(halves))

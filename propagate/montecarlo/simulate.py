@@ -1,0 +1,267 @@
+"""The second witness: random networks of finite width, run forward and backward."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from propagate.model import Model, ModelError
+from propagate.montecarlo.backend import Array, Backend, choose_backend
+from propagate.montecarlo.blocks import Pull, block_of, read
+from propagate.montecarlo.normals import Normals
+from propagate.montecarlo.operators import GATED
+from propagate.montecarlo.samplers import dense
+from propagate.montecarlo.starts import exchangeable_root, gram_root, with_gram
+from propagate.montecarlo.statistics import Floats, Summary, second_moments
+from propagate.table import table
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+SAMPLERS = ("auto", "dense")
+INPUT_SITE, COTANGENT_SITE = 0, 1  # below CALLS * MATRICES, where the first block's sites begin
+MEMORY = 2**30  # bytes that a batch of draws may take on the host
+
+
+@dataclass(frozen=True)
+class Start:
+    """What enters a network: roots of the token Gram matrices of inputs and cotangents, or the inputs themselves."""
+
+    cotangent_root: Floats
+    input_root: Floats
+    inputs: Floats | None = None
+
+
+def simulate(
+    model: Model,
+    *,
+    draws: int = 64,
+    seed: int = 0,
+    variance: float = 1.0,
+    covariance: float = 0.0,
+    grad_variance: float = 1.0,
+    grad_covariance: float = 0.0,
+    gram: Any = None,
+    inputs: Any = None,
+    through_readout: bool = False,
+    backend: Literal["auto", "numpy", "cupy"] = "auto",
+    sampler: Literal["auto", "dense"] = "auto",
+    memory: int | None = None,
+    progress: bool | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+) -> xr.Dataset:
+    """Second moments at every block, averaged over independent random networks.
+
+    Args:
+        model: the network.
+        draws: independent networks, all weights, inputs and cotangents drawn afresh; at least 2.
+        seed: draw number k of a seed is always the same network, on the same backend, however draws are batched.
+        variance, covariance: exact second moments of the input tokens, in every draw.
+        grad_variance, grad_covariance: exact second moments of the cotangent that enters at the stream that leaves
+            the last block.
+        gram: (tokens, tokens) second moments of the input tokens, in place of `variance` and `covariance`.
+        inputs: (tokens, width) input tokens, the same in every draw, in place of `variance` and `covariance`.
+        through_readout: the cotangent enters behind the readout instead.
+        backend: "auto" takes CuPy if a CUDA device answers.
+        sampler: "dense" materialises every weight matrix.
+        memory: bytes a batch of draws may take; by default 1 GiB, or half of the free device memory.
+        progress: show a progress bar on standard error; by default only on a terminal.
+        checkpoint: a file that holds the finished draws. An interrupted run with the same arguments goes on from it.
+
+    Returns:
+        A Dataset over `block` with the names of `predict`, the mean over draws, and `<name>_se`, its standard error.
+        `log_variance`, `log_deviation`, `log_grad_variance`, `log_grad_deviation` are means of natural logarithms,
+        for quantities that are closer to log-normal at depth.
+
+    Raises:
+        ModelError: names the argument, the value and what is allowed.
+
+    Example:
+        >>> from propagate.model import Model
+        >>> small = Model("prenorm", depth=2, width=32, tokens=4, heads=2)
+        >>> float(simulate(small, draws=4, backend="numpy").variance[0].round(12))
+        1.0
+    """
+    host = choose_backend(backend)
+    draws = _whole("draws", draws, at_least=2)
+    seed = _whole("seed", seed, at_least=0)
+    if sampler not in SAMPLERS:
+        raise ModelError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
+    start = _start(model, variance, covariance, grad_variance, grad_covariance, gram, inputs)
+    batch = _batch(model, host, memory)
+    identity = _identity(model, seed, start, through_readout, host)
+    summary = _load(checkpoint, identity)
+    with _progress(progress, draws, summary.draws) as advance:
+        while summary.draws < draws:
+            some = range(summary.draws, min(summary.draws + batch, draws))
+            summary.add(run(model, host, seed, some, start, through_readout=through_readout))
+            _save(checkpoint, identity, summary)
+            advance(len(some))
+    attributes = {
+        "witness": "simulation",
+        "model": repr(model),
+        "width": model.width,
+        "depth": model.depth,
+        "tokens": model.tokens,
+        "draws": summary.draws,
+        "seed": seed,
+        "sampler": "dense",
+        "backend": host.name,
+        "device": host.device,
+    }
+    return table(summary.variables(), model.depth, attributes)
+
+
+def run(
+    model: Model, backend: Backend, seed: int, draws: range, start: Start, *, through_readout: bool
+) -> dict[str, Floats]:
+    """One batch of draws: for each quantity an array of shape (draws, depth + 1)."""
+    normals = Normals(backend, seed, draws)
+    sampler = dense(normals)
+    placement = model.equations
+
+    def block(index: int) -> Any:
+        return block_of(model, backend, sampler, index)
+
+    if start.inputs is None:
+        x = with_gram(start.input_root, normals, INPUT_SITE, model.width)
+    else:
+        x = backend.xp.repeat(backend.xp.asarray(start.inputs)[None], len(draws), axis=0)
+    x, _ = read(placement.embed, block(0), x)
+    forward = [second_moments(x)]
+    pulls: list[Pull] = []
+    for index in range(1, model.depth + 1):
+        x, pull = read(placement.block, block(index), x)
+        forward.append(second_moments(x))
+        pulls.append(pull)
+    cotangent = with_gram(start.cotangent_root, normals, COTANGENT_SITE, model.width)
+    if through_readout:
+        _, pull = read(placement.readout, block(model.depth + 1), x)
+        cotangent = pull(cotangent)
+    backward = [second_moments(cotangent)]
+    while pulls:
+        cotangent = pulls.pop()(cotangent)  # a block's weights are freed as soon as they are used
+        backward.append(second_moments(cotangent))
+    return _columns("", forward, backend) | _columns("grad_", backward[::-1], backend)
+
+
+def _columns(prefix: str, moments: list[tuple[Array, ...]], backend: Backend) -> dict[str, Floats]:
+    stacked = backend.to_host(backend.xp.stack([backend.xp.stack(at_block) for at_block in moments], axis=-1))
+    return {prefix + name: stacked[i] for i, name in enumerate(("variance", "covariance", "deviation"))}
+
+
+def _whole(name: str, value: Any, *, at_least: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ModelError(f"{name} must be a whole number, got {value!r}")
+    if value < at_least:
+        raise ModelError(f"{name} must be at least {at_least}, got {value!r}")
+    return int(value)
+
+
+def _start(
+    model: Model,
+    variance: float,
+    covariance: float,
+    grad_variance: float,
+    grad_covariance: float,
+    gram: Any,
+    inputs: Any,
+) -> Start:
+    if gram is not None and inputs is not None:
+        raise ModelError("give gram or inputs, not both")
+    cotangent_root = _root("grad_variance", "grad_covariance", grad_variance, grad_covariance, model.tokens)
+    if inputs is not None:
+        array = _finite("inputs", inputs, (model.tokens, model.width))
+        return Start(cotangent_root, np.eye(model.tokens), array)
+    if gram is None:
+        return Start(cotangent_root, _root("variance", "covariance", variance, covariance, model.tokens))
+    matrix = _finite("gram", gram, (model.tokens, model.tokens))
+    if not np.allclose(matrix, matrix.T) or np.linalg.eigvalsh(matrix)[0] < -1e-9 * np.trace(matrix):
+        raise ModelError("gram must be symmetric and positive semi-definite")
+    return Start(cotangent_root, gram_root(matrix))
+
+
+def _finite(name: str, value: Any, shape: tuple[int, int]) -> Floats:
+    try:
+        array = np.asarray(value, dtype=float)
+    except (TypeError, ValueError):
+        raise ModelError(f"{name} must be an array of numbers, got {type(value).__name__}") from None
+    if array.shape != shape:
+        raise ModelError(f"{name} must have shape {shape}, got {array.shape}")
+    if not np.isfinite(array).all():
+        raise ModelError(f"{name} must be finite")
+    return array
+
+
+def _root(name: str, other: str, variance: Any, covariance: Any, tokens: int) -> Floats:
+    for field, value in ((name, variance), (other, covariance)):
+        if not isinstance(value, int | float | np.number) or not np.isfinite(value):
+            raise ModelError(f"{field} must be a finite number, got {value!r}")
+    if variance <= 0:
+        raise ModelError(f"{name} must be positive, got {variance!r}")
+    lowest = -variance / (tokens - 1) if tokens > 1 else -np.inf
+    if not lowest - 1e-12 <= covariance <= variance:
+        raise ModelError(f"{other} must lie between -{name} / (tokens - 1) and {name}, got {covariance!r}")
+    return exchangeable_root(float(variance), float(covariance), tokens)
+
+
+def _batch(model: Model, backend: Backend, memory: int | None) -> int:
+    """Draws at a time: weights and the arrays a tape keeps, within the memory bound; at least one."""
+    if memory is None:
+        memory = MEMORY if backend.name == "numpy" else backend.xp.cuda.Device().mem_info[0] // 2
+    _whole("memory", memory, at_least=1)
+    d, n, t = model.width, model.hidden * (2 if model.activation in GATED else 1), model.tokens
+    weights = 4 * d * d + d * n + model.hidden * d
+    activations = t * (14 * d + 5 * n) + 3 * model.heads * t * t
+    return max(1, int(memory // (8 * model.depth * (weights + activations))))
+
+
+def _identity(model: Model, seed: int, start: Start, through_readout: bool, backend: Backend) -> str:
+    """What a checkpoint must agree on before it is continued."""
+    roots = {name: None if a is None else a.tolist() for name, a in vars(start).items()}
+    what = {"model": repr(model), "seed": seed, "readout": through_readout, "backend": backend.name, "start": roots}
+    return json.dumps(what, sort_keys=True)
+
+
+def _load(checkpoint: str | os.PathLike[str] | None, identity: str) -> Summary:
+    if checkpoint is None or not Path(checkpoint).exists():
+        return Summary()
+    try:
+        with np.load(checkpoint, allow_pickle=False) as stored:
+            state = dict(stored)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"checkpoint {os.fspath(checkpoint)!r} cannot be read: {error}") from None
+    if str(state.get("identity")) != identity:
+        raise ModelError(f"checkpoint {os.fspath(checkpoint)!r} belongs to another run; name a new file or remove it")
+    return Summary.restored(state)
+
+
+def _save(checkpoint: str | os.PathLike[str] | None, identity: str, summary: Summary) -> None:
+    if checkpoint is None:
+        return
+    target = Path(checkpoint)
+    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".npz", delete=False) as handle:
+        np.savez(handle, identity=np.array(identity), **summary.state())
+    os.replace(handle.name, target)
+
+
+@contextmanager
+def _progress(show: bool | None, total: int, done: int) -> Iterator[Any]:
+    if not (sys.stderr.isatty() if show is None else show):
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("draws", total=total, completed=done)
+        yield lambda count: bar.advance(task, count)

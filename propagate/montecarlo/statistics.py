@@ -1,0 +1,105 @@
+"""Second moments of token arrays, and their mean and standard error over draws, one draw after another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from propagate.montecarlo.backend import Array
+
+Floats = NDArray[np.float64]
+POSITIVE = ("variance", "deviation", "grad_variance", "grad_deviation")
+"""Quantities whose logarithm is averaged too: at depth they are closer to log-normal than to normal."""
+
+
+def second_moments(x: Array) -> tuple[Array, Array, Array]:
+    """Variance, covariance and deviation of each draw, from an array of shape (draws, tokens, width).
+
+    Example:
+        >>> variance, covariance, deviation = second_moments(np.array([[[1.0, 1.0], [1.0, -1.0]]]))
+        >>> float(variance[0]), float(covariance[0]), float(deviation[0])
+        (1.0, 0.0, 1.0)
+    """
+    tokens, width = x.shape[-2:]
+    variance = (x * x).mean(axis=(-1, -2))
+    if tokens == 1:
+        return variance, variance * np.nan, variance * np.nan
+    mean = x.mean(axis=-2, keepdims=True)
+    spread = x - mean
+    deviation = (spread * spread).sum(axis=(-1, -2)) / ((tokens - 1) * width)
+    # covariance from the mean mode, so that neither of the two is the difference of large numbers
+    covariance = (mean * mean).mean(axis=(-1, -2)) - deviation / tokens
+    return variance, covariance, deviation
+
+
+@dataclass
+class RunningMean:
+    """Mean and sum of squared deviations over draws (Welford). One draw at a time, so batches leave no trace.
+
+    Example:
+        >>> running = RunningMean()
+        >>> for draw in (1.0, 2.0, 3.0):
+        ...     running.add(np.array([draw]))
+        >>> float(running.mean[0]), round(float(running.standard_error()[0]), 6)
+        (2.0, 0.57735)
+    """
+
+    count: int = 0
+    mean: Floats = field(default_factory=lambda: np.zeros(()))
+    squares: Floats = field(default_factory=lambda: np.zeros(()))
+
+    def add(self, values: Floats) -> None:
+        self.count += 1
+        change = values - self.mean
+        self.mean = self.mean + change / self.count
+        self.squares = self.squares + change * (values - self.mean)
+
+    def standard_error(self) -> Floats:
+        """Of the mean, from the spread over draws; NaN for fewer than two draws."""
+        if self.count < 2:
+            return np.full_like(self.mean, np.nan)
+        return np.asarray(np.sqrt(self.squares / (self.count - 1) / self.count))
+
+
+@dataclass
+class Summary:
+    """Running means of named quantities over blocks, and of the logarithms of the positive ones."""
+
+    means: dict[str, RunningMean] = field(default_factory=dict)
+
+    @property
+    def draws(self) -> int:
+        return next(iter(self.means.values())).count if self.means else 0
+
+    def add(self, batch: dict[str, Floats]) -> None:
+        """Take in a batch: for each name an array of shape (draws, blocks)."""
+        with np.errstate(divide="ignore"):
+            logs = {f"log_{name}": np.log(batch[name]) for name in POSITIVE if name in batch}
+        for name, values in (batch | logs).items():
+            running = self.means.setdefault(name, RunningMean())
+            for draw in values:
+                running.add(draw)
+
+    def variables(self) -> dict[str, Floats]:
+        """`name` and `name_se` for every quantity."""
+        out = {}
+        for name, running in self.means.items():
+            out[name] = running.mean
+            out[f"{name}_se"] = running.standard_error()
+        return out
+
+    def state(self) -> dict[str, Any]:
+        """Everything, as plain arrays that can be stored and given to `restored`."""
+        state: dict[str, Any] = {"draws": np.array(self.draws)}
+        for name, running in self.means.items():
+            state[f"mean:{name}"], state[f"squares:{name}"] = running.mean, running.squares
+        return state
+
+    @classmethod
+    def restored(cls, state: dict[str, Any]) -> Summary:
+        names = [key.removeprefix("mean:") for key in state if key.startswith("mean:")]
+        count = int(state["draws"])
+        return cls({name: RunningMean(count, state[f"mean:{name}"], state[f"squares:{name}"]) for name in names})

@@ -1,0 +1,52 @@
+"""Signal propagation in deep Transformers: a theory, a simulation and traces that check one another.
+
+A normalisation placement is written once, as the equations of its paper; `predict` gives its exact wide-limit moments,
+`simulate` measures random networks, `compare` judges one by the other, `recursion` prints the algebra.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from propagate.model import Model, ModelError
+from propagate.placements import Placement, placement, placements
+from propagate.scaling import Gains, ScaleInit
+
+if TYPE_CHECKING:
+    from propagate.agreement import compare
+    from propagate.montecarlo.simulate import simulate
+    from propagate.theory.predict import predict
+    from propagate.theory.recursion import recursion
+
+__version__ = "0.1.0"
+__all__ = [
+    "Gains",
+    "Model",
+    "ModelError",
+    "Placement",
+    "ScaleInit",
+    "compare",
+    "placement",
+    "placements",
+    "predict",
+    "recursion",
+    "simulate",
+]
+
+_LAZY = {
+    "compare": "propagate.agreement",
+    "predict": "propagate.theory.predict",
+    "recursion": "propagate.theory.recursion",
+    "simulate": "propagate.montecarlo.simulate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'propagate' has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -51,7 +51,9 @@ def provenance() -> dict[str, str]:
         >>> "numpy" in provenance()
         True
     """
-    versions = {name: metadata.version(name) for name in ("propagate", "numpy", "scipy")}
+    from propagate import __version__
+
+    versions = {"propagate": __version__} | {name: metadata.version(name) for name in ("numpy", "scipy")}
     return versions | {"python": platform.python_version(), "revision": _revision()}
 
 

@@ -76,8 +76,7 @@ class Summary:
 
     def add(self, batch: dict[str, Floats]) -> None:
         """Take in a batch: for each name an array of shape (draws, blocks)."""
-        with np.errstate(divide="ignore"):
-            logs = {f"log_{name}": np.log(batch[name]) for name in POSITIVE if name in batch}
+        logs = {f"log_{name}": _log(batch[name]) for name in POSITIVE if name in batch}
         for name, values in (batch | logs).items():
             running = self.means.setdefault(name, RunningMean())
             for draw in values:
@@ -103,3 +102,8 @@ class Summary:
         names = [key.removeprefix("mean:") for key in state if key.startswith("mean:")]
         count = int(state["draws"])
         return cls({name: RunningMean(count, state[f"mean:{name}"], state[f"squares:{name}"]) for name in names})
+
+
+def _log(values: Floats) -> Floats:
+    """Natural logarithm; NaN where a quantity is exactly 0, as the deviation of equal tokens is."""
+    return np.log(values, out=np.full_like(values, np.nan), where=values > 0)

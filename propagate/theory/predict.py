@@ -12,6 +12,7 @@ from propagate.model import Model, ModelError
 from propagate.table import table
 from propagate.theory.activations import ACTIVATIONS
 from propagate.theory.blocks import Block, BlockMap, Stream, Tape, read
+from propagate.theory.finite_width import allowances
 from propagate.theory.functions import Scalar
 from propagate.theory.moments import Moments
 from propagate.theory.sublayers import attention, ffn
@@ -41,8 +42,9 @@ def predict(
 
     Returns:
         A Dataset over `block` 0 ... depth with `variance`, `covariance`, `deviation`, `grad_variance`,
-        `grad_covariance`, `grad_deviation`, each a second moment per coordinate. Dimensions of DataArray arguments
-        follow `block`. With one token the covariances are NaN.
+        `grad_covariance`, `grad_deviation`, each a second moment per coordinate, and `<name>_allowance`, how far a
+        network of the model's width may lie from it, relative to it (a covariance: to its variance). Dimensions of
+        DataArray arguments follow `block`. With one token the covariances are NaN.
 
     Raises:
         ModelError: for a start that is no second moment, or a model the theory does not cover.
@@ -68,6 +70,7 @@ def predict(
         if model.tokens == 1:
             columns[prefix + "covariance"] = np.full_like(columns[prefix + "variance"], np.nan)
             columns[prefix + "deviation"] = columns[prefix + "covariance"]
+    columns |= allowances(model.depth, model.width, model.tokens, backward)
     attributes = {"witness": "theory", "model": repr(model), "width": model.width, "depth": model.depth}
     return table(columns, model.depth, attributes | {"tokens": model.tokens}, dims).assign_coords(coords)
 

@@ -1,0 +1,117 @@
+"""Where witnesses meet: a predicted table against a measured one, quantity by quantity, block by block.
+
+Knows tables, not witnesses: a prediction can come from a paper or another tool, as long as it has the names.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from propagate.model import ModelError
+from propagate.table import QUANTITIES
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Floats = NDArray[np.float64]
+THRESHOLD = 4.0
+ROUNDING = 1e-9  # relative differences below this are arithmetic, not evidence
+
+
+def compare(prediction: xr.Dataset, measurement: xr.Dataset, *, threshold: float = THRESHOLD) -> xr.Dataset:
+    """Judge a measurement by a prediction.
+
+    A quantity whose mean logarithm was measured (`log_<name>`) is compared on the log scale, with the geometric mean;
+    the others by their arithmetic mean. The error of a comparison is the standard error over draws and the
+    prediction's stated finite-width allowance, added in quadrature. `z` is the normal score of the resulting t
+    statistic (degrees of freedom by Welch and Satterthwaite), so that few draws do not pass for certainty.
+
+    Args:
+        prediction: a table with any of the quantities over `block`, and `<name>_allowance` where it is not exact.
+        measurement: a table with the same and `<name>_se`, and `draws` in its attributes.
+        threshold: largest |z| that still agrees.
+
+    Returns:
+        A Dataset over `quantity` and `block`: `predicted`, `measured`, `standard_error`, `allowance` (the last two
+        relative to the prediction, for a covariance to the variance), `relative_error`, `z`; over `quantity`:
+        `worst_z` and `agrees`; in `attrs`, `agrees` as 0 or 1. Entries with nothing to compare are NaN.
+
+    Raises:
+        ModelError: if the tables share no quantity, or their blocks differ.
+
+    Example: a wrong prediction is found out.
+        >>> import xarray as xr
+        >>> said = xr.Dataset({"variance": ("block", [1.0, 2.0])})
+        >>> seen = xr.Dataset({"variance": ("block", [1.0, 1.0]), "variance_se": ("block", [0.1, 0.1])})
+        >>> compare(said, seen.assign_attrs(draws=50)).attrs["agrees"]
+        0
+    """
+    import xarray as xr
+
+    names = [name for name in QUANTITIES if name in prediction and name in measurement]
+    if not names:
+        raise ModelError(f"the tables share none of {', '.join(QUANTITIES)}")
+    if prediction.sizes["block"] != measurement.sizes["block"]:
+        raise ModelError(
+            f"the tables differ in depth: {prediction.sizes['block'] - 1} and {measurement.sizes['block'] - 1} blocks"
+        )
+    draws = int(measurement.attrs.get("draws", 2**31))
+    rows = [_judge(name, prediction, measurement, draws) for name in names]
+    columns = {key: (("quantity", "block"), np.array([row[key] for row in rows])) for key in rows[0]}
+    result = xr.Dataset(columns, coords={"quantity": names, "block": np.arange(prediction.sizes["block"])})
+    worst = np.abs(result.z).max("block").fillna(0.0)
+    result["worst_z"], result["agrees"] = worst, worst < threshold
+    shared = {key: measurement.attrs[key] for key in ("model", "draws", "seed", "device") if key in measurement.attrs}
+    return result.assign_attrs(agrees=int(bool(result.agrees.all())), threshold=threshold, **shared)
+
+
+def _judge(name: str, prediction: xr.Dataset, measurement: xr.Dataset, draws: int) -> dict[str, Floats]:
+    predicted = _values(prediction, name)
+    scale = np.abs(_values(prediction, name.replace("covariance", "variance")))
+    allowance = _values(prediction, f"{name}_allowance", default=np.zeros_like(predicted))
+    if f"log_{name}" in measurement:
+        measured = np.exp(_values(measurement, f"log_{name}"))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            difference = np.log(measured / predicted)
+        error = _values(measurement, f"log_{name}_se")
+        # a deviation this far below the variance is the rounding of arrays, and its logarithm means nothing
+        floor = np.abs(_values(prediction, name.replace("deviation", "variance")))
+        difference = np.where(predicted > 1e-12 * floor, difference, np.nan)
+    else:
+        measured = _values(measurement, name)
+        difference = (measured - predicted) / scale
+        error = _values(measurement, f"{name}_se") / scale
+    return {
+        "predicted": predicted,
+        "measured": measured,
+        "standard_error": error,
+        "allowance": allowance,
+        "relative_error": difference,
+        "z": _score(difference, error, allowance, draws),
+    }
+
+
+def _score(difference: Floats, error: Floats, allowance: Floats, draws: int) -> Floats:
+    from scipy import stats
+
+    total = np.sqrt(error**2 + allowance**2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        freedom = (draws - 1) * np.where(error > 0, (total / error) ** 4, 1e12)
+        tail = stats.t.logsf(np.abs(difference) / total, np.minimum(freedom, 1e12))
+    score = -stats.norm.ppf(np.exp(np.maximum(tail, -700)))
+    score = np.where(np.abs(difference) < ROUNDING, 0.0, np.sign(difference) * score)
+    return np.where(np.isfinite(difference), score, np.nan)
+
+
+def _values(dataset: xr.Dataset, name: str, default: Any = None) -> Floats:
+    if name not in dataset:
+        if default is None:
+            raise ModelError(f"the table has no {name}")
+        return np.asarray(default, dtype=float)
+    values = dataset[name]
+    if values.dims != ("block",):
+        raise ModelError(f"{name} must have the one dimension block, got {values.dims}; select first")
+    return np.asarray(values.to_numpy(), dtype=float)

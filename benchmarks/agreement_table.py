@@ -88,7 +88,7 @@ def main() -> int:
         rejected[wrong] = f"{verdicts.count(False)} of {len(verdicts)}"
     worst = max(max(r["worst_z"].values()) for r in rows)
     print(f"{len(rows) - len(failed)} of {len(rows)} agree; largest |z| {worst:.2f}; {seconds:.0f} s; {rejected}")
-    kept = ("device", "backend", "numpy", "scipy", "python", "propagate", "draws", "width", "depth", "tokens", "sampler")
+    kept = "device backend sampler draws width depth tokens python numpy scipy propagate revision".split()
     summary = {key: attributes[key] for key in kept} | {
         "command": "python " + " ".join(sys.argv),
         "agree": len(rows) - len(failed),

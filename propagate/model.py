@@ -66,7 +66,7 @@ class Model:
     experts: None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "placement", _placement(self.placement))
+        object.__setattr__(self, "placement", as_placement(self.placement))
         for field in ("depth", "width", "tokens", "heads"):
             object.__setattr__(self, field, _integer(field, getattr(self, field)))
         _choice("activation", self.activation, ACTIVATIONS)
@@ -106,7 +106,8 @@ class Model:
         return gains * self.scaling.gains(index, self.depth) if self.scaling else gains
 
 
-def _placement(value: Any) -> Placement:
+def as_placement(value: Any) -> Placement:
+    """A placement from its name, or the instance itself; ModelError otherwise."""
     if isinstance(value, Placement):
         return value
     if not isinstance(value, str):

@@ -11,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeVar, dataclass_transform
+from fractions import Fraction
+from typing import Any, ClassVar, Protocol, Self, TypeVar, dataclass_transform
 
 from propagate.scaling import Gains, Number
 
@@ -19,13 +20,14 @@ from propagate.scaling import Gains, Number
 class Stream(Protocol):
     """What an equation may do with a stream. `x * 2`, `2 * x`, `x / 2` and `x + y`."""
 
-    def __add__(self, other: Any) -> Any: ...
-    def __mul__(self, factor: Number) -> Any: ...
-    def __rmul__(self, factor: Number) -> Any: ...
-    def __truediv__(self, divisor: Number) -> Any: ...
+    def __add__(self, other: Self) -> Self: ...
+    def __mul__(self, factor: Number) -> Self: ...
+    def __rmul__(self, factor: Number) -> Self: ...
+    def __truediv__(self, divisor: Number) -> Self: ...
 
 
 S = TypeVar("S", bound=Stream)
+QUARTER = Fraction(1, 4)  # exact, so that SymPy prints roots and not decimals
 
 
 class Block(Protocol[S]):
@@ -196,12 +198,12 @@ class DeepNorm(Placement):
     citation = "2203.00555"
 
     def block(self, x: S, block: Block[S]) -> S:
-        alpha = (2 * block.depth) ** 0.25 if self.alpha is None else self.alpha
+        alpha = (2 * block.depth) ** QUARTER if self.alpha is None else self.alpha
         y = block.norm(alpha * x + block.attention(x))
         return block.norm(alpha * y + block.ffn(y))
 
     def gains(self, index: Number, depth: Number) -> Gains:
-        beta = (8 * depth) ** -0.25 if self.beta is None else self.beta
+        beta = (8 * depth) ** -QUARTER if self.beta is None else self.beta
         return Gains(value=beta, attention_out=beta, ffn_in=beta, ffn_out=beta)
 
 
@@ -211,7 +213,7 @@ class LayerNormScaling(Placement):
     citation = "2502.05795"
 
     def block(self, x: S, block: Block[S]) -> S:
-        scale = block.index**-0.5
+        scale = block.index ** -Fraction(1, 2)
         x = x + block.attention(scale * block.norm(x))
         return x + block.ffn(scale * block.norm(x))
 

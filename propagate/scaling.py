@@ -8,6 +8,7 @@ arguments may be numbers or SymPy symbols, so a scaling is written with plain ar
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal, Protocol
 
 Number = Any  # an int, a float or a SymPy expression: the equations do not care which
@@ -82,5 +83,5 @@ class ScaleInit:
 
     def gains(self, index: Number, depth: Number) -> Gains:
         count = depth if self.per == "block" else 2 * depth
-        gain = count**-self.exponent
+        gain = count ** -Fraction(self.exponent).limit_denominator(10**6)
         return Gains(attention_out=gain, ffn_out=gain)

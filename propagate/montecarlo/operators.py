@@ -76,9 +76,7 @@ def relu(backend: Backend, x: Array) -> tuple[Array, Pull]:
 def gelu(backend: Backend, x: Array) -> tuple[Array, Pull]:
     """x Phi(x), with the exact normal distribution function."""
     cumulative = 0.5 * (1 + backend.erf(x / math.sqrt(2)))
-    return x * cumulative, lambda g: g * (
-        cumulative + x * backend.xp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
-    )
+    return x * cumulative, lambda g: g * (cumulative + x * backend.xp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi))
 
 
 def silu(backend: Backend, x: Array) -> tuple[Array, Pull]:

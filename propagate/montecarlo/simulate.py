@@ -16,9 +16,9 @@ import numpy as np
 
 from propagate.model import Model, ModelError
 from propagate.montecarlo.backend import Array, Backend, choose_backend
-from propagate.montecarlo.blocks import Pull, block_of, read
+from propagate.montecarlo.blocks import block_of, read
 from propagate.montecarlo.normals import Normals
-from propagate.montecarlo.operators import GATED
+from propagate.montecarlo.operators import GATED, Pull
 from propagate.montecarlo.samplers import dense
 from propagate.montecarlo.starts import exchangeable_root, gram_root, with_gram
 from propagate.montecarlo.statistics import Floats, Summary, second_moments

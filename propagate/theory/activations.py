@@ -1,8 +1,9 @@
 """What an activation does to the second moments of two tokens, and its derivative to those of their gradients.
 
 For jointly Gaussian (u, v) of variance q and covariance p, K(q, p) = E phi(u) phi(v) and, by Price's theorem,
-dK/dp = E phi'(u) phi'(v) =: S(q, p). An `Activation` gives both at p = q and their drop from p = q to p = q - deviation.
-The drop is computed without cancellation, so that the collapse of tokens onto one another is followed to any depth.
+dK/dp = E phi'(u) phi'(v) =: S(q, p). An `Activation` gives both at p = q and their drop from there to
+p = q - deviation. The drop is computed without cancellation, so that the collapse of tokens onto one another is
+followed to any depth.
 
 Sources: ReLU, Cho & Saul (2009), arc-cosine kernels. GELU, Price's theorem (see proofs). SiLU and tanh by Mehler's
 formula, K = sum_n a_n^2 c^n with a_n the Hermite coefficients of phi(sqrt(q) z).
@@ -14,7 +15,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +86,7 @@ def _gelu_parts(variance: Scalar, deviation: Scalar) -> tuple[Scalar, ...]:
 
 def _gelu_value(variance: Scalar, deviation: Scalar) -> Pair:
     s = variance
-    a, square_drop, root1, root, inverse_drop, twice_pi, quadrant1, quadrant_drop = _gelu_parts(s, deviation)
+    a, square_drop, root1, _, inverse_drop, twice_pi, quadrant1, quadrant_drop = _gelu_parts(s, deviation)
     shape = (1 - s) / (1 + s)
     numerator = s * s + a * a * shape
     at_one = s * quadrant1 + s * s * (1 + shape) / (twice_pi * root1)
@@ -103,11 +104,8 @@ def _gelu_slope(variance: Scalar, deviation: Scalar) -> Pair:
     return quadrant1 + scale * s * m1 / root1**3, quadrant_drop + scale * drop
 
 
-Elementwise = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-
-
 Array = NDArray[np.float64]
-Elementwise = Callable[[Array], Array]
+Elementwise: TypeAlias = Callable[[Array], Array]
 
 
 class _Series(NamedTuple):
@@ -145,7 +143,7 @@ def _series_of(phi: Elementwise, variance: float) -> tuple[_Series, _Series]:
     """The series of K and S at this variance: squared Hermite coefficients of phi(sqrt(variance) z), and n times them.
 
     The number of terms and the step follow the distance of the poles of phi from the real axis, pi / 2 or more over
-    sqrt(variance). The trapezoid rule is then exact to rounding; Gauss-Hermite nodes are not once the variance is large.
+    sqrt(variance). The trapezoid rule is then exact to rounding; Gauss-Hermite nodes are not at large variance.
     """
     octave = max(0, math.ceil(math.log2(max(variance, 1.0))))
     z, basis = _hermite_basis(128 * 2**octave, 0.04 * 2 ** (-octave / 2))
@@ -211,8 +209,8 @@ def gated(activation: Activation) -> Activation:
     return Activation(value, slope)
 
 
-def _silu(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return x / (1 + np.exp(-np.clip(x, -700, None)))
+def _silu(x: Array) -> Array:
+    return np.asarray(x / (1 + np.exp(-np.clip(x, -700, None))))
 
 
 _SILU = _by_series(_silu, "silu")

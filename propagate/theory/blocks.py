@@ -61,7 +61,7 @@ class Stream:
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: Scalar) -> Stream:
-        return self * (1 / divisor)
+        return self.__mul__(1 / divisor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +106,13 @@ class BlockMap(NamedTuple):
         output: moments of the stream that leaves.
         shared: moments of the cotangent at the input, for a unit cotangent at the output that all tokens share.
         independent: the same for a unit cotangent that is independent between tokens.
+        skip: gain of a second moment along the skip path alone, branches left out.
     """
 
     output: Moments
     shared: Moments
     independent: Moments
+    skip: Scalar
 
     def pull(self, cotangent: Moments) -> Moments:
         """Moments of the cotangent at the input, from those at the output.
@@ -132,12 +134,13 @@ def read(equations: Callable[[Stream], Stream], tape: Tape, start: Moments) -> B
 
     The tape is emptied: nothing of a block outlives it but its map, however deep the network.
     """
-    source = Stream(Combination.of(Atom(start)), tape)
+    entered = Atom(start)
+    source = Stream(Combination.of(entered), tape)
     output = equations(source)
 
     def pulled(cotangent: Moments) -> Moments:
         return tape.pull(output, Combination.of(Atom(cotangent)), source).moments()
 
-    block_map = BlockMap(output.value.moments(), pulled(Moments(1.0, 0.0)), pulled(Moments(1.0, 1.0)))
+    shared, independent = pulled(Moments(1.0, 0.0)), pulled(Moments(1.0, 1.0))
     tape.steps.clear()
-    return block_map
+    return BlockMap(output.value.moments(), shared, independent, output.value.terms.get(entered, 0.0) ** 2)

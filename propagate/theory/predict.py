@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -42,8 +42,9 @@ def predict(
 
     Returns:
         A Dataset over `block` 0 ... depth with `variance`, `covariance`, `deviation`, `grad_variance`,
-        `grad_covariance`, `grad_deviation`, each a second moment per coordinate, and `<name>_allowance`, how far a
-        network of the model's width may lie from it, relative to it (a covariance: to its variance). Dimensions of
+        `grad_covariance`, `grad_deviation`, each a second moment per coordinate; `<name>_allowance`, how far a
+        network of the model's width may lie from it, relative to it (a covariance: to its variance); and `skip_gain`,
+        what the gradient variance would be if the cotangent returned along the skips alone. Dimensions of
         DataArray arguments follow `block`. With one token the covariances are NaN.
 
     Raises:
@@ -58,32 +59,44 @@ def predict(
     if model.causal:
         raise ModelError("causal must be False for predict: exchangeable tokens have no order (simulate can do it)")
     values, dims, coords = _aligned(variance, covariance, grad_variance, grad_covariance)
-    start = _moments("variance", "covariance", *values[:2], model.tokens)
-    cotangent = _moments("grad_variance", "grad_covariance", *values[2:], model.tokens)
+    start = _moments("variance", "covariance", values[0], values[1], model.tokens)
+    cotangent = _moments("grad_variance", "grad_covariance", values[2], values[3], model.tokens)
 
-    forward, backward = propagate_moments(model, start, cotangent, through_readout=through_readout)
+    path = propagate_moments(model, start, cotangent, through_readout=through_readout)
+    shape = np.broadcast(*values).shape
     columns: dict[str, Any] = {}
-    for prefix, moments in (("", forward), ("grad_", backward)):
-        shape = np.broadcast(*values).shape
+    for prefix, moments in (("", path.forward), ("grad_", path.backward)):
         for name in ("variance", "covariance", "deviation"):
-            columns[prefix + name] = np.stack([np.broadcast_to(getattr(m, name), shape) for m in moments])
+            columns[prefix + name] = _stacked([getattr(m, name) for m in moments], shape)
         if model.tokens == 1:
             columns[prefix + "covariance"] = np.full_like(columns[prefix + "variance"], np.nan)
             columns[prefix + "deviation"] = columns[prefix + "covariance"]
-    columns |= allowances(model.depth, model.width, model.tokens, backward)
+    columns["skip_gain"] = np.cumprod(_stacked([*path.skips, 1.0], shape)[::-1], axis=0)[::-1]
+    columns |= allowances(columns, model.width, model.tokens)
     attributes = {"witness": "theory", "model": repr(model), "width": model.width, "depth": model.depth}
     return table(columns, model.depth, attributes | {"tokens": model.tokens}, dims).assign_coords(coords)
 
 
-def propagate_moments(
-    model: Model, start: Moments, cotangent: Moments, *, through_readout: bool = False
-) -> tuple[list[Moments], list[Moments]]:
-    """Moments of the stream and of its cotangent at blocks 0 ... depth; floats or arrays.
+class Path(NamedTuple):
+    """Moments along a network.
+
+    Attributes:
+        forward, backward: of the stream and of its cotangent, at blocks 0 ... depth.
+        skips: gain of each block's skip path, blocks 1 ... depth.
+    """
+
+    forward: list[Moments]
+    backward: list[Moments]
+    skips: list[Scalar]
+
+
+def propagate_moments(model: Model, start: Moments, cotangent: Moments, *, through_readout: bool = False) -> Path:
+    """The network's moments from those at its two ends; floats or arrays.
 
     Example:
         >>> from propagate.model import Model
-        >>> forward, backward = propagate_moments(Model("postnorm", depth=3), Moments(1.0, 1.0), Moments(1.0, 1.0))
-        >>> len(forward), forward[-1].variance
+        >>> path = propagate_moments(Model("postnorm", depth=3), Moments(1.0, 1.0), Moments(1.0, 1.0))
+        >>> len(path.forward), path.forward[-1].variance
         (4, 1.0)
     """
     placement, depth = model.equations, model.depth
@@ -102,7 +115,7 @@ def propagate_moments(
     backward = [cotangent]
     for done in reversed(maps):
         backward.append(done.pull(backward[-1]))
-    return forward, backward[::-1]
+    return Path(forward, backward[::-1], [done.skip for done in maps])
 
 
 def block_of(model: Model, index: int) -> Block:
@@ -117,6 +130,10 @@ def block_of(model: Model, index: int) -> Block:
         attention_map=attention(model.tokens, model.logit_std**2, gains.value * gains.attention_out),
         ffn_map=ffn(ACTIVATIONS[model.activation], gains.ffn_in, gains.ffn_out),
     )
+
+
+def _stacked(values: list[Scalar], shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.stack([np.broadcast_to(np.asarray(value, dtype=float), shape) for value in values])
 
 
 def _single(stream: Any) -> Stream:
@@ -143,16 +160,16 @@ def _float(value: Any) -> float:
         raise ModelError(f"a start must be a number or a DataArray, got {value!r}") from None
 
 
-def _moments(names: str, covariance_name: str, variance: Scalar, covariance: Scalar, tokens: int) -> Moments:
+def _moments(variance_name: str, covariance_name: str, variance: Scalar, covariance: Scalar, tokens: int) -> Moments:
     """Checked: finite, and the covariance one that `tokens` tokens of this variance can have."""
-    for name, value in ((names, variance), (covariance_name, covariance)):
+    for name, value in ((variance_name, variance), (covariance_name, covariance)):
         if not np.all(np.isfinite(value)):
             raise ModelError(f"{name} must be finite, got {value!r}")
-    if np.any(np.asarray(variance) < 0) or (names == "variance" and np.any(np.asarray(variance) == 0)):
-        raise ModelError(f"{names} must be positive, got {variance!r}")
+    if np.any(np.asarray(variance) < 0) or (variance_name == "variance" and np.any(np.asarray(variance) == 0)):
+        raise ModelError(f"{variance_name} must be positive, got {variance!r}")
     lowest = -1 / (tokens - 1) if tokens > 1 else -math.inf
     bad = (np.asarray(covariance) > variance) | (np.asarray(covariance) < lowest * np.asarray(variance) - 1e-12)
     if np.any(bad):
-        allowed = f"between -{names} / (tokens - 1) and {names}"
-        raise ModelError(f"{covariance_name} must lie {allowed}, got {covariance!r} with {names}={variance!r}")
+        allowed = f"between -{variance_name} / (tokens - 1) and {variance_name}"
+        raise ModelError(f"{covariance_name} must lie {allowed}, got {covariance!r} with {variance_name}={variance!r}")
     return Moments(variance, variance - covariance)

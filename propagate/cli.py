@@ -1,0 +1,365 @@
+"""The command line: one command a verb, with the names of the Python interface.
+
+Exit codes: 0 all is well, 1 theory and simulation disagree, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from propagate.model import Model, ModelError
+from propagate.scaling import ScaleInit
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+DISAGREE, BAD_INPUT = 1, 2
+app = typer.Typer(
+    name="propagate",
+    help="Where does the signal go in a deep Transformer, and the gradient? Exact theory, checked by simulation.",
+    epilog="Start with: propagate compare spannorm --depth 24 --scale-init 0.5",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+NETWORK, START, OUTPUT, RUN = "Network", "What enters", "Output", "Simulation"
+JSON = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.", rich_help_panel=OUTPUT)]
+OUT = Annotated[
+    Path | None, typer.Option("--out", help="Also write the table to this netCDF file.", rich_help_panel=OUTPUT)
+]
+READOUT = Annotated[
+    bool,
+    typer.Option("--through-readout", help="The gradient enters behind the final norm.", rich_help_panel=START),
+]
+
+
+def _network(help_text: str, kind: Any, default: Any, *names: str) -> inspect.Parameter:
+    name = names[0].lstrip("-").replace("-", "_")
+    option = typer.Option(*names, help=help_text, rich_help_panel=NETWORK)
+    return _parameter(name, Annotated[kind, option], default)
+
+
+def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+_PLACEMENT = Annotated[str, typer.Argument(help="A placement's name; `propagate placements` lists them.")]
+_NETWORK_OPTIONS = [
+    _parameter("placement", _PLACEMENT),
+    _network("Blocks.", int, 24, "--depth", "-L"),
+    _network("Coordinates of the stream.", int, 512, "--width", "-d"),
+    _network("Tokens in the sequence.", int, 32, "--tokens", "-T"),
+    _network("Attention heads; they divide the width.", int, 8, "--heads"),
+    _network("linear, relu, gelu, silu, tanh or swiglu.", str, "relu", "--activation", "-a"),
+    _network("Hidden width of the FFN over the width.", float, 4.0, "--ffn-ratio"),
+    _network("rms or layer.", str, "rms", "--norm"),
+    _network("Tokens attend to themselves and earlier ones only.", bool, False, "--causal"),
+    _network("Standard deviation of an attention logit; 0: uniform attention.", float, 1.0, "--logit-std"),
+    _network("Gain of the value projection.", float, 1.0, "--value-gain"),
+    _network("Gain of the attention's output projection.", float, 1.0, "--attention-gain"),
+    _network("Gain of the FFN.", float, 1.0, "--ffn-gain"),
+    _network("Scale output projections by depth^-EXPONENT.", float | None, None, "--scale-init"),
+    _network("What the scaling counts: block or sublayer.", str, "block", "--scale-per"),
+]
+_START_OPTIONS = [
+    _parameter(name, Annotated[float, typer.Option(help=text, rich_help_panel=START)], default)
+    for name, text, default in (
+        ("variance", "Second moment of the input tokens.", 1.0),
+        ("covariance", "Second moment between two input tokens.", 0.0),
+        ("grad_variance", "Second moment of the gradient at the last block.", 1.0),
+        ("grad_covariance", "The same between two tokens.", 0.0),
+    )
+]
+
+
+def _on_a_network(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of a network and of what enters it; it receives them as `model` and `start`."""
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name not in ("model", "start")]
+    shared = [*_NETWORK_OPTIONS, *_START_OPTIONS]
+
+    @functools.wraps(command)
+    def with_network(**options: Any) -> None:
+        def take(parameters: list[inspect.Parameter]) -> dict[str, Any]:
+            return {p.name: options.pop(p.name) for p in parameters}
+
+        network, start = take(_NETWORK_OPTIONS), take(_START_OPTIONS)
+        exponent, per = network.pop("scale_init"), network.pop("scale_per")
+        try:
+            scaling = None if exponent is None else ScaleInit(exponent, per)
+            command(model=Model(scaling=scaling, **network), start=start, **options)
+        except ValueError as error:  # ModelError and ScaleInit's own
+            _refuse(error)
+
+    parameters = [*shared, *own]
+    with_network.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_network.__annotations__ = {p.name: p.annotation for p in parameters}
+    return with_network
+
+
+def _refuse(error: Exception) -> None:
+    typer.echo(f"error: {error}", err=True)
+    raise typer.Exit(BAD_INPUT) from None
+
+
+@app.command()
+@_on_a_network
+def predict(
+    *, model: Model, start: dict[str, float], through_readout: READOUT = False, json: JSON = False, out: OUT = None
+) -> None:
+    """Exact second moments at every block, as the width goes to infinity."""
+    import propagate as pg
+
+    _check_target(out)
+    _show(pg.predict(model, **start, through_readout=through_readout), json, out)
+
+
+DRAWS = Annotated[int, typer.Option(help="Independent random networks.", rich_help_panel=RUN)]
+SEED = Annotated[int, typer.Option(help="The same seed gives the same networks.", rich_help_panel=RUN)]
+BACKEND = Annotated[str, typer.Option(help="auto, numpy or cupy.", rich_help_panel=RUN)]
+SAMPLER = Annotated[str, typer.Option(help="auto or dense.", rich_help_panel=RUN)]
+CHECKPOINT = Annotated[
+    Path | None,
+    typer.Option(help="File of finished draws: an interrupted run goes on from it.", rich_help_panel=RUN),
+]
+
+
+@app.command()
+@_on_a_network
+def simulate(
+    *,
+    model: Model,
+    start: dict[str, float],
+    draws: DRAWS = 64,
+    seed: SEED = 0,
+    backend: BACKEND = "auto",
+    sampler: SAMPLER = "auto",
+    checkpoint: CHECKPOINT = None,
+    through_readout: READOUT = False,
+    json: JSON = False,
+    out: OUT = None,
+) -> None:
+    """The same moments, measured on random networks, with standard errors over networks."""
+    import propagate as pg
+
+    _check_target(out)
+    measured = pg.simulate(
+        model,
+        draws=draws,
+        seed=seed,
+        backend=backend,  # type: ignore[arg-type]  # checked by simulate
+        sampler=sampler,  # type: ignore[arg-type]
+        checkpoint=checkpoint,
+        through_readout=through_readout,
+        **start,
+    )
+    _show(measured, json, out)
+
+
+@app.command()
+@_on_a_network
+def compare(
+    *,
+    model: Model,
+    start: dict[str, float],
+    draws: DRAWS = 64,
+    seed: SEED = 0,
+    backend: BACKEND = "auto",
+    sampler: SAMPLER = "auto",
+    checkpoint: CHECKPOINT = None,
+    threshold: Annotated[float, typer.Option(help="Largest |z| that agrees.", rich_help_panel=RUN)] = 4.0,
+    through_readout: READOUT = False,
+    json: JSON = False,
+    out: OUT = None,
+) -> None:
+    """Predict, simulate, and judge one by the other. Exit code 1 if they disagree."""
+    import propagate as pg
+
+    _check_target(out)
+    predicted = pg.predict(model, **start, through_readout=through_readout)
+    measured = pg.simulate(
+        model,
+        draws=draws,
+        seed=seed,
+        backend=backend,  # type: ignore[arg-type]
+        sampler=sampler,  # type: ignore[arg-type]
+        checkpoint=checkpoint,
+        through_readout=through_readout,
+        **start,
+    )
+    judged = pg.compare(predicted, measured, threshold=threshold)
+    _write(judged, out)
+    if json:
+        _print_json(judged)
+    else:
+        _print_verdict(judged)
+    raise typer.Exit(0 if judged.attrs["agrees"] else DISAGREE)
+
+
+@app.command()
+def placements() -> None:
+    """Every placement, with its source."""
+    import propagate as pg
+
+    rows = []
+    for name, kind in pg.placements().items():
+        summary = (kind.__doc__ or "").strip().split("\n")[0].split(" arXiv:")[0]
+        rows.append((name, summary, kind.citation))
+    _print_table(("name", "placement", "arXiv"), rows)
+
+
+@app.command()
+def recursion(
+    placement: _PLACEMENT,
+    activation: Annotated[str, typer.Option("--activation", "-a", help="As in predict.")] = "relu",
+    finite_logits: Annotated[bool, typer.Option(help="Softmax attention instead of uniform.")] = False,
+    latex: Annotated[bool, typer.Option(help="Print LaTeX.")] = False,
+) -> None:
+    """One block's moment map as equations, derived from the placement's own text."""
+    import propagate as pg
+
+    try:
+        found = pg.recursion(placement, activation=activation, logit_std="symbol" if finite_logits else 0.0)
+    except ModelError as error:
+        _refuse(error)
+    typer.echo(found._repr_latex_() if latex else str(found))
+
+
+@app.command()
+def figures(
+    names: Annotated[list[str] | None, typer.Argument(help="Which; all if none is named.")] = None,
+    list_them: Annotated[bool, typer.Option("--list", help="Only list their names.")] = False,
+) -> None:
+    """Regenerate the figures, their data and their pictures, in the checkout's figures/ folder."""
+    from propagate import figures as scripts
+
+    try:
+        if list_them:
+            typer.echo("\n".join(scripts.names()))
+        else:
+            for path in scripts.regenerate(names or scripts.names()):
+                typer.echo(path)
+    except ModelError as error:
+        _refuse(error)
+
+
+def _check_target(out: Path | None) -> None:
+    """Before any work: the file's folder must exist."""
+    if out is not None and not out.absolute().parent.is_dir():
+        raise ModelError(f"--out must lie in an existing folder, got {str(out)!r}")
+
+
+def _show(dataset: xr.Dataset, json: bool, out: Path | None) -> None:
+    _write(dataset, out)
+    if json:
+        _print_json(dataset)
+        return
+    names = [n for n in ("variance", "covariance", "deviation") if n in dataset]
+    names += [f"grad_{n}" for n in names]
+    depth = dataset.sizes["block"] - 1
+    chosen = sorted({round(depth * i / 12) for i in range(13)})
+    rows = []
+    for block in chosen:
+        at = dataset.isel(block=block)
+        rows.append((str(block), *(_cell(at, name) for name in names)))
+    _print_table(("block", *names), rows)
+
+
+def _cell(at: xr.Dataset, name: str) -> str:
+    error = f" ± {float(at[name + '_se']):.1g}" if f"{name}_se" in at else ""
+    value = float(at[name])
+    return f"{0.0 if abs(value) < 1e-15 else value:.5g}{error}"
+
+
+def _print_verdict(judged: xr.Dataset) -> None:
+    rows = []
+    for name in judged.quantity.values:
+        one = judged.sel(quantity=name)
+        worst = int(abs(one.z).fillna(-1).argmax("block"))
+        at = one.isel(block=worst)
+        rows.append(
+            (
+                str(name),
+                f"{float(at.predicted):.5g}",
+                f"{float(at.measured):.5g}",
+                _percent(float(at.standard_error)),
+                _percent(float(at.allowance)),
+                str(worst),
+                f"{float(at.z):+.2f}",
+                "agrees" if bool(one.agrees) else "DISAGREES",
+            )
+        )
+    _print_table(("quantity", "predicted", "measured", "std. error", "allowance", "worst block", "z", "verdict"), rows)
+    attrs = judged.attrs
+    verdict = "agree" if attrs["agrees"] else "disagree"
+    typer.echo(
+        f"Theory and simulation {verdict}: |z| < {attrs['threshold']:g}, {attrs['draws']} draws, {attrs['device']}."
+    )
+
+
+def _percent(share: float) -> str:
+    return "0 %" if share < 1e-9 else f"{100 * share:.2g} %"
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i and rows and rows[0][i][:1] in "0123456789+-n" else "left")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _print_json(dataset: xr.Dataset) -> None:
+    import json
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list):
+            return [plain(v) for v in value]
+        return None if isinstance(value, float) and value != value else value
+
+    content = {"attributes": {k: getattr(v, "item", lambda v=v: v)() for k, v in dataset.attrs.items()}}
+    content |= {str(name): plain(array.values.tolist()) for name, array in dataset.variables.items()}
+    typer.echo(json.dumps(content))
+
+
+def _write(dataset: xr.Dataset, out: Path | None) -> None:
+    if out is None:
+        return
+    import os
+    import tempfile
+
+    handle, name = tempfile.mkstemp(dir=out.absolute().parent, suffix=".nc")
+    os.close(handle)
+    dataset.to_netcdf(name, engine="scipy")
+    os.replace(name, out)
+
+
+def main() -> None:
+    """Entry point of the `propagate` command: bad input is one line on standard error."""
+    try:
+        code = app(standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("interrupted; with --checkpoint FILE the same command goes on where it stopped", err=True)
+        code = 130
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # Click's usage errors have it; anything else is a defect
+            raise
+        typer.echo(f"error: {' '.join(error.format_message().split())}", err=True)
+        code = BAD_INPUT
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -81,28 +81,40 @@ _START_OPTIONS = [
 ]
 
 
+_RUN_OPTIONS = [
+    _parameter(name, Annotated[kind, typer.Option(help=text, rich_help_panel=RUN)], default)
+    for name, kind, text, default in (
+        ("draws", int, "Independent random networks.", 64),
+        ("seed", int, "The same seed gives the same networks.", 0),
+        ("backend", str, "auto, numpy or cupy.", "auto"),
+        ("sampler", str, "auto or dense.", "auto"),
+        ("checkpoint", Path | None, "File of finished draws: an interrupted run goes on from it.", None),
+    )
+]
+
+
 def _on_a_network(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of a network and of what enters it; it receives them as `model` and `start`."""
-    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name not in ("model", "start")]
-    shared = [*_NETWORK_OPTIONS, *_START_OPTIONS]
+    """Give a command the options of a network, as `model`, of what enters it, as `start`, and of a `run`."""
+    own = inspect.signature(command, eval_str=True).parameters
+    groups = {"model": _NETWORK_OPTIONS, "start": _START_OPTIONS, "run": _RUN_OPTIONS}
+    groups = {name: options for name, options in groups.items() if name in own}
 
     @functools.wraps(command)
     def with_network(**options: Any) -> None:
-        def take(parameters: list[inspect.Parameter]) -> dict[str, Any]:
-            return {p.name: options.pop(p.name) for p in parameters}
-
-        network, start = take(_NETWORK_OPTIONS), take(_START_OPTIONS)
-        exponent, per = network.pop("scale_init"), network.pop("scale_per")
+        given = {name: {p.name: options.pop(p.name) for p in group} for name, group in groups.items()}
         try:
-            scaling = None if exponent is None else ScaleInit(exponent, per)
-            command(model=Model(scaling=scaling, **network), start=start, **options)
+            command(**(given | {"model": _model(**given["model"])}), **options)
         except ValueError as error:  # ModelError and ScaleInit's own
             _refuse(error)
 
-    parameters = [*shared, *own]
+    parameters = [p for group in groups.values() for p in group] + [p for p in own.values() if p.name not in groups]
     with_network.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     with_network.__annotations__ = {p.name: p.annotation for p in parameters}
     return with_network
+
+
+def _model(*, scale_init: float | None, scale_per: Any, **network: Any) -> Model:
+    return Model(scaling=None if scale_init is None else ScaleInit(scale_init, scale_per), **network)
 
 
 def _refuse(error: Exception) -> None:
@@ -113,7 +125,7 @@ def _refuse(error: Exception) -> None:
 @app.command()
 @_on_a_network
 def predict(
-    *, model: Model, start: dict[str, float], through_readout: READOUT = False, json: JSON = False, out: OUT = None
+    *, model: Model, start: dict[str, Any], through_readout: READOUT = False, json: JSON = False, out: OUT = None
 ) -> None:
     """Exact second moments at every block, as the width goes to infinity."""
     import propagate as pg
@@ -122,27 +134,13 @@ def predict(
     _show(pg.predict(model, **start, through_readout=through_readout), json, out)
 
 
-DRAWS = Annotated[int, typer.Option(help="Independent random networks.", rich_help_panel=RUN)]
-SEED = Annotated[int, typer.Option(help="The same seed gives the same networks.", rich_help_panel=RUN)]
-BACKEND = Annotated[str, typer.Option(help="auto, numpy or cupy.", rich_help_panel=RUN)]
-SAMPLER = Annotated[str, typer.Option(help="auto or dense.", rich_help_panel=RUN)]
-CHECKPOINT = Annotated[
-    Path | None,
-    typer.Option(help="File of finished draws: an interrupted run goes on from it.", rich_help_panel=RUN),
-]
-
-
 @app.command()
 @_on_a_network
 def simulate(
     *,
     model: Model,
-    start: dict[str, float],
-    draws: DRAWS = 64,
-    seed: SEED = 0,
-    backend: BACKEND = "auto",
-    sampler: SAMPLER = "auto",
-    checkpoint: CHECKPOINT = None,
+    start: dict[str, Any],
+    run: dict[str, Any],
     through_readout: READOUT = False,
     json: JSON = False,
     out: OUT = None,
@@ -151,17 +149,7 @@ def simulate(
     import propagate as pg
 
     _check_target(out)
-    measured = pg.simulate(
-        model,
-        draws=draws,
-        seed=seed,
-        backend=backend,  # type: ignore[arg-type]  # checked by simulate
-        sampler=sampler,  # type: ignore[arg-type]
-        checkpoint=checkpoint,
-        through_readout=through_readout,
-        **start,
-    )
-    _show(measured, json, out)
+    _show(pg.simulate(model, **start, **run, through_readout=through_readout), json, out)
 
 
 @app.command()
@@ -169,12 +157,8 @@ def simulate(
 def compare(
     *,
     model: Model,
-    start: dict[str, float],
-    draws: DRAWS = 64,
-    seed: SEED = 0,
-    backend: BACKEND = "auto",
-    sampler: SAMPLER = "auto",
-    checkpoint: CHECKPOINT = None,
+    start: dict[str, Any],
+    run: dict[str, Any],
     threshold: Annotated[float, typer.Option(help="Largest |z| that agrees.", rich_help_panel=RUN)] = 4.0,
     through_readout: READOUT = False,
     json: JSON = False,
@@ -185,16 +169,7 @@ def compare(
 
     _check_target(out)
     predicted = pg.predict(model, **start, through_readout=through_readout)
-    measured = pg.simulate(
-        model,
-        draws=draws,
-        seed=seed,
-        backend=backend,  # type: ignore[arg-type]
-        sampler=sampler,  # type: ignore[arg-type]
-        checkpoint=checkpoint,
-        through_readout=through_readout,
-        **start,
-    )
+    measured = pg.simulate(model, **start, **run, through_readout=through_readout)
     judged = pg.compare(predicted, measured, threshold=threshold)
     _write(judged, out)
     if json:

@@ -149,16 +149,20 @@ def _with_gram(rows: Rows, point: Point) -> Mapping[tuple[int, int], mpmath.mpf]
     return {(t + 1, j + 1): lower[t, j] if j < count else mpmath.mpf(0) for t in range(count) for j in range(size)}
 
 
+def _occurs(base: sp.IndexedBase, expression: sp.Expr) -> bool:
+    return any(indexed.base == base for indexed in expression.atoms(sp.Indexed))
+
+
 def brute_force(moment: Moment, point: Point) -> mpmath.mpf:
     """The same number at concrete dimensions, by enumerating every index."""
-    variances = {w.base: value_at(w.variance, point) for w in moment.weights}
-    entries = {r.base: _with_gram(r, point) for r in moment.rows}
+    variances = {w.base: value_at(w.variance, point) for w in moment.weights if _occurs(w.base, moment.summand)}
+    entries = {r.base: _with_gram(r, point) for r in moment.rows if _occurs(r.base, moment.summand)}
     ranges = [range(1, int(value_at(size, point)) + 1) for _, size in moment.sums]
     names = [index for index, _ in moment.sums]
     total = mpmath.mpf(0)
     for term in sp.Add.make_args(sp.expand(moment.summand)):
         factors = list(_factors(term))
-        symbols = [f for f in factors if isinstance(f, sp.Indexed | Delta)]
+        symbols = sorted((f for f in factors if isinstance(f, sp.Indexed | Delta)), key=lambda f: isinstance(f, sp.Indexed))
         scale = value_at(sp.prod(f for f in factors if not isinstance(f, sp.Indexed | Delta)), point)
         for values in itertools.product(*ranges):
             at = dict(zip(names, values, strict=True))
@@ -178,18 +182,21 @@ def _expected_product(
     for symbol in symbols:
         where = [at[i] if i in at else int(i) for i in (symbol.args if isinstance(symbol, Delta) else symbol.indices)]
         if isinstance(symbol, Delta):
-            value *= int(where[0] == where[1])
+            if where[0] != where[1]:
+                return mpmath.mpf(0)
         elif symbol.base in entries:
             value *= entries[symbol.base][where[0], where[1]]
         else:
             powers[symbol.base, where[0], where[1]] += 1
+    if any(power % 2 for power in powers.values()):
+        return mpmath.mpf(0)
     for (base, _, _), power in powers.items():
         value *= _gaussian_moment(power, variances[base])
     return value
 
 
 def step(
-    moment: Moment, claimed: sp.Expr, reason: str, label: str, sizes: Mapping[sp.Symbol, int], name: str = ""
+    moment: Moment, claimed: sp.Expr, reason: str, label: str, sizes: Mapping[sp.Symbol, int], name: str = "", points: int = 1
 ) -> Equality:
     """The claim that the moment equals `claimed`: contracted symbolically, and enumerated at small `sizes`."""
     result = expectation(moment)
@@ -202,14 +209,15 @@ def step(
         witness=lambda point: brute_force(moment, point),
         witness_needs=_symbols(moment),
         sizes=sizes,
-        points=2,
+        points=points,
     )
 
 
 def _symbols(moment: Moment) -> tuple[sp.Symbol, ...]:
     """Every declared quantity that the enumeration reads: dimensions, variances, Gram entries, scalar factors."""
-    parts: list[sp.Expr] = [size for _, size in moment.sums] + [w.variance for w in moment.weights]
-    for rows in moment.rows:
+    used = [w for w in moment.weights if _occurs(w.base, moment.summand)]
+    parts: list[sp.Expr] = [size for _, size in moment.sums] + [w.variance for w in used]
+    for rows in (r for r in moment.rows if _occurs(r.base, moment.summand)):
         parts += [rows.size, sp.sympify(rows.count), sp.sympify(rows.gram(1, 1)), sp.sympify(rows.gram(1, 2))]
     parts += [
         f for t in sp.Add.make_args(sp.expand(moment.summand)) for f in _factors(t) if not isinstance(f, sp.Indexed)

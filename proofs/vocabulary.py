@@ -167,6 +167,9 @@ class Equality:
 
     `witness` computes the left side's number by another route (brute-force expectation, quadrature) at a point; it is
     compared with the right side to `digits` digits, at small dimensions `sizes` where the route is expensive.
+
+    Two sides that are one and the same expression are rejected as vacuous, unless there is a witness or the left side
+    was `derived`: composed by code from maps proved elsewhere, so that it might have come out otherwise.
     """
 
     left: sp.Expr
@@ -177,6 +180,7 @@ class Equality:
     witness: Callable[[Point], object] | None = None
     witness_needs: tuple[sp.Symbol, ...] = ()
     sizes: Mapping[sp.Symbol, int] = field(default_factory=dict)
+    derived: bool = False
     digits: int = 30
     points: int = 4
 
@@ -189,7 +193,7 @@ class Equality:
         """Why SymPy does not discharge the step, or nothing."""
         left, right = sp.sympify(self.left), sp.sympify(self.right)
         if left == right:
-            return None if self.witness else "vacuous: both sides are the same expression"
+            return None if self.witness or self.derived else "vacuous: both sides are the same expression"
         if left.has(sp.Integral):  # convergence: let SymPy see that d >= 4, say, by writing d = 4 + (a positive symbol)
             above = {q.symbol: q.chart(sp.Dummy(positive=True)) for q in domain.of(left) if q.low > 0 and q.high == sp.oo}
             left, right = left.subs(above), right.subs(above)

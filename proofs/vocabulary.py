@@ -291,9 +291,11 @@ class Limit:
         sign = -1 if self.point == 0 else 1
         for _ in range(3):
             point = domain.point(others, rng)
-            values = [
-                value_at(self.expression, {**point, self.variable: mpmath.mpf(10) ** (sign * 8 * j)}) for j in (1, 2, 4)
-            ]
+            with mpmath.workdps(5 * DIGITS):  # small differences of large numbers
+                values = [
+                    value_at(self.expression, {**point, self.variable: mpmath.mpf(10) ** (sign * 8 * j)})
+                    for j in (1, 2, 4)
+                ]
             if sp.sympify(self.value).is_infinite:
                 sizes = [float(mpmath.sign(self.value)) * v for v in values]
                 if not (sizes[0] < sizes[1] < sizes[2] and sizes[2] > 10):

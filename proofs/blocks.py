@@ -1,7 +1,7 @@
 """One block of three placements, forward and backward, composed from the maps of propositions 1-6.
 
-Uniform attention of gain `gain`; an FFN of forward gain `s_f` and backward gain `chi * s_f`, whose output has correlation
-`kernel` (for the stream it reads) and whose gradient keeps the fraction `ratio` of the correlation.
+Uniform attention of gain `gain`; an FFN of forward gain `s_f` and backward gain `chi * s_f`, whose output has
+correlation `kernel` (for the stream it reads) and whose gradient keeps the fraction `ratio` of the correlation.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ def postnorm(x: Moments, gain: Expr, tokens: Expr, s_f: Expr, kernel: Expr) -> M
     return normed(after_attention(x, gain, tokens) + ffn(s_f, kernel))
 
 
-def postnorm_backward(
-    g: Moments, s_a: Expr, gain: Expr, tokens: Expr, s_f: Expr, chi: Expr, ratio: Expr
-) -> Moments:
+def postnorm_backward(g: Moments, s_a: Expr, gain: Expr, tokens: Expr, s_f: Expr, chi: Expr, ratio: Expr) -> Moments:
     """The gradient through a PostNorm block whose attention branch has variance s_a."""
     inside = norm_backward(g, 1 + s_f)
     middle = norm_backward(inside + ffn_backward(inside, s_f, chi, ratio), 1 + s_a)
@@ -42,9 +40,7 @@ def spannorm(x: Moments, gain: Expr, tokens: Expr, s_f: Expr, kernel: Expr) -> M
     return normed(x + ffn(s_f, kernel))
 
 
-def spannorm_backward(
-    g: Moments, s_a: Expr, gain: Expr, tokens: Expr, s_f: Expr, chi: Expr, ratio: Expr
-) -> Moments:
+def spannorm_backward(g: Moments, s_a: Expr, gain: Expr, tokens: Expr, s_f: Expr, chi: Expr, ratio: Expr) -> Moments:
     """The gradient through a SpanNorm block: straight along the span skip, and back through FFN, norm and attention."""
     inside = norm_backward(g, 1 + s_f)
     branch = norm_backward(ffn_backward(inside, s_f, chi, ratio), 1 + s_a)

@@ -110,7 +110,9 @@ def value_at(expression: sp.Expr, point: Point) -> mpmath.mpf:
 def _numeric_derivative(derivative: sp.Derivative, values: Mapping[sp.Symbol, mpmath.mpf]) -> mpmath.mpf:
     """A first derivative by mpmath's finite differences at raised precision."""
     variable = derivative.variables[0]
-    rest = derivative.expr if len(derivative.variables) == 1 else sp.Derivative(derivative.expr, *derivative.variables[1:])
+    rest = (
+        derivative.expr if len(derivative.variables) == 1 else sp.Derivative(derivative.expr, *derivative.variables[1:])
+    )
     return mpmath.diff(lambda at: value_at(rest, {**values, variable: at}), values[variable])
 
 
@@ -195,7 +197,9 @@ class Equality:
         if left == right:
             return None if self.witness or self.derived else "vacuous: both sides are the same expression"
         if left.has(sp.Integral):  # convergence: let SymPy see that d >= 4, say, by writing d = 4 + (a positive symbol)
-            above = {q.symbol: q.chart(sp.Dummy(positive=True)) for q in domain.of(left) if q.low > 0 and q.high == sp.oo}
+            above = {
+                q.symbol: q.chart(sp.Dummy(positive=True)) for q in domain.of(left) if q.low > 0 and q.high == sp.oo
+            }
             left, right = left.subs(above), right.subs(above)
         return None if vanishes(left.doit() - right.doit()) else f"SymPy does not reduce {left} - ({right}) to zero"
 
@@ -255,7 +259,7 @@ class Inequality:
         for _ in range(self.points):
             point = domain.point(quantities, rng)
             gap = value_at(self.larger, point) - value_at(self.smaller, point)
-            if gap < -mpmath.mpf(10) ** -40 or (self.strict and gap <= 0):
+            if gap < -(mpmath.mpf(10) ** -40) or (self.strict and gap <= 0):
                 return f"violated by {mpmath.nstr(gap, 10)} at {point}"
         return None
 
@@ -297,7 +301,7 @@ class Limit:
                     for j in (1, 2, 4)
                 ]
             if sp.sympify(self.value).is_infinite:
-                sizes = [float(mpmath.sign(self.value)) * v for v in values]
+                sizes = [v if self.value == sp.oo else -v for v in values]
                 if not (sizes[0] < sizes[1] < sizes[2] and sizes[2] > 10):
                     return f"does not diverge: {[mpmath.nstr(v, 8) for v in values]} at {point}"
                 continue

@@ -37,7 +37,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Rows:
-    """Deterministic vectors, written `base[t, j]`, of length `size`, with sum_j base[t,j] base[s,j] = size*gram(t,s)."""
+    """Deterministic vectors `base[t, j]` of length `size`; sum_j base[t, j] base[s, j] = size * gram(t, s)."""
 
     base: sp.IndexedBase
     size: sp.Expr
@@ -162,7 +162,9 @@ def brute_force(moment: Moment, point: Point) -> mpmath.mpf:
     total = mpmath.mpf(0)
     for term in sp.Add.make_args(sp.expand(moment.summand)):
         factors = list(_factors(term))
-        symbols = sorted((f for f in factors if isinstance(f, sp.Indexed | Delta)), key=lambda f: isinstance(f, sp.Indexed))
+        symbols = sorted(
+            (f for f in factors if isinstance(f, sp.Indexed | Delta)), key=lambda f: isinstance(f, sp.Indexed)
+        )
         scale = value_at(sp.prod(f for f in factors if not isinstance(f, sp.Indexed | Delta)), point)
         for values in itertools.product(*ranges):
             at = dict(zip(names, values, strict=True))
@@ -196,7 +198,13 @@ def _expected_product(
 
 
 def step(
-    moment: Moment, claimed: sp.Expr, reason: str, label: str, sizes: Mapping[sp.Symbol, int], name: str = "", points: int = 1
+    moment: Moment,
+    claimed: sp.Expr,
+    reason: str,
+    label: str,
+    sizes: Mapping[sp.Symbol, int],
+    name: str = "",
+    points: int = 1,
 ) -> Equality:
     """The claim that the moment equals `claimed`: contracted symbolically, and enumerated at small `sizes`."""
     result = expectation(moment)

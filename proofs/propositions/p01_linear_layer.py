@@ -9,7 +9,7 @@ from proofs.notation import c, d, gamma, n, q, rho, sigma
 from proofs.vocabulary import Equality, Proposition, Quantity, Step
 
 W, x, g = map(sp.IndexedBase, ("W", "x", "g"))
-i, a, j, k, l, b = wick.indices("i a j k l b")
+i, a, j, k, m, b = wick.indices("i a j k m b")
 
 WEIGHTS = (wick.Weights(W, sigma**2 / d),)
 ROWS = (
@@ -26,14 +26,14 @@ def moment(summand: sp.Expr, *sums: tuple[sp.Symbol, sp.Expr]) -> wick.Moment:
 
 def output_products(t: int, s: int) -> wick.Moment:
     """E of the product over coordinates i, a of y_ti y_si y_ta y_sa, summed, over n^2."""
-    product = W[i, j] * x[t, j] * W[i, k] * x[s, k] * W[a, l] * x[t, l] * W[a, b] * x[s, b] / n**2
-    return moment(product, (j, d), (k, d), (l, d), (b, d), (i, n), (a, n))
+    product = W[i, j] * x[t, j] * W[i, k] * x[s, k] * W[a, m] * x[t, m] * W[a, b] * x[s, b] / n**2
+    return moment(product, (j, d), (k, d), (m, d), (b, d), (i, n), (a, n))
 
 
 def forward_and_backward() -> wick.Moment:
     """E of the two mean squares ||W x||^2/n and ||W'g||^2/d, multiplied."""
-    product = W[i, j] * x[1, j] * W[i, k] * x[1, k] * W[a, l] * g[1, a] * W[b, l] * g[1, b] / (n * d)
-    return moment(product, (j, d), (k, d), (i, n), (a, n), (b, n), (l, d))
+    product = W[i, j] * x[1, j] * W[i, k] * x[1, k] * W[a, m] * g[1, a] * W[b, m] * g[1, b] / (n * d)
+    return moment(product, (j, d), (k, d), (i, n), (a, n), (b, n), (m, d))
 
 
 def derivation() -> tuple[Step, ...]:
@@ -116,8 +116,7 @@ def derivation() -> tuple[Step, ...]:
             r"\frac{\mathbb E[\frac1n\|Wx\|^2\,\frac1d\|W^\top g\|^2]}"
             r"{\mathbb E[\frac1n\|Wx\|^2]\,\mathbb E[\frac1d\|W^\top g\|^2]}",
             witness=lambda at: (
-                wick.brute_force(forward_and_backward(), at)
-                / (at[sigma] ** 4 * at[q] * at[gamma] * at[n] / at[d])  # type: ignore[operator]
+                wick.brute_force(forward_and_backward(), at) / (at[sigma] ** 4 * at[q] * at[gamma] * at[n] / at[d])  # type: ignore[operator]
             ),
             witness_needs=(sigma, q, gamma, c, rho),
             sizes=SIZES,
@@ -141,13 +140,12 @@ PROPOSITION = Proposition(
     ),
     setting=(
         r"Tokens $x_t \in \mathbb R^d$ are given, with $\frac1d x_t\cdot x_t = q$ and $\frac1d x_t\cdot x_s = cq$ for "
-        r"$t \ne s$. The layer is $y_t = W x_t \in \mathbb R^n$. A gradient $g_t \in \mathbb R^n$ with respect to $y_t$ "
+        r"$t \ne s$. The layer is $y_t = W x_t \in \mathbb R^n$. A gradient $g_t \in \mathbb R^n$ with respect to "
+        r"$y_t$ "
         r"is given, with $\frac1n g_t\cdot g_t = \gamma$ and $\frac1n g_t\cdot g_s = \rho\gamma$; the gradient with "
         r"respect to $x_t$ is $h_t = W^\top g_t$."
     ),
-    hypotheses=(
-        r"the entries of $W$ are independent, $W_{ij} \sim N(0, \sigma^2/d)$, and independent of $x$ and $g$",
-    ),
+    hypotheses=(r"the entries of $W$ are independent, $W_{ij} \sim N(0, \sigma^2/d)$, and independent of $x$ and $g$",),
     statement=(
         "Exactly, at every width:\n\n$$<<variance>>, \\qquad <<covariance>>$$\n\n$$<<grad_variance>>, \\qquad "
         "<<grad_covariance>>$$\n\nCorrelations pass unchanged in both directions. The mean square of one output "

@@ -84,7 +84,8 @@ def jacobians() -> tuple[Step, ...]:
             sp.Derivative((x_i - mu) / s, x_j),
             -1 / (d * s) - (x_i - mu) * (x_j - mu) / (d * s**3),
             r"LayerNorm, off-diagonal entry: with $\bar x$ the mean over coordinates and $s$ their standard deviation, "
-            r"$J = \frac1{s}\bigl(I - \frac{\mathbf 1\mathbf 1^\top}{d} - \frac{(x-\bar x)(x-\bar x)^\top}{d s^2}\bigr)$",
+            r"$J = \frac1{s}\bigl(I - \frac{\mathbf 1\mathbf 1^\top}{d} - \frac{(x-\bar x)(x-\bar x)^\top}{d "
+            r"s^2}\bigr)$",
             label=r"\partial \hat x_i/\partial x_j",
         ),
     )
@@ -143,7 +144,8 @@ def averages() -> tuple[Step, ...]:
         Equality(
             inverse_chi_squared(),
             1 / nu,
-            r"the inverse moment of the $\chi^2$ law of $\nu + 2$ degrees of freedom (its root has the density written)",
+            r"the inverse moment of the $\chi^2$ law of $\nu + 2$ degrees of freedom (its root has the density "
+            r"written)",
             label=r"\mathbb E[1/\chi^2_{\nu+2}]",
             points=2,
         ),
@@ -188,7 +190,9 @@ PROPOSITION = Proposition(
         Quantity(v, "variance of a coordinate of a Gaussian input"),
         Quantity(x_i, "a coordinate of the input", -sp.oo),
         Quantity(x_j, "another coordinate of the input", -sp.oo),
-        Quantity(R, "RMSNorm: sum of squares of the coordinates other than $x_j$; LayerNorm: its excess over $S^2/(d-1)$"),
+        Quantity(
+            R, "RMSNorm: sum of squares of the coordinates other than $x_j$; LayerNorm: its excess over $S^2/(d-1)$"
+        ),
         Quantity(S, "sum of the coordinates other than $x_j$", -sp.oo),
         Quantity(nu, "degrees of freedom less two", 1, sp.oo, integer=True),
     ),

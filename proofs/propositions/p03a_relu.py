@@ -133,7 +133,8 @@ def consequences() -> tuple[Step, ...]:
         Inequality(
             sp.Integer(0),
             homogeneous.subs(c, 0),
-            r"the kernel itself is not negative at $c=0$ and its slope is $q\dot K \ge 0$: so $0 \le K(q,c) \le K(q,1)$",
+            r"the kernel itself is not negative at $c=0$ and its slope is $q\dot K \ge 0$: so $0 \le K(q,c) \le "
+            r"K(q,1)$",
             larger_label=r"K_{a,b}(q,0)",
         ),
     )
@@ -153,7 +154,8 @@ PROPOSITION = Proposition(
     ),
     setting=(
         r"$u, v$ are centred jointly Gaussian with variance $q$ and correlation $c$: the pre-activations of one hidden "
-        r"unit at two tokens. $K(q,c) = \mathbb E[\phi(u)\phi(v)]$ and $\dot K(q,c) = \mathbb E[\phi'(u)\phi'(v)]$ carry "
+        r"unit at two tokens. $K(q,c) = \mathbb E[\phi(u)\phi(v)]$ and $\dot K(q,c) = \mathbb E[\phi'(u)\phi'(v)]$ "
+        r"carry "
         r"second moments through the activation $\phi$, forward and backward; $\chi = q\dot K(q,1)/K(q,1)$."
     ),
     hypotheses=(r"$\phi(u) = \max(u, 0)$, or $\phi(u) = a u^+ - b u^-$ for the homogeneous family",),

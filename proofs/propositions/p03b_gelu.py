@@ -74,7 +74,8 @@ def derivation() -> tuple[Step, ...]:
         claim(
             (sp.pi - sp.acos(a / (1 + s))) / (2 * sp.pi),
             ORTHANT,
-            r"$\Phi(u) = \mathbb P(z < u)$ for a fresh standard normal $z$: so this is the probability that two Gaussians "
+            r"$\Phi(u) = \mathbb P(z < u)$ for a fresh standard normal $z$: so this is the probability that two "
+            r"Gaussians "
             r"of variance $1+s$ and covariance $a$ are both negative (proposition 3a)",
             "orthant",
             r"\mathbb E[\Phi(u)\Phi(v)]",
@@ -155,7 +156,8 @@ PROPOSITION = Proposition(
         "$$<<K>>$$\n\n$$<<dK>>$$\n\nFor unit variance\n\n$$<<chi>>$$\n\nwhich lies strictly between $1.07$ and "
         "$1.073$: GELU carries back a little more than it passes forward."
     ),
-    source="Derived here; the same kernels are in A. Kedia et al., Transformers get stable (DeepScaleLM), arXiv:2403.09635.",
+    source="Derived here; the same kernels are in A. Kedia et al., Transformers get stable (DeepScaleLM), "
+    "arXiv:2403.09635.",
     derivation=derivation,
     axioms=(axioms.PARTS,),
 )

@@ -72,7 +72,8 @@ def derivation() -> tuple[Step, ...]:
         wick.step(
             backward(1),
             back.variance,
-            r"the gradient is $W_1^\top(\phi'(u_t)\odot W_2^\top g_t)$; pair $W_2$ with itself and $W_1$ with itself, and "
+            r"the gradient is $W_1^\top(\phi'(u_t)\odot W_2^\top g_t)$; pair $W_2$ with itself and $W_1$ with "
+            r"itself, and "
             r"the widths $d/n$, $n/d$ of the two layers cancel",
             r"\mathbb E[h_{tj}^2]",
             SIZES,
@@ -89,7 +90,8 @@ def derivation() -> tuple[Step, ...]:
         wick.step(
             squared_output(),
             4 * s_f / d,
-            r"fluctuation at finite width of $\frac1d\|x+z\|^2$ for a unit-variance token $x$: its cross term, given the "
+            r"fluctuation at finite width of $\frac1d\|x+z\|^2$ for a unit-variance token $x$: its cross term, "
+            r"given the "
             "hidden units",
             r"\mathrm{Var}\bigl[\tfrac2d\,x\cdot z\bigr]",
             SIZES,
@@ -97,7 +99,8 @@ def derivation() -> tuple[Step, ...]:
         Equality(
             (mixed + quadratic + spread) / (1 + s_f) ** 2,
             (4 * s_f + s_f**2 * (2 + kurtosis * (d + 2) / n)) / ((1 + s_f) ** 2 * d),
-            r"add the branch's own fluctuation, $2/d$ of its squared mean square given the hidden units (proposition 1), "
+            r"add the branch's own fluctuation, $2/d$ of its squared mean square given the hidden units "
+            r"(proposition 1), "
             r"and that of the mean of $n$ independent $\phi(u)^2$, $\kappa_\phi/n$",
             "fluctuation",
             r"\mathrm{Var}\bigl[\tfrac1d\|x+z\|^2\bigr]\big/\mathbb E\bigl[\tfrac1d\|x+z\|^2\bigr]^2",
@@ -137,9 +140,12 @@ PROPOSITION = Proposition(
         Quantity(n, "number of hidden units", 2, sp.oo, integer=True),
     ),
     setting=(
-        r"$z_t = W_2\,\phi(W_1 x_t)$ with a unit-variance input of correlation $c$. $W_1$ has entries of variance $1/d$, "
-        r"so pre-activations have unit variance and correlation $c$; $W_2$ has entries of variance $s_f/(nK_1)$. $K$ and "
-        r"$\dot K$ are the kernels of propositions 3a and 3b, and $\chi = \dot K(1,1)/K(1,1)$. The gradient with respect "
+        r"$z_t = W_2\,\phi(W_1 x_t)$ with a unit-variance input of correlation $c$. $W_1$ has entries of variance "
+        r"$1/d$, "
+        r"so pre-activations have unit variance and correlation $c$; $W_2$ has entries of variance $s_f/(nK_1)$. "
+        r"$K$ and "
+        r"$\dot K$ are the kernels of propositions 3a and 3b, and $\chi = \dot K(1,1)/K(1,1)$. The gradient with "
+        r"respect "
         r"to $z_t$ is $g_t$."
     ),
     hypotheses=(

@@ -10,11 +10,11 @@ from proofs.notation import T, c, d, gamma, q, rho
 from proofs.vocabulary import Equality, Proposition, Quantity, Step
 
 h, s_v, s_o = sp.symbols("h sigma_v sigma_o", positive=True)
-V, O, x, g = map(sp.IndexedBase, ("V", "O", "x", "g"))
+V, Out, x, g = map(sp.IndexedBase, ("V", "O", "x", "g"))
 s, t, i, m = wick.indices("s t i m")
-j, k, l, f = wick.indices("j k l f")
+j, k, w, f = wick.indices("j k w f")
 a, b, e, r = wick.indices("a b e r")
-WEIGHTS = (wick.Weights(V, s_v**2 / d), wick.Weights(O, s_o**2 / h))
+WEIGHTS = (wick.Weights(V, s_v**2 / d), wick.Weights(Out, s_o**2 / h))
 ROWS = (
     wick.Rows(x, d, wick.exchangeable(q, c * q), T),
     wick.Rows(g, d, wick.exchangeable(gamma, rho * gamma), T),
@@ -25,21 +25,21 @@ GAIN = s_v**2 * s_o**2
 
 def forward() -> wick.Moment:
     """E of the square of a coordinate of (1/T) sum_s O V x_s; all tokens receive this same vector."""
-    summand = O[1, a] * V[a, j] * x[s, j] * O[1, b] * V[b, k] * x[t, k] / T**2
+    summand = Out[1, a] * V[a, j] * x[s, j] * Out[1, b] * V[b, k] * x[t, k] / T**2
     return wick.Moment(summand, ((j, d), (k, d), (a, h), (b, h), (s, T), (t, T)), WEIGHTS, ROWS)
 
 
 def backward() -> wick.Moment:
     """E of the square of a coordinate of (1/T) sum_t V'O' g_t; all tokens receive this same vector."""
-    summand = V[a, 1] * O[i, a] * g[s, i] * V[b, 1] * O[m, b] * g[t, m] / T**2
+    summand = V[a, 1] * Out[i, a] * g[s, i] * V[b, 1] * Out[m, b] * g[t, m] / T**2
     return wick.Moment(summand, ((i, d), (m, d), (a, h), (b, h), (s, T), (t, T)), WEIGHTS, ROWS)
 
 
 def squared() -> wick.Moment:
     """E[(||O V x||^2/d)^2] for a given vector x."""
-    pairs = ((i, a, j), (i, b, k), (m, e, l), (m, r, f))
-    summand = sp.prod(O[row, mid] * V[mid, col] * x[1, col] for row, mid, col in pairs) / d**2
-    sums = tuple((z, d) for z in (j, k, l, f)) + tuple((z, h) for z in (a, b, e, r)) + ((i, d), (m, d))
+    pairs = ((i, a, j), (i, b, k), (m, e, w), (m, r, f))
+    summand = sp.prod(Out[row, mid] * V[mid, col] * x[1, col] for row, mid, col in pairs) / d**2
+    sums = tuple((z, d) for z in (j, k, w, f)) + tuple((z, h) for z in (a, b, e, r)) + ((i, d), (m, d))
     return wick.Moment(summand, sums, WEIGHTS, ROWS)
 
 
@@ -68,7 +68,8 @@ def derivation() -> tuple[Step, ...]:
         Equality(
             mean_mode(out, T),
             GAIN * mean_mode(stream, T),
-            "the token-mean mode is multiplied by the gain; the token-deviation mode is annihilated, because all tokens "
+            "the token-mean mode is multiplied by the gain; the token-deviation mode is annihilated, because all "
+            "tokens "
             "receive the same vector",
             "mean",
             r"\bar q'",
@@ -111,7 +112,8 @@ PROPOSITION = Proposition(
     ),
     setting=(
         r"Every token receives $y_t = \frac1T\sum_s O V x_s$, with $V \in \mathbb R^{h\times d}$ and $O \in \mathbb "
-        r"R^{d\times h}$. Backward, token $s$ receives $h_s = \frac1T\sum_t V^\top O^\top g_t$. The token-mean mode of a "
+        r"R^{d\times h}$. Backward, token $s$ receives $h_s = \frac1T\sum_t V^\top O^\top g_t$. The token-mean mode "
+        r"of a "
         r"stream holds $\bar q = (q + (T-1)cq)/T$, the variance of the average over tokens; each of the $T-1$ "
         r"token-deviation modes holds $q(1-c)$. The same words are used for gradients."
     ),
@@ -120,9 +122,11 @@ PROPOSITION = Proposition(
         r"$V$ and $O$ have independent centred Gaussian entries; logits are zero, so all attention weights are $1/T$",
     ),
     statement=(
-        r"With $\sigma^2 = \sigma_v^2\sigma_o^2$, exactly at every width:" + "\n\n$$<<forward>>$$\n\n$$<<backward>>$$\n\n"
+        r"With $\sigma^2 = \sigma_v^2\sigma_o^2$, exactly at every width:"
+        + "\n\n$$<<forward>>$$\n\n$$<<backward>>$$\n\n"
         "The token-mean mode is multiplied by $\\sigma^2$ and the token-deviation modes vanish; these modes share the "
-        "variance as\n\n$$<<split>>$$\n\nThe mean square of two linear maps in a row fluctuates by\n\n$$<<fluctuation>>$$"
+        "variance as\n\n$$<<split>>$$\n\nThe mean square of two linear maps in a row fluctuates "
+        "by\n\n$$<<fluctuation>>$$"
     ),
     source="Derived here; compare L. Noci et al. 2022, arXiv:2206.03126, for rank collapse under uniform attention.",
     derivation=derivation,

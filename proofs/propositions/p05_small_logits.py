@@ -5,17 +5,17 @@ from __future__ import annotations
 import sympy as sp
 
 from proofs import axioms, notation, wick
-from proofs.notation import T, c, d, gamma, q, rho, tau
+from proofs.notation import T, c, d, gamma, q, rho
 from proofs.vocabulary import Equality, Limit, Proposition, Quantity, Series, Step
 
 h, s_v, s_o, s_q, s_k = sp.symbols("h sigma_v sigma_o sigma_q sigma_k", positive=True)
-V, O, Q, K, x, g = map(sp.IndexedBase, ("V", "O", "Q", "K", "x", "g"))
+V, Out, Q, K, x, g = map(sp.IndexedBase, ("V", "O", "Q", "K", "x", "g"))
 Delta = sp.KroneckerDelta
 WEIGHTS = (
     wick.Weights(Q, s_q**2 / d),
     wick.Weights(K, s_k**2 / d),
     wick.Weights(V, s_v**2 / d),
-    wick.Weights(O, s_o**2 / h),
+    wick.Weights(Out, s_o**2 / h),
 )
 ROWS = (
     wick.Rows(x, d, wick.exchangeable(q, c * q), T),
@@ -37,27 +37,27 @@ def named(prefix: str, copy: str) -> sp.Symbol:
 
 def centred_logit(t: wick.Index, s: wick.Index, copy: str) -> Piece:
     """ell_ts minus its mean over s, with ell_ts = (Q x_t).(K x_s)/sqrt(h)."""
-    a, k, l, r = (named(p, copy) for p in ("a", "k", "l", "r"))
-    logit = Q[a, k] * x[t, k] * K[a, l] * x[r, l] / sp.sqrt(h)
-    return (Delta(r, s) - 1 / T) * logit, ((k, d), (l, d), (a, h), (r, T))
+    a, k, w, r = (named(p, copy) for p in ("a", "k", "l", "r"))
+    logit = Q[a, k] * x[t, k] * K[a, w] * x[r, w] / sp.sqrt(h)
+    return (Delta(r, s) - 1 / T) * logit, ((k, d), (w, d), (a, h), (r, T))
 
 
 def value_forward(s: wick.Index, copy: str) -> Piece:
     """(O V x_s)_j."""
     b, w = named("b", copy), named("w", copy)
-    return O[j, b] * V[b, w] * x[s, w], ((w, d), (b, h))
+    return Out[j, b] * V[b, w] * x[s, w], ((w, d), (b, h))
 
 
 def value_backward(t: wick.Index, copy: str) -> Piece:
     """(V'O' g_t)_j."""
     b, i = named("b", copy), named("i", copy)
-    return V[b, j] * O[i, b] * g[t, i], ((i, d), (b, h))
+    return V[b, j] * Out[i, b] * g[t, i], ((i, d), (b, h))
 
 
 def logit_gradient(t: wick.Index, s: wick.Index, copy: str) -> Piece:
     """Gradient with respect to ell_ts at uniform weights: (1/T) times the centred g_t.(O V x_s)."""
     b, i, w, r = (named(p, "g" + copy) for p in ("b", "i", "w", "r"))
-    return (Delta(r, s) - 1 / T) / T * g[t, i] * O[i, b] * V[b, w] * x[r, w], ((i, d), (w, d), (b, h), (r, T))
+    return (Delta(r, s) - 1 / T) / T * g[t, i] * Out[i, b] * V[b, w] * x[r, w], ((i, d), (w, d), (b, h), (r, T))
 
 
 def times(*pieces: Piece) -> Piece:
@@ -83,17 +83,13 @@ def path_value(s: wick.Index, order: int, copy: str) -> Piece:
 def path_query(t: wick.Index, copy: str) -> Piece:
     """Backward through the query of token t: sum_s (d loss/d ell_ts) Q'K x_s / sqrt(h)."""
     s, a, k = (named(p, "q" + copy) for p in ("s", "a", "k"))
-    return times(
-        logit_gradient(t, s, copy), (Q[a, j] * K[a, k] * x[s, k] / sp.sqrt(h), ((k, d), (a, h), (s, T)))
-    )
+    return times(logit_gradient(t, s, copy), (Q[a, j] * K[a, k] * x[s, k] / sp.sqrt(h), ((k, d), (a, h), (s, T))))
 
 
 def path_key(s: wick.Index, copy: str) -> Piece:
     """Backward through the key of token s: sum_t (d loss/d ell_ts) K'Q x_t / sqrt(h)."""
     t, a, k = (named(p, "k" + copy) for p in ("t", "a", "k"))
-    return times(
-        logit_gradient(t, s, copy), (K[a, j] * Q[a, k] * x[t, k] / sp.sqrt(h), ((k, d), (a, h), (t, T)))
-    )
+    return times(logit_gradient(t, s, copy), (K[a, j] * Q[a, k] * x[t, k] / sp.sqrt(h), ((k, d), (a, h), (t, T))))
 
 
 def second_moment(left: Piece, right: Piece) -> wick.Moment:
@@ -121,9 +117,9 @@ def logit_moments() -> tuple[Step, ...]:
     fourth_sums: Sums = ()
     fourth = sp.Integer(1)
     for copy in "ABCD":
-        a, k, l = (named(p, copy) for p in ("a", "k", "l"))
-        fourth *= Q[a, k] * x[1, k] * K[a, l] * x[2, l] / sp.sqrt(h)
-        fourth_sums += ((k, d), (l, d), (a, h))
+        a, k, w = (named(p, copy) for p in ("a", "k", "l"))
+        fourth *= Q[a, k] * x[1, k] * K[a, w] * x[2, w] / sp.sqrt(h)
+        fourth_sums += ((k, d), (w, d), (a, h))
     return (
         wick.step(
             centred(1, 1, (), sp.Integer(1)),
@@ -143,7 +139,8 @@ def logit_moments() -> tuple[Step, ...]:
         wick.step(
             wick.Moment(fourth, fourth_sums, WEIGHTS, ROWS),
             3 * TAU**2 * q**4 * (1 + 2 / h),
-            r"given the tokens a logit is Gaussian only for a large head: its fourth moment exceeds $3\tau^2q^4$ by $2/h$",
+            r"given the tokens a logit is Gaussian only for a large head: its fourth moment exceeds $3\tau^2q^4$ by "
+            r"$2/h$",
             r"\mathbb E[\ell_{ts}^4]",
             {**SIZES, h: 2},
             "fourth",
@@ -153,7 +150,8 @@ def logit_moments() -> tuple[Step, ...]:
             eps,
             (1 + eps * (ell - m_1) + eps**2 * second) / T,
             3,
-            r"softmax of logits $\varepsilon\ell$, with $m_1, m_2$ the means over the row of $\ell, \ell^2$ (all that the "
+            r"softmax of logits $\varepsilon\ell$, with $m_1, m_2$ the means over the row of $\ell, \ell^2$ (all "
+            r"that the "
             "denominator shows to this order)",
             "softmax",
             r"a(\varepsilon\ell)",
@@ -163,9 +161,12 @@ def logit_moments() -> tuple[Step, ...]:
             eps,
             1 + eps**2 * (m_2 - m_1**2),
             3,
-            r"the sum of squared weights: only the row's variance of logits enters. The second-order term of a weight sums "
-            r"to zero over the row, because weights sum to one, and has expectation zero for each $s$, because all centred "
-            r"logits have one variance; so second moments to first order in $\tau$ need only products of two first orders "
+            r"the sum of squared weights: only the row's variance of logits enters. The second-order term of a "
+            r"weight sums "
+            r"to zero over the row, because weights sum to one, and has expectation zero for each $s$, because all "
+            r"centred "
+            r"logits have one variance; so second moments to first order in $\tau$ need only products of two first "
+            r"orders "
             "(odd orders vanish)",
             label=r"T\sum_s a_s(\varepsilon\ell)^2",
         ),
@@ -215,7 +216,13 @@ def forward_steps() -> tuple[Step, ...]:
             "forward",
             r"q' + O(\tau^2)",
         ),
-        Equality(uniform + first[1], GAIN * q * (c + (1 - c) * b2), "the same for the covariance", "forward_cov", r"p' + O(\tau^2)"),
+        Equality(
+            uniform + first[1],
+            GAIN * q * (c + (1 - c) * b2),
+            "the same for the covariance",
+            "forward_cov",
+            r"p' + O(\tau^2)",
+        ),
     )
 
 
@@ -229,15 +236,41 @@ def backward_steps() -> tuple[Step, ...]:
     uniform = GAIN * gamma * (1 + (T - 1) * rho) / T
     other = T - 1
     claims = (
-        (path_value(1, 1, "A"), path_value(1, 1, "B"), value, "value path, first order in the logits", r"\gamma_V^{(1)}", ""),
-        (path_value(1, 1, "A"), path_value(2, 1, "B"), -value / other, "two tokens: the sum over tokens is zero, because "
-         "weights sum to one", r"\kappa_V^{(1)}", "kappa_value"),
-        (path_query(1, "A"), path_query(1, "B"), query, r"query path: the gradient with respect to a logit is "
-         r"$\frac1T(w_{ts}-\bar w_t)$, $w_{ts} = g_t\cdot OVx_s$, and multiplies the key of $s$", r"\gamma_Q", "query"),
+        (
+            path_value(1, 1, "A"),
+            path_value(1, 1, "B"),
+            value,
+            "value path, first order in the logits",
+            r"\gamma_V^{(1)}",
+            "",
+        ),
+        (
+            path_value(1, 1, "A"),
+            path_value(2, 1, "B"),
+            -value / other,
+            "two tokens: the sum over tokens is zero, because weights sum to one",
+            r"\kappa_V^{(1)}",
+            "kappa_value",
+        ),
+        (
+            path_query(1, "A"),
+            path_query(1, "B"),
+            query,
+            r"query path: the gradient with respect to a logit is "
+            r"$\frac1T(w_{ts}-\bar w_t)$, $w_{ts} = g_t\cdot OVx_s$, and multiplies the key of $s$",
+            r"\gamma_Q",
+            "query",
+        ),
         (path_query(1, "A"), path_query(2, "B"), rho * query, "two tokens' queries", r"\kappa_Q", "kappa_query"),
         (path_key(1, "A"), path_key(1, "B"), key, "key path: each key is read by all queries", r"\gamma_K", "key"),
-        (path_key(1, "A"), path_key(2, "B"), -key / other, "two tokens' keys: their gradients sum to zero over tokens",
-         r"\kappa_K", "kappa_key"),
+        (
+            path_key(1, "A"),
+            path_key(2, "B"),
+            -key / other,
+            "two tokens' keys: their gradients sum to zero over tokens",
+            r"\kappa_K",
+            "kappa_key",
+        ),
     )
     cross = (
         (path_value(1, 1, "A"), path_query(1, "B"), "value and query paths"),
@@ -245,11 +278,20 @@ def backward_steps() -> tuple[Step, ...]:
         (path_query(1, "A"), path_key(1, "B"), "query and key paths"),
     )
     return (
-        *(wick.step(second_moment(left, right), claim, reason, label, SIZES, name)
-          for left, right, claim, reason, label, name in claims),
-        *(Limit(wick.expectation(second_moment(left, right)), d, sp.oo, sp.Integer(0),
-                f"{names} have a covariance of order $1/d$ only: in the wide limit they add as uncorrelated")
-          for left, right, names in cross),
+        *(
+            wick.step(second_moment(left, right), claim, reason, label, SIZES, name)
+            for left, right, claim, reason, label, name in claims
+        ),
+        *(
+            Limit(
+                wick.expectation(second_moment(left, right)),
+                d,
+                sp.oo,
+                sp.Integer(0),
+                f"{names} have a covariance of order $1/d$ only: in the wide limit they add as uncorrelated",
+            )
+            for left, right, names in cross
+        ),
         Equality(
             uniform + value,
             GAIN * gamma * (a2 + (T - 1) * rho * b2),
@@ -259,7 +301,9 @@ def backward_steps() -> tuple[Step, ...]:
         ),
         Equality(
             uniform + value + query + key,
-            GAIN * gamma * (a2 + (T - 1) * rho * b2 + TAU * q**2 * (1 - c) * (2 - c + (T - 1) * rho * c) * (T - 1) / T**2),
+            GAIN
+            * gamma
+            * (a2 + (T - 1) * rho * b2 + TAU * q**2 * (1 - c) * (2 - c + (T - 1) * rho * c) * (T - 1) / T**2),
             "all three together",
             "backward",
             r"\gamma' + O(\tau^2)",
@@ -267,7 +311,8 @@ def backward_steps() -> tuple[Step, ...]:
         Equality(
             ((query + key) / value).subs(rho, 0),
             2 - c,
-            r"for gradients uncorrelated between tokens, query and key paths together carry $2-c$ times what the logits add "
+            r"for gradients uncorrelated between tokens, query and key paths together carry $2-c$ times what the "
+            r"logits add "
             "to the value path: they may not be dropped",
             "share",
             r"\frac{\gamma_Q + \gamma_K}{\gamma_V^{(1)}}\Big|_{\rho=0}",
@@ -297,9 +342,12 @@ PROPOSITION = Proposition(
         Quantity(eps, "scale of the logits", 0, 1),
     ),
     setting=(
-        r"Token $t$ receives $y_t = \sum_s a_{ts}\,OVx_s$ with $a_{ts} = \mathrm{softmax}_s\,\ell_{ts}$ and logits $\ell_{ts} "
-        r"= (Qx_t)\cdot(Kx_s)/\sqrt h$. Write $\tau = \sigma_q^2\sigma_k^2$, so that $\tau q^2$ is the variance of a logit, "
-        r"$\bar\ell_{ts}$ for a logit less the mean of its row, and $\sigma^2 = \sigma_v^2\sigma_o^2$. A gradient $g_t$ "
+        r"Token $t$ receives $y_t = \sum_s a_{ts}\,OVx_s$ with $a_{ts} = \mathrm{softmax}_s\,\ell_{ts}$ and logits "
+        r"$\ell_{ts} "
+        r"= (Qx_t)\cdot(Kx_s)/\sqrt h$. Write $\tau = \sigma_q^2\sigma_k^2$, so that $\tau q^2$ is the variance of "
+        r"a logit, "
+        r"$\bar\ell_{ts}$ for a logit less the mean of its row, and $\sigma^2 = \sigma_v^2\sigma_o^2$. A gradient "
+        r"$g_t$ "
         r"arrives at $y_t$ and leaves $x_s$ by three paths: through its value, its query and its key."
     ),
     hypotheses=(
@@ -314,11 +362,13 @@ PROPOSITION = Proposition(
         "Backward, by value, query and key:\n\n$$<<value>>$$\n\n$$<<query>>$$\n\n$$<<key>>$$\n\n$$<<kappa_query>>$$\n\n"
         "$$<<kappa_key>>$$\n\nThe query and key paths are not smaller in the width:\n\n$$<<share>>$$"
     ),
-    source="Derived here. The value path alone is in A. Kedia et al., arXiv:2403.09635, and L. Noci et al., arXiv:2206.03126.",
+    source="Derived here. The value path alone is in A. Kedia et al., arXiv:2403.09635, and L. Noci et al., "
+    "arXiv:2206.03126.",
     derivation=lambda: logit_moments() + forward_steps() + backward_steps(),
     axioms=(axioms.WICK, axioms.TAYLOR, axioms.INDEPENDENCE, axioms.WIDE),
     remark=(
-        r"At logit standard deviation 1 the neglected terms are large for uncorrelated tokens; the package integrates the "
+        r"At logit standard deviation 1 the neglected terms are large for uncorrelated tokens; the package "
+        r"integrates the "
         r"softmax numerically there, and this proposition is the small-$\tau$ limit that its numbers must meet."
     ),
 )

@@ -73,12 +73,18 @@ def derivation() -> tuple[Step, ...]:
             "grad_variance",
         ),
         wick.step(
-            backward(2), back.covariance, "the same for two tokens", r"\mathbb E[h_{ti}h_{si}]", SIZES, "grad_covariance"
+            backward(2),
+            back.covariance,
+            "the same for two tokens",
+            r"\mathbb E[h_{ti}h_{si}]",
+            SIZES,
+            "grad_covariance",
         ),
         Equality(
             through.scaled(alpha**2).variance + through.scaled(s_b).variance,
             gamma * (alpha**2 + s_b) / (alpha**2 + s_f),
-            r"if a norm follows a sum of a unit-variance stream and its branch, the gradient is first divided by the sum's "
+            r"if a norm follows a sum of a unit-variance stream and its branch, the gradient is first divided by "
+            r"the sum's "
             r"variance (proposition 2), then goes back through skip and branch",
             "norm_after_sum",
             r"\gamma_x",
@@ -103,16 +109,23 @@ PROPOSITION = Proposition(
         Quantity(r_b, "correlation between two tokens of the gradient that the branch returns", 0, 1),
     ),
     setting=(
-        r"$z_t = \alpha x_t + f_t$, where the branch ends in a fresh matrix, $f_t = W h_t$, and $h$ is any function of what "
-        r"came before. Backward, a gradient $g_t$ at $z_t$ returns $\alpha g_t + U^\top y_t$, where $U$ is the branch's "
-        r"first matrix and $y_t$ the gradient before it. (Both matrices are written square; by proposition 1 only their "
+        r"$z_t = \alpha x_t + f_t$, where the branch ends in a fresh matrix, $f_t = W h_t$, and $h$ is any function "
+        r"of what "
+        r"came before. Backward, a gradient $g_t$ at $z_t$ returns $\alpha g_t + U^\top y_t$, where $U$ is the "
+        r"branch's "
+        r"first matrix and $y_t$ the gradient before it. (Both matrices are written square; by proposition 1 only "
+        r"their "
         r"gains matter.)"
     ),
-    hypotheses=("the branch's first and last matrices have independent centred Gaussian entries", "gradient independence"),
+    hypotheses=(
+        "the branch's first and last matrices have independent centred Gaussian entries",
+        "gradient independence",
+    ),
     statement=(
         "Streams and their branches are uncorrelated, $<<uncorrelated>>$, and second moments add:\n\n"
         "$$<<variance>>, \\qquad <<covariance>>$$\n\n$$<<grad_variance>>$$\n\n$$<<grad_covariance>>$$\n\nFor a norm "
-        "after the sum, with a unit-variance stream:\n\n$$<<norm_after_sum>>$$\n\nSo the norm is neutral exactly when the "
+        "after the sum, with a unit-variance stream:\n\n$$<<norm_after_sum>>$$\n\nSo the norm is neutral exactly "
+        "when the "
         "branch's gain is the same in both directions."
     ),
     source="Derived here.",

@@ -42,7 +42,8 @@ def variance_steps() -> tuple[Step, ...]:
             q_0,
             q_0 + s * ell,
             r"with the smallest and the largest $s = s_a + s_f$ this brackets the variance: it grows linearly, "
-            r"$q_0 + l\,(s_f + \sigma^2/T) \le q_l \le q_0 + l\,(s_f + \sigma^2)$, with equality on the right for identical "
+            r"$q_0 + l\,(s_f + \sigma^2/T) \le q_l \le q_0 + l\,(s_f + \sigma^2)$, with equality on the right for "
+            r"identical "
             "tokens",
             "q",
             "growth",
@@ -60,7 +61,8 @@ def gradient_steps() -> tuple[Step, ...]:
         Equality(
             through.variance,
             gamma * (1 + s_b / q),
-            "one sublayer backward: the skip carries the gradient unchanged, the branch adds its gain over the variance at "
+            "one sublayer backward: the skip carries the gradient unchanged, the branch adds its gain over the "
+            "variance at "
             "its norm",
             "sublayer",
             r"\gamma_x",
@@ -68,7 +70,8 @@ def gradient_steps() -> tuple[Step, ...]:
         Equality(
             (1 + sigma**2 / q) * (1 + chi * s_f / total),
             1 + (sigma**2 + chi * s_f) / q,
-            r"identical tokens with identical gradients: one block (attention, gain $\sigma^2$, then FFN, gain $\chi s_f$, "
+            r"identical tokens with identical gradients: one block (attention, gain $\sigma^2$, then FFN, gain "
+            r"$\chi s_f$, "
             "whose norm sees what attention added)",
             "block_gradient",
             r"\gamma_{l}/\gamma_{l+1}",
@@ -87,7 +90,8 @@ def gradient_steps() -> tuple[Step, ...]:
             L,
             sp.oo,
             sp.Integer(1),
-            r"Stirling: with $A = q_0/s$ and $\beta = b/s$ the product is $\sim \frac{\Gamma(A)}{\Gamma(A+\beta)}L^{\beta}$",
+            r"Stirling: with $A = q_0/s$ and $\beta = b/s$ the product is $\sim "
+            r"\frac{\Gamma(A)}{\Gamma(A+\beta)}L^{\beta}$",
             "power",
         ),
         Equality(
@@ -106,7 +110,9 @@ def mode_steps() -> tuple[Step, ...]:
     share = M / Q
     ratio = r_0  # delta/M
     return (
-        Equality(mean_mode(after, T), M * (1 + sigma**2 / Q), "attention feeds the token-mean mode only", label=r"\bar q'"),
+        Equality(
+            mean_mode(after, T), M * (1 + sigma**2 / Q), "attention feeds the token-mean mode only", label=r"\bar q'"
+        ),
         Equality(deviation_mode(after), delta, "token deviations stay as they are", label=r"\delta'"),
         Equality(
             deviation_mode(STREAM + normed(STREAM).scaled(s_f)),
@@ -117,7 +123,8 @@ def mode_steps() -> tuple[Step, ...]:
         Equality(
             deviation_mode(after) / mean_mode(after, T),
             delta / M / (1 + sigma**2 / Q),
-            r"so the ratio $r = \delta/\bar q$ falls by $1 + \sigma^2/q$ at each attention, with $q_l \le q_0 + sl$: by the "
+            r"so the ratio $r = \delta/\bar q$ falls by $1 + \sigma^2/q$ at each attention, with $q_l \le q_0 + "
+            r"sl$: by the "
             r"product above, $r_l \le r_0\,P_l^{-1} \sim l^{-\sigma^2/s}$, $s = \sigma^2 + s_f$",
             label=r"r'",
         ),
@@ -130,7 +137,8 @@ def mode_steps() -> tuple[Step, ...]:
         Equality(
             sp.Derivative((z ** (1 - eta) - 1) / (1 - eta), z),
             z ** (-eta),
-            r"with $\eta = \sigma^2/s < 1$, the variance's deficit against $q_0 + sl$, $\sigma^2\sum_j(1-\bar q_j/q_j)$, is "
+            r"with $\eta = \sigma^2/s < 1$, the variance's deficit against $q_0 + sl$, $\sigma^2\sum_j(1-\bar "
+            r"q_j/q_j)$, is "
             r"at most of order $\int_1^L z^{-\eta}dz = (L^{1-\eta}-1)/(1-\eta)$",
         ),
         Limit(
@@ -138,13 +146,15 @@ def mode_steps() -> tuple[Step, ...]:
             L,
             sp.oo,
             1 / eta,
-            r"so relative deficits are $O(l^{-\eta})$ and change $\sum_l s_f/q_l$ by a convergent sum ($\int_1^L z^{-1-\eta}dz$ "
+            r"so relative deficits are $O(l^{-\eta})$ and change $\sum_l s_f/q_l$ by a convergent sum ($\int_1^L "
+            r"z^{-1-\eta}dz$ "
             r"stays bounded): exponents may be read off with $q_l = q_0 + sl$",
         ),
         Equality(
             s_f / (sigma**2 + s_f) - 1,
             -(sigma**2) / (sigma**2 + s_f),
-            r"$\delta_L \sim L^{s_f/s}$ by the product with $b = s_f$, $q_L \sim L$, and $1 - c = \delta/q$: the exponent of "
+            r"$\delta_L \sim L^{s_f/s}$ by the product with $b = s_f$, $q_L \sim L$, and $1 - c = \delta/q$: the "
+            r"exponent of "
             r"$1-c$ in depth",
             "exponent",
             r"\frac{d\log(1-c_L)}{d\log L}",
@@ -188,8 +198,10 @@ PROPOSITION = Proposition(
         Quantity(z, "an integration variable", 1),
     ),
     setting=(
-        r"A block is $u = x + \mathrm{Attn}(\mathrm N(x))$, $x' = u + \mathrm{FFN}(\mathrm N(u))$. Attention is uniform, with "
-        r"gain $\sigma^2$; the FFN has forward gain $s_f$ and backward gain $\chi s_f$. $q_l$ and $c_l$ are variance and "
+        r"A block is $u = x + \mathrm{Attn}(\mathrm N(x))$, $x' = u + \mathrm{FFN}(\mathrm N(u))$. Attention is "
+        r"uniform, with "
+        r"gain $\sigma^2$; the FFN has forward gain $s_f$ and backward gain $\chi s_f$. $q_l$ and $c_l$ are "
+        r"variance and "
         r"correlation of the stream after block $l$."
     ),
     hypotheses=(
@@ -198,10 +210,14 @@ PROPOSITION = Proposition(
         r"for the exponent of $1-c$: linear FFN and $0 < \sigma^2, s_f$",
     ),
     statement=(
-        "The variance grows linearly, between $q_0 + l(s_f+\\sigma^2/T)$ and $q_0 + l(s_f+\\sigma^2)$:\n\n$$<<block>>$$\n\n"
-        "The gradient obeys a power law: with $b = \\sigma^2 + \\chi s_f$ and $s = \\sigma^2 + s_f$,\n\n$$<<block_gradient>>$$\n\n"
-        "$$<<product>>$$\n\nwhich grows like $L^{b/s}$: like $L$ for ReLU and linear FFNs, where it is $q_L/q_0$ exactly. "
-        "Tokens grow alike slowly:\n\n$$<<exponent>>$$\n\nso $1 - c_L \\sim L^{-1/2}$ for equal gains; a token-deviation "
+        "The variance grows linearly, between $q_0 + l(s_f+\\sigma^2/T)$ and $q_0 + "
+        "l(s_f+\\sigma^2)$:\n\n$$<<block>>$$\n\n"
+        "The gradient obeys a power law: with $b = \\sigma^2 + \\chi s_f$ and $s = \\sigma^2 + "
+        "s_f$,\n\n$$<<block_gradient>>$$\n\n"
+        "$$<<product>>$$\n\nwhich grows like $L^{b/s}$: like $L$ for ReLU and linear FFNs, where it is $q_L/q_0$ "
+        "exactly. "
+        "Tokens grow alike slowly:\n\n$$<<exponent>>$$\n\nso $1 - c_L \\sim L^{-1/2}$ for equal gains; a "
+        "token-deviation "
         r"gradient grows towards the input like $L^{s_f/s}$ (proposition 10b)."
     ),
     source="Xiong et al. 2020, arXiv:2002.04745, for linear growth; exponents derived here.",

@@ -8,7 +8,6 @@ from proofs import axioms, notation
 from proofs.maps import (
     Moments,
     deviation_mode,
-    ffn,
     ffn_backward,
     mean_mode,
     norm_backward,
@@ -119,7 +118,8 @@ def backward_steps() -> tuple[Step, ...]:
         Equality(
             deviation_mode(back),
             deviation_mode(GRADIENT) / (1 + sigma**2 * m),
-            "backward through attention's sublayer, token deviations of the gradient are divided by the same number as the "
+            "backward through attention's sublayer, token deviations of the gradient are divided by the same number "
+            "as the "
             "forward deviations",
             "deviation_gradient",
             r"\gamma' - \kappa'",
@@ -141,7 +141,8 @@ def backward_steps() -> tuple[Step, ...]:
         Equality(
             total,
             mean_share(L) / (T * m_0) + (T - 1) / T * (1 - mean_share(L)) / (1 - m_0),
-            r"linear FFN: multiply over blocks (each mode's factors are those of the forward pass), for gradients that are "
+            r"linear FFN: multiply over blocks (each mode's factors are those of the forward pass), for gradients "
+            r"that are "
             "uncorrelated between tokens at the top",
             "total",
             r"G_L",
@@ -241,23 +242,35 @@ PROPOSITION = Proposition(
         Quantity(ratio, r"$\dot K(1,c)/\dot K(1,1)$", 0, 1),
     ),
     setting=(
-        r"A block is $y = \mathrm N(x + \mathrm{Attn}(x))$, $x' = \mathrm N(y + \mathrm{FFN}(y))$, with a normed input. "
-        r"Attention is uniform with gain $\sigma^2$. The stream has variance 1 after each norm, so its state is one number, "
-        r"$m = c + (1-c)/T$, with $1 - c = (1-m)T/(T-1)$. $\bar\gamma = (\gamma + (T-1)\kappa)/T$ is the token-mean mode of "
-        r"the gradient and $\gamma - \kappa$ a token-deviation mode. $G_L$ is the gradient variance at the input over that at "
+        r"A block is $y = \mathrm N(x + \mathrm{Attn}(x))$, $x' = \mathrm N(y + \mathrm{FFN}(y))$, with a normed "
+        r"input. "
+        r"Attention is uniform with gain $\sigma^2$. The stream has variance 1 after each norm, so its state is one "
+        r"number, "
+        r"$m = c + (1-c)/T$, with $1 - c = (1-m)T/(T-1)$. $\bar\gamma = (\gamma + (T-1)\kappa)/T$ is the token-mean "
+        r"mode of "
+        r"the gradient and $\gamma - \kappa$ a token-deviation mode. $G_L$ is the gradient variance at the input "
+        r"over that at "
         r"the top, for gradients uncorrelated between tokens at the top."
     ),
-    hypotheses=("wide limit; uniform attention", r"for closed forms in depth: linear FFN", r"$0 \le \rho \le 1$ for the bounds"),
+    hypotheses=(
+        "wide limit; uniform attention",
+        r"for closed forms in depth: linear FFN",
+        r"$0 \le \rho \le 1$ for the bounds",
+    ),
     statement=(
-        "The skip path alone carries\n\n$$<<skip>>$$\n\nper block, an amplitude factor $((1+s_a)(1+s_f))^{-1/2}$: $2^{-1}$ at "
+        "The skip path alone carries\n\n$$<<skip>>$$\n\nper block, an amplitude factor $((1+s_a)(1+s_f))^{-1/2}$: "
+        "$2^{-1}$ at "
         "unit gains. The gradient is not the skip path. Per attention sublayer\n\n"
         "$$<<deviation_gradient>>$$\n\n$$<<mean_gradient>>$$\n\nand per FFN sublayer $<<ffn_factor>>$. Forward, the "
-        "deviations are divided by the same number, $<<collapse>>$: the vanishing of the gradient's token-deviation mode and "
+        "deviations are divided by the same number, $<<collapse>>$: the vanishing of the gradient's token-deviation "
+        "mode and "
         "rank collapse are one phenomenon. For a linear FFN\n\n$$<<mean_share>>$$\n\n$$<<total>>$$\n\n$$<<floor>>$$\n\n"
-        "so the gradient falls to $<<floor_c>>$ and stays there at any depth, and for $c_0 = 0$ it does not fall at all. What "
+        "so the gradient falls to $<<floor_c>>$ and stays there at any depth, and for $c_0 = 0$ it does not fall at "
+        "all. What "
         "decays geometrically is the deviation mode:\n\n$$<<decay>>$$"
     ),
-    source="The skip-path factor is the textbook argument (Xiong et al. 2020, arXiv:2002.04745); the total is derived here.",
+    source="The skip-path factor is the textbook argument (Xiong et al. 2020, arXiv:2002.04745); the total is "
+    "derived here.",
     derivation=lambda: forward_steps() + backward_steps() + bounds(),
     axioms=(axioms.WIDE, axioms.INDEPENDENCE),
 )

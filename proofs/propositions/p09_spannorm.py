@@ -37,7 +37,8 @@ def skip_steps() -> tuple[Step, ...]:
             lambda n, y: y / (1 + s) ** 2,
             ONE,
             (1 / (1 + s)) ** (2 * ell),
-            r"at equal gains $s$ PostNorm loses along its skip in $l$ blocks (proposition 8) what SpanNorm loses in $2l$: the "
+            r"at equal gains $s$ PostNorm loses along its skip in $l$ blocks (proposition 8) what SpanNorm loses in "
+            r"$2l$: the "
             "sense in which its skip allows twice the depth",
             r"\gamma^{\text{skip, PostNorm}}",
             "twice",
@@ -46,7 +47,8 @@ def skip_steps() -> tuple[Step, ...]:
         Equality(
             back.variance / gamma,
             (1 + chi * s_f * (1 + gain_back) / (1 + s_a)) / (1 + s_f),
-            r"the whole block: skip, plus the way back through FFN, norm and attention; $s_{ab} = \sigma^2(1+(T-1)\rho r_c)/T$ "
+            r"the whole block: skip, plus the way back through FFN, norm and attention; $s_{ab} = "
+            r"\sigma^2(1+(T-1)\rho r_c)/T$ "
             "is attention's gain for the gradient that arrives there",
             "gradient",
             r"\gamma_l/\gamma_{l+1}",
@@ -73,7 +75,8 @@ def mode_steps() -> tuple[Step, ...]:
         Equality(
             deviation_mode(back) / deviation_mode(GRADIENT),
             factor,
-            "backward: the same number, so collapse and the loss of token-deviation gradients are one phenomenon here too",
+            "backward: the same number, so collapse and the loss of token-deviation gradients are one phenomenon "
+            "here too",
             "deviation_gradient",
             r"(\gamma'-\kappa')/(\gamma-\kappa)",
         ),
@@ -87,7 +90,8 @@ def mode_steps() -> tuple[Step, ...]:
         Equality(
             1 - DEVIATION_FACTOR,
             s_f / (1 + s_f) * (1 - 1 / (1 + s_a)),
-            r"the loss per block is the fraction $s_f/(1+s_f)$ of PostNorm's loss $1 - 1/(1+s_a)$: at unit FFN gain, half",
+            r"the loss per block is the fraction $s_f/(1+s_f)$ of PostNorm's loss $1 - 1/(1+s_a)$: at unit FFN "
+            r"gain, half",
             "loss",
             r"1 - \frac{1-c'}{1-c}",
         ),
@@ -130,14 +134,17 @@ def depth_steps() -> tuple[Step, ...]:
             larger_label="f",
         ),
         Inequality(RATE, ONE, r"and $f < 1$: collapse is geometric", strict=True, smaller_label="f"),
-        Inequality(1 / (1 + GAIN), RATE, r"slower than PostNorm's rate $1/(1+\sigma^2)$", strict=True, larger_label="f"),
+        Inequality(
+            1 / (1 + GAIN), RATE, r"slower than PostNorm's rate $1/(1+\sigma^2)$", strict=True, larger_label="f"
+        ),
         Recurrence(ell, lambda n, y: y * s, r, r * s**ell, r"$l$ blocks at a rate $s$", r"\rho", solve=True),
         Limit(
             sp.log(RATE) / sp.log(1 / (1 + GAIN)),
             sigma,
             0,
             s_f / (1 + s_f),
-            r"for small attention gain SpanNorm collapses $s_f/(1+s_f)$ times as fast as PostNorm, half as fast at $s_f = 1$",
+            r"for small attention gain SpanNorm collapses $s_f/(1+s_f)$ times as fast as PostNorm, half as fast at "
+            r"$s_f = 1$",
             "half",
             r"\frac{\log f}{\log\frac1{1+\sigma^2}}",
         ),
@@ -146,7 +153,8 @@ def depth_steps() -> tuple[Step, ...]:
             L,
             sp.oo,
             1 / (T * m_0),
-            r"total gradient, linear FFN: the modes' factors multiply to $m_L/m_0$ and $(1-m_L)/(1-m_0)$ as in proposition 8, and "
+            r"total gradient, linear FFN: the modes' factors multiply to $m_L/m_0$ and $(1-m_L)/(1-m_0)$ as in "
+            r"proposition 8, and "
             r"$m_L \to 1$ geometrically (rate $1+s$ here): the same floor as PostNorm's, at any depth",
             "floor",
             r"G_L",
@@ -175,26 +183,34 @@ PROPOSITION = Proposition(
         Quantity(r, r"$\rho_0$, the ratio at the input"),
     ),
     setting=(
-        r"A block is $y = \mathrm N(x + \mathrm{Attn}(x))$, $x' = \mathrm N(x + \mathrm{FFN}(y))$: PostNorm with the FFN's skip "
-        r"taken from the block's input. Attention is uniform with gain $\sigma^2$; $s_a = \sigma^2 m$. The notation is that of "
+        r"A block is $y = \mathrm N(x + \mathrm{Attn}(x))$, $x' = \mathrm N(x + \mathrm{FFN}(y))$: PostNorm with "
+        r"the FFN's skip "
+        r"taken from the block's input. Attention is uniform with gain $\sigma^2$; $s_a = \sigma^2 m$. The notation "
+        r"is that of "
         r"proposition 8."
     ),
     hypotheses=("wide limit; uniform attention; normed input", "for the modes and for many blocks: linear FFN"),
     statement=(
-        "Along the span skip there is one norm per block,\n\n$$<<skip>>$$\n\nso the skip's exponent is half of PostNorm's at "
-        "equal gains (amplitude $2^{-L/2}$ against $2^{-L}$ at unit gains). The total gradient obeys\n\n$$<<gradient>>$$\n\n"
-        "For a linear FFN, forward and backward alike,\n\n$$<<collapse>>$$\n\n$$<<deviation_gradient>>$$\n\n$$<<loss>>$$\n\n"
-        "Over many blocks collapse is geometric, with rate at most\n\n$$<<rate>>$$\n\n$$<<half>>$$\n\nand the end-to-end "
+        "Along the span skip there is one norm per block,\n\n$$<<skip>>$$\n\nso the skip's exponent is half of "
+        "PostNorm's at "
+        "equal gains (amplitude $2^{-L/2}$ against $2^{-L}$ at unit gains). The total gradient "
+        "obeys\n\n$$<<gradient>>$$\n\n"
+        "For a linear FFN, forward and backward "
+        "alike,\n\n$$<<collapse>>$$\n\n$$<<deviation_gradient>>$$\n\n$$<<loss>>$$\n\n"
+        "Over many blocks collapse is geometric, with rate at most\n\n$$<<rate>>$$\n\n$$<<half>>$$\n\nand the "
+        "end-to-end "
         "gradient gain does not vanish:\n\n$$<<floor>>$$"
     ),
     source=(
-        "Block: SpanNorm, arXiv:2601.22580, Eqs. 5-8 (as quoted by reviews and an implementation). The paper claims networks "
+        "Block: SpanNorm, arXiv:2601.22580, Eqs. 5-8 (as quoted by reviews and an implementation). The paper claims "
+        "networks "
         "twice as deep from the skip path; the total gradient and the collapse rate are derived here."
     ),
     derivation=lambda: skip_steps() + mode_steps() + depth_steps(),
     axioms=(axioms.WIDE, axioms.INDEPENDENCE),
     remark=(
-        "Unscaled and with ReLU the measured floor of SpanNorm is lower than PostNorm's: the structure slows collapse, but it "
+        "Unscaled and with ReLU the measured floor of SpanNorm is lower than PostNorm's: the structure slows "
+        "collapse, but it "
         "also reduces the token-mean mode's gain. What changes the order of the loss is the scaling of proposition 10."
     ),
 )

@@ -28,7 +28,8 @@ def ingredients() -> tuple[Step, ...]:
         Equality(
             back.variance / gamma,
             FACTOR.subs(s_ab, arriving),
-            r"one block backward (proposition 9), $s_{ab}$ being attention's gain for the gradient that arrives at it and "
+            r"one block backward (proposition 9), $s_{ab}$ being attention's gain for the gradient that arrives at "
+            r"it and "
             r"$B = \sigma^2$ the gain of attention's maps",
             "factor",
             r"\gamma_l/\gamma_{l+1}",
@@ -47,10 +48,18 @@ def ingredients() -> tuple[Step, ...]:
             r"backward, because $0 \le \rho r_c \le 1$: so $s_{ab} = \phi B$ with $0 \le \phi \le 1$",
             smaller_label=r"s_{ab}",
         ),
-        Inequality(sp.Integer(0), cone, r"the hypothesis $0\le\kappa\le\gamma$ is kept: every map multiplies a correlation by "
-                   r"$r_c \in [0,1]$ or averages correlations in $[0,1]$ with positive weights $x, y$"),
-        Inequality(cone, ONE, r"and likewise above; forward, the same two facts keep $0 \le c \le 1$ (proposition 3a for the "
-                   "FFN)"),
+        Inequality(
+            sp.Integer(0),
+            cone,
+            r"the hypothesis $0\le\kappa\le\gamma$ is kept: every map multiplies a correlation by "
+            r"$r_c \in [0,1]$ or averages correlations in $[0,1]$ with positive weights $x, y$",
+        ),
+        Inequality(
+            cone,
+            ONE,
+            r"and likewise above; forward, the same two facts keep $0 \le c \le 1$ (proposition 3a for the "
+            "FFN)",
+        ),
     )
 
 
@@ -114,7 +123,8 @@ def all_blocks() -> tuple[Step, ...]:
             L,
             sp.oo,
             ONE,
-            r"for $k = (1+\varepsilon)/4 > 1/4$ both bounds tend to 1; at $k = 1/4$ they are $e^{\pm a_aa_f}$ at every depth",
+            r"for $k = (1+\varepsilon)/4 > 1/4$ both bounds tend to 1; at $k = 1/4$ they are $e^{\pm a_aa_f}$ at "
+            r"every depth",
             "tends",
             r"e^{\pm a_aa_fL^{1-4k}}",
         ),
@@ -126,17 +136,26 @@ def other_activations() -> tuple[Step, ...]:
     at_depth = FACTOR.subs({s_f: a_f * small, s_a: theta * a_a * small, s_ab: phi * a_a * small})
     lowest, highest = FACTOR.subs({s_a: B, s_ab: 0}), FACTOR.subs({s_a: 0, s_ab: B})
     return (
-        Inequality(lowest, FACTOR.subs(BOUNDED), r"for any $\chi$ the factor is least at $s_a = B$, $s_{ab} = 0$",
-                   larger_label=r"\gamma_l/\gamma_{l+1}"),
-        Inequality(FACTOR.subs(BOUNDED), highest, r"and largest at $s_a = 0$, $s_{ab} = B$",
-                   smaller_label=r"\gamma_l/\gamma_{l+1}"),
+        Inequality(
+            lowest,
+            FACTOR.subs(BOUNDED),
+            r"for any $\chi$ the factor is least at $s_a = B$, $s_{ab} = 0$",
+            larger_label=r"\gamma_l/\gamma_{l+1}",
+        ),
+        Inequality(
+            FACTOR.subs(BOUNDED),
+            highest,
+            r"and largest at $s_a = 0$, $s_{ab} = B$",
+            smaller_label=r"\gamma_l/\gamma_{l+1}",
+        ),
         Limit(
             sp.log(at_depth) / small,
             small,
             0,
             (chi - 1) * a_f,
             r"with $u = L^{-2k}$, so for both extremes and everything between (any $\theta, \phi$): "
-            r"$\log(\gamma_0/\gamma_L) = L^{1-2k}\,[(\chi-1)a_f + O(L^{-2k})]$, which for $\chi\ne1$ stays bounded only for "
+            r"$\log(\gamma_0/\gamma_L) = L^{1-2k}\,[(\chi-1)a_f + O(L^{-2k})]$, which for $\chi\ne1$ stays bounded "
+            r"only for "
             r"$k \ge 1/2$",
             "chi",
             r"\tfrac1u\log\frac{\gamma_l}{\gamma_{l+1}}",
@@ -163,11 +182,17 @@ def attention_fades() -> tuple[Step, ...]:
         Equality(
             span - m,
             s_f / (1 + s_f) * (post - m),
-            r"linear FFN: one SpanNorm block moves the token-mean share $m$ by the fraction $s_f/(1+s_f)$ of what attention "
+            r"linear FFN: one SpanNorm block moves the token-mean share $m$ by the fraction $s_f/(1+s_f)$ of what "
+            r"attention "
             "moves it in PostNorm",
             label="m' - m",
         ),
-        Equality(post - m, B * m * (1 - m) / (1 + B * m), "which is of the order of attention's gain", label=r"m'_{\text{PostNorm}} - m"),
+        Equality(
+            post - m,
+            B * m * (1 - m) / (1 + B * m),
+            "which is of the order of attention's gain",
+            label=r"m'_{\text{PostNorm}} - m",
+        ),
         Inequality(span - m, s_f * B * m * (1 - m), "at most", smaller_label="m' - m"),
         Inequality(
             s_f * B * m * (1 - m),
@@ -181,7 +206,8 @@ def attention_fades() -> tuple[Step, ...]:
             L,
             sp.oo,
             sp.Integer(0),
-            r"which vanishes with depth for $k = (1+\varepsilon)/4 > 1/4$ (also at $k = 1/2$): attention no longer mixes tokens",
+            r"which vanishes with depth for $k = (1+\varepsilon)/4 > 1/4$ (also at $k = 1/2$): attention no longer "
+            r"mixes tokens",
             "fades",
             r"\sum_l |m_{l+1}-m_l|",
         ),
@@ -218,9 +244,12 @@ PROPOSITION = Proposition(
         Quantity(ell, "number of blocks", 0, sp.oo, integer=True),
     ),
     setting=(
-        r"SpanNorm blocks as in proposition 9. ScaleInit of exponent $k$ multiplies the standard deviation of attention's output "
-        r"matrix and of the FFN's output matrix by $L^{-k}$, so branch variances are $s_a \le B = a_aL^{-2k}$ and $s_f = "
-        r"a_fL^{-2k}$. (The published formula of ScaleInit is not known to us: the exponent is a parameter here, and $k = 1/2$ is "
+        r"SpanNorm blocks as in proposition 9. ScaleInit of exponent $k$ multiplies the standard deviation of "
+        r"attention's output "
+        r"matrix and of the FFN's output matrix by $L^{-k}$, so branch variances are $s_a \le B = a_aL^{-2k}$ and "
+        r"$s_f = "
+        r"a_fL^{-2k}$. (The published formula of ScaleInit is not known to us: the exponent is a parameter here, "
+        r"and $k = 1/2$ is "
         r"inferred, not quoted.) $\gamma_0/\gamma_L$ is the gradient variance at the input over that at the top."
     ),
     hypotheses=(
@@ -230,14 +259,19 @@ PROPOSITION = Proposition(
         r"for the last part: linear FFN",
     ),
     statement=(
-        "The stream has variance 1 and the sums before the norms variances in $[1, 1+a_aL^{-2k}]$ and $1+a_fL^{-2k}$. For "
-        "$\\chi = 1$ one block changes the gradient variance only by a product of both gains,\n\n$$<<product>>$$\n\nhence for "
+        "The stream has variance 1 and the sums before the norms variances in $[1, 1+a_aL^{-2k}]$ and "
+        "$1+a_fL^{-2k}$. For "
+        "$\\chi = 1$ one block changes the gradient variance only by a product of both "
+        "gains,\n\n$$<<product>>$$\n\nhence for "
         "every $k$ and $L$\n\n$$e^{-a_aa_fL^{1-4k}} \\le \\frac{\\gamma_0}{\\gamma_L} \\le e^{a_aa_fL^{1-4k}},\\qquad "
-        "<<exponent>>,$$\n\nbounded above and below for every $k \\ge 1/4$. For other activations $k \\ge 1/2$ is needed:\n\n"
-        "$$<<chi>>$$\n\n$$<<limit>>$$\n\nThe price is that attention fades: per block\n\n$$<<attention>>$$\n\n$$<<fades>>$$"
+        "<<exponent>>,$$\n\nbounded above and below for every $k \\ge 1/4$. For other activations $k \\ge 1/2$ is "
+        "needed:\n\n"
+        "$$<<chi>>$$\n\n$$<<limit>>$$\n\nThe price is that attention fades: per "
+        "block\n\n$$<<attention>>$$\n\n$$<<fades>>$$"
     ),
     source=(
-        "SpanNorm and ScaleInit: arXiv:2601.22580. The bound, its exponent 1/4 and the limit are derived here and are not claims "
+        "SpanNorm and ScaleInit: arXiv:2601.22580. The bound, its exponent 1/4 and the limit are derived here and "
+        "are not claims "
         "of that paper."
     ),
     derivation=lambda: ingredients() + one_block() + all_blocks() + other_activations() + attention_fades(),

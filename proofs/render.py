@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import sympy as sp
@@ -46,12 +47,20 @@ def statement(proposition: Proposition, steps: tuple[Step, ...]) -> str:
     return re.sub(r"<<(\w+)>>", equation, proposition.statement)
 
 
+def occurring(step: Step) -> set[sp.Symbol]:
+    """The symbols of a step's expressions."""
+    values = [getattr(step, f.name) for f in fields(step)]
+    if isinstance(step, Recurrence):
+        values.append(step.update(step.index, sp.Integer(1)))
+    return set().union(*(v.free_symbols for v in values if isinstance(v, sp.Basic)))
+
+
 def definitions(quantities: tuple[Quantity, ...], steps: tuple[Step, ...]) -> str:
     """A table of the symbols that occur."""
-    rows = ["| symbol | meaning | range |", "|---|---|---|"]
-    seen = [q for q in quantities if not q.symbol.name.startswith("Gamma_")]
-    rows += [f"| ${sp.latex(q.symbol)}$ | {q.meaning} | ${q.interval()}$ |".replace(r"\|", "|") for q in seen]
-    return "\n".join(rows)
+    found = set().union(*map(occurring, steps))
+    shown = [q for q in quantities if q.symbol in found and not q.symbol.name.startswith("Gamma_")]
+    rows = [f"| ${sp.latex(q.symbol)}$ | {q.meaning} | ${q.interval()}$ |" for q in shown]
+    return "\n".join(["| symbol | meaning | range |", "|---|---|---|", *rows])
 
 
 def sentence(words: str) -> str:

@@ -47,7 +47,7 @@ class Quantity:
         return value_at(value, {})
 
     def chart(self, positive: sp.Symbol) -> sp.Expr:
-        """The interval's interior, written as the image of the half-line `positive` > 0."""
+        """The interval's interior, written as the image of the half-line `positive` > 0 (its lower end at 0)."""
         low, high = sp.sympify(self.low), sp.sympify(self.high)
         if low == -sp.oo:
             return positive - 1 / positive
@@ -131,7 +131,9 @@ def vanishes(expression: sp.Expr) -> bool:
 
 def _nonnegative(expression: sp.Expr, quantities: tuple[Quantity, ...], strict: bool) -> bool:
     """The sign inside the domain: in the charts' positive variables, numerator and denominator show their signs."""
-    charts = {q.symbol: q.chart(sp.Symbol(f"u_{i}", positive=True)) for i, q in enumerate(quantities)}
+    # An integer's range includes its lower end even in a strict claim: its chart's variable may be zero.
+    signs = [{"nonnegative": True} if q.integer else {"positive": True} for q in quantities]
+    charts = {q.symbol: q.chart(sp.Symbol(f"u_{i}", **signs[i])) for i, q in enumerate(quantities)}
     inside = sp.together(sp.sympify(expression).subs(charts, simultaneous=True))
     candidates = [inside, sp.factor(inside)]
     numerator, denominator = sp.fraction(sp.cancel(inside) if inside.is_rational_function() else inside)

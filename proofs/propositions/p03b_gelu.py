@@ -11,6 +11,7 @@ from proofs.vocabulary import Equality, Inequality, Point, Proposition, Quantity
 
 s, a, r = sp.symbols("s a r", positive=True)
 A, B = sp.symbols("A B", positive=True)  # E[phi phi], E[Phi Phi] before they are known
+ONE = sp.Integer(1)
 D = (1 + s) ** 2 - a**2
 ORTHANT = sp.Rational(1, 4) + sp.asin(a / (1 + s)) / (2 * sp.pi)
 DENSITIES = 1 / (2 * sp.pi * sp.sqrt(D))
@@ -52,7 +53,7 @@ def derivation() -> tuple[Step, ...]:
     value = {A: DENSITIES, B: ORTHANT}
     derivative = gaussian.by_parts((Phi(u) + u * phi(u)) * (Phi(v) + v * phi(v)), s, a, known)
     inverse = (lam * x**2 - 2 * mu * x * y) / 2
-    at_one = {s: 1, a: 1}
+    at_one = {s: ONE, a: ONE}
     return (
         Equality(
             sp.Integral(sp.exp(-inverse), (x, -sp.oo, sp.oo)),
@@ -117,14 +118,14 @@ def derivation() -> tuple[Step, ...]:
         ),
         Inequality(
             sp.Rational(107, 100),
-            gelu_derivative_kernel(1, 1) / gelu_kernel(1, 1),
+            gelu_derivative_kernel(ONE, ONE) / gelu_kernel(ONE, ONE),
             "its value is 1.0720",
             "chi_low",
             strict=True,
             larger_label=r"\chi",
         ),
         Inequality(
-            gelu_derivative_kernel(1, 1) / gelu_kernel(1, 1),
+            gelu_derivative_kernel(ONE, ONE) / gelu_kernel(ONE, ONE),
             sp.Rational(1073, 1000),
             "and from above",
             "chi_high",

@@ -91,8 +91,8 @@ def forward_steps() -> tuple[Step, ...]:
             lambda n, y: y / (1 + sigma**2),
             1 / m_0 - 1,
             (1 / m_0 - 1) * (1 + sigma**2) ** (-ell),
-            r"the same in the ratio of deviation to mean, $\rho = 1/m - 1$: a geometric sequence",
-            r"\rho",
+            r"the same in the ratio of deviation to mean, $r = 1/m - 1$: a geometric sequence",
+            "r",
             solve=True,
         ),
     )
@@ -200,7 +200,7 @@ def bounds() -> tuple[Step, ...]:
         Equality(
             ((1 + chi * s_f) / (1 + s_f) * factor.subs(rho, 1).subs(s_a, sigma**2)),
             (1 + chi * s_f) / (1 + s_f),
-            r"identical tokens and gradients ($T=1$): the whole block's factor, 1 for $\chi = 1$",
+            r"identical tokens with identical gradients (one token is such a case): the block's factor, 1 for $\chi = 1$",
             "single",
             r"\gamma_l/\gamma_{l+1}",
             derived=True,

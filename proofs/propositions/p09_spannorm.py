@@ -9,7 +9,7 @@ from proofs.maps import Moments, deviation_mode, mean_mode, norm_backward
 from proofs.notation import T, chi, ell, gamma, rho, s_a, s_f, sigma
 from proofs.vocabulary import Equality, Inequality, Limit, Proposition, Quantity, Recurrence, Step
 
-m, r, s, L, ratio = sp.symbols("m r s L r_c", positive=True)
+m, r, s, L, ratio = sp.symbols("m r_0 s L r_c", positive=True)
 ONE = sp.Integer(1)
 STREAM = Moments(ONE, (T * m - 1) / (T - 1))
 GRADIENT = Moments(gamma, rho * gamma)
@@ -122,14 +122,14 @@ def depth_steps() -> tuple[Step, ...]:
         Equality(
             per_block,
             (1 + s_f + GAIN * m) / (1 + s_f + GAIN * m + GAIN * s_f),
-            r"the ratio $\rho = 1/m - 1$ of deviation to mean is multiplied by",
+            r"the ratio $r = 1/m - 1$ of deviation to mean is multiplied by",
             "ratio",
-            r"\rho'/\rho",
+            r"r'/r",
         ),
         Inequality(
             per_block,
             RATE,
-            r"which grows with $m$: so $\rho_l \le \rho_0\,f^l$ with $f$ its value at $m = 1$",
+            r"which grows with $m$: so $r_l \le r_0\,f^l$ with $f$ its value at $m = 1$",
             "rate",
             larger_label="f",
         ),
@@ -137,7 +137,7 @@ def depth_steps() -> tuple[Step, ...]:
         Inequality(
             1 / (1 + GAIN), RATE, r"slower than PostNorm's rate $1/(1+\sigma^2)$", strict=True, larger_label="f"
         ),
-        Recurrence(ell, lambda n, y: y * s, r, r * s**ell, r"$l$ blocks at a rate $s$", r"\rho", solve=True),
+        Recurrence(ell, lambda n, y: y * s, r, r * s**ell, r"$l$ blocks at a rate $s$", "r", solve=True),
         Limit(
             sp.log(RATE) / sp.log(1 / (1 + GAIN)),
             sigma,
@@ -180,7 +180,7 @@ PROPOSITION = Proposition(
         Quantity(sp.Symbol("m_0", positive=True), "the same at the input", 0, 1),
         Quantity(ratio, r"$\dot K(1,c)/\dot K(1,1)$", 0, 1),
         Quantity(s, "a gain, or a rate"),
-        Quantity(r, r"$\rho_0$, the ratio at the input"),
+        Quantity(r, "that ratio at the input"),
     ),
     setting=(
         r"A block is $y = \mathrm N(x + \mathrm{Attn}(x))$, $x' = \mathrm N(x + \mathrm{FFN}(y))$: PostNorm with "

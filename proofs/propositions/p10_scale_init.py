@@ -113,7 +113,7 @@ def all_blocks() -> tuple[Step, ...]:
         Equality(
             L * per_block,
             a_a * a_f * L ** (1 - 4 * k),
-            r"with $s_f = a_fL^{-2k}$ and $B = a_aL^{-2k}$ the exponents of all $L$ blocks sum to: hence "
+            r"with $s_f = a_fL^{-2k}$ and $B = a_aL^{-2k}$ the bounds of $L$ blocks multiply, so exponents add: hence "
             r"$e^{-a_aa_fL^{1-4k}} \le \gamma_0/\gamma_L \le e^{a_aa_fL^{1-4k}}$",
             "exponent",
             r"L\,s_f B",
@@ -167,7 +167,7 @@ def other_activations() -> tuple[Step, ...]:
             sp.exp((chi - 1) * a_f),
             r"at $k = 1/2$, $L$ such blocks",
             "limit",
-            r"\frac{\gamma_0}{\gamma_L}\Big|_{k=1/2} = \lim_{L\to\infty}",
+            r"\frac{\gamma_0}{\gamma_L}\Big|_{k=1/2}",
         ),
     )
 
@@ -181,7 +181,7 @@ def attention_fades() -> tuple[Step, ...]:
     return (
         Equality(
             span - m,
-            s_f / (1 + s_f) * (post - m),
+            s_f / (1 + s_f) * B * m * (1 - m) / (1 + B * m),
             r"linear FFN: one SpanNorm block moves the token-mean share $m$ by the fraction $s_f/(1+s_f)$ of what "
             r"attention "
             "moves it in PostNorm",
@@ -199,7 +199,6 @@ def attention_fades() -> tuple[Step, ...]:
             s_f * B / 4,
             r"so over all blocks SpanNorm's attention moves $m$ by at most $\frac14 a_aa_fL^{1-4k}$",
             "attention",
-            smaller_label="m' - m \\le " + sp.latex(s_f * B * m * (1 - m)),
         ),
         Limit(
             a_a * a_f * L ** (-eps) / 4,

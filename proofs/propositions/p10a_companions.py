@@ -212,7 +212,7 @@ PROPOSITION = Proposition(
         Quantity(s, "growth of the variance"),
         Quantity(b, "backward gain"),
         Quantity(z, "a positive number"),
-        Quantity(eps, r"$|1 - 2k|$", sp.Rational(1, 4), sp.Rational(3, 4)),
+        Quantity(eps, r"$\lvert 1 - 2k\rvert$", sp.Rational(1, 4), sp.Rational(3, 4)),
         Quantity(ell, "number of blocks", 0, sp.oo, integer=True),
     ),
     setting=(

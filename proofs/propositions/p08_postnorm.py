@@ -200,7 +200,7 @@ def bounds() -> tuple[Step, ...]:
         Equality(
             ((1 + chi * s_f) / (1 + s_f) * factor.subs(rho, 1).subs(s_a, sigma**2)),
             (1 + chi * s_f) / (1 + s_f),
-            r"identical tokens with identical gradients (one token is such a case): the block's factor, 1 for $\chi = 1$",
+            r"identical tokens and gradients (one token is such a case): the block's factor, 1 for $\chi = 1$",
             "single",
             r"\gamma_l/\gamma_{l+1}",
             derived=True,

@@ -20,7 +20,11 @@ from dataclasses import dataclass, field
 import mpmath
 import sympy as sp
 
-from proofs.domain import DIGITS, Domain, Point, Quantity, grows_from_nonnegative, nonnegative, value_at, vanishes
+from proofs.domain import DIGITS, grows_from_nonnegative, nonnegative, vanishes
+from proofs.domain import Domain as Domain
+from proofs.domain import Point as Point
+from proofs.domain import Quantity as Quantity
+from proofs.domain import value_at as value_at
 
 SEED = 26_01_22580
 TEDIOUS = 240  # characters of LaTeX

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import mpmath
 import sympy as sp
@@ -23,7 +24,7 @@ from sympy.concrete.delta import deltasummation
 
 from proofs.vocabulary import Equality, Point, value_at
 
-Index = sp.Symbol | int
+Index: TypeAlias = sp.Symbol | int
 Delta = sp.KroneckerDelta
 
 
@@ -65,7 +66,7 @@ def exchangeable(variance: sp.Expr, covariance: sp.Expr) -> Callable[[Index, Ind
     return lambda t, s: covariance + (variance - covariance) * Delta(t, s)
 
 
-def pairings(items: Sequence[sp.Expr]) -> Iterator[tuple[tuple[sp.Expr, sp.Expr], ...]]:
+def pairings(items: list[sp.Expr]) -> Iterator[tuple[tuple[sp.Expr, sp.Expr], ...]]:
     """All ways to split the items into pairs; none when their number is odd."""
     if not items:
         yield ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mpmath
 import sympy as sp
 
 from proofs import notation
@@ -71,13 +72,11 @@ def polar() -> tuple[Step, ...]:
     )
 
 
-def _relu_by_conditioning(variance: object, correlation: object) -> object:
+def _relu_by_conditioning(variance: mpmath.mpf, correlation: mpmath.mpf) -> mpmath.mpf:
     """E[u+ v+] by one quadrature: given u, v+ has a known mean. Another route than polar coordinates."""
-    import mpmath
-
     spread, rest = mpmath.sqrt(variance), mpmath.sqrt(variance) * mpmath.sqrt(1 - correlation**2)
 
-    def given(z: object) -> object:
+    def given(z: mpmath.mpf) -> mpmath.mpf:
         mean = correlation * spread * z
         density = mpmath.exp(-z * z / 2) / mpmath.sqrt(2 * mpmath.pi)
         tail = mpmath.exp(-((mean / rest) ** 2) / 2) / mpmath.sqrt(2 * mpmath.pi)

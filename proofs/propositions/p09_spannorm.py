@@ -133,7 +133,7 @@ def depth_steps() -> tuple[Step, ...]:
             "rate",
             larger_label="f",
         ),
-        Inequality(RATE, ONE, r"and $f < 1$: collapse is geometric", strict=True, smaller_label="f"),
+        Inequality(RATE, ONE, r"and $f < 1$: collapse is geometric", "below_one", strict=True),
         Inequality(
             1 / (1 + GAIN), RATE, r"slower than PostNorm's rate $1/(1+\sigma^2)$", strict=True, larger_label="f"
         ),
@@ -197,7 +197,8 @@ PROPOSITION = Proposition(
         "obeys\n\n$$<<gradient>>$$\n\n"
         "For a linear FFN, forward and backward "
         "alike,\n\n$$<<collapse>>$$\n\n$$<<deviation_gradient>>$$\n\n$$<<loss>>$$\n\n"
-        "Over many blocks collapse is geometric, with rate at most\n\n$$<<rate>>$$\n\n$$<<half>>$$\n\nand the "
+        "Over many blocks collapse is geometric, with rate at most\n\n$$<<rate>>, \\qquad f = <<below_one>>$$\n\n$$<<half>>$$"
+        "\n\nand the "
         "end-to-end "
         "gradient gain does not vanish:\n\n$$<<floor>>$$"
     ),

@@ -131,7 +131,7 @@ def _by_modes(at: object) -> object:
 
     def modes(variance: object, correlation: object) -> tuple[object, object]:
         mean = variance * (correlation + (1 - correlation) / tokens)  # type: ignore[operator]
-        return mean, (variance - mean) / (tokens - 1) * tokens  # type: ignore[operator]
+        return mean, (variance - mean) / (tokens - 1) * tokens
 
     before, after = modes(at[q_0], at[c_0]), modes(at[q_L], at[c_L])  # type: ignore[index]
     return (after[0] / before[0] + (tokens - 1) * after[1] / before[1]) / tokens  # type: ignore[operator]

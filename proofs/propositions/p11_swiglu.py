@@ -63,7 +63,7 @@ def gain_steps() -> tuple[Step, ...]:
             r"hence, folding the line in two",
             "mean_slope",
             r"\mathbb E[\phi'(u)]",
-            witness=lambda at: gaussian.univariate(gaussian.silu_derivative, at[q]),  # type: ignore[arg-type]
+            witness=lambda at: gaussian.univariate(gaussian.silu_derivative, at[q]),
             witness_needs=(q,),
             digits=20,
             points=2,
@@ -80,7 +80,7 @@ def gain_steps() -> tuple[Step, ...]:
             q / 2,
             r"namely, $y(u) + y(-u) = 1$",
             label=r"\mathbb E[u^2 y(u)]",
-            witness=lambda at: gaussian.univariate(lambda u: u * gaussian.silu(u), at[q]),  # type: ignore[arg-type]
+            witness=lambda at: gaussian.univariate(lambda u: u * gaussian.silu(u), at[q]),
             witness_needs=(q,),
             digits=20,
             points=2,

@@ -1,0 +1,1 @@
+"""The recursions of signal propagation derived from first principles, every step checked by SymPy and by numbers."""

@@ -1,0 +1,1 @@
+"""One proposition a file. Each module defines `PROPOSITION`."""

@@ -1,0 +1,80 @@
+"""Finds the propositions, proves them, and writes them out as pages.
+
+`prove()` returns one report per proposition; `write(directory)` renders the pages. Both read the modules of
+`proofs.propositions`, in the order of their numbers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from proofs import axioms, propositions, render, vocabulary
+from proofs.vocabulary import Axiom, Proposition, Report
+
+RENDERED = Path(__file__).parent / "rendered"
+
+
+def discover() -> tuple[Proposition, ...]:
+    """Every module's PROPOSITION, in the order of the modules' names."""
+    names = sorted(module.name for module in pkgutil.iter_modules(propositions.__path__))
+    return tuple(importlib.import_module(f"{propositions.__name__}.{name}").PROPOSITION for name in names)
+
+
+def select(names: Iterable[str] | None = None) -> tuple[Proposition, ...]:
+    """The propositions of these names or numbers; all of them for none. An unknown name is an error."""
+    known = discover()
+    if names is None:
+        return known
+    wanted = list(names)
+    unknown = [w for w in wanted if not any(w in (p.name, p.number) for p in known)]
+    if unknown:
+        raise LookupError(f"no proposition called {', '.join(unknown)}; there are {', '.join(p.name for p in known)}")
+    return tuple(p for p in known if p.name in wanted or p.number in wanted)
+
+
+def prove(names: Iterable[str] | None = None) -> list[Report]:
+    """Proves the named propositions, or all."""
+    return [vocabulary.prove(proposition) for proposition in select(names)]
+
+
+def axioms_used(reports: Iterable[Report]) -> tuple[Axiom, ...]:
+    """Every axiom that occurs, once, in the order of the list of axioms."""
+    used = {axiom for report in reports for axiom in report.axioms}
+    return tuple(axiom for axiom in axioms.ALL if axiom in used)
+
+
+def pages() -> dict[str, str]:
+    """File name -> Markdown, of the index and of every proposition."""
+    known = discover()
+    return {"README.md": render.index(known)} | {render.file_name(p): render.page(p) for p in known}
+
+
+def write(directory: Path = RENDERED) -> list[Path]:
+    """Writes the pages and returns their paths; pages of propositions no longer there are removed."""
+    directory.mkdir(parents=True, exist_ok=True)
+    current = pages()
+    for stale in directory.glob("*.md"):
+        if stale.name not in current:
+            stale.unlink()
+    paths = [directory / name for name in current]
+    for path in paths:
+        path.write_text(current[path.name], encoding="utf-8")
+    return paths
+
+
+def main() -> int:
+    """Prints a table of reports; 1 if any proposition fails."""
+    reports = prove()
+    for r in reports:
+        verdict = "proved" if r.proved else f"FAILED at {r.failure}"
+        print(f"{r.number:>4}  {r.title:<72} {r.steps:>3} steps  {len(r.axioms)} axioms {r.seconds:6.1f} s  {verdict}")
+    for axiom in axioms_used(reports):
+        print(f"axiom: {axiom.name}. {axiom.reference}")
+    return int(not all(r.proved for r in reports))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

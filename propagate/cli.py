@@ -226,6 +226,40 @@ def figures(
         _refuse(error)
 
 
+@app.command()
+def prove(
+    names: Annotated[list[str] | None, typer.Argument(help="Names or numbers; all if none is given.")] = None,
+    write: Annotated[bool, typer.Option("--write", help="Also write the pages of proofs/rendered/ anew.")] = False,
+) -> None:
+    """Prove the propositions of proofs/, every step checked by SymPy and numerically. Exit code 1 if one fails."""
+    from rich.console import Console
+
+    from propagate.checkout import importable
+
+    try:
+        importable("proofs")
+        from proofs import runner
+
+        chosen = [proposition.name for proposition in runner.select(names)]
+    except (ModelError, LookupError) as error:
+        _refuse(error)
+    reports = []
+    with Console(stderr=True).status("") as status:
+        for name in chosen:
+            status.update(f"proving {name}")
+            reports += runner.prove([name])
+    rows = [
+        (r.number, r.title, str(r.steps), str(len(r.axioms)), f"{r.seconds:.1f}", r.failure or "proved")
+        for r in reports
+    ]
+    _print_table(("no.", "proposition", "steps", "axioms", "seconds", "verdict"), rows)
+    for axiom in runner.axioms_used(reports):
+        typer.echo(f"axiom: {axiom.name} {axiom.reference}")
+    if write:
+        typer.echo(f"wrote {len(runner.write())} pages")
+    raise typer.Exit(0 if all(r.proved for r in reports) else DISAGREE)
+
+
 def _check_target(out: Path | None) -> None:
     """Before any work: the file's folder must exist."""
     if out is not None and not out.absolute().parent.is_dir():

@@ -1,0 +1,199 @@
+"""The checkout's figures: which there are, and making them again.
+
+Each script in `figures/` has `data(draws=, seed=, executor=)`, `draw(data)` and a `CAPTION`. The package never imports
+them; they are loaded by name when asked for, from the checkout that the package lies in.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from propagate.model import ModelError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+ROOT = Path(__file__).resolve().parent.parent
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+def names() -> list[str]:
+    """The figures there are, in alphabetical order.
+
+    Raises:
+        ModelError: where the package does not lie in a checkout.
+    """
+    folder = ROOT / "figures"
+    found = [p.stem for p in folder.glob("*.py") if "\ndef draw(" in p.read_text(encoding="utf-8")]
+    if not found:
+        raise ModelError(
+            "figures must be run from a checkout, and this propagate is installed without one: "
+            "clone the repository and install it with pip install --editable"
+        )
+    return sorted(found)
+
+
+def regenerate(
+    names: Sequence[str] | None = None,
+    *,
+    draws: int | None = None,
+    seed: int | None = None,
+    executor: Executor | None = None,
+    progress: bool | None = None,
+) -> list[Path]:
+    """Make figures again: `<name>.png`, `.svg`, `.nc` (the data shown) and `.md` (the caption) in `figures/`.
+
+    Simulations run in two processes; networks that several figures show are simulated once. Each file is replaced in
+    one step, and the same seed gives the same bytes.
+
+    Args:
+        names: which figures; all of them by default.
+        draws, seed: in place of the scripts' own.
+        executor: where simulations run; by default a pool of two processes with one thread each.
+        progress: show a progress bar on standard error; by default only on a terminal.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ModelError: for an unknown name, or where there is no checkout; before any work.
+    """
+    chosen = _known(names)
+    given = {"draws": draws, "seed": seed}
+    settings = {key: _whole(key, value) for key, value in given.items() if value is not None}
+    scripts = {name: load(name) for name in chosen}
+    written: list[Path] = []
+    with workers(executor) as pool, _counted(pool, progress) as counted, ThreadPoolExecutor(len(scripts)) as callers:
+        # one thread a figure, which only waits: so the pool always has the next figure's networks to go on with
+        tables = {n: callers.submit(script.data, executor=counted, **settings) for n, script in scripts.items()}
+        try:
+            for name, script in scripts.items():
+                written += _write(name, script, tables[name].result())
+        except BaseException:
+            if executor is None:
+                pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return written
+
+
+def load(name: str) -> Any:
+    """The module of a figure's script.
+
+    Raises:
+        ModelError: for an unknown name, or where there is no checkout.
+    """
+    (name,) = _known([name])
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))
+    return importlib.import_module(f"figures.{name}")
+
+
+@contextmanager
+def workers(executor: Executor | None = None, count: int = 2) -> Iterator[Executor]:
+    """The executor itself, or a pool of `count` fresh processes with one thread each."""
+    if executor is not None:
+        yield executor
+        return
+    import multiprocessing
+
+    before = {key: os.environ.get(key) for key in ONE_THREAD}
+    os.environ.update(ONE_THREAD)  # inherited by the workers, which read it when they load NumPy
+    try:
+        with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
+            yield pool
+    finally:
+        for key, value in before.items():
+            os.environ.pop(key) if value is None else os.environ.update({key: value})
+
+
+def _known(chosen: Sequence[str] | None) -> list[str]:
+    known = names()
+    if chosen is None:
+        return known
+    if isinstance(chosen, str):
+        raise ModelError(f"names must be a list of figures, got {chosen!r}")
+    for name in chosen:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=2, cutoff=0.4)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise ModelError(f"figure must be one of {', '.join(known)}, got {name!r}{hint}")
+    return list(dict.fromkeys(chosen)) or known
+
+
+def _whole(name: str, value: Any) -> int:
+    lowest = 2 if name == "draws" else 0
+    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+        raise ModelError(f"{name} must be a whole number of at least {lowest}, got {value!r}")
+    return value
+
+
+def _write(name: str, script: Any, data: Any) -> list[Path]:
+    from propagate.plots import render
+
+    picture = script.draw(data)
+    caption = f"![{name}]({name}.png)\n\n{script.CAPTION.strip().format(**data.attrs)}\n"
+    contents = {
+        ".nc": bytes(data.to_netcdf(engine="scipy", format="NETCDF3_64BIT")),
+        ".png": render(picture, "png"),
+        ".svg": render(picture, "svg"),
+        ".md": caption.encode(),
+    }
+    return [_replace(ROOT / "figures" / f"{name}{suffix}", content) for suffix, content in contents.items()]
+
+
+def _replace(path: Path, content: bytes) -> Path:
+    """Leaves the old file or the new one, never a part."""
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+    except BaseException:
+        os.unlink(part)
+        raise
+    return path
+
+
+class _Counted(Executor):
+    """Passes work on, and reports how much there is and how much is done."""
+
+    def __init__(self, inner: Executor, report: Callable[[int, int], None]) -> None:
+        self.inner, self.report = inner, report
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        future = self.inner.submit(fn, *args, **kwargs)
+        self.report(1, 0)
+        future.add_done_callback(lambda _: self.report(0, 1))
+        return future
+
+
+@contextmanager
+def _counted(pool: Executor, show: bool | None) -> Iterator[Executor]:
+    if not (sys.stderr.isatty() if show is None else show):
+        yield pool
+        return
+    from threading import Lock
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task, lock, total = bar.add_task("networks", total=0), Lock(), 0
+
+        def report(more: int, done: int) -> None:
+            nonlocal total
+            with lock:
+                total += more
+                bar.update(task, total=total, advance=done)
+
+        yield _Counted(pool, report)

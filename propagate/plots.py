@@ -1,0 +1,174 @@
+"""Pictures of tables: theory as lines, simulation as points with 95 % error bars. Pure helpers, no global state.
+
+One colour a placement (Okabe and Ito's palette, told apart with any colour vision), one line style and marker a
+scaling, in every picture.
+"""
+
+from __future__ import annotations
+
+import io
+from contextlib import AbstractContextManager
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+COLOURS = {
+    "prenorm": "#0072B2",
+    "postnorm": "#D55E00",
+    "spannorm": "#009E73",
+    "periln": "#CC79A7",
+    "deepnorm": "#E69F00",
+    "layernormscaling": "#56B4E9",
+}
+OTHER = "#000000"
+SCALED = {"linestyle": (0, (4, 2)), "marker": "s", "filled": False}
+UNSCALED = {"linestyle": "-", "marker": "o", "filled": True}
+CONFIDENCE = 1.96  # standard errors: 95 % of a normal distribution
+COLUMN, PAGE = 3.3, 7.0  # widths in inches
+BLOCK_AXIS = "block (0: the embedding)"
+_STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.2,
+    "axes.grid": True,
+    "grid.linewidth": 0.4,
+    "grid.color": "0.9",
+    "axes.axisbelow": True,
+    "figure.constrained_layout.use": True,
+    "svg.hashsalt": "propagate",
+}
+
+
+def style() -> AbstractContextManager[None]:
+    """Within it, artists are made in the style of the package; the user's own settings come back afterwards.
+
+    Example:
+        >>> with style():
+        ...     matplotlib.rcParams["font.size"]
+        8.0
+    """
+    context: AbstractContextManager[None] = matplotlib.rc_context(_STYLE)
+    return context
+
+
+def panels(rows: int, columns: int, *, width: float = PAGE, height: float = 2.8, **options: Any) -> tuple[Figure, Any]:
+    """A figure and its axes, shape (rows, columns); sizes in inches.
+
+    Example:
+        >>> figure, axes = panels(1, 2)
+        >>> axes.shape
+        (1, 2)
+    """
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def colour(placement: str) -> str:
+    """The colour of a placement; black for one that has none of its own.
+
+    Example:
+        >>> colour("Span-Norm")
+        '#009E73'
+    """
+    return COLOURS.get("".join(c for c in placement.lower() if c.isalnum()), OTHER)
+
+
+def theory_line(
+    axes: Any, x: Any, y: Any, *, placement: str, scaled: bool = False, allowance: Any = None, **options: Any
+) -> Any:
+    """A line, and around it the band that a network of finite width is allowed, `y exp(-allowance) ... y exp(+allowance)`.
+
+    Example:
+        >>> _, axes = panels(1, 1)
+        >>> theory_line(axes[0, 0], [0, 1], [1.0, 2.0], placement="prenorm").get_color()
+        '#0072B2'
+    """
+    shown = {"color": colour(placement), "linestyle": (SCALED if scaled else UNSCALED)["linestyle"]} | options
+    if allowance is not None:
+        low, high = np.asarray(y) * np.exp(-np.asarray(allowance)), np.asarray(y) * np.exp(np.asarray(allowance))
+        axes.fill_between(x, low, high, color=shown["color"], alpha=0.13, linewidth=0)
+    (line,) = axes.plot(x, y, **shown)
+    return line
+
+
+def simulation_points(
+    axes: Any, x: Any, y: Any, error: Any, *, placement: str, scaled: bool = False, logarithmic: bool = False
+) -> Any:
+    """Points with 95 % error bars of the mean. With `logarithmic`, `y` and `error` are of the natural logarithm.
+
+    Example: the geometric mean of e^0 +- 0.1.
+        >>> _, axes = panels(1, 1)
+        >>> bars = simulation_points(axes[0, 0], [0], [0.0], [0.1], placement="prenorm", logarithmic=True)
+        >>> bars[0].get_ydata().tolist()
+        [1.0]
+    """
+    mean, half = np.asarray(y, dtype=float), CONFIDENCE * np.asarray(error, dtype=float)
+    if logarithmic:
+        low, high, mean = np.exp(mean - half), np.exp(mean + half), np.exp(mean)
+    else:
+        low, high = mean - half, mean + half
+    kind = SCALED if scaled else UNSCALED
+    shade = colour(placement)
+    return axes.errorbar(
+        x,
+        mean,
+        yerr=[mean - low, high - mean],
+        linestyle="none",
+        marker=kind["marker"],
+        markersize=3.4,
+        markerfacecolor=shade if kind["filled"] else "white",
+        markeredgecolor=shade,
+        markeredgewidth=0.8,
+        ecolor=shade,
+        elinewidth=0.8,
+        zorder=3,
+    )
+
+
+def key(placements: tuple[str, ...] = (), scalings: bool = True, band: bool = True, **entries: Any) -> list[Any]:
+    """Handles for a legend that says what colour, line and marker mean.
+
+    Example:
+        >>> [handle.get_label() for handle in key(("PreNorm",), scalings=False, band=False)]
+        ['PreNorm']
+    """
+    from matplotlib.patches import Patch
+
+    handles: list[Any] = [Line2D([], [], color=colour(name), linewidth=2.5, label=name) for name in placements]
+    if scalings:
+        for label, kind in (("no scaling", UNSCALED), ("ScaleInit(0.5)", SCALED)):
+            face = "0.3" if kind["filled"] else "white"
+            look = {"marker": kind["marker"], "markersize": 3.4, "markerfacecolor": face, "markeredgecolor": "0.3"}
+            handles.append(Line2D([], [], color="0.3", linestyle=kind["linestyle"], label=label, **look))
+    if band:
+        handles.append(Patch(color="0.4", alpha=0.25, linewidth=0, label="finite-width allowance"))
+    return handles
+
+
+def render(figure: Figure, kind: str) -> bytes:
+    """A figure as the bytes of a "png" (200 dots an inch) or "svg" file; the same figure gives the same bytes.
+
+    Example:
+        >>> render(panels(1, 1)[0], "png")[1:4]
+        b'PNG'
+    """
+    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+    buffer = io.BytesIO()
+    with style():
+        figure.savefig(buffer, format=kind, dpi=200, metadata=metadata)
+    return buffer.getvalue()

@@ -40,7 +40,7 @@ def compare(prediction: xr.Dataset, measurement: xr.Dataset, *, threshold: float
         `worst_z` and `agrees`; in `attrs`, `agrees` as 0 or 1. Entries with nothing to compare are NaN.
 
     Raises:
-        ModelError: if the tables share no quantity, or their blocks differ.
+        ModelError: if the tables share no quantity, their blocks differ, or the threshold is not positive.
 
     Example: a wrong prediction is found out.
         >>> import xarray as xr
@@ -51,6 +51,7 @@ def compare(prediction: xr.Dataset, measurement: xr.Dataset, *, threshold: float
     """
     import xarray as xr
 
+    threshold = checked_threshold(threshold)
     names = [name for name in QUANTITIES if name in prediction and name in measurement]
     if not names:
         raise ModelError(f"the tables share none of {', '.join(QUANTITIES)}")
@@ -66,6 +67,17 @@ def compare(prediction: xr.Dataset, measurement: xr.Dataset, *, threshold: float
     result["worst_z"], result["agrees"] = worst, worst < threshold
     shared = {key: measurement.attrs[key] for key in ("model", "draws", "seed", "device") if key in measurement.attrs}
     return result.assign_attrs(agrees=int(bool(result.agrees.all())), threshold=threshold, **shared)
+
+
+def checked_threshold(threshold: float) -> float:
+    """The threshold, if it is one.
+
+    Raises:
+        ModelError: unless it is a positive number.
+    """
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not threshold > 0:
+        raise ModelError(f"threshold must be a positive number, got {threshold!r}")
+    return float(threshold)
 
 
 def _judge(name: str, prediction: xr.Dataset, measurement: xr.Dataset, draws: int) -> dict[str, Floats]:

@@ -166,8 +166,10 @@ def compare(
 ) -> None:
     """Predict, simulate, and judge one by the other. Exit code 1 if they disagree."""
     import propagate as pg
+    from propagate.agreement import checked_threshold
 
     _check_target(out)
+    checked_threshold(threshold)
     predicted = pg.predict(model, **start, through_readout=through_readout)
     measured = pg.simulate(model, **start, **run, through_readout=through_readout)
     judged = pg.compare(predicted, measured, threshold=threshold)

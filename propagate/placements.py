@@ -69,6 +69,9 @@ class Placement:
     """Where the equations come from, as an arXiv id."""
 
     def __init_subclass__(cls) -> None:
+        known = _REGISTRY.get(_key(cls.__name__))
+        if known is not None and known.__module__ == __name__ != cls.__module__:
+            raise ValueError(f"a placement called {cls.__name__} comes with the package; choose another name")
         dataclass(frozen=True)(cls)
         _REGISTRY[_key(cls.__name__)] = cls
 

@@ -233,7 +233,11 @@ def _identity(model: Model, seed: int, start: Start, through_readout: bool, back
 
 
 def _load(checkpoint: str | os.PathLike[str] | None, identity: str) -> Summary:
-    if checkpoint is None or not Path(checkpoint).exists():
+    if checkpoint is None:
+        return Summary()
+    if not Path(checkpoint).absolute().parent.is_dir():
+        raise ModelError(f"checkpoint must lie in an existing folder, got {os.fspath(checkpoint)!r}")
+    if not Path(checkpoint).exists():
         return Summary()
     try:
         with np.load(checkpoint, allow_pickle=False) as stored:

@@ -1,0 +1,119 @@
+"""The command line: exit code 0 for success, 1 for disagreement, 2 and one line on standard error for bad input."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import xarray as xr
+
+from propagate import cli
+
+SMALL = ["--depth", "2", "--width", "32", "--tokens", "4", "--heads", "2"]
+
+
+def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["propagate", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    captured = capsys.readouterr()
+    return int(exit_.value.code or 0), captured.out, captured.err
+
+
+BAD = {
+    "placement": (["predict", "spanorm"], "did you mean spannorm"),
+    "no placement": (["predict"], "Missing argument"),
+    "option": (["predict", "spannorm", "--dept", "3"], "--depth"),
+    "depth type": (["predict", "spannorm", "--depth", "x"], "--depth"),
+    "depth range": (["predict", "spannorm", "--depth", "0"], "depth must be at least 1, got 0"),
+    "width": (["predict", "spannorm", "--width", "-4"], "width must be at least 1"),
+    "tokens": (["predict", "spannorm", "--tokens", "0"], "tokens must be at least 1"),
+    "heads": (["predict", "spannorm", "--heads", "7"], "heads must divide the width"),
+    "activation": (["predict", "spannorm", "--activation", "relo"], "did you mean relu"),
+    "ffn ratio": (["predict", "spannorm", "--ffn-ratio", "0"], "ffn_ratio must be positive"),
+    "norm": (["predict", "spannorm", "--norm", "batch"], "norm must be one of rms, layer"),
+    "logit std": (["predict", "spannorm", "--logit-std", "inf"], "logit_std must be finite"),
+    "value gain": (["predict", "spannorm", "--value-gain", "-1"], "value_gain must be at least 0"),
+    "attention gain": (["predict", "spannorm", "--attention-gain", "nan"], "attention_gain must be finite"),
+    "ffn gain": (["predict", "spannorm", "--ffn-gain", "nan"], "ffn_gain must be finite"),
+    "scaling": (["predict", "spannorm", "--scale-init", "nan"], "exponent must be finite"),
+    "scaling unit": (["predict", "spannorm", "--scale-init", "1", "--scale-per", "head"], '"block" or "sublayer"'),
+    "causal theory": (["predict", "spannorm", "--causal"], "causal must be False"),
+    "variance": (["predict", "spannorm", "--variance", "0"], "variance must be positive"),
+    "covariance": (["predict", "spannorm", "--covariance", "2"], "covariance must lie"),
+    "gradient": (["predict", "spannorm", "--grad-covariance", "nan"], "grad_covariance must be finite"),
+    "target": (["predict", "spannorm", "--out", "/no/such/folder/x.nc"], "--out"),
+    "draws": (["simulate", "spannorm", *SMALL, "--draws", "1"], "draws must be at least 2"),
+    "seed": (["simulate", "spannorm", *SMALL, "--seed", "-1"], "seed must be at least 0"),
+    "backend": (["simulate", "spannorm", *SMALL, "--backend", "jax"], "backend must be one of"),
+    "sampler": (["simulate", "spannorm", *SMALL, "--sampler", "sparse"], "sampler must be one of"),
+    "start": (["simulate", "spannorm", *SMALL, "--covariance", "-0.9"], "covariance must lie"),
+    "threshold": (["compare", "spannorm", *SMALL, "--threshold", "0"], "threshold must be a positive number"),
+    "checkpoint": (["simulate", "spannorm", *SMALL, "--checkpoint", "/no/such/folder/x.npz"], "checkpoint must lie"),
+    "figure": (["figures", "no_such_figure"], "no_such_figure"),
+    "proposition": (["prove", "no_such_proposition"], "no_such_proposition"),
+    "recursion": (["recursion", "nope"], "unknown placement"),
+    "recursion activation": (["recursion", "prenorm", "--activation", "nope"], "activation must be one of"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(case, monkeypatch, capsys) -> None:
+    arguments, said = BAD[case]
+    code, out, err = run(arguments, monkeypatch, capsys)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    assert said in err
+
+
+def test_predict_prints_a_table_and_json_and_writes_netcdf(monkeypatch, capsys, tmp_path) -> None:
+    target = tmp_path / "moments.nc"
+    code, out, _ = run(["predict", "prenorm", *SMALL, "--out", str(target)], monkeypatch, capsys)
+    assert code == 0
+    assert "grad_variance" in out
+    _, out, _ = run(["predict", "prenorm", *SMALL, "--json"], monkeypatch, capsys)
+    printed = json.loads(out)
+    assert printed["block"] == [0, 1, 2]
+    with xr.open_dataset(target) as stored:
+        assert printed["variance"] == stored.variance.values.tolist()
+    assert [path.name for path in tmp_path.iterdir()] == ["moments.nc"]  # no temporary file is left
+
+
+def test_compare_exits_with_the_verdict(monkeypatch, capsys) -> None:
+    arguments = ["compare", "postnorm", *SMALL, "--draws", "12", "--backend", "numpy"]
+    code, out, _ = run(arguments, monkeypatch, capsys)
+    assert (code, "simulation agree" in out) == (0, True)
+    code, out, _ = run([*arguments, "--threshold", "0.01"], monkeypatch, capsys)
+    assert (code, "simulation disagree" in out) == (1, True)
+    _, out, _ = run([*arguments, "--json"], monkeypatch, capsys)
+    assert json.loads(out)["attributes"]["agrees"] == 1
+
+
+def test_an_interrupted_simulation_goes_on_from_its_checkpoint(monkeypatch, capsys, tmp_path) -> None:
+    arguments = ["simulate", "prenorm", *SMALL, "--json", "--backend", "numpy"]
+    kept = ["--checkpoint", str(tmp_path / "run.npz")]
+    run([*arguments, *kept, "--draws", "4"], monkeypatch, capsys)
+    _, resumed, _ = run([*arguments, *kept, "--draws", "8"], monkeypatch, capsys)
+    _, whole, _ = run([*arguments, "--draws", "8"], monkeypatch, capsys)
+    assert json.loads(resumed)["variance"] == json.loads(whole)["variance"]
+    code, _, err = run([*arguments, *kept, "--draws", "8", "--seed", "9"], monkeypatch, capsys)
+    assert (code, "belongs to another run" in err) == (2, True)
+
+
+def test_placements_and_recursion_print(monkeypatch, capsys) -> None:
+    assert "2601.22580" in run(["placements"], monkeypatch, capsys)[1]
+    assert "q' = 1" in run(["recursion", "spannorm"], monkeypatch, capsys)[1]
+    assert r"\begin{aligned}" in run(["recursion", "spannorm", "--latex"], monkeypatch, capsys)[1]
+
+
+def test_help_needs_no_heavy_import() -> None:
+    program = (
+        "import sys; sys.argv = ['propagate', '--help']\n"
+        "from propagate.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'numpy', 'scipy', 'sympy', 'xarray', 'matplotlib', 'torch', 'cupy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

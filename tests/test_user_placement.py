@@ -1,0 +1,93 @@
+"""A placement written outside the package works in every verb, and its simulation agrees with its theory."""
+
+import pytest
+
+import propagate as pg
+
+
+class ScaledSandwich(pg.Placement):
+    """A skip of its own weight, one norm inside and one outside, and gains that fall with the block's index."""
+
+    skip: float = 1.5
+
+    def embed(self, x, block):
+        return block.norm(x) * 2
+
+    def block(self, x, block):
+        y = self.skip * x + block.attention(block.norm(x)) / 2
+        return block.norm(y + block.ffn(block.norm(y) if block.last else y))
+
+    def readout(self, x, block):
+        return block.norm(x)
+
+    def gains(self, index, depth):
+        return pg.Gains(ffn_out=(1 + index) ** -1)
+
+
+MODEL = pg.Model("scaled sandwich", depth=4, width=64, tokens=6, heads=2)
+
+
+def test_it_is_found_by_name_and_by_instance() -> None:
+    assert pg.placement("Scaled-Sandwich") == ScaledSandwich()
+    assert pg.Model(ScaledSandwich(skip=1.5), depth=4, width=64, tokens=6, heads=2) == MODEL
+    assert pg.placements()["scaledsandwich"] is ScaledSandwich
+
+
+def test_theory_and_simulation_agree() -> None:
+    start = {"covariance": 0.3, "grad_covariance": 0.2, "through_readout": True}
+    measured = pg.simulate(MODEL, draws=200, seed=5, backend="numpy", **start)
+    judged = pg.compare(pg.predict(MODEL, **start), measured)
+    assert judged.attrs["agrees"] == 1
+    other = pg.Model(ScaledSandwich(skip=1.2), depth=4, width=64, tokens=6, heads=2)
+    assert pg.compare(pg.predict(other, **start), measured).attrs["agrees"] == 0
+
+
+def test_its_recursion_is_a_step_of_predict() -> None:
+    text = pg.recursion("scaledsandwich", activation="linear")
+    step = text.lambdify(T=6, g_a=1.0, g_f=1.0, l=2, L=4)
+    model = pg.Model("scaledsandwich", depth=4, tokens=6, activation="linear", logit_std=0.0)
+    found = pg.predict(model, covariance=0.3, grad_covariance=0.2)
+    q, p = (float(found[name][1]) for name in ("variance", "covariance"))
+    gamma, kappa = (float(found[name][2]) for name in ("grad_variance", "grad_covariance"))
+    after = [float(found[name][2]) for name in ("variance", "covariance")]
+    before = [float(found[name][1]) for name in ("grad_variance", "grad_covariance")]
+    assert step(q, p, gamma, kappa) == pytest.approx([*after, *before], rel=1e-12)
+    assert step(q, p, gamma, kappa) != pytest.approx([*before, *after], rel=1e-12)
+
+
+class Needy(pg.Placement):
+    """A placement whose field has no default."""
+
+    weight: float
+
+    def block(self, x, block):
+        return block.norm(self.weight * x + block.ffn(x))
+
+
+def test_a_field_without_default_is_asked_for() -> None:
+    with pytest.raises(pg.ModelError, match="weight"):
+        pg.Model("needy", depth=2)
+    assert float(pg.predict(pg.Model(Needy(weight=2.0), depth=2)).variance[-1]) == pytest.approx(1)
+
+
+class Pair(pg.Placement):
+    """A placement of two streams, which is not supported yet."""
+
+    def block(self, x, block):
+        return x, x
+
+
+def test_what_is_no_stream_is_refused() -> None:
+    small = pg.Model("pair", depth=1, width=8, tokens=2, heads=1)
+    for verb in (lambda: pg.predict(small), lambda: pg.simulate(small, draws=2, backend="numpy")):
+        with pytest.raises(TypeError, match="stream"):
+            verb()
+
+
+class Empty(pg.Placement):
+    """A placement without equations."""
+
+
+def test_missing_equations_are_named() -> None:
+    with pytest.raises(NotImplementedError, match=r"Empty must define block"):
+        pg.predict(pg.Model("empty", depth=1))

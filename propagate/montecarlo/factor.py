@@ -3,7 +3,8 @@
 Cholesky of the Gram matrix of the tokens' successive differences, each scaled to length 1; Householder QR of the same
 differences, draw by draw, where that matrix is close to singular or there are more tokens than coordinates. Tokens
 that collapse onto one another have small differences, but their directions are those of any other tokens, so collapse
-costs neither accuracy nor the fast way. Equal tokens give a difference of zero and a row of zeros.
+costs neither accuracy nor the fast way. Equal tokens give a difference of zero and a row of zeros. Rounding is relative
+to each difference: of a token much shorter than its neighbours less is kept than of theirs.
 
 Why these: `benchmarks/factors.py` times the candidates and measures their errors. At 1 - correlation = 1e-12 the
 deviation that plain Cholesky or eigh keep is wrong by 1e-3 to 1, because the Gram matrix holds it squared; here, as

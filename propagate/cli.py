@@ -87,7 +87,7 @@ _RUN_OPTIONS = [
         ("draws", int, "Independent random networks.", 64),
         ("seed", int, "The same seed gives the same networks.", 0),
         ("backend", str, "auto, numpy or cupy.", "auto"),
-        ("sampler", str, "auto or dense.", "auto"),
+        ("sampler", str, "auto, dense or weightless.", "auto"),
         ("checkpoint", Path | None, "File of finished draws: an interrupted run goes on from it.", None),
     )
 ]

@@ -1,7 +1,8 @@
 """Standard normal arrays that are a function of (seed, draw, site), whatever else is drawn and in whatever order.
 
 Every random matrix of a network has a `site`: a whole number that names it. Draw 17 of a run is therefore the same
-network whether it is simulated alone, in a batch or on another worker.
+network whether it is simulated alone, in a batch or on another worker. Sites are below 2**31; the site `BACKWARD`
+higher belongs to the same matrix and holds the noise that its transpose needs, if the matrix itself is never made.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from propagate.montecarlo.backend import Array, Backend
+
+BACKWARD = 2**31
 
 
 @dataclass(frozen=True)

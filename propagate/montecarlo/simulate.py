@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +19,17 @@ from propagate.montecarlo.backend import Array, Backend, choose_backend
 from propagate.montecarlo.blocks import block_of, read
 from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.operators import GATED, Pull
-from propagate.montecarlo.samplers import dense
+from propagate.montecarlo.samplers import Sampler, dense
 from propagate.montecarlo.starts import exchangeable_root, gram_root, with_gram
 from propagate.montecarlo.statistics import Floats, Summary, second_moments
+from propagate.montecarlo.weightless import weightless
 from propagate.table import table
 
 if TYPE_CHECKING:
     import xarray as xr
 
-SAMPLERS = ("auto", "dense")
+SAMPLERS: dict[str, Callable[[Normals], Sampler]] = {"dense": dense, "weightless": weightless}
+CROSSOVER = 8  # coordinates a token, from which on "auto" takes the weightless sampler
 INPUT_SITE, COTANGENT_SITE = 0, 1  # below CALLS * MATRICES, where the first block's sites begin
 MEMORY = 2**30  # bytes that a batch of draws may take on the host
 
@@ -54,7 +56,7 @@ def simulate(
     inputs: Any = None,
     through_readout: bool = False,
     backend: Literal["auto", "numpy", "cupy"] = "auto",
-    sampler: Literal["auto", "dense"] = "auto",
+    sampler: Literal["auto", "dense", "weightless"] = "auto",
     memory: int | None = None,
     progress: bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -64,7 +66,8 @@ def simulate(
     Args:
         model: the network.
         draws: independent networks, all weights, inputs and cotangents drawn afresh; at least 2.
-        seed: draw number k of a seed is always the same network, on the same backend, however draws are batched.
+        seed: draw number k of a seed is always the same network, on the same backend and with the same sampler, however
+            draws are batched.
         variance, covariance: exact second moments of the input tokens, in every draw.
         grad_variance, grad_covariance: exact second moments of the cotangent that enters at the stream that leaves
             the last block.
@@ -72,7 +75,11 @@ def simulate(
         inputs: (tokens, width) input tokens, the same in every draw, in place of `variance` and `covariance`.
         through_readout: the cotangent enters behind the readout instead.
         backend: "auto" takes CuPy if a CUDA device answers.
-        sampler: "dense" materialises every weight matrix.
+        sampler: "dense" materialises every weight matrix. "weightless" never does, and has the same law at every
+            width; its cost grows with tokens^2 width in place of tokens width^2. "auto" takes "weightless" where the
+            smallest fan-in, of width and hidden width, is at least 8 times the tokens (the two cost the same between 5
+            and 8 on a CPU, see benchmarks/samplers.py), else "dense". The two draw different networks from one seed:
+            name the sampler to reproduce a run at another size. `attrs["sampler"]` says which one was used.
         memory: bytes a batch of draws may take; by default 1 GiB, or half of the free device memory.
         progress: show a progress bar on standard error; by default only on a terminal.
         checkpoint: a file that holds the finished draws. An interrupted run with the same arguments goes on from it.
@@ -94,16 +101,15 @@ def simulate(
     host = choose_backend(backend)
     draws = _whole("draws", draws, at_least=2)
     seed = _whole("seed", seed, at_least=0)
-    if sampler not in SAMPLERS:
-        raise ModelError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
+    sampler_name = _sampler(sampler, model)
     start = _start(model, variance, covariance, grad_variance, grad_covariance, gram, inputs)
-    batch = _batch(model, host, memory)
-    identity = _identity(model, seed, start, through_readout, host)
+    batch = _batch(model, host, sampler_name, memory)
+    identity = _identity(model, seed, start, through_readout, host, sampler_name)
     summary = _load(checkpoint, identity)
     with _progress(progress, draws, summary.draws) as advance:
         while summary.draws < draws:
             some = range(summary.draws, min(summary.draws + batch, draws))
-            summary.add(run(model, host, seed, some, start, through_readout=through_readout))
+            summary.add(run(model, host, sampler_name, seed, some, start, through_readout=through_readout))
             _save(checkpoint, identity, summary)
             advance(len(some))
     attributes = {
@@ -114,7 +120,7 @@ def simulate(
         "tokens": model.tokens,
         "draws": summary.draws,
         "seed": seed,
-        "sampler": "dense",
+        "sampler": sampler_name,
         "backend": host.name,
         "device": host.device,
     }
@@ -122,11 +128,11 @@ def simulate(
 
 
 def run(
-    model: Model, backend: Backend, seed: int, draws: range, start: Start, *, through_readout: bool
+    model: Model, backend: Backend, sampler_name: str, seed: int, draws: range, start: Start, *, through_readout: bool
 ) -> dict[str, Floats]:
     """One batch of draws: for each quantity an array of shape (draws, depth + 1)."""
     normals = Normals(backend, seed, draws)
-    sampler = dense(normals)
+    sampler = SAMPLERS[sampler_name](normals)
     placement = model.equations
 
     def block(index: int) -> Any:
@@ -214,21 +220,40 @@ def _root(name: str, other: str, variance: Any, covariance: Any, tokens: int) ->
     return exchangeable_root(float(variance), float(covariance), tokens)
 
 
-def _batch(model: Model, backend: Backend, memory: int | None) -> int:
-    """Draws at a time: weights and the arrays a tape keeps, within the memory bound; at least one."""
+def _sampler(name: str, model: Model) -> str:
+    """The sampler of that name; "auto" takes the one that costs less."""
+    if name != "auto" and name not in SAMPLERS:
+        raise ModelError(f"sampler must be one of auto, {', '.join(SAMPLERS)}, got {name!r}")
+    if name != "auto":
+        return name
+    return "weightless" if CROSSOVER * model.tokens <= min(model.width, model.hidden) else "dense"
+
+
+def _batch(model: Model, backend: Backend, sampler_name: str, memory: int | None) -> int:
+    """Draws at a time: what a sampler and a tape keep until the pull, within the memory bound; at least one."""
     if memory is None:
         memory = MEMORY if backend.name == "numpy" else backend.xp.cuda.Device().mem_info[0] // 2
     _whole("memory", memory, at_least=1)
     d, n, t = model.width, model.hidden * (2 if model.activation in GATED else 1), model.tokens
-    weights = 4 * d * d + d * n + model.hidden * d
+    if sampler_name == "dense":
+        weights = 4 * d * d + d * n + model.hidden * d
+    else:  # rows and seen normals of four maps
+        weights = t * ((3 * d + model.hidden) + (5 * d + n))
     activations = t * (14 * d + 5 * n) + 3 * model.heads * t * t
     return max(1, int(memory // (8 * model.depth * (weights + activations))))
 
 
-def _identity(model: Model, seed: int, start: Start, through_readout: bool, backend: Backend) -> str:
+def _identity(model: Model, seed: int, start: Start, through_readout: bool, backend: Backend, sampler_name: str) -> str:
     """What a checkpoint must agree on before it is continued."""
     roots = {name: None if a is None else a.tolist() for name, a in vars(start).items()}
-    what = {"model": repr(model), "seed": seed, "readout": through_readout, "backend": backend.name, "start": roots}
+    what = {
+        "model": repr(model),
+        "seed": seed,
+        "readout": through_readout,
+        "backend": backend.name,
+        "sampler": sampler_name,
+        "start": roots,
+    }
     return json.dumps(what, sort_keys=True)
 
 

@@ -1,0 +1,120 @@
+"""The weightless sampler has the law of the dense one: every statistic of every block, forward and backward."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from propagate.model import Model
+from propagate.montecarlo.backend import Array, Backend, choose_backend
+from propagate.montecarlo.factor import factor, root_of
+from propagate.montecarlo.normals import BACKWARD, Normals
+from propagate.montecarlo.samplers import Pull, Sampler, dense
+from propagate.montecarlo.simulate import SAMPLERS, Start, run
+from propagate.montecarlo.starts import exchangeable_root
+from propagate.montecarlo.weightless import weightless
+
+BACKENDS = ["numpy", pytest.param("cupy", marks=pytest.mark.gpu)]
+DRAWS = 2000
+LEVEL = 1e-3  # chance that a test of one network fails although the laws agree
+
+Make = Callable[[Normals], Sampler]
+
+NETWORKS = {
+    "prenorm relu": Model("prenorm", depth=2, width=16, tokens=8, heads=2, ffn_ratio=1),
+    "prenorm gelu layer": Model("prenorm", 2, width=16, tokens=8, activation="gelu", ffn_ratio=1, norm="layer"),
+    "postnorm relu": Model("postnorm", depth=2, width=16, tokens=8, heads=2, ffn_ratio=1),
+    "postnorm swiglu causal": Model("postnorm", 2, width=16, tokens=8, ffn_ratio=1, activation="swiglu", causal=True),
+    "spannorm swiglu": Model("spannorm", depth=2, width=16, tokens=8, heads=4, ffn_ratio=2, activation="swiglu"),
+    "spannorm uniform causal": Model("spannorm", 2, width=16, tokens=8, ffn_ratio=1, logit_std=0.0, causal=True),
+    "prenorm more tokens": Model("prenorm", depth=1, width=8, tokens=12, heads=2, ffn_ratio=2),
+}
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return choose_backend(request.param)
+
+
+def unprojected(normals: Normals) -> Sampler:
+    """Wrong: the fresh noise acts on the seen directions too."""
+    xp = normals.backend.xp
+
+    def sampler(x: Array, site: int, fan_out: int) -> tuple[Array, Pull]:
+        scale = x.shape[-1] ** -0.5
+        root, rows = factor(xp, x)
+        seen = normals(site, (rows.shape[-2], fan_out)) * scale
+
+        def pull(g: Array) -> Array:
+            noise = root_of(xp, g)
+            noise = noise @ normals(site + BACKWARD, (noise.shape[-1], x.shape[-1])) * scale
+            return g @ seen.swapaxes(-1, -2) @ rows + noise
+
+        return root @ seen, pull
+
+    return sampler
+
+
+def untied(normals: Normals) -> Sampler:
+    """Wrong: the weights that come back are independent of those that went forward."""
+    forward, backward = dense(normals), dense(normals)
+
+    def sampler(x: Array, site: int, fan_out: int) -> tuple[Array, Pull]:
+        return forward(x, site, fan_out)[0], backward(x, site + BACKWARD, fan_out)[1]
+
+    return sampler
+
+
+def smallest_p(model: Model, backend: Backend, one: str, other: str) -> tuple[float, int]:
+    """The smallest p-value of the two-sample tests of every quantity at every block, and how many there are."""
+    start = Start(exchangeable_root(1.0, 0.5, model.tokens), exchangeable_root(1.0, 0.3, model.tokens))
+    samples = [
+        run(model, backend, name, seed, range(DRAWS), start, through_readout=True)
+        for seed, name in ((1, one), (2, other))
+    ]
+    p = []
+    for quantity in samples[0]:
+        for a, b in zip(samples[0][quantity].T, samples[1][quantity].T, strict=True):
+            if np.ptp(a) > 1e-9:  # an input or a norm fixes the others
+                p.append(stats.ks_2samp(a, b).pvalue)
+    return min(p), len(p)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_weightless_and_dense_agree_in_law(name: str, backend: Backend) -> None:
+    p, tests = smallest_p(NETWORKS[name], backend, "dense", "weightless")
+    assert tests >= 6
+    assert p * tests > LEVEL
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("prenorm relu", unprojected),
+        ("postnorm relu", unprojected),
+        ("postnorm swiglu causal", untied),
+        ("spannorm swiglu", untied),
+    ],
+)
+def test_a_wrong_conditioning_is_found_out(
+    name: str, wrong: Make, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SAMPLERS, "wrong", wrong)
+    p, tests = smallest_p(NETWORKS[name], backend, "dense", "wrong")
+    assert p * tests < LEVEL
+
+
+def there_and_back(make: Make, backend: Backend, seed: int) -> np.ndarray:
+    """Coordinates of x W W^T and its squared length, over draws."""
+    x = backend.xp.asarray(np.random.default_rng(0).standard_normal((1, 3, 6)).repeat(DRAWS, axis=0))
+    y, pull = make(Normals(backend, seed, range(DRAWS)))(x, 64, 5)
+    back = backend.to_host(pull(y)).reshape(DRAWS, -1)
+    return np.column_stack([back, (back**2).sum(axis=1)])
+
+
+@pytest.mark.parametrize(("make", "same"), [(weightless, True), (unprojected, False), (untied, False)])
+def test_one_map_there_and_back(make: Make, same: bool, backend: Backend) -> None:
+    ours, theirs = there_and_back(make, backend, 1), there_and_back(dense, backend, 2)
+    p = min(stats.ks_2samp(a, b).pvalue for a, b in zip(ours.T, theirs.T, strict=True))
+    assert bool(p * ours.shape[1] > LEVEL) is same

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SAMPLERS: dict[str, Callable[[Normals], Sampler]] = {"dense": dense, "weightless": weightless}
 CROSSOVER = 8  # coordinates a token, from which on "auto" takes the weightless sampler
 INPUT_SITE, COTANGENT_SITE = 0, 1  # below CALLS * MATRICES, where the first block's sites begin
-MEMORY = 2**30  # bytes that a batch of draws may take on the host
+MEMORY = 2**28  # bytes that a batch of draws may take on the host: small enough to stay near the caches
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def simulate(
             smallest fan-in, of width and hidden width, is at least 8 times the tokens (the two cost the same between 5
             and 8 on a CPU, see benchmarks/samplers.py), else "dense". The two draw different networks from one seed:
             name the sampler to reproduce a run at another size. `attrs["sampler"]` says which one was used.
-        memory: bytes a batch of draws may take; by default 1 GiB, or half of the free device memory.
+        memory: bytes a batch of draws may take; by default 256 MiB, or half of the free device memory.
         progress: show a progress bar on standard error; by default only on a terminal.
         checkpoint: a file that holds the finished draws. An interrupted run with the same arguments goes on from it.
 

@@ -9,7 +9,8 @@ to each difference: of a token much shorter than its neighbours less is kept tha
 Why these: `benchmarks/factors.py` times the candidates and measures their errors. At 1 - correlation = 1e-12 the
 deviation that plain Cholesky or eigh keep is wrong by 1e-3 to 1, because the Gram matrix holds it squared; here, as
 with QR, by 1e-10. The slow way is rare but for causal masks with collapse, where deviations collapse onto one
-direction in turn: half of all factors of a causal PostNorm of 64 blocks take it, mostly those of cotangents. QR costs 1.2 to 4 times as much on a CPU, most with many tokens, and loops over draws in CuPy.
+direction in turn: half of all factors of a causal PostNorm of 64 blocks take it, mostly those of cotangents.
+QR costs 1.2 to 4 times as much on a CPU, most with many tokens, and loops over draws in CuPy.
 """
 
 from __future__ import annotations

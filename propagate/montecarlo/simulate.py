@@ -77,8 +77,9 @@ def simulate(
         backend: "auto" takes CuPy if a CUDA device answers.
         sampler: "dense" materialises every weight matrix. "weightless" never does, and has the same law at every
             width; its cost grows with tokens^2 width in place of tokens width^2. "auto" takes "weightless" where the
-            smallest fan-in, of width and hidden width, is at least 8 times the tokens (the two cost the same between 5
-            and 8 on a CPU, see benchmarks/samplers.py), else "dense". The two draw different networks from one seed:
+            smallest fan-in, of width and hidden width, is at least 8 times the tokens, else "dense". (On a CPU, with
+            16 and 32 tokens, a block costs the same with both between 2 and 8, and at 8 about half as much or less with
+            "weightless": benchmarks/samplers.py.) The two draw different networks from one seed:
             name the sampler to reproduce a run at another size. `attrs["sampler"]` says which one was used.
         memory: bytes a batch of draws may take; by default 256 MiB, or half of the free device memory.
         progress: show a progress bar on standard error; by default only on a terminal.

@@ -34,17 +34,16 @@ def weightless(normals: Normals) -> Sampler:
 
     def sampler(x: Array, site: int, fan_out: int) -> tuple[Array, Pull]:
         fan_in = x.shape[-1]
+        scale = fan_in**-0.5
         root, rows = factor(xp, x)
         seen = normals(site, (rows.shape[-2], fan_out))
-        seen *= fan_in**-0.5
 
         def pull(g: Array) -> Array:
-            cotangent_root = root_of(xp, g)
-            cotangent_root *= fan_in**-0.5
+            cotangent_root = scale * root_of(xp, g)
             out = cotangent_root @ normals(site + BACKWARD, (cotangent_root.shape[-1], fan_in))
-            out += (g @ seen.swapaxes(-1, -2) - out @ rows.swapaxes(-1, -2)) @ rows
+            out += (scale * (g @ seen.swapaxes(-1, -2)) - out @ rows.swapaxes(-1, -2)) @ rows
             return out
 
-        return root @ seen, pull
+        return (scale * root) @ seen, pull
 
     return sampler

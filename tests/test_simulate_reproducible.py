@@ -11,6 +11,7 @@ import propagate as pg
 from propagate.montecarlo import simulate as module
 
 BACKENDS = ["numpy", pytest.param("cupy", marks=pytest.mark.gpu)]
+SAMPLERS = ("dense", "weightless")
 MODEL = pg.Model("spannorm", depth=2, width=16, tokens=4, heads=2)
 
 
@@ -21,20 +22,23 @@ def same(left: xr.Dataset, right: xr.Dataset) -> bool:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_one_seed_one_result(backend: str) -> None:
-    first = pg.simulate(MODEL, draws=5, seed=3, backend=backend)
-    assert same(first, pg.simulate(MODEL, draws=5, seed=3, backend=backend))
-    assert not same(first, pg.simulate(MODEL, draws=5, seed=4, backend=backend))
-    assert not same(first, pg.simulate(MODEL, draws=6, seed=3, backend=backend))
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_one_seed_one_result(sampler: str, backend: str) -> None:
+    where = {"backend": backend, "sampler": sampler}
+    first = pg.simulate(MODEL, draws=5, seed=3, **where)
+    assert same(first, pg.simulate(MODEL, draws=5, seed=3, **where))
+    assert not same(first, pg.simulate(MODEL, draws=5, seed=4, **where))
+    assert not same(first, pg.simulate(MODEL, draws=6, seed=3, **where))
 
 
 @pytest.mark.parametrize("width", [16, 96])
 @pytest.mark.parametrize("activation", ["relu", "swiglu"])
-def test_batches_leave_no_trace(activation: str, width: int) -> None:
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_batches_leave_no_trace(sampler: str, activation: str, width: int) -> None:
     model = pg.Model("spannorm", depth=3, width=width, tokens=8, heads=2, activation=activation)
-    together = pg.simulate(model, draws=7, backend="numpy")
+    together = pg.simulate(model, draws=7, backend="numpy", sampler=sampler)
     for memory in (1, 3 * 2**20):
-        assert same(together, pg.simulate(model, draws=7, backend="numpy", memory=memory))
+        assert same(together, pg.simulate(model, draws=7, backend="numpy", sampler=sampler, memory=memory))
 
 
 def test_memory_bounds_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,11 +55,11 @@ def watched(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> list
     sizes: list[int] = []
     run = module.run
 
-    def watching(model, backend, seed, draws, start, **options):
-        sizes.append(len(draws))
+    def watching(*arguments, **options):
+        sizes.append(next(len(a) for a in arguments if isinstance(a, range)))
         if len(sizes) == fail_at:
             raise KeyboardInterrupt
-        return run(model, backend, seed, draws, start, **options)
+        return run(*arguments, **options)
 
     monkeypatch.setattr(module, "run", watching)
     return sizes
@@ -161,10 +165,10 @@ def test_a_checkpoint_that_cannot_be_written_is_refused_before_any_work(
 
 def test_means_and_standard_errors_are_over_draws() -> None:
     """Against the draws one by one: a draw's number is its identity."""
-    whole = pg.simulate(MODEL, draws=6, seed=2, backend="numpy")
+    whole = pg.simulate(MODEL, draws=6, seed=2, backend="numpy", sampler="dense")
     host = module.choose_backend("numpy")
     start = module._start(MODEL, 1.0, 0.0, 1.0, 0.0, None, None)
-    single = [module.run(MODEL, host, 2, range(k, k + 1), start, through_readout=False) for k in range(6)]
+    single = [module.run(MODEL, host, "dense", 2, range(k, k + 1), start, through_readout=False) for k in range(6)]
     for name in ("variance", "deviation", "grad_variance", "grad_covariance"):
         values = np.concatenate([draw[name] for draw in single])
         assert np.allclose(whole[name], values.mean(axis=0), rtol=1e-12)

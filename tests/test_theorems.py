@@ -12,7 +12,7 @@ from scipy.special import expit, ndtr
 import propagate as pg
 
 PLACEMENTS = ("prenorm", "postnorm", "spannorm", "periln", "deepnorm", "layernormscaling")
-EXAMPLES = settings(max_examples=40, deadline=None)
+EXAMPLES = settings(max_examples=40, deadline=None, derandomize=True)
 GAIN = st.floats(0.1, 1.5)
 TOKENS = st.sampled_from([2, 7, 32])
 

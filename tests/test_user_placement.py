@@ -34,12 +34,19 @@ def test_it_is_found_by_name_and_by_instance() -> None:
 
 
 def test_theory_and_simulation_agree() -> None:
-    start = {"covariance": 0.3, "grad_covariance": 0.2, "through_readout": True}
+    start = {"covariance": 0.3, "grad_covariance": 0.2}
     measured = pg.simulate(MODEL, draws=200, seed=5, backend="numpy", **start)
     judged = pg.compare(pg.predict(MODEL, **start), measured)
     assert judged.attrs["agrees"] == 1
     other = pg.Model(ScaledSandwich(skip=1.2), depth=4, width=64, tokens=6, heads=2)
     assert pg.compare(pg.predict(other, **start), measured).attrs["agrees"] == 0
+
+
+def test_they_agree_through_its_readout() -> None:
+    """The readout's norm takes one of `width` directions from the cotangent, of a stream whose variance is exact."""
+    seen = pg.simulate(MODEL, draws=100, seed=5, backend="numpy", through_readout=True)
+    judged = pg.compare(pg.predict(MODEL, through_readout=True), seen)
+    assert judged.attrs["agrees"] == 1, judged.worst_z.to_series().to_dict()
 
 
 def test_its_recursion_is_a_step_of_predict() -> None:

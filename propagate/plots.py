@@ -25,12 +25,12 @@ COLOURS = {
     "layernormscaling": "#56B4E9",
 }
 OTHER = "#000000"
-SCALED = {"linestyle": (0, (4, 2)), "marker": "s", "filled": False}
-UNSCALED = {"linestyle": "-", "marker": "o", "filled": True}
+SCALED: dict[str, Any] = {"linestyle": (0, (4, 2)), "marker": "s", "filled": False}
+UNSCALED: dict[str, Any] = {"linestyle": "-", "marker": "o", "filled": True}
 CONFIDENCE = 1.96  # standard errors: 95 % of a normal distribution
 COLUMN, PAGE = 3.3, 7.0  # widths in inches
 BLOCK_AXIS = "block (0: the embedding)"
-_STYLE = {
+_STYLE: Any = {
     "font.size": 8,
     "axes.titlesize": 8.5,
     "axes.labelsize": 8,
@@ -48,7 +48,6 @@ _STYLE = {
     "grid.linewidth": 0.4,
     "grid.color": "0.9",
     "axes.axisbelow": True,
-    "figure.constrained_layout.use": True,
     "svg.hashsalt": "propagate",
 }
 
@@ -73,7 +72,7 @@ def panels(rows: int, columns: int, *, width: float = PAGE, height: float = 2.8,
         >>> axes.shape
         (1, 2)
     """
-    figure = Figure(figsize=(width, height))
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
@@ -91,7 +90,7 @@ def colour(placement: str) -> str:
 def theory_line(
     axes: Any, x: Any, y: Any, *, placement: str, scaled: bool = False, allowance: Any = None, **options: Any
 ) -> Any:
-    """A line, and around it the band that a network of finite width is allowed, `y exp(-allowance) ... y exp(+allowance)`.
+    """A line, and around it the band allowed to a network of finite width, `y exp(-allowance) ... y exp(allowance)`.
 
     Example:
         >>> _, axes = panels(1, 1)
@@ -140,7 +139,7 @@ def simulation_points(
     )
 
 
-def key(placements: tuple[str, ...] = (), scalings: bool = True, band: bool = True, **entries: Any) -> list[Any]:
+def key(placements: tuple[str, ...] = (), *, scalings: bool = True, band: bool = True, prefix: str = "") -> list[Any]:
     """Handles for a legend that says what colour, line and marker mean.
 
     Example:
@@ -153,11 +152,43 @@ def key(placements: tuple[str, ...] = (), scalings: bool = True, band: bool = Tr
     if scalings:
         for label, kind in (("no scaling", UNSCALED), ("ScaleInit(0.5)", SCALED)):
             face = "0.3" if kind["filled"] else "white"
-            look = {"marker": kind["marker"], "markersize": 3.4, "markerfacecolor": face, "markeredgecolor": "0.3"}
-            handles.append(Line2D([], [], color="0.3", linestyle=kind["linestyle"], label=label, **look))
+            look: dict[str, Any] = {
+                "marker": kind["marker"],
+                "markersize": 3.4,
+                "markerfacecolor": face,
+                "markeredgecolor": "0.3",
+            }
+            handles.append(Line2D([], [], color="0.3", linestyle=kind["linestyle"], label=prefix + label, **look))
     if band:
         handles.append(Patch(color="0.4", alpha=0.25, linewidth=0, label="finite-width allowance"))
     return handles
+
+
+def entry(label: str, **look: Any) -> Line2D:
+    """A handle for one more line of a legend.
+
+    Example:
+        >>> entry("1 / tokens", linestyle=":").get_linestyle()
+        ':'
+    """
+    shown: dict[str, Any] = {"color": "0.3", "linewidth": 1.0, "label": label} | look
+    return Line2D([], [], **shown)
+
+
+def legend(figure: Figure, handles: list[Any], columns: int = 6) -> Any:
+    """One legend for all panels, in rows beneath them, so that it hides nothing.
+
+    Example:
+        >>> legend(panels(1, 1)[0], [entry("theory")]).get_texts()[0].get_text()
+        'theory'
+    """
+    return figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(columns, len(handles)),
+        columnspacing=1.2,
+        handlelength=2.2,
+    )
 
 
 def render(figure: Figure, kind: str) -> bytes:

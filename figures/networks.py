@@ -1,0 +1,207 @@
+"""The networks that the figures show, each simulated once however many figures show it, and their theory beside them.
+
+A `Run` is one network with its start, draws and seed. `records` gathers runs into one table over (network, block):
+`theory_<name>`, `<name>_allowance`, and the simulation's `<name>`, `<name>_se`, `log_<name>`, `log_<name>_se`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+import propagate as pg
+from propagate.figures import workers
+
+TEXT = Path(__file__).parent / "measured" / "text_embedding.json"
+DEPTH, WIDTH, TOKENS, HEADS, LOGIT_STD = 128, 160, 16, 4, 1.0
+START = "0.3"  # covariance of the synthetic start that forward_variance, gradient_variance and skip_path share
+DRAWS, SEED = 20, 0  # draws of the unscaled PostNorm and SpanNorm, which vary most; see `share`
+PLACEMENTS = ("PreNorm", "PostNorm", "SpanNorm")
+STARTS = ("0.3", "0", "text")
+SCALINGS: dict[str, pg.ScaleInit | None] = {"none": None, "ScaleInit": pg.ScaleInit(0.5)}
+LOGGED = ("variance", "deviation", "grad_variance", "grad_deviation")
+
+
+class PostNormSum(pg.Placement):
+    """PostNorm, cut before its last norm: the same network, its stream at a block the sum that norm then divides."""
+
+    def block(self, x: Any, block: Any) -> Any:
+        x = x if block.first else block.norm(x)
+        y = block.norm(x + block.attention(x))
+        return y + block.ffn(y)
+
+
+class SpanNormSum(pg.Placement):
+    """SpanNorm, cut before its last norm: the same network, its stream at a block the sum that norm then divides."""
+
+    def block(self, x: Any, block: Any) -> Any:
+        x = x if block.first else block.norm(x)
+        y = block.norm(x + block.attention(block.norm(x) if block.first else x))
+        return x + block.ffn(y)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One network, its start and how it is simulated.
+
+    Attributes:
+        placement, scaling: labels; `model` is what is run.
+        start: "0" or "0.3", the covariance of tokens of variance 1, or "text", the measured Gram matrix.
+    """
+
+    placement: str
+    scaling: str
+    start: str
+    model: pg.Model
+    draws: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.placement}, {self.scaling}, start {self.start}, depth {self.model.depth}"
+
+    def moments(self) -> dict[str, float]:
+        """Variance and covariance of the start."""
+        if self.start != "text":
+            return {"variance": 1.0, "covariance": float(self.start)}
+        gram = text_gram()
+        return {
+            "variance": float(gram.diagonal().mean()),
+            "covariance": float(gram[~np.eye(len(gram), dtype=bool)].mean()),
+        }
+
+
+def text() -> dict[str, Any]:
+    """The stored measurement of English text in a trained embedding; `measure_text.py` made it."""
+    return dict(json.loads(TEXT.read_text(encoding="utf-8")))
+
+
+def text_gram() -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Token second moments of the median window, rescaled to mean variance 1."""
+    gram = np.array(text()["median_window"]["gram"])
+    return np.asarray(gram / gram.diagonal().mean())
+
+
+def unequal() -> float:
+    """Relative change of the text's 1 - correlation if each token is normed first: what equal tokens would make 0."""
+    gram, pairs = text_gram(), ~np.eye(len(text_gram()), dtype=bool)
+    size = np.sqrt(gram.diagonal())
+    return round(float(abs(np.log((1 - (gram / np.outer(size, size))[pairs].mean()) / (1 - gram[pairs].mean())))), 6)
+
+
+def network(placement: str, scaling: str, depth: int, tokens: int = TOKENS) -> pg.Model:
+    """A network of the size that every figure uses."""
+    equations = {"PostNormSum": PostNormSum(), "SpanNormSum": SpanNormSum()}.get(placement, placement)
+    size: dict[str, Any] = {"depth": depth, "width": WIDTH, "tokens": tokens, "heads": HEADS}
+    return pg.Model(equations, scaling=SCALINGS[scaling], activation="relu", logit_std=LOGIT_STD, **size)
+
+
+def grid(start: str, draws: int, seed: int, depth: int = DEPTH, placements: Sequence[str] = PLACEMENTS) -> list[Run]:
+    """Every placement with and without ScaleInit. Each network has its own seed, the same in every figure."""
+    tokens = len(text_gram()) if start == "text" else TOKENS
+    runs = []
+    for placement in placements:
+        for offset, scaling in enumerate(SCALINGS):
+            row = 2 * PLACEMENTS.index(placement.removesuffix("Sum")) + offset
+            own = 1_000_000 * seed + 1000 * depth + 10 * row + STARTS.index(start)
+            model = network(placement, scaling, depth, tokens)
+            runs.append(Run(placement, scaling, start, model, share(draws, placement, scaling, start), own))
+    return runs
+
+
+def share(draws: int, placement: str, scaling: str, start: str) -> int:
+    """How many draws a network gets: the gradients of unscaled PostNorm and SpanNorm vary most, and get the most."""
+    if start != START or placement.endswith("Sum"):
+        return max(2, 3 * draws // 10)
+    return draws if placement != "PreNorm" and scaling == "none" else max(2, draws // 3)
+
+
+def counts(draws: int) -> dict[str, int]:
+    """The three numbers of draws, for a caption."""
+    return {"draws": draws, "light": max(2, draws // 3), "few": max(2, 3 * draws // 10)}
+
+
+def simulate(run: Run) -> xr.Dataset:
+    """The simulation of a run, in the process that calls it."""
+    if run.start == "text":
+        return pg.simulate(run.model, draws=run.draws, seed=run.seed, gram=text_gram(), backend="numpy", progress=False)
+    return pg.simulate(run.model, draws=run.draws, seed=run.seed, **run.moments(), backend="numpy", progress=False)
+
+
+_DONE: dict[Run, Future[xr.Dataset]] = {}
+_LOCK = Lock()
+
+
+def measure(runs: Sequence[Run], executor: Executor | None = None) -> list[xr.Dataset]:
+    """Simulations of runs, in parallel; a run that this process has seen before is not simulated again."""
+    with workers(executor) as pool:
+        futures = []
+        with _LOCK:
+            for run in runs:
+                known = _DONE.get(run)
+                if known is None or known.cancelled() or (known.done() and known.exception() is not None):
+                    _DONE[run] = pool.submit(simulate, run)
+                futures.append(_DONE[run])
+        return [future.result() for future in futures]
+
+
+@cache
+def predict(run: Run) -> xr.Dataset:
+    """The theory of a run. For text, it knows the mean variance and the mean covariance only."""
+    return pg.predict(run.model, **run.moments())
+
+
+def records(runs: Sequence[Run], names: Sequence[str], executor: Executor | None = None) -> xr.Dataset:
+    """Theory and simulation of the named quantities, over (network, block)."""
+    tables = [
+        columns(predict(run), measured, names) for run, measured in zip(runs, measure(runs, executor), strict=True)
+    ]
+    return labelled(xr.concat(tables, "network"), runs)
+
+
+def columns(theory: xr.Dataset, measured: xr.Dataset, names: Sequence[str], simulated: bool = True) -> xr.Dataset:
+    """One network's columns, rounded to what two machines agree on; NaN for a simulation that there is not."""
+    found = {}
+    for name in names:
+        found |= {f"theory_{name}": theory[name], f"{name}_allowance": theory[f"{name}_allowance"]}
+        for key in (name, f"{name}_se", *((f"log_{name}", f"log_{name}_se") if name in LOGGED else ())):
+            found[key] = measured[key] if simulated else theory[name] * np.nan
+    blocks = {"block": np.arange(theory.sizes["block"])}
+    return xr.Dataset({key: ("block", digits(value.to_numpy())) for key, value in found.items()}, blocks)
+
+
+def labelled(data: xr.Dataset, runs: Sequence[Run]) -> xr.Dataset:
+    """With what each network is, and what all of them share in `attrs` (a caption's fields)."""
+    for key in ("placement", "scaling", "start"):
+        data[key] = "network", [getattr(run, key) for run in runs]
+    data["draws"], data["seed"] = ("network", [run.draws for run in runs]), ("network", [run.seed for run in runs])
+    data["tokens"] = "network", [run.model.tokens for run in runs]
+    shared = {"width": WIDTH, "heads": HEADS, "logit_std": LOGIT_STD, "activation": "relu", "norm": "rms"}
+    return data.assign_attrs(shared, ffn_ratio=runs[0].model.ffn_ratio, propagate=pg.__version__)
+
+
+def tables(data: xr.Dataset, network: int) -> tuple[xr.Dataset, xr.Dataset]:
+    """Prediction and measurement of one network, as `propagate.compare` wants them."""
+    one = data.isel(network=network)
+    if "depth" in one.dims:
+        one = one.drop_vars("block", errors="ignore").rename(depth="block")
+    names = [str(key).removeprefix("theory_") for key in one if f"{key}".startswith("theory_") and key[7:] in one]
+    prediction = {n: one[f"theory_{n}"] for n in names} | {f"{n}_allowance": one[f"{n}_allowance"] for n in names}
+    wanted = [key for n in names for key in (n, f"{n}_se", f"log_{n}", f"log_{n}_se") if key in one]
+    return xr.Dataset(prediction), one[wanted].assign_attrs(draws=int(one.draws))
+
+
+def digits(values: Any, keep: int = 9) -> Any:
+    """`keep` significant digits: far outside the rounding of one machine or another."""
+    return np.array([float(f"{value:.{keep - 1}e}") for value in np.asarray(values, dtype=float).ravel()]).reshape(
+        np.shape(values)
+    )

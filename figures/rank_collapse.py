@@ -1,0 +1,110 @@
+"""1 - correlation against block: how alike the tokens become, from two synthetic starts and from English text."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from figures.networks import DEPTH, DRAWS, PLACEMENTS, SEED, counts, grid, records, text, unequal
+from propagate import plots
+
+FLOOR = 1e-20  # below it, 64-bit arithmetic loses the digits that two machines would agree on
+TITLES = {
+    "0": "start: correlation 0",
+    "0.3": "start: correlation 0.3",
+    "text": "start: English text ({:.3f})",
+}
+
+CAPTION = """\
+**Rank collapse.** 1 - correlation of two tokens (their mean squared difference over twice the variance) against
+block, in a network of 128 blocks at random initialisation; at 0 all tokens have become the same vector. The lower
+panels enlarge the top of the upper ones.
+
+Three starts. Two synthetic: 16 tokens of variance 1 and covariance 0 or 0.3. One real: {text_tokens} consecutive
+tokens of English text ({text_name}; the window of median correlation among {text_windows}) in the input embedding of
+a trained Transformer ({text_model}), after its LayerNorm. Their measured Gram matrix, rescaled to mean variance 1, is
+the exact Gram matrix of the simulation's input. The numbers are those stored in `measured/text_embedding.json`,
+whether or not the model itself is at hand; `make measure-text` measures them afresh. Of that matrix the theory knows
+the mean variance and the mean covariance ({text_correlation:.3f}) alone. It takes tokens to be exchangeable, which
+those of a text are not: their variances differ, so the first norm alone changes their 1 - correlation by
+{text_unequal:.1f} %, which PostNorm and SpanNorm do show. That much is added to the theory's allowance for this
+start.
+
+Lines: theory in the limit of infinite width; the shaded band is its stated allowance for the finite width of the
+simulation. Points: simulation, geometric mean over independent networks (correlation 0.3: {draws} of unscaled
+PostNorm and SpanNorm each, {light} of the others; other starts: {few} of each), bars ±1.96 standard errors of the
+mean logarithm (of deviation and variance, in quadrature). Nothing is shown below 1e-20, where the rounding of 64-bit
+numbers begins to count. ScaleInit(0.5) multiplies the output matrices of attention and FFN by depth^(-1/2); the
+SpanNorm paper's own formula is not known to us.
+
+Bears on claims C3 and C4. C3 (structure alone allows networks twice as deep as PostNorm) holds in this sense: 1 -
+correlation falls to 1/2 a block in unscaled PostNorm and to about 3/4 in unscaled SpanNorm, which so takes 2.4 times
+as many blocks to the same collapse. C4 (SpanNorm alleviates PreNorm's representation collapse) does not hold at
+initialisation without scaling: unscaled PreNorm falls as a power of the depth, unscaled SpanNorm exponentially. With
+ScaleInit no placement collapses (128 blocks take it from 0.7 to 0.55 in SpanNorm, 0.46 in PreNorm, 0.33 in PostNorm).
+We have not seen the paper's figures; its Fig. 6 is said to show heat maps of similarity between layers, which is
+another quantity.
+
+Width {width}, {heads} heads, ReLU FFN of ratio {ffn_ratio:g}, RMSNorm, logit standard deviation {logit_std:g}, 16
+tokens (text: {text_tokens}). Seed {first_seed}; each network has its own (`seed` in the data). The networks of start
+0.3 are those of forward_variance.
+"""
+
+
+def data(draws: int = DRAWS, seed: int = SEED, executor: Executor | None = None, depth: int = DEPTH) -> xr.Dataset:
+    """Six networks for each of three starts; those that start from correlation 0.3 are those of forward_variance."""
+    runs = [run for start in TITLES for run in grid(start, draws, seed, depth)]
+    found = records(runs, ["variance", "deviation"], executor)
+    found["deviation_allowance"] = found.deviation_allowance + xr.where(found.start == "text", unequal(), 0.0)
+    hidden = found.theory_deviation < FLOOR * found.theory_variance
+    for name in found:
+        if str(name).removeprefix("log_").removesuffix("_se") == "deviation":
+            found[name] = found[name].where(~hidden)
+    stored = text()
+    return found.assign_attrs(
+        counts(draws),
+        first_seed=seed,
+        text_name=stored["text"]["name"],
+        text_model=stored["model"]["name"],
+        text_tokens=stored["tokens_per_window"],
+        text_windows=stored["windows"],
+        text_correlation=stored["median_window"]["correlation"],
+        text_unequal=100 * unequal(),
+    )
+
+
+def draw(data: xr.Dataset) -> Any:
+    """A column for each start; the upper panels hold everything, the lower ones enlarge what does not collapse."""
+    with plots.style():
+        figure, axes = plots.panels(2, 3, height=4.6, sharey="row", sharex=True, height_ratios=[1.35, 1])
+        for index in range(data.sizes["network"]):
+            one = data.isel(network=index)
+            name, scaled = str(one.placement.item()), str(one.scaling.item()) != "none"
+            flat = name == "PreNorm" or scaled
+            look: dict[str, Any] = {"placement": name, "scaled": scaled}
+            shift = 4 * PLACEMENTS.index(name) if scaled else 8
+            points = one.isel(block=slice(shift, None, 16 if flat else 8))
+            for axis in axes[:, list(TITLES).index(str(one.start.item()))]:
+                shown = one.theory_deviation / one.theory_variance
+                plots.theory_line(axis, one.block, shown, allowance=one.deviation_allowance, **look)
+                plots.simulation_points(
+                    axis,
+                    points.block,
+                    points.log_deviation - points.log_variance,
+                    np.hypot(points.log_deviation_se, points.log_variance_se),
+                    logarithmic=True,
+                    **look,
+                )
+        for (upper, lower), (start, title) in zip(axes.T, TITLES.items(), strict=True):
+            upper.set(yscale="log", title=title.format(data.attrs["text_correlation"]), ylim=(FLOOR, 5))
+            lower.set(yscale="log", xlabel=plots.BLOCK_AXIS, xlim=(-3, data.sizes["block"] + 2), ylim=(0.025, 1.3))
+            if start == "text":
+                note = "32 embedded tokens,\nmeasured, as stored"
+                upper.text(0.98, 0.74, note, transform=upper.transAxes, ha="right", fontsize=7)
+        axes[0, 0].set_ylabel("1 - correlation, geometric mean")
+        axes[1, 0].set_ylabel("the same, enlarged")
+        plots.legend(figure, plots.key(PLACEMENTS))
+    return figure

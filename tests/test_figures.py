@@ -1,0 +1,156 @@
+"""The figures in the checkout: remade byte by byte, and the committed ones still agree with the theory."""
+
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import propagate as pg
+from propagate import figures
+
+NAMES = ("forward_variance", "gradient_variance", "rank_collapse", "skip_path")
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[Executor]:
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+def stored(name: str) -> xr.Dataset:
+    with xr.open_dataset(figures.ROOT / "figures" / f"{name}.nc", engine="scipy") as data:
+        return data.load()
+
+
+def networks() -> Any:
+    figures.load("skip_path")  # puts the checkout on the path
+    import figures.networks as module
+
+    return module
+
+
+def predicted(name: str, data: xr.Dataset, network: int) -> xr.Dataset:
+    """Theory of a stored network, worked out again."""
+    module, one = networks(), data.isel(network=network)
+    placement, scaling, start = (str(one[key].item()) for key in ("placement", "scaling", "start"))
+    depths = one.depth.values.tolist() if name == "skip_path" else [one.sizes["block"] - 1]
+    tables = []
+    for depth in depths:
+        (run,) = (
+            run
+            for run in module.grid(start, int(one.draws), int(data.attrs["first_seed"]), depth, (placement,))
+            if run.scaling == scaling
+        )
+        assert run.seed == int(one.seed.sel(depth=depth) if name == "skip_path" else one.seed)
+        tables.append(module.predict(run))
+    if name == "skip_path":
+        return xr.concat([table.isel(block=0) for table in tables], "block")
+    return tables[0]
+
+
+def test_the_figures_that_are_promised_exist() -> None:
+    assert figures.names() == list(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["rank_colapse"], "got 'rank_colapse'; did you mean rank_collapse"),
+        (["zzz"], "figure must be one of forward_variance, gradient_variance, rank_collapse, skip_path, got 'zzz'"),
+        (["skip_path", "nonesuch"], "got 'nonesuch'"),
+    ],
+)
+def test_an_unknown_name_is_refused_before_any_work(
+    asked: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        pytest.fail("work began")
+
+    monkeypatch.setattr(figures, "load", never)
+    with pytest.raises(pg.ModelError, match=message):
+        figures.regenerate(asked)
+
+
+@pytest.mark.parametrize(("field", "value"), [("draws", 1), ("draws", 2.5), ("seed", -1), ("seed", True)])
+def test_bad_settings_are_refused(field: str, value: Any) -> None:
+    with pytest.raises(pg.ModelError, match=f"{field} must be a whole number of at least"):
+        figures.regenerate(["skip_path"], **{field: value})
+
+
+def test_without_a_checkout_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    with pytest.raises(pg.ModelError, match="must be run from a checkout"):
+        figures.names()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_seed_gives_the_same_bytes(name: str, here: Executor) -> None:
+    """Data and pictures, simulated twice; another seed gives other data."""
+    from propagate.plots import render
+
+    script, module, found = figures.load(name), networks(), []
+    for seed in (0, 0, 1):
+        module._DONE.clear()
+        data = script.data(draws=2, seed=seed, executor=here, depth=3)
+        pictures = [render(script.draw(data), kind) for kind in ("svg", "png") if seed == 0]
+        found.append([bytes(data.to_netcdf(engine="scipy")), script.CAPTION.format(**data.attrs), *pictures])
+    assert found[0] == found[1]
+    assert found[0][0] != found[2][0]
+    assert found[0][1] != found[2][1]
+
+
+def test_files_are_replaced_whole_and_nothing_else_is_left(
+    here: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = figures.load("forward_variance")
+    short = script.data(draws=2, executor=here, depth=3)
+    monkeypatch.setattr(script, "data", lambda **_: short)
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "forward_variance.py").write_text("\ndef draw(data):\n")
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    written = figures.regenerate(["forward_variance"], executor=here, progress=False)
+    assert sorted(path.suffix for path in written) == [".md", ".nc", ".png", ".svg"]
+    assert sorted((tmp_path / "figures").iterdir()) == sorted([*written, tmp_path / "figures" / "forward_variance.py"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_stored_data_can_be_drawn(name: str) -> None:
+    data, script = stored(name), figures.load(name)
+    figure = script.draw(data)
+    assert all(axes.lines and axes.containers for axes in figure.axes)
+    assert figure.axes[0].get_ylabel()
+    assert figure.axes[-1].get_xlabel()
+    caption = (figures.ROOT / "figures" / f"{name}.md").read_text(encoding="utf-8")
+    assert caption.endswith(script.CAPTION.strip().format(**data.attrs) + "\n")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stored_theory_is_todays_and_agrees_with_the_stored_simulation(name: str) -> None:
+    data, module = stored(name), networks()
+    for network in range(data.sizes["network"]):
+        prediction, measurement = module.tables(data, network)
+        now = predicted(name, data, network)
+        for key in prediction:
+            if str(key).endswith("_allowance") and name in ("forward_variance", "rank_collapse"):
+                continue  # those two state an allowance of their own
+            np.testing.assert_allclose(prediction[key], now[key], rtol=1e-7, err_msg=f"{name} {network} {key}")
+        judged = pg.compare(prediction, measurement)
+        one = data.isel(network=network)
+        label = f"{name}: {one.placement.item()}, {one.scaling.item()}, start {one.start.item()}"
+        assert judged.attrs["agrees"], f"{label}: largest |z| {judged.worst_z.values}"
+        assert int(np.isfinite(judged.z).sum()) >= 5, label
+
+
+def test_a_wrong_theory_would_be_found_out() -> None:
+    """Negative control: each stored simulation, judged by the theory of the next placement."""
+    data, module = stored("gradient_variance"), networks()
+    count, rejected = data.sizes["network"], 0
+    for network in range(count):
+        _, measurement = module.tables(data, network)
+        wrong, _ = module.tables(data, (network + 2) % count)
+        rejected += not pg.compare(wrong, measurement).attrs["agrees"]
+    assert rejected >= count - 1  # unscaled PostNorm and SpanNorm share their floor, and allow for much

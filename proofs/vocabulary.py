@@ -312,7 +312,7 @@ class Proposition:
     derivation: Callable[[], tuple[Step, ...]]
     axioms: tuple[Axiom, ...] = ()
     remark: str = ""
-    confronted: str = "tests/test_proofs_against_simulation.py"
+    confronted: str = ""
 
 
 @dataclass(frozen=True)

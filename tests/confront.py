@@ -23,7 +23,7 @@ from propagate.theory.finite_width import allowances
 Floats = NDArray[np.float64]
 HOST = choose_backend("numpy")
 WIDTHS = (64, 128, 256)
-DRAWS = {64: 240, 128: 120, 256: 60}
+DRAWS = {64: 200, 128: 100, 256: 60}
 TOKENS = 4
 
 

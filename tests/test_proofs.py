@@ -99,3 +99,9 @@ def test_the_swiglu_ratio_quoted_in_the_remark() -> None:
     kernel = gaussian.univariate(lambda u: gaussian.silu(u) ** 2, mpmath.mpf(1))
     slope = gaussian.univariate(lambda u: gaussian.silu_derivative(u) ** 2, mpmath.mpf(1))
     assert round(float(1 + slope / kernel), 4) == 2.0666
+
+
+@pytest.mark.parametrize("proposition", PROPOSITIONS, ids=NAMES)
+def test_the_test_that_confronts_it_with_simulation_exists(proposition: Proposition) -> None:
+    file, _, function = proposition.confronted.partition("::")
+    assert f"def {function}(" in (runner.RENDERED.parents[1] / file).read_text(encoding="utf-8")

@@ -1,7 +1,7 @@
 """Propositions 1-6 against random layers: each formula, evaluated as it was proved, is judged by `compare`.
 
-Rows of a table are widths, or the two ends of one block (see the file on depth for networks). Every test also hands a wrong formula to the same
-check, which must reject it.
+Rows of a table are widths, or the two ends of one block (see the file on depth for networks). Every test also hands a
+wrong formula to the same check, which must reject it.
 """
 
 from __future__ import annotations

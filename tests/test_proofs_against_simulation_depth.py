@@ -6,7 +6,6 @@ O(depth/width). Every test also hands a wrong formula to the same check, which m
 
 from __future__ import annotations
 
-import dataclasses
 from functools import cache
 
 import confront
@@ -15,10 +14,10 @@ import numpy as np
 import pytest
 import sympy as sp
 import xarray as xr
-from confront import TOKENS, WIDTHS, Floats, agrees, arithmetic, formula, network, said, seen
+from confront import TOKENS, Floats, agrees, arithmetic, formula, network, said, seen
 
 import propagate as pg
-from proofs import gaussian
+from proofs import blocks, gaussian, maps, notation
 from proofs.propositions import (
     p07_prenorm,
     p08_postnorm,
@@ -29,11 +28,12 @@ from proofs.propositions import (
     p10c_causal,
     p11_swiglu,
 )
+from proofs.vocabulary import step_of
 
 IDENTICAL = {"covariance": 1.0, "grad_covariance": 1.0}
 HALF = pg.ScaleInit(0.5)
 DEPTH = 6
-widths = pytest.mark.parametrize("width", WIDTHS)
+widths = pytest.mark.parametrize("width", [64, 128, pytest.param(256, marks=pytest.mark.slow)])
 
 
 @cache
@@ -59,12 +59,12 @@ def deviation(share: Floats) -> Floats:
 def test_prenorm(width: int) -> None:
     """Proposition 7, identical tokens: variance q_0 + ls exactly; the gradient's product of b over q_0 + sl, SwiGLU."""
     table = network("prenorm", DEPTH, width, 20, IDENTICAL, activation="swiglu")
-    p, blocks = p07_prenorm.PROPOSITION, np.arange(DEPTH + 1)
+    p, steps = p07_prenorm.PROPOSITION, np.arange(DEPTH + 1)
     growth, product = formula(p, "growth", "closed_form"), formula(p, "product", "closed_form")
-    variance = np.array([growth(q_0=1.0, s=2.0, l=n) for n in blocks])
+    variance = np.array([growth(q_0=1.0, s=2.0, l=n) for n in steps])
     assert agrees(said(variance=variance), arithmetic(table))
-    assert not agrees(said(variance=variance + 0.25 * blocks), arithmetic(table))
-    gains = {b: np.array([product(q_0=1.0, s=2.0, b=b, l=n) for n in blocks]) for b in (2.0, 1 + swiglu_ratio())}
+    assert not agrees(said(variance=variance + 0.25 * steps), arithmetic(table))
+    gains = {b: np.array([product(q_0=1.0, s=2.0, b=b, l=n) for n in steps]) for b in (2.0, 1 + swiglu_ratio())}
     skip = np.ones(DEPTH)
     right, wrong = (
         said(width, skip, variance=variance, grad_variance=g[-1] / g) for g in (gains[1 + swiglu_ratio()], gains[2.0])
@@ -74,13 +74,27 @@ def test_prenorm(width: int) -> None:
 
 
 @widths
-def test_prenorm_collapse_exponent(width: int) -> None:
-    """Proposition 7, linear FFN: one block's variance, bracketed and started exactly; deviations by the FFN's gain."""
-    table = network("prenorm", 1, width, 21, {"covariance": 0.4, "grad_covariance": 0.0}, activation="linear")
+def test_prenorm_modes(width: int) -> None:
+    """Proposition 7, linear FFN, any tokens: variance and deviation by the block that was proved, composed with depth."""
+    depth = 12
+    stream = maps.Moments(notation.q, notation.c * notation.q)
+    one = sp.Integer(1)
+    heard = maps.normed(stream + maps.uniform_attention(maps.normed(stream), one, one * TOKENS)).covariance
+    out = blocks.prenorm(stream, one, one * TOKENS, one, heard)
+    step = sp.lambdify([notation.q, notation.c], [out.variance, out.variance - out.covariance])
     block = formula(p07_prenorm.PROPOSITION, "block")
-    variance = block(q=1.0, c=0.4, sigma=1.0, s_f=1.0, T=TOKENS)
-    assert agrees(said(variance=[1.0, variance]), arithmetic(table))
-    assert not agrees(said(variance=[1.0, 3.0]), arithmetic(table))  # identical tokens' growth
+    variance, rest = [1.0], [0.6]
+    for _ in range(depth):
+        before, c = variance[-1], 1 - rest[-1] / variance[-1]
+        after, apart = step(before, c)
+        assert np.isclose(after, block(q=before, c=c, sigma=1.0, s_f=1.0, T=TOKENS))
+        variance.append(float(after))
+        rest.append(float(apart))
+    table = network("prenorm", depth, width, 21, {"covariance": 0.4}, activation="linear")
+    claim = said(width, np.ones(depth), variance=variance, deviation=rest)
+    assert agrees(claim, table)
+    assert not agrees(claim.assign(deviation=("block", 0.6 * np.array(variance))), table)  # no collapse
+    assert not agrees(claim.assign(variance=("block", 1.0 + 2 * np.arange(depth + 1))), table)  # identical tokens'
 
 
 @widths
@@ -88,17 +102,17 @@ def test_postnorm(width: int) -> None:
     """Proposition 8, linear FFN: collapse and total gradient in closed form at every block; the skip alone is wrong."""
     start = {"covariance": 0.3, "grad_covariance": 0.0}
     table = network("postnorm", DEPTH, width, 22, start, activation="linear")
-    p, blocks = p08_postnorm.PROPOSITION, np.arange(DEPTH + 1)
+    p, steps = p08_postnorm.PROPOSITION, np.arange(DEPTH + 1)
     share_at, total = formula(p, "mean_share", "closed_form"), formula(p, "total")
-    share = np.array([share_at(m_0=mean_share(0.3), sigma=1.0, l=n) for n in blocks])
+    share = np.array([share_at(m_0=mean_share(0.3), sigma=1.0, l=n) for n in steps])
     gain = np.array([total(m_0=m, sigma=1.0, L=DEPTH - n, T=TOKENS) for n, m in enumerate(share)])
     skip = np.array([formula(p, "skip")(s_a=m, s_f=1.0) for m in share[:-1]])
     columns = {"variance": np.ones(DEPTH + 1), "deviation": deviation(share), "grad_variance": gain}
     assert agrees(said(width, skip, **columns), table)
     path = np.append(np.cumprod(skip[::-1])[::-1], 1.0)
     assert not agrees(said(width, skip, grad_variance=path), table)
-    slower = np.array([share_at(m_0=mean_share(0.3), sigma=0.7, l=n) for n in blocks])
-    assert not agrees(said(width, skip, deviation=deviation(slower)), table)
+    slower = np.array([share_at(m_0=mean_share(0.3), sigma=0.7, l=n) for n in steps])
+    assert not agrees(said(width, skip, variance=np.ones(DEPTH + 1), deviation=deviation(slower)), table)
 
 
 @widths
@@ -127,13 +141,15 @@ def test_spannorm(width: int) -> None:
     assert agrees(said(width, skip, **columns), table)
     post = formula(p08_postnorm.PROPOSITION, "mean_share", "closed_form")
     faster = np.array([post(m_0=mean_share(0.3), sigma=1.0, l=n) for n in range(DEPTH + 1)])
-    assert not agrees(said(width, skip, deviation=deviation(faster)), table)  # PostNorm's rate
+    assert not agrees(
+        said(width, skip, variance=np.ones(DEPTH + 1), deviation=deviation(faster)), table
+    )  # PostNorm's rate
 
 
 @pytest.mark.parametrize("exponent", [0.25, 0.5])
 @widths
 def test_scale_init(width: int, exponent: float) -> None:
-    """Proposition 10: inside the two-sided bound for ReLU. Its exponent, a quarter, is the allowance: |z| < 4 is inside."""
+    """Proposition 10: inside the two-sided bound for ReLU; a quarter of its exponent is the allowance, so |z| < 4."""
     depth = 8
     bound = formula(p10_scale_init.PROPOSITION, "exponent")(L=float(depth), k=exponent, a_a=1.0, a_f=1.0)
     start = {"covariance": 0.5, "grad_covariance": 0.0}
@@ -145,6 +161,8 @@ def test_scale_init(width: int, exponent: float) -> None:
     assert agrees(claim, table)
     ends = float(table.log_grad_variance[0])
     assert -bound - 4 * float(claim.grad_variance_allowance[0]) < ends < bound + 4 * float(total[0])
+    if width > 64:
+        return
     if exponent == 0.5:  # at k = 1/4 the bound is wide (a factor e), and only growth leaves it
         assert not agrees(claim, network("spannorm", depth, width, 24, start))
     assert not agrees(claim, network("prenorm", depth, width, 24, start))
@@ -152,7 +170,7 @@ def test_scale_init(width: int, exponent: float) -> None:
 
 @widths
 def test_scale_init_other_activations(width: int) -> None:
-    """Proposition 10: the block's factor for SwiGLU, and its limit exp((chi-1) a_f) at k = 1/2, which chi = 1 misses."""
+    """Proposition 10: the block's factor for SwiGLU, and its limit exp((chi-1) a_f) at k = 1/2; chi = 1 misses."""
     depth = 8
     p = p10_scale_init.PROPOSITION
     factor, limit = formula(p, "factor"), formula(p, "limit", "value")
@@ -171,7 +189,7 @@ def test_scale_init_other_activations(width: int) -> None:
 
 @widths
 def test_companions(width: int) -> None:
-    """Proposition 10a at k = 1/2: PostNorm's limiting share of the token mean, PreNorm's limiting gains; O(1/L) away."""
+    """Proposition 10a at k = 1/2: PostNorm's limiting token-mean share, PreNorm's limiting gains; O(1/L) away."""
     depth = 12
     p = p10a_companions.PROPOSITION
     post = network("postnorm", depth, width, 26, {"covariance": 0.3}, activation="linear", scaling=HALF)
@@ -180,7 +198,9 @@ def test_companions(width: int) -> None:
     def ends(m_0: float, a_a: float) -> xr.Dataset:
         share = np.array([m_0, *[np.nan] * (depth - 1), limit(m_0=m_0, a_a=a_a)])
         finite = np.full(depth + 1, np.hypot(1 / (2 * depth), 4 / width))  # Euler's error a_a^2/2L, and the width's
-        return said(deviation=deviation(share)).assign(deviation_allowance=("block", finite))
+        return said(variance=np.ones(depth + 1), deviation=deviation(share)).assign(
+            deviation_allowance=("block", finite)
+        )
 
     assert agrees(ends(mean_share(0.3), 1.0), post)
     assert not agrees(ends(mean_share(0.3), 0.0), post)
@@ -189,7 +209,7 @@ def test_companions(width: int) -> None:
     pre = network("prenorm", depth, width, 27, IDENTICAL, activation="swiglu", scaling=HALF)
     power = sp.lambdify(
         [p10a_companions.q_0, p10a_companions.s, p10a_companions.b, p10a_companions.t],
-        dataclasses.replace(_step("pre_gain")).left.expr,
+        step_of(p, "pre_gain").left.expr,
     )
     # G counts from the top: the gain over the whole depth is the power at t = 1 over that at t = 0
     times = np.linspace(0, 1, depth + 1)
@@ -201,14 +221,8 @@ def test_companions(width: int) -> None:
         assert agrees(claim[["grad_variance", "grad_variance_allowance"]], pre) is right
 
 
-def _step(name: str):  # type: ignore[no-untyped-def]
-    from proofs.vocabulary import step_of
-
-    return step_of(p10a_companions.PROPOSITION, name)
-
-
 @pytest.mark.parametrize("placement", ["prenorm", "postnorm", "spannorm", "periln", "deepnorm", "layernormscaling"])
-@pytest.mark.parametrize("width", [64, pytest.param(128), pytest.param(256, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("width", [64, 128, pytest.param(256, marks=pytest.mark.slow)])
 def test_duality(placement: str, width: int) -> None:
     """Proposition 10b, every placement: the measured forward pass alone predicts the gradient, block by block."""
     start = {"covariance": 0.3, "grad_covariance": 0.0}
@@ -225,14 +239,14 @@ def test_duality(placement: str, width: int) -> None:
     skip = 0.25 if placement in ("postnorm", "spannorm") else 1.0
     claim = said(width, skip, variance=variance, grad_variance=predicted(TOKENS)).drop_vars("variance")
     assert agrees(claim, table)
-    modes_swapped = variance[-1] * (1 - correlation[-1]) / (variance * (1 - correlation))  # the deviation mode alone
-    assert not agrees(claim.assign(grad_variance=("block", modes_swapped)), table)
+    mean = variance[-1] * (1 + (TOKENS - 1) * correlation[-1]) / (variance * (1 + (TOKENS - 1) * correlation))
+    assert not agrees(claim.assign(grad_variance=("block", mean / TOKENS)), table)  # the deviation modes forgotten
 
 
 @widths
 def test_causal(width: int) -> None:
-    """Proposition 10c: single tokens' gradients under a causal mask; the last one's closed form, the first one's limit."""
-    depth, tokens = 8, p10c_causal.SMALL
+    """Proposition 10c: single tokens' gradients under a causal mask; closed form of the last, limit of the first."""
+    depth, tokens = 6, p10c_causal.SMALL
     model = pg.Model("postnorm", depth, width, tokens, 1, "linear", ffn_ratio=2.0, causal=True, logit_std=0.0)
     _, gradients = confront.token_gradients(model, confront.DRAWS[width], 30, 1.0)
     p, back = p10c_causal.PROPOSITION, np.arange(depth, -1, -1)
@@ -251,17 +265,17 @@ def test_causal(width: int) -> None:
         logs = seen({"log_grad_variance": np.log(gradients[:, token])})
         return found.merge(logs).assign_attrs(draws=len(gradients))
 
-    def claim(values: Floats) -> xr.Dataset:
+    def claim(values: Floats, others: float = 1.0) -> xr.Dataset:
         # what the first token carries leaks at 1/width into the others, as in the package's allowance
-        leak = 2 / width * np.trace(gram[0]) / values * (back > 0)
+        leak = others * 2 / width * tokens / values * (back > 0)
         return said(grad_variance=values).assign(grad_variance_allowance=("block", np.hypot(finite, leak)))
 
     closed = np.array([last(x=1.0, sigma=1.0, T=tokens, l=n) for n in back])
     assert np.allclose(closed, every[-1])
     for token in range(tokens):
-        assert agrees(claim(every[token]), table(token))
+        assert agrees(claim(every[token], float(token > 0)), table(token))
     assert not agrees(claim(np.ones(depth + 1)), table(tokens - 1))  # nothing lost
-    assert not agrees(claim(np.ones(depth + 1)), table(0))  # nothing gathered
+    assert not agrees(claim(np.ones(depth + 1), 0.0), table(0))  # nothing gathered
     total = float(formula(p, "first", "value")(x=float(tokens)))
     assert abs(every[0][0] / total - 1) < 2 * float(np.sqrt(every[1:, 0].sum() * tokens))  # by Cauchy-Schwarz
 
@@ -269,7 +283,7 @@ def test_causal(width: int) -> None:
 @pytest.mark.parametrize("placement", ["postnorm", "spannorm"])
 @widths
 def test_swiglu(width: int, placement: str) -> None:
-    """Proposition 11: growth by (1 + chi s_f)/(1 + s_f) a block, identical tokens and gradients; chi = 1 is rejected."""
+    """Proposition 11: growth by (1 + chi s_f)/(1 + s_f) a block, identical tokens; chi = 1 is rejected."""
     table = network(placement, DEPTH, width, 31, IDENTICAL, activation="swiglu")
     factor = formula(p11_swiglu.PROPOSITION, "post" if placement == "postnorm" else "span")
     skip = 0.25 if placement == "postnorm" else 0.5

@@ -274,7 +274,7 @@ PROPOSITION = Proposition(
     setting=(
         "An interior block with uniform attention and a ReLU FFN. The stream that enters has variance $q$ and "
         r"covariance $p$; a gradient of variance $\gamma$ and covariance $\kappa$ arrives at the stream that leaves. "
-        "The moments around sublayer 1 (attention) and 2 (FFN) have names: it reads $(q_k, p_k)$ and adds $(a_k, b_k)$; "
+        "The moments around sublayer 1 (attention) and 2 (FFN) have names: it reads $(q_k, p_k)$, adds $(a_k, b_k)$; "
         "$(g_k, h_k)$ arrives at its output and $(u_k, v_k)$ is what it sends back to its input. A moment that is a "
         "number, or has a name already, gets none. The left sides were derived by the package from the placement's "
         "equations as "

@@ -190,7 +190,7 @@ def test_scale_init_other_activations(width: int) -> None:
 @widths
 def test_companions(width: int) -> None:
     """Proposition 10a at k = 1/2: PostNorm's limiting token-mean share, PreNorm's limiting gains; O(1/L) away."""
-    depth = 8
+    depth = 12
     p = p10a_companions.PROPOSITION
     post = network("postnorm", depth, width, 26, {"covariance": 0.3}, activation="linear", scaling=HALF)
     limit = formula(p, "post_limit", "value")

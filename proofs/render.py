@@ -19,6 +19,7 @@ from proofs.vocabulary import (
     Recurrence,
     Series,
     Step,
+    steps_of,
 )
 
 KINDS = {
@@ -38,13 +39,17 @@ def file_name(proposition: Proposition) -> str:
 
 
 def statement(proposition: Proposition, steps: tuple[Step, ...]) -> str:
-    """The statement, each <<name>> replaced by the equation of the step that proves it."""
+    """The statement: <<name>> is the equation of the step of that name, <<prefix*>> a column of those that begin so."""
     named = {step.name: step for step in steps if step.name}
 
     def equation(match: re.Match[str]) -> str:
         return named[match.group(1)].latex(short=True)
 
-    return re.sub(r"<<(\w+)>>", equation, proposition.statement)
+    def column(match: re.Match[str]) -> str:
+        rows = [named[name].latex(short=True) for name in named if name.startswith(match.group(1))]
+        return r"\begin{gathered}" + r" \\[4pt] ".join(rows) + r"\end{gathered}"
+
+    return re.sub(r"<<(\w+)>>", equation, re.sub(r"<<(\w+)\*>>", column, proposition.statement))
 
 
 def occurring(step: Step) -> set[sp.Symbol]:
@@ -92,7 +97,7 @@ def _counted(steps: tuple[Step, ...]) -> str:
 
 def page(proposition: Proposition) -> str:
     """One proposition."""
-    steps = proposition.derivation()
+    steps = steps_of(proposition)
     used = "\n".join(map(_axiom, proposition.axioms)) or "None."
     parts = [
         f"# Proposition {proposition.number}. {proposition.title}",
@@ -124,7 +129,7 @@ def index(known: tuple[Proposition, ...]) -> str:
     ):
         parts.append(heading)
         for p in group:
-            steps = p.derivation()
+            steps = steps_of(p)
             parts.append(
                 f"### {p.number}. [{p.title}]({file_name(p)})\n\n*Hypotheses: {'; '.join(p.hypotheses)}.*\n\n"
                 f"{statement(p, steps)}\n\n"

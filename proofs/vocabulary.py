@@ -16,6 +16,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 import mpmath
 import sympy as sp
@@ -311,7 +312,7 @@ class Proposition:
     derivation: Callable[[], tuple[Step, ...]]
     axioms: tuple[Axiom, ...] = ()
     remark: str = ""
-    confronted: str = "tests/test_proofs_against_simulation.py"
+    confronted: str = ""
 
 
 @dataclass(frozen=True)
@@ -326,6 +327,17 @@ class Report:
     axioms: tuple[Axiom, ...]
     seconds: float
     failure: str = ""
+
+
+@cache
+def steps_of(proposition: Proposition) -> tuple[Step, ...]:
+    """The proposition's steps. Deriving them can take seconds (contractions), so it is done once."""
+    return proposition.derivation()
+
+
+def step_of(proposition: Proposition, name: str) -> Step:
+    """The step of that name."""
+    return {step.name: step for step in steps_of(proposition) if step.name}[name]
 
 
 def check(step: Step, domain: Domain, rng: random.Random) -> str | None:
@@ -346,7 +358,7 @@ def prove(proposition: Proposition) -> Report:
     started = time.perf_counter()
     rng = random.Random(f"{SEED} {proposition.name}")
     domain = Domain(proposition.quantities)
-    steps = proposition.derivation()
+    steps = steps_of(proposition)
     failure = "" if steps else "a proposition without steps proves nothing"
     for position, step in enumerate(steps, start=1):
         problem = check(step, domain, rng)

@@ -9,8 +9,8 @@ import mpmath
 import pytest
 import sympy as sp
 
-from proofs import axioms, gaussian, render, runner
-from proofs.vocabulary import Equality, Inequality, Limit, Proposition, Recurrence, Series, Step, prove
+from proofs import axioms, gaussian, runner
+from proofs.vocabulary import Equality, Inequality, Limit, Proposition, Recurrence, Series, Step, prove, steps_of
 
 PROPOSITIONS = runner.discover()
 NAMES = [p.name for p in PROPOSITIONS]
@@ -39,16 +39,15 @@ def spoiled(step: Step) -> Step:
             return dataclasses.replace(step, closed_form=off * step.closed_form)
 
 
-# The others hold as well, but take minutes.
-CHEAP = ["linear_layer", "norms", "relu", "ffn", "uniform_attention", "residual", "postnorm", "spannorm", "scale_init"]
-CHEAP += ["companions", "duality", "swiglu"]
+QUICK = ["linear_layer", "relu", "ffn", "uniform_attention", "residual", "duality", "swiglu"]
+LONG = ["norms", "postnorm", "spannorm", "scale_init", "companions", "placements"]  # the others take minutes
 
 
-@pytest.mark.parametrize("name", CHEAP)
+@pytest.mark.parametrize("name", QUICK + [pytest.param(name, marks=pytest.mark.slow) for name in LONG])
 def test_a_proposition_with_one_step_spoiled_is_not_proved(name: str) -> None:
     """Negative control: whichever step is spoiled, the proof stops there."""
     [proposition] = runner.select([name])
-    steps = proposition.derivation()
+    steps = steps_of(proposition)
     for step in steps:
         alone = dataclasses.replace(proposition, derivation=lambda step=step: (spoiled(step),))
         assert not prove(alone).proved, f"accepted a spoiled step: {step.reason}"
@@ -57,7 +56,7 @@ def test_a_proposition_with_one_step_spoiled_is_not_proved(name: str) -> None:
 def test_names_and_numbers_are_unique_and_ordered() -> None:
     assert len(set(NAMES)) == len(NAMES)
     numbers = [p.number for p in PROPOSITIONS]
-    assert numbers == ["1", "2", "3a", "3b", "3c", "4", "5", "6", "7", "8", "9", "10", "10a", "10b", "10c", "11"]
+    assert numbers == ["1", "2", "3a", "3b", "3c", "4", "5", "6", "7", "8", "9", "10", "10a", "10b", "10c", "11", "12"]
 
 
 def test_unknown_names_are_refused() -> None:
@@ -80,15 +79,15 @@ def test_rendered_pages_are_current() -> None:
 
 def test_pages_carry_no_float_and_no_unfilled_name() -> None:
     """A float in a derivation would mean that a number was rounded before it was proved."""
-    for proposition in PROPOSITIONS:
-        text = render.page(proposition)
+    for page in runner.RENDERED.glob("*.md"):
+        text = page.read_text(encoding="utf-8")
         assert "<<" not in text
-        assert not re.search(r"\d\.\d{6,}", text), proposition.name
+        assert not re.search(r"\d\.\d{6,}", text), page.name
 
 
 @pytest.mark.parametrize("proposition", PROPOSITIONS, ids=NAMES)
 def test_every_step_has_a_reason_and_every_statement_a_checked_equation(proposition: Proposition) -> None:
-    steps = proposition.derivation()
+    steps = steps_of(proposition)
     assert all(step.reason for step in steps)
     assert "<<" in proposition.statement
     names = [step.name for step in steps if step.name]
@@ -100,3 +99,9 @@ def test_the_swiglu_ratio_quoted_in_the_remark() -> None:
     kernel = gaussian.univariate(lambda u: gaussian.silu(u) ** 2, mpmath.mpf(1))
     slope = gaussian.univariate(lambda u: gaussian.silu_derivative(u) ** 2, mpmath.mpf(1))
     assert round(float(1 + slope / kernel), 4) == 2.0666
+
+
+@pytest.mark.parametrize("proposition", PROPOSITIONS, ids=NAMES)
+def test_the_test_that_confronts_it_with_simulation_exists(proposition: Proposition) -> None:
+    file, _, function = proposition.confronted.partition("::")
+    assert f"def {function}(" in (runner.RENDERED.parents[1] / file).read_text(encoding="utf-8")

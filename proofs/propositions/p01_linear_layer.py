@@ -152,6 +152,7 @@ PROPOSITION = Proposition(
         "fluctuates by\n\n$$<<fluctuation>>$$\n\nand forward and backward mean squares decouple:\n\n$$<<decoupling>>$$"
     ),
     source="LeCun et al. 1998 and Glorot and Bengio 2010 for the means; the finite-width terms are derived here.",
+    confronted="tests/test_proofs_against_simulation.py::test_linear_layer",
     derivation=derivation,
     axioms=(axioms.WICK,),
 )

@@ -215,6 +215,7 @@ PROPOSITION = Proposition(
         "of their input:\n\n$$<<wide>>, \\qquad <<wide_cross>>$$"
     ),
     source="Zhang and Sennrich 2019 (RMSNorm), Ba et al. 2016 (LayerNorm); the second moments are derived here.",
+    confronted="tests/test_proofs_against_simulation.py::test_norms",
     derivation=lambda: jacobians() + second_moments() + averages(),
     axioms=(axioms.CHI_SQUARED,),
 )

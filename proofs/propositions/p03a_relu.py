@@ -164,5 +164,6 @@ PROPOSITION = Proposition(
         "value at $c=1$."
     ),
     source="Y. Cho and L. Saul, Kernel methods for deep learning, NeurIPS 2009 (the arc-cosine kernels).",
+    confronted="tests/test_proofs_against_simulation.py::test_relu",
     derivation=lambda: polar() + consequences(),
 )

@@ -159,6 +159,7 @@ PROPOSITION = Proposition(
     ),
     source="Derived here; the same kernels are in A. Kedia et al., Transformers get stable (DeepScaleLM), "
     "arXiv:2403.09635.",
+    confronted="tests/test_proofs_against_simulation.py::test_gelu",
     derivation=derivation,
     axioms=(axioms.PARTS,),
 )

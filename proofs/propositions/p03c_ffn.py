@@ -160,6 +160,7 @@ PROPOSITION = Proposition(
         "$$<<fluctuation>>$$\n\nwith $<<relu_kurtosis>>$."
     ),
     source="Derived here from propositions 1, 3a and 3b; the means go back to He et al. 2015.",
+    confronted="tests/test_proofs_against_simulation.py::test_ffn",
     derivation=derivation,
     axioms=(axioms.WICK, axioms.WIDE, axioms.INDEPENDENCE),
 )

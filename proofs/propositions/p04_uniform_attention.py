@@ -129,6 +129,7 @@ PROPOSITION = Proposition(
         "by\n\n$$<<fluctuation>>$$"
     ),
     source="Derived here; compare L. Noci et al. 2022, arXiv:2206.03126, for rank collapse under uniform attention.",
+    confronted="tests/test_proofs_against_simulation.py::test_uniform_attention",
     derivation=derivation,
     axioms=(axioms.WICK, axioms.INDEPENDENCE),
 )

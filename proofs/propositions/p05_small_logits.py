@@ -364,6 +364,7 @@ PROPOSITION = Proposition(
     ),
     source="Derived here. The value path alone is in A. Kedia et al., arXiv:2403.09635, and L. Noci et al., "
     "arXiv:2206.03126.",
+    confronted="tests/test_proofs_against_simulation.py::test_small_logits",
     derivation=lambda: logit_moments() + forward_steps() + backward_steps(),
     axioms=(axioms.WICK, axioms.TAYLOR, axioms.INDEPENDENCE, axioms.WIDE),
     remark=(

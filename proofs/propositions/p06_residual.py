@@ -129,6 +129,7 @@ PROPOSITION = Proposition(
         "branch's gain is the same in both directions."
     ),
     source="Derived here.",
+    confronted="tests/test_proofs_against_simulation.py::test_residual",
     derivation=derivation,
     axioms=(axioms.WICK, axioms.INDEPENDENCE, axioms.WIDE),
 )

@@ -221,6 +221,7 @@ PROPOSITION = Proposition(
         r"gradient grows towards the input like $L^{s_f/s}$ (proposition 10b)."
     ),
     source="Xiong et al. 2020, arXiv:2002.04745, for linear growth; exponents derived here.",
+    confronted="tests/test_proofs_against_simulation_depth.py::test_prenorm",
     derivation=lambda: variance_steps() + gradient_steps() + mode_steps(),
     axioms=(axioms.WIDE, axioms.INDEPENDENCE),
 )

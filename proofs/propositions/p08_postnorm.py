@@ -271,6 +271,7 @@ PROPOSITION = Proposition(
     ),
     source="The skip-path factor is the textbook argument (Xiong et al. 2020, arXiv:2002.04745); the total is "
     "derived here.",
+    confronted="tests/test_proofs_against_simulation_depth.py::test_postnorm",
     derivation=lambda: forward_steps() + backward_steps() + bounds(),
     axioms=(axioms.WIDE, axioms.INDEPENDENCE),
 )

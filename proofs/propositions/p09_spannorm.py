@@ -208,6 +208,7 @@ PROPOSITION = Proposition(
         "networks "
         "twice as deep from the skip path; the total gradient and the collapse rate are derived here."
     ),
+    confronted="tests/test_proofs_against_simulation_depth.py::test_spannorm",
     derivation=lambda: skip_steps() + mode_steps() + depth_steps(),
     axioms=(axioms.WIDE, axioms.INDEPENDENCE),
     remark=(

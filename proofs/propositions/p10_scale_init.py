@@ -273,6 +273,7 @@ PROPOSITION = Proposition(
         "are not claims "
         "of that paper."
     ),
+    confronted="tests/test_proofs_against_simulation_depth.py::test_scale_init",
     derivation=lambda: ingredients() + one_block() + all_blocks() + other_activations() + attention_fades(),
     axioms=(axioms.WIDE, axioms.INDEPENDENCE),
 )

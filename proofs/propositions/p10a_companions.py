@@ -238,6 +238,7 @@ PROPOSITION = Proposition(
     ),
     source="Derived here; depth limits at 1/sqrt(L) are known for residual networks (e.g. Hayou 2023, "
     "arXiv:2302.00453).",
+    confronted="tests/test_proofs_against_simulation_depth.py::test_companions",
     derivation=lambda: drifts() + solutions() + thresholds(),
     axioms=(axioms.WIDE, axioms.INDEPENDENCE, axioms.ONE_STEP),
 )

@@ -190,6 +190,7 @@ PROPOSITION = Proposition(
         "$<<uncorrelated>>$: no norm-terminated placement has a vanishing end-to-end gradient then."
     ),
     source="Derived here.",
+    confronted="tests/test_proofs_against_simulation_depth.py::test_duality",
     derivation=derivation,
     axioms=(axioms.WICK, axioms.WIDE, axioms.INDEPENDENCE),
 )

@@ -227,6 +227,7 @@ PROPOSITION = Proposition(
         "vanishes; the last one's exactly as\n\n$$<<last>>$$"
     ),
     source="Derived here.",
+    confronted="tests/test_proofs_against_simulation_depth.py::test_causal",
     derivation=lambda: collapse() + gathering() + spectrum(),
     axioms=(axioms.WIDE, axioms.INDEPENDENCE),
 )

@@ -199,6 +199,7 @@ PROPOSITION = Proposition(
         "$$<<span_condition>>$$"
     ),
     source="SwiGLU: N. Shazeer 2020, arXiv:2002.05202. The bound on $\\chi$ and the explosion are derived here.",
+    confronted="tests/test_proofs_against_simulation_depth.py::test_swiglu",
     derivation=lambda: gain_steps() + depth_steps(),
     axioms=(axioms.WICK, axioms.WIDE, axioms.INDEPENDENCE),
     remark=(

@@ -27,7 +27,7 @@ def compare(prediction: xr.Dataset, measurement: xr.Dataset, *, threshold: float
     A quantity whose mean logarithm was measured (`log_<name>`) is compared on the log scale, with the geometric mean;
     the others by their arithmetic mean. The error of a comparison is the standard error over draws and the
     prediction's stated finite-width allowance, added in quadrature. `z` is the normal score of the resulting t
-    statistic (degrees of freedom by Welch and Satterthwaite), so that few draws do not pass for certainty.
+    statistic with draws - 1 degrees of freedom, so that few draws do not pass for certainty.
 
     Args:
         prediction: a table with any of the quantities over `block`, and `<name>_allowance` where it is not exact.
@@ -52,6 +52,11 @@ def compare(prediction: xr.Dataset, measurement: xr.Dataset, *, threshold: float
     import xarray as xr
 
     threshold = checked_threshold(threshold)
+    for name, given in (("prediction", prediction), ("measurement", measurement)):
+        if not isinstance(given, xr.Dataset):
+            raise ModelError(f"{name} must be an xarray.Dataset, got {given!r}")
+        if "block" not in given.dims:
+            raise ModelError(f"{name} must have the dimension block, got {', '.join(map(str, given.dims)) or 'none'}")
     names = [name for name in QUANTITIES if name in prediction and name in measurement]
     if not names:
         raise ModelError(f"the tables share none of {', '.join(QUANTITIES)}")
@@ -91,10 +96,11 @@ def _judge(name: str, prediction: xr.Dataset, measurement: xr.Dataset, draws: in
         error = _values(measurement, f"log_{name}_se")
         # a deviation this far below the variance is the rounding of arrays, and its logarithm means nothing
         floor = np.abs(_values(prediction, name.replace("deviation", "variance")))
-        difference = np.where(predicted > 1e-12 * floor, difference, np.nan)
+        compared = predicted > 1e-12 * floor
     else:
         measured = _values(measurement, name)
         difference = (measured - predicted) / scale
+        compared = np.isfinite(predicted)
         error = _values(measurement, f"{name}_se") / scale
     return {
         "predicted": predicted,
@@ -102,7 +108,7 @@ def _judge(name: str, prediction: xr.Dataset, measurement: xr.Dataset, draws: in
         "standard_error": error,
         "allowance": allowance,
         "relative_error": difference,
-        "z": _score(difference, error, allowance, draws),
+        "z": np.where(compared, _score(difference, error, allowance, draws), np.nan),
     }
 
 
@@ -111,11 +117,10 @@ def _score(difference: Floats, error: Floats, allowance: Floats, draws: int) -> 
 
     total = np.sqrt(error**2 + allowance**2)
     with np.errstate(divide="ignore", invalid="ignore"):
-        freedom = (draws - 1) * np.where(error > 0, (total / error) ** 4, 1e12)
-        tail = stats.t.logsf(np.abs(difference) / total, np.minimum(freedom, 1e12))
+        tail = stats.t.logsf(np.abs(difference) / total, draws - 1)
     score = -stats.norm.ppf(np.exp(np.maximum(tail, -700)))
     score = np.where(np.abs(difference) < ROUNDING, 0.0, np.sign(difference) * score)
-    return np.where(np.isfinite(difference), score, np.nan)
+    return np.where(np.isfinite(difference), score, np.inf)  # a measurement that is no number agrees with nothing
 
 
 def _values(dataset: xr.Dataset, name: str, default: Any = None) -> Floats:

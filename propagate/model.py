@@ -16,7 +16,10 @@ NORMS = ("rms", "layer")
 
 
 class ModelError(ValueError):
-    """A field that makes no sense: the message names the field, the value and what is allowed."""
+    """A field that makes no sense: the message, one line, names the field, the value and what is allowed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,12 @@ class Model:
         own = Gains(value=self.value_gain, attention_out=self.attention_gain, ffn_out=self.ffn_gain)
         gains = own * self.equations.gains(index, self.depth)
         return gains * self.scaling.gains(index, self.depth) if self.scaling else gains
+
+
+def check_model(model: Any) -> None:
+    """ModelError unless it is a Model."""
+    if not isinstance(model, Model):
+        raise ModelError(f"model must be a propagate.Model, got {model!r}")
 
 
 def as_placement(value: Any) -> Placement:

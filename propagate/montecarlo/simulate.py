@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from propagate.model import Model, ModelError
+from propagate.model import Model, ModelError, check_model
 from propagate.montecarlo.backend import Array, Backend, choose_backend
 from propagate.montecarlo.blocks import block_of, read
 from propagate.montecarlo.normals import Normals
@@ -99,6 +100,12 @@ def simulate(
         >>> float(simulate(small, draws=4, backend="numpy").variance[0].round(12))
         1.0
     """
+    check_model(model)
+    _true_or_false("through_readout", through_readout)
+    if progress is not None:
+        _true_or_false("progress", progress)
+    if not isinstance(checkpoint, str | os.PathLike | None):
+        raise ModelError(f"checkpoint must be a file's path, got {checkpoint!r}")
     host = choose_backend(backend)
     draws = _whole("draws", draws, at_least=2)
     seed = _whole("seed", seed, at_least=0)
@@ -107,6 +114,8 @@ def simulate(
     batch = _batch(model, host, sampler_name, memory)
     identity = _identity(model, seed, start, through_readout, host, sampler_name)
     summary = _load(checkpoint, identity)
+    if summary.draws > draws:
+        raise ModelError(f"draws must be at least the {summary.draws} that the checkpoint holds, got {draws}")
     with _progress(progress, draws, summary.draws) as advance:
         while summary.draws < draws:
             some = range(summary.draws, min(summary.draws + batch, draws))
@@ -166,6 +175,11 @@ def _columns(prefix: str, moments: list[tuple[Array, ...]], backend: Backend) ->
     return {prefix + name: stacked[i] for i, name in enumerate(("variance", "covariance", "deviation"))}
 
 
+def _true_or_false(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ModelError(f"{name} must be True or False, got {value!r}")
+
+
 def _whole(name: str, value: Any, *, at_least: int) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise ModelError(f"{name} must be a whole number, got {value!r}")
@@ -188,12 +202,16 @@ def _start(
     cotangent_root = _root("grad_variance", "grad_covariance", grad_variance, grad_covariance, model.tokens)
     if inputs is not None:
         array = _finite("inputs", inputs, (model.tokens, model.width))
+        if not (array != 0).any(axis=-1).all():
+            raise ModelError("inputs must hold no token that is zero everywhere: a norm would divide by zero")
         return Start(cotangent_root, np.eye(model.tokens), array)
     if gram is None:
         return Start(cotangent_root, _root("variance", "covariance", variance, covariance, model.tokens))
     matrix = _finite("gram", gram, (model.tokens, model.tokens))
     if not np.allclose(matrix, matrix.T) or np.linalg.eigvalsh(matrix)[0] < -1e-9 * np.trace(matrix):
         raise ModelError("gram must be symmetric and positive semi-definite")
+    if not (matrix.diagonal() > 0).all():
+        raise ModelError("gram must have a positive diagonal: a norm would divide by zero")
     return Start(cotangent_root, gram_root(matrix))
 
 
@@ -268,7 +286,7 @@ def _load(checkpoint: str | os.PathLike[str] | None, identity: str) -> Summary:
     try:
         with np.load(checkpoint, allow_pickle=False) as stored:
             state = dict(stored)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ModelError(f"checkpoint {os.fspath(checkpoint)!r} cannot be read: {error}") from None
     if str(state.get("identity")) != identity:
         raise ModelError(f"checkpoint {os.fspath(checkpoint)!r} belongs to another run; name a new file or remove it")

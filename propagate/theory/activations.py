@@ -5,21 +5,18 @@ dK/dp = E phi'(u) phi'(v) =: S(q, p). An `Activation` gives both at p = q and th
 p = q - deviation. The drop is computed without cancellation, so that the collapse of tokens onto one another is
 followed to any depth.
 
-Sources: ReLU, Cho & Saul (2009), arc-cosine kernels. GELU, Price's theorem (see proofs). SiLU and tanh by Mehler's
-formula, K = sum_n a_n^2 c^n with a_n the Hermite coefficients of phi(sqrt(q) z).
+Sources: ReLU, Cho & Saul (2009), arc-cosine kernels. GELU, Price's theorem (see proofs). SiLU and tanh by
+quadrature.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
+from propagate.theory import quadrature
 from propagate.theory.functions import (
     Scalar,
     angle,
@@ -30,6 +27,7 @@ from propagate.theory.functions import (
     sine_less_angle_cosine,
     sqrt,
 )
+from propagate.theory.quadrature import Array, Elementwise
 
 Pair = tuple[Scalar, Scalar]
 
@@ -104,63 +102,12 @@ def _gelu_slope(variance: Scalar, deviation: Scalar) -> Pair:
     return quadrant1 + scale * s * m1 / root1**3, quadrant_drop + scale * drop
 
 
-Array = NDArray[np.float64]
-Elementwise: TypeAlias = Callable[[Array], Array]
-
-
-class _Series(NamedTuple):
-    """sum_n terms_n c^n over the given degrees, and its value at c = 1."""
-
-    degrees: Array
-    terms: Array
-    total: float
-
-    def drop(self, loss: float) -> float:
-        """Value at correlation 1, less the value at correlation 1 - loss."""
-        if loss < 1:
-            return float(self.terms @ -np.expm1(self.degrees * math.log1p(-loss)))
-        return self.total - float(self.terms @ (1 - loss) ** self.degrees)
-
-
-@lru_cache(maxsize=8)
-def _hermite_basis(terms: int, step: float) -> tuple[Array, Array]:
-    """Points z, and h_n(z) density(z) step for n < terms, with h_n the orthonormal Hermite polynomials.
-
-    The recurrence runs on h_n sqrt(density), which stays bounded.
-    """
-    z = np.arange(-13, 13 + step / 2, step)
-    root_density = np.exp(-z * z / 4) / (2 * np.pi) ** 0.25
-    basis = np.empty((terms, len(z)))
-    previous, current = np.zeros_like(z), root_density
-    for n in range(terms):
-        basis[n] = current
-        previous, current = current, (z * current - math.sqrt(n) * previous) / math.sqrt(n + 1)
-    return z, basis * (root_density * step)
-
-
-@lru_cache(maxsize=4096)
-def _series_of(phi: Elementwise, variance: float) -> tuple[_Series, _Series]:
-    """The series of K and S at this variance: squared Hermite coefficients of phi(sqrt(variance) z), and n times them.
-
-    The number of terms and the step follow the distance of the poles of phi from the real axis, pi / 2 or more over
-    sqrt(variance). The trapezoid rule is then exact to rounding; Gauss-Hermite nodes are not at large variance.
-    """
-    octave = max(0, math.ceil(math.log2(max(variance, 1.0))))
-    z, basis = _hermite_basis(128 * 2**octave, 0.04 * 2 ** (-octave / 2))
-    squares = (basis @ phi(math.sqrt(variance) * z)) ** 2
-    squares = squares[: int(np.flatnonzero(squares > 1e-22 * squares.sum())[-1]) + 1]
-    degrees = np.arange(len(squares), dtype=float)
-    slopes = (degrees * squares)[1:] / variance
-    return (
-        _Series(degrees, squares, float(squares.sum())),
-        _Series(degrees[:-1], slopes, float(slopes.sum())),
-    )
-
-
-def _by_series(phi: Elementwise, name: str) -> Activation:
+def _by_quadrature(phi: Elementwise, derivative: Elementwise, name: str) -> Activation:
     def maps(which: int, label: str) -> Callable[[Scalar, Scalar], Pair]:
         def at(variance: float, deviation: float) -> tuple[float, float]:
-            series = _series_of(phi, float(variance))[which]
+            if variance > quadrature.LARGEST_SERIES:
+                return quadrature.on_plane((phi, derivative)[which], variance, deviation)
+            series = quadrature.series_of(phi, float(variance))[which]
             return series.total, series.drop(deviation / variance)
 
         def apply(variance: Scalar, deviation: Scalar) -> Pair:
@@ -209,16 +156,28 @@ def gated(activation: Activation) -> Activation:
     return Activation(value, slope)
 
 
+def _logistic(x: Array) -> Array:
+    return np.asarray(1 / (1 + np.exp(-np.clip(x, -700, None))))
+
+
 def _silu(x: Array) -> Array:
-    return np.asarray(x / (1 + np.exp(-np.clip(x, -700, None))))
+    return np.asarray(x * _logistic(x))
 
 
-_SILU = _by_series(_silu, "silu")
+def _silu_slope(x: Array) -> Array:
+    return np.asarray(_logistic(x) * (1 + x * _logistic(-x)))
+
+
+def _tanh_slope(x: Array) -> Array:
+    return np.asarray(1 - np.tanh(x) ** 2)
+
+
+_SILU = _by_quadrature(_silu, _silu_slope, "silu")
 ACTIVATIONS = {
     "linear": Activation(_linear_value, _linear_slope),
     "relu": Activation(_relu_value, _relu_slope),
     "gelu": Activation(_gelu_value, _gelu_slope),
     "silu": _SILU,
-    "tanh": _by_series(np.tanh, "tanh"),
+    "tanh": _by_quadrature(np.tanh, _tanh_slope, "tanh"),
     "swiglu": gated(_SILU),
 }

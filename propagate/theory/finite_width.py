@@ -26,12 +26,15 @@ NO_SKIP = 4.0  # units of log(1 / kept) for a block with hardly any skip path
 Array = NDArray[Any]
 
 
-def allowances(columns: dict[str, Array], width: int, tokens: int) -> dict[str, Array]:
+def allowances(
+    columns: dict[str, Array], width: int, tokens: int, *, through_readout: bool = False
+) -> dict[str, Array]:
     """Relative allowance of each quantity, at every block; of covariances, relative to the variance.
 
     Args:
         columns: `variance`, `grad_variance`, `grad_deviation` and `skip_gain`, blocks along the first axis.
         width, tokens: of the model.
+        through_readout: the cotangent meets the readout's norm before the last block.
 
     Example: a block that keeps all of its input on the skip path and adds nothing.
         >>> one = np.ones(2)
@@ -47,7 +50,8 @@ def allowances(columns: dict[str, Array], width: int, tokens: int) -> dict[str, 
         lost = np.nan_to_num(np.clip(np.log(1 / kept), 0.0, NO_SKIP), nan=NO_SKIP)
     none = np.zeros((1, *variance.shape[1:]))
     forward = DRIFT / width * np.concatenate([none, np.cumsum(lost, axis=0)])
-    back = np.concatenate([1 / width + DRIFT / width * np.cumsum(lost[::-1], axis=0)[::-1], none])
+    drift = DRIFT / width * np.cumsum(lost[::-1], axis=0)[::-1]
+    back = np.concatenate([drift + 1 / width, none + (1 / width if through_readout else 0.0)])
     mean_mode = columns["grad_variance"] - columns["grad_deviation"] * (tokens - 1) / tokens
     with np.errstate(divide="ignore", invalid="ignore"):
         leak = np.where(back > 0, LEAK / width * mean_mode / columns["grad_deviation"], 0.0)

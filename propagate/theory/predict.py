@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from propagate.model import Model, ModelError
+from propagate.model import Model, ModelError, check_model
 from propagate.table import table
 from propagate.theory.activations import ACTIVATIONS
 from propagate.theory.blocks import Block, BlockMap, Stream, Tape, read
@@ -56,9 +57,14 @@ def predict(
         >>> round(float(moments.variance[-1]), 3), round(float(moments.grad_variance[0]), 4)
         (44.233, 11.3036)
     """
+    check_model(model)
+    if not isinstance(through_readout, bool):
+        raise ModelError(f"through_readout must be True or False, got {through_readout!r}")
     if model.causal:
         raise ModelError("causal must be False for predict: exchangeable tokens have no order (simulate can do it)")
-    values, dims, coords = _aligned(variance, covariance, grad_variance, grad_covariance)
+    values, dims, coords = _aligned(
+        variance=variance, covariance=covariance, grad_variance=grad_variance, grad_covariance=grad_covariance
+    )
     start = _moments("variance", "covariance", values[0], values[1], model.tokens)
     cotangent = _moments("grad_variance", "grad_covariance", values[2], values[3], model.tokens)
 
@@ -72,7 +78,7 @@ def predict(
             columns[prefix + "covariance"] = np.full_like(columns[prefix + "variance"], np.nan)
             columns[prefix + "deviation"] = columns[prefix + "covariance"]
     columns["skip_gain"] = np.cumprod(_stacked([*path.skips, 1.0], shape)[::-1], axis=0)[::-1]
-    columns |= allowances(columns, model.width, model.tokens)
+    columns |= allowances(columns, model.width, model.tokens, through_readout=through_readout)
     attributes = {"witness": "theory", "model": repr(model), "width": model.width, "depth": model.depth}
     return table(columns, model.depth, attributes | {"tokens": model.tokens}, dims).assign_coords(coords)
 
@@ -142,22 +148,26 @@ def _single(stream: Any) -> Stream:
     return stream
 
 
-def _aligned(*starts: Any) -> tuple[list[Scalar], tuple[str, ...], dict[str, Any]]:
+def _aligned(**starts: Any) -> tuple[list[Scalar], tuple[str, ...], dict[str, Any]]:
     """Numbers as floats; DataArrays broadcast by dimension name."""
-    if not any(hasattr(start, "dims") for start in starts):
-        return [_float(start) for start in starts], (), {}
+    for name, start in starts.items():
+        kind = getattr(getattr(start, "dtype", None), "kind", None)
+        if isinstance(start, bool) or not (isinstance(start, numbers.Real) or kind in ("i", "u", "f")):
+            raise ModelError(f"{name} must be a number or a DataArray of numbers, got {start!r}")
+    if not any(hasattr(start, "dims") for start in starts.values()):
+        return [_float(name, start) for name, start in starts.items()], (), {}
     import xarray as xr
 
-    arrays = xr.broadcast(*(xr.DataArray(start) for start in starts))
+    arrays = xr.broadcast(*(xr.DataArray(start) for start in starts.values()))
     coords = {str(name): array for array in arrays for name, array in array.coords.items()}
     return [array.to_numpy().astype(float) for array in arrays], tuple(map(str, arrays[0].dims)), coords
 
 
-def _float(value: Any) -> float:
+def _float(name: str, value: Any) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError):
-        raise ModelError(f"a start must be a number or a DataArray, got {value!r}") from None
+    except TypeError:
+        raise ModelError(f"{name} must be a number or a DataArray, with named dimensions, got {value!r}") from None
 
 
 def _moments(variance_name: str, covariance_name: str, variance: Scalar, covariance: Scalar, tokens: int) -> Moments:

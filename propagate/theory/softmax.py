@@ -23,11 +23,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import roots_hermitenorm
 
+from propagate.model import ModelError
 from propagate.theory.functions import Scalar, is_plain, is_symbolic
+from propagate.theory.softmax_wide import integrate_wide
 
 Array = NDArray[np.float64]
 
 _STEP = 0.35  # of log(rate): the integrands are analytic in a strip of half-width pi/2, so the error is ~ 1e-11
+LARGEST_SPREAD = 40.0
+"""Standard deviation of the logits that the theory covers; an evaluation there takes seconds."""
+WIDE = 4.0  # above it Hermite nodes, whose number grows with the square, cost more than `integrate_wide`
+
 _PATCHES = ((0.5, 10, 10), (1.0, 12, 12), (2.0, 18, 16))  # largest spread; Chebyshev terms in spread and correlation
 
 
@@ -53,6 +59,9 @@ def softmax_averages(tokens: Scalar, spread_squared: Scalar, correlation: Scalar
     Up to a spread of 2 and for correlations in [0, 1] they are read off a Chebyshev series, made once for each number
     of tokens and good to about 1e-6 of the excess; elsewhere they are integrated afresh (milliseconds).
 
+    Raises:
+        ModelError: for a spread above `LARGEST_SPREAD`.
+
     Example:
         >>> second, overlap, *_ = softmax_averages(16, 1.0, 0.5)
         >>> round(1 / 16 + second, 5), round(1 / 16 + overlap, 5)
@@ -70,13 +79,27 @@ def _numeric(tokens: int, spread_squared: float, correlation: float) -> SoftmaxA
     if spread_squared <= 0 or tokens == 1:
         return UNIFORM
     spread = math.sqrt(spread_squared)
+    if not spread <= LARGEST_SPREAD:
+        raise ModelError(
+            f"attention's logits reach a standard deviation of {spread:.3g}; the theory covers up to {LARGEST_SPREAD:g}"
+            " (lower logit_std, or the variance that enters)"
+        )
+    few = 6 if tokens < 4 else 0  # the fewer the tokens, the nearer the singularities
     for top, *terms in _PATCHES:
-        if spread <= top and 0 <= correlation <= 1:
-            a = np.cos((2 * math.acos(spread / top)) * _INDEX[: terms[0]])
+        if spread <= top * (1 + 1e-9) and 0 <= correlation <= 1:
+            terms = [terms[0] + few, terms[1] + few]
+            a = np.cos((2 * math.acos(min(spread / top, 1.0))) * _INDEX[: terms[0]])
             b = np.cos(math.acos(2 * correlation - 1) * _INDEX[: terms[1]])
             values = (_chebyshev(tokens, top, *terms) @ a) @ b
             return SoftmaxAverages(*[spread_squared * value for value in values.tolist()])
+    if spread > WIDE:
+        return _in_excess(tokens, *integrate_wide(tokens, spread, correlation))
     return _integrals(tokens, spread, np.array([correlation]))[0]
+
+
+def _in_excess(tokens: int, second: float, overlap: float, self_slope: float, cross_slope: float) -> SoftmaxAverages:
+    level, slope = 1 / tokens, (tokens - 1) / tokens**2
+    return SoftmaxAverages(second - level, overlap - level, self_slope - slope, cross_slope - slope)
 
 
 _INDEX = np.arange(32.0)
@@ -107,7 +130,7 @@ def _symbolic(tokens: Scalar, spread_squared: Scalar, correlation: Scalar) -> So
 
 
 def _integrals(tokens: int, spread: float, correlations: Array) -> list[SoftmaxAverages]:
-    """Direct quadrature at one spread and several correlations."""
+    """Direct quadrature at one spread, of at most `WIDE` or so, and several correlations."""
     nodes = 32 + int(24 * spread**2)
     x, weight, hermite = _mehler_basis(nodes)
     log_rate = np.arange(-math.log(tokens) - 24 - 4 * spread, 6 * spread + 5, _STEP)
@@ -140,12 +163,8 @@ def _integrals(tokens: int, spread: float, correlations: Array) -> list[SoftmaxA
         pairs = joint22 * others1 + (tokens - 1) * joint11**2 * others2
         overlap_squared = tokens * np.sum(measure * np.outer(rate, rate) * pairs)
         cross_slope = overlap + overlap_squared - 2 * mixed
-        level, slope = 1 / tokens, (tokens - 1) / tokens**2
-        results.append(
-            SoftmaxAverages(
-                float(second - level), float(overlap - level), float(self_slope - slope), float(cross_slope - slope)
-            )
-        )
+        averages = (float(second), float(overlap), float(self_slope), float(cross_slope))
+        results.append(_in_excess(tokens, *averages))
     return results
 
 

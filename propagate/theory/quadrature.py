@@ -1,0 +1,118 @@
+"""Gaussian expectations of products phi(u) phi(v), for activations without a closed form.
+
+Up to a variance of `LARGEST_SERIES` by Mehler's formula, E phi(u) phi(v) = sum_n a_n^2 c^n with a_n the Hermite
+coefficients of phi(sqrt(variance) z): one set of coefficients serves every correlation. Above, where too many terms
+would be needed, by the trapezoid rule over the plane of the two variables' sum and difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from propagate.model import ModelError
+
+Array = NDArray[np.float64]
+Elementwise: TypeAlias = Callable[[Array], Array]
+LARGEST_SERIES = 32.0
+LARGEST_VARIANCE = 1e4
+"""Of pre-activations: above, the plane has more points than are worth waiting for."""
+_STEP = 0.2  # of a pre-activation: silu and tanh have their poles pi/2 or more from the real axis
+_TAIL = 8.5  # standard deviations
+
+
+class Series(NamedTuple):
+    """sum_n terms_n c^n over the given degrees, and its value at c = 1."""
+
+    degrees: Array
+    terms: Array
+    total: float
+
+    def drop(self, loss: float) -> float:
+        """Value at correlation 1, less the value at correlation 1 - loss."""
+        if loss < 1:
+            return float(self.terms @ -np.expm1(self.degrees * math.log1p(-loss)))
+        return self.total - float(self.terms @ (1 - loss) ** self.degrees)
+
+
+@lru_cache(maxsize=8)
+def _hermite_basis(terms: int, step: float) -> tuple[Array, Array]:
+    """Points z, and h_n(z) density(z) step for n < terms, with h_n the orthonormal Hermite polynomials.
+
+    The recurrence runs on h_n sqrt(density), which stays bounded.
+    """
+    z = np.arange(-13, 13 + step / 2, step)
+    root_density = np.exp(-z * z / 4) / (2 * np.pi) ** 0.25
+    basis = np.empty((terms, len(z)))
+    previous, current = np.zeros_like(z), root_density
+    for n in range(terms):
+        basis[n] = current
+        previous, current = current, (z * current - math.sqrt(n) * previous) / math.sqrt(n + 1)
+    return z, basis * (root_density * step)
+
+
+@lru_cache(maxsize=4096)
+def series_of(phi: Elementwise, variance: float) -> tuple[Series, Series]:
+    """The series of K and S at this variance: squared Hermite coefficients of phi(sqrt(variance) z), and n times them.
+
+    The number of terms and the step follow the distance of the poles of phi from the real axis, pi / 2 or more over
+    sqrt(variance). The trapezoid rule is then exact to rounding; Gauss-Hermite nodes are not at large variance.
+    """
+    octave = max(0, math.ceil(math.log2(max(variance, 1.0))))
+    z, basis = _hermite_basis(128 * 2**octave, 0.04 * 2 ** (-octave / 2))
+    squares = (basis @ phi(math.sqrt(variance) * z)) ** 2
+    squares = squares[: int(np.flatnonzero(squares > 1e-22 * squares.sum())[-1]) + 1]
+    degrees = np.arange(len(squares), dtype=float)
+    slopes = (degrees * squares)[1:] / variance
+    return (
+        Series(degrees, squares, float(squares.sum())),
+        Series(degrees[:-1], slopes, float(slopes.sum())),
+    )
+
+
+def on_plane(f: Elementwise, variance: float, deviation: float) -> tuple[float, float]:
+    """E f(u)^2, and its drop E f(u)^2 - E f(u) f(v) = E (f(u) - f(v))^2 / 2, for variables of this variance.
+
+    Args:
+        f: an activation or its derivative.
+        variance: of u and of v.
+        deviation: variance less the covariance of u and v.
+
+    Raises:
+        ModelError: for a variance above `LARGEST_VARIANCE`.
+
+    Example: for f(u) = u the drop is the deviation.
+        >>> [round(value, 9) for value in on_plane(lambda u: u, 100.0, 25.0)]
+        [100.0, 25.0]
+    """
+    if not variance <= LARGEST_VARIANCE:
+        raise ModelError(
+            f"the FFN's pre-activations reach a variance of {variance:.3g}; silu, tanh and swiglu cover up to"
+            f" {LARGEST_VARIANCE:g} (lower the variance that enters the FFN)"
+        )
+    u, weight = _gaussian(variance)
+    square = float(weight @ f(u) ** 2)
+    if deviation <= 0:
+        return square, 0.0
+    half_sum, sum_weight = _gaussian(variance - deviation / 2)
+    half_difference, difference_weight = _gaussian(deviation / 2)
+    drop = 0.0
+    for h, one in zip(half_difference, difference_weight, strict=True):
+        drop += float(one) * float(sum_weight @ (f(half_sum + h) - f(half_sum - h)) ** 2) / 2
+    return square, drop
+
+
+def _gaussian(variance: float) -> tuple[Array, Array]:
+    """Points and weights of the trapezoid rule for a centred Gaussian of this variance."""
+    if variance <= 0:
+        return np.zeros(1), np.ones(1)
+    deviation = math.sqrt(variance)
+    step = min(_STEP, deviation / 3)
+    points = np.arange(-math.ceil(_TAIL * deviation / step), math.ceil(_TAIL * deviation / step) + 1) * step
+    weight = np.exp(-points * points / (2 * variance))
+    return points.astype(float), weight / weight.sum()

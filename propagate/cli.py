@@ -256,7 +256,7 @@ def prove(
     ]
     _print_table(("no.", "proposition", "steps", "axioms", "seconds", "verdict"), rows)
     for axiom in runner.axioms_used(reports):
-        typer.echo(f"axiom: {axiom.name} {axiom.reference}")
+        typer.echo(f"axiom: {axiom.name}. {axiom.reference}")
     if write:
         typer.echo(f"wrote {len(runner.write())} pages")
     raise typer.Exit(0 if all(r.proved for r in reports) else DISAGREE)

@@ -139,6 +139,8 @@ def block_of(model: Model, index: int) -> Block:
 
 
 def _stacked(values: list[Scalar], shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    if not shape:
+        return np.array(values, dtype=float)
     return np.stack([np.broadcast_to(np.asarray(value, dtype=float), shape) for value in values])
 
 

@@ -33,14 +33,14 @@ def ffn(activation: Activation, gain_in: Scalar, gain_out: Scalar) -> Sublayer:
 
     def apply(x: Moments) -> tuple[Moments, Pull]:
         variance, deviation = scale_in * x.variance, scale_in * x.deviation
-        value, drop = activation.value(variance, deviation)
+        value, value_drop = activation.value(variance, deviation)
+        slope, slope_drop = activation.slope(variance, deviation)
+        scale = scale_in * scale_out
 
         def pull(g: Moments) -> Moments:
-            slope, drop = activation.slope(variance, deviation)
-            scale = scale_in * scale_out
-            return Moments(scale * slope * g.variance, scale * (slope * g.deviation + drop * g.covariance))
+            return Moments(scale * slope * g.variance, scale * (slope * g.deviation + slope_drop * g.covariance))
 
-        return Moments(scale_out * value, scale_out * drop), pull
+        return Moments(scale_out * value, scale_out * value_drop), pull
 
     return apply
 

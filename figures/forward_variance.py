@@ -18,18 +18,19 @@ PostNorm and SpanNorm: the sum, skip + FFN, that the block's last norm divides, 
 cut before that norm. Theory gives 2 without scaling (half of it the skip, half the FFN) and 1 + 1/128 with ScaleInit,
 for both placements.
 
-Lines: theory in the limit of infinite width; the shaded band is its stated allowance for the finite width of the
-simulation. Points: simulation, arithmetic mean over {draws} independent networks of unscaled PostNorm and SpanNorm
-each, which vary most, and over {light} of the others (right: {few} of each), bars ±1.96 standard errors.
-ScaleInit(0.5) multiplies the output matrices of attention and FFN by depth^(-1/2); the SpanNorm paper's own formula
-is not known to us.
+Lines: theory in the limit of infinite width; the shaded band, at this width hardly wider than the line, is its stated
+allowance for the finite width of the simulation. Points: simulation, arithmetic mean over independent networks (left:
+{draws} of unscaled PostNorm and SpanNorm each, {light} of the others; right: {light} of each), bars ±1.96 standard
+errors, hidden by the point where they are smaller than it. ScaleInit(0.5) multiplies the output matrices of attention
+and FFN by depth^(-1/2); the SpanNorm paper's own formula is not known to us.
 
 Bears on claim C1 (with the scaling, signal variance is bounded through the network). It holds: by the norm for
 PostNorm and SpanNorm, with or without scaling; by ScaleInit for PreNorm, 2.5 in place of 247 after 128 blocks. We
 have not seen the paper's figures, and know of none that corresponds to this one.
 
 Width {width}, {heads} heads, ReLU FFN of ratio {ffn_ratio:g}, RMSNorm, logit standard deviation {logit_std:g}, 16
-tokens; start: variance 1, covariance 0.3. Seed {first_seed}; each network has its own (`seed` in the data).
+tokens; start: variance 1, covariance 0.3. Sampler {sampler}, exact in law at every width. Seed {first_seed}; each
+network has its own (`seed` in the data).
 """
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -22,7 +22,8 @@ import propagate as pg
 from propagate.figures import workers
 
 TEXT = Path(__file__).parent / "measured" / "text_embedding.json"
-DEPTH, WIDTH, TOKENS, HEADS, LOGIT_STD = 128, 160, 16, 4, 1.0
+DEPTH, WIDTH, TOKENS, HEADS, LOGIT_STD = 128, 512, 16, 8, 1.0
+SAMPLER: Literal["weightless"] = "weightless"  # exact in law; named, so that what is drawn never depends on the size
 START = "0.3"  # covariance of the synthetic start that forward_variance, gradient_variance and skip_path share
 DRAWS, SEED = 20, 0  # draws of the unscaled PostNorm and SpanNorm, which vary most; see `share`
 PLACEMENTS = ("PreNorm", "PostNorm", "SpanNorm")
@@ -69,7 +70,7 @@ class Run:
     def name(self) -> str:
         return f"{self.placement}, {self.scaling}, start {self.start}, depth {self.model.depth}"
 
-    def moments(self) -> dict[str, float]:
+    def moments(self) -> dict[str, Any]:
         """Variance and covariance of the start."""
         if self.start != "text":
             return {"variance": 1.0, "covariance": float(self.start)}
@@ -120,21 +121,21 @@ def grid(start: str, draws: int, seed: int, depth: int = DEPTH, placements: Sequ
 
 def share(draws: int, placement: str, scaling: str, start: str) -> int:
     """How many draws a network gets: the gradients of unscaled PostNorm and SpanNorm vary most, and get the most."""
-    if start != START or placement.endswith("Sum"):
-        return max(2, 3 * draws // 10)
-    return draws if placement != "PreNorm" and scaling == "none" else max(2, draws // 3)
+    heavy = start == START and placement in ("PostNorm", "SpanNorm") and scaling == "none"
+    return draws if heavy else counts(draws)["light"]
 
 
 def counts(draws: int) -> dict[str, int]:
-    """The three numbers of draws, for a caption."""
-    return {"draws": draws, "light": max(2, draws // 3), "few": max(2, 3 * draws // 10)}
+    """The two numbers of draws, for a caption."""
+    return {"draws": draws, "light": max(2, 2 * draws // 5)}
 
 
 def simulate(run: Run) -> xr.Dataset:
     """The simulation of a run, in the process that calls it."""
-    if run.start == "text":
-        return pg.simulate(run.model, draws=run.draws, seed=run.seed, gram=text_gram(), backend="numpy", progress=False)
-    return pg.simulate(run.model, draws=run.draws, seed=run.seed, **run.moments(), backend="numpy", progress=False)
+    start: dict[str, Any] = {"gram": text_gram()} if run.start == "text" else run.moments()
+    return pg.simulate(
+        run.model, draws=run.draws, seed=run.seed, **start, backend="numpy", sampler=SAMPLER, progress=False
+    )
 
 
 _DONE: dict[Run, Future[xr.Dataset]] = {}
@@ -170,7 +171,7 @@ def records(runs: Sequence[Run], names: Sequence[str], executor: Executor | None
 
 def columns(theory: xr.Dataset, measured: xr.Dataset, names: Sequence[str], simulated: bool = True) -> xr.Dataset:
     """One network's columns, rounded to what two machines agree on; NaN for a simulation that there is not."""
-    found = {}
+    found: dict[str, Any] = {}
     for name in names:
         found |= {f"theory_{name}": theory[name], f"{name}_allowance": theory[f"{name}_allowance"]}
         for key in (name, f"{name}_se", *((f"log_{name}", f"log_{name}_se") if name in LOGGED else ())):
@@ -186,18 +187,26 @@ def labelled(data: xr.Dataset, runs: Sequence[Run]) -> xr.Dataset:
     data["draws"], data["seed"] = ("network", [run.draws for run in runs]), ("network", [run.seed for run in runs])
     data["tokens"] = "network", [run.model.tokens for run in runs]
     shared = {"width": WIDTH, "heads": HEADS, "logit_std": LOGIT_STD, "activation": "relu", "norm": "rms"}
+    shared |= {"sampler": SAMPLER}
     return data.assign_attrs(shared, ffn_ratio=runs[0].model.ffn_ratio, propagate=pg.__version__)
+
+
+def unscaled(data: xr.Dataset, placement: str, start: str = START) -> xr.Dataset:
+    """The network of that placement and start without scaling."""
+    wanted = (data.placement == placement) & (data.start == start) & (data.scaling == "none")
+    return data.isel(network=int(np.flatnonzero(wanted)[0]))
 
 
 def tables(data: xr.Dataset, network: int) -> tuple[xr.Dataset, xr.Dataset]:
     """Prediction and measurement of one network, as `propagate.compare` wants them."""
-    one = data.isel(network=network)
-    if "depth" in one.dims:
-        one = one.drop_vars("block", errors="ignore").rename(depth="block")
-    names = [str(key).removeprefix("theory_") for key in one if f"{key}".startswith("theory_") and key[7:] in one]
-    prediction = {n: one[f"theory_{n}"] for n in names} | {f"{n}_allowance": one[f"{n}_allowance"] for n in names}
-    wanted = [key for n in names for key in (n, f"{n}_se", f"log_{n}", f"log_{n}_se") if key in one]
-    return xr.Dataset(prediction), one[wanted].assign_attrs(draws=int(one.draws))
+    row = data.isel(network=network)
+    if "depth" in row.dims:
+        row = row.drop_vars("block", errors="ignore").rename(depth="block")
+    names = [str(key).removeprefix("theory_") for key in row if str(key).startswith("theory_")]
+    names = [name for name in names if name in row]
+    prediction = {n: row[f"theory_{n}"] for n in names} | {f"{n}_allowance": row[f"{n}_allowance"] for n in names}
+    wanted = [key for n in names for key in (n, f"{n}_se", f"log_{n}", f"log_{n}_se") if key in row]
+    return xr.Dataset(prediction), row[wanted].assign_attrs(draws=int(row.draws))
 
 
 def digits(values: Any, keep: int = 9) -> Any:

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from figures.networks import DEPTH, DRAWS, PLACEMENTS, SEED, counts, grid, records, text, unequal
+from figures.networks import DEPTH, DRAWS, PLACEMENTS, SEED, counts, digits, grid, records, text, unequal, unscaled
 from propagate import plots
 
 FLOOR = 1e-20  # below it, 64-bit arithmetic loses the digits that two machines would agree on
 TITLES = {
     "0": "start: correlation 0",
     "0.3": "start: correlation 0.3",
-    "text": "start: English text ({:.3f})",
+    "text": "start: text (correlation {:.3f})",
 }
 
 CAPTION = """\
@@ -31,14 +31,16 @@ whether or not the model itself is at hand; `make measure-text` measures them af
 the mean variance and the mean covariance ({text_correlation:.3f}) alone. It takes tokens to be exchangeable, which
 those of a text are not: their variances differ, so the first norm alone changes their 1 - correlation by
 {text_unequal:.1f} %, which PostNorm and SpanNorm do show. That much is added to the theory's allowance for this
-start.
+start. Unscaled PreNorm, which never norms the stream itself, lies below its line by up to {text_prenorm:.0f} %, more
+than its error bars: mean moments idealise unequal tokens.
 
-Lines: theory in the limit of infinite width; the shaded band is its stated allowance for the finite width of the
-simulation. Points: simulation, geometric mean over independent networks (correlation 0.3: {draws} of unscaled
-PostNorm and SpanNorm each, {light} of the others; other starts: {few} of each), bars ±1.96 standard errors of the
-mean logarithm (of deviation and variance, in quadrature). Nothing is shown below 1e-20, where the rounding of 64-bit
-numbers begins to count. ScaleInit(0.5) multiplies the output matrices of attention and FFN by depth^(-1/2); the
-SpanNorm paper's own formula is not known to us.
+Lines: theory in the limit of infinite width; the shaded band, at this width seldom wider than the line, is its stated
+allowance for the finite width of the simulation. Points: simulation, geometric mean over independent networks
+(correlation 0.3: {draws} of unscaled PostNorm and SpanNorm each, {light} of the others; other starts: {light} of
+each), bars ±1.96 standard errors of the mean logarithm (of deviation and variance, in quadrature), hidden by the
+point where they are smaller than it. Nothing is shown below 1e-20, where the rounding of 64-bit numbers begins to
+count. ScaleInit(0.5) multiplies the output matrices of attention and FFN by depth^(-1/2); the SpanNorm paper's own
+formula is not known to us.
 
 Bears on claims C3 and C4. C3 (structure alone allows networks twice as deep as PostNorm) holds in this sense: 1 -
 correlation falls to 1/2 a block in unscaled PostNorm and to about 3/4 in unscaled SpanNorm, which so takes 2.4 times
@@ -49,8 +51,8 @@ We have not seen the paper's figures; its Fig. 6 is said to show heat maps of si
 another quantity.
 
 Width {width}, {heads} heads, ReLU FFN of ratio {ffn_ratio:g}, RMSNorm, logit standard deviation {logit_std:g}, 16
-tokens (text: {text_tokens}). Seed {first_seed}; each network has its own (`seed` in the data). The networks of start
-0.3 are those of forward_variance.
+tokens (text: {text_tokens}). Sampler {sampler}, exact in law at every width. Seed {first_seed}; each network has its
+own (`seed` in the data). The networks of start 0.3 are those of forward_variance.
 """
 
 
@@ -58,11 +60,13 @@ def data(draws: int = DRAWS, seed: int = SEED, executor: Executor | None = None,
     """Six networks for each of three starts; those that start from correlation 0.3 are those of forward_variance."""
     runs = [run for start in TITLES for run in grid(start, draws, seed, depth)]
     found = records(runs, ["variance", "deviation"], executor)
-    found["deviation_allowance"] = found.deviation_allowance + xr.where(found.start == "text", unequal(), 0.0)
+    found["deviation_allowance"] = found.deviation_allowance + unequal() * (found.start == "text")
     hidden = found.theory_deviation < FLOOR * found.theory_variance
     for name in found:
         if str(name).removeprefix("log_").removesuffix("_se") == "deviation":
             found[name] = found[name].where(~hidden)
+    natural = unscaled(found, "PreNorm", "text")
+    ratio = np.exp(natural.log_deviation - natural.log_variance) * natural.theory_variance / natural.theory_deviation
     stored = text()
     return found.assign_attrs(
         counts(draws),
@@ -73,6 +77,7 @@ def data(draws: int = DRAWS, seed: int = SEED, executor: Executor | None = None,
         text_windows=stored["windows"],
         text_correlation=stored["median_window"]["correlation"],
         text_unequal=100 * unequal(),
+        text_prenorm=float(digits(100 * (1 - ratio.min()))),
     )
 
 
@@ -102,7 +107,7 @@ def draw(data: xr.Dataset) -> Any:
             upper.set(yscale="log", title=title.format(data.attrs["text_correlation"]), ylim=(FLOOR, 5))
             lower.set(yscale="log", xlabel=plots.BLOCK_AXIS, xlim=(-3, data.sizes["block"] + 2), ylim=(0.025, 1.3))
             if start == "text":
-                note = "32 embedded tokens,\nmeasured, as stored"
+                note = f"{data.attrs['text_tokens']} embedded tokens,\nmeasured, as stored"
                 upper.text(0.98, 0.74, note, transform=upper.transAxes, ha="right", fontsize=7)
         axes[0, 0].set_ylabel("1 - correlation, geometric mean")
         axes[1, 0].set_ylabel("the same, enlarged")

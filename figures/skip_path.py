@@ -22,6 +22,7 @@ from figures.networks import (
     labelled,
     measure,
     predict,
+    unscaled,
 )
 from propagate import plots
 
@@ -43,15 +44,16 @@ own formula is not known to us.
 
 What it shows: without scaling (left) the total gain does not follow the skip path. The branches bring back what the
 skip loses, and the gain ends on a floor of order 1/tokens (dotted: 1/16), for ReLU and a gradient independent over
-tokens: 0.15 for PostNorm, 0.08 for SpanNorm. SpanNorm's falls later and ends lower. With ScaleInit (right) the total
-gain tends to 1.00 for SpanNorm and 0.71 for PostNorm, although the skips alone would keep 0.37 and 0.22. So claim C2
-(the scaling prevents vanishing) holds, and C3 holds for the skip path and for rank collapse (see rank_collapse), not
-for the total gradient of a ReLU network. We have not seen the paper's figures nor its Eq. 11; the claim is known to
-us from public reviews.
+tokens: 0.15 for PostNorm, 0.08 for SpanNorm (simulated, at {longest} blocks: {end_postnorm:.2f} and
+{end_spannorm:.2f}; finite width lowers the mean logarithm by an order of blocks/width, the band). SpanNorm's falls
+later and ends lower. With ScaleInit (right) the total gain tends to 1.00 for SpanNorm and 0.71 for PostNorm, although
+the skips alone would keep 0.37 and 0.22. So claim C2 (the scaling prevents vanishing) holds, and C3 holds for the
+skip path and for rank collapse (see rank_collapse), not for the total gradient of a ReLU network. We have not seen
+the paper's figures nor its Eq. 11; the claim is known to us from public reviews.
 
 Width {width}, {heads} heads, ReLU FFN of ratio {ffn_ratio:g}, RMSNorm, logit standard deviation {logit_std:g}, 16
-tokens; start: variance 1, covariance 0.3. Seed {first_seed}; each network has its own (`seed` in the data). The
-networks of depth 128 are those of gradient_variance.
+tokens; start: variance 1, covariance 0.3. Sampler {sampler}, exact in law at every width. Seed {first_seed}; each
+network has its own (`seed` in the data). The networks of depth 128 are those of gradient_variance.
 """
 
 
@@ -65,7 +67,12 @@ def data(draws: int = DRAWS, seed: int = SEED, executor: Executor | None = None,
     rows = [xr.concat([_embedding(run, measured.get(run)) for run in row], "network") for row in runs]
     found = labelled(xr.concat(rows, xr.Variable("depth", depths), join="exact"), runs[-1])
     found["seed"] = ("network", "depth"), np.array([[run.seed for run in row] for row in runs]).T
-    return found.assign_attrs(counts(draws), first_seed=seed)
+    simulated = found.isel(depth=np.isfinite(found.log_grad_variance).all("network"))
+    ends = {
+        f"end_{name.lower()}": float(digits(np.exp(unscaled(simulated, name).log_grad_variance[-1])))
+        for name in PLACEMENTS
+    }
+    return found.assign_attrs(counts(draws), first_seed=seed, longest=int(simulated.depth[-1]), **ends)
 
 
 def _embedding(run: Run, measured: xr.Dataset | None) -> xr.Dataset:

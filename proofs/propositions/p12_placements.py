@@ -284,7 +284,7 @@ PROPOSITION = Proposition(
     hypotheses=("wide limit; uniform attention; exchangeable tokens", "ReLU; a single stream"),
     statement=_statement(),
     source="The placements' equations are their papers'; the recursions are derived here.",
-    confronted="tests/test_proofs_against_simulation_depth.py::test_duality",
+    confronted="tests/test_agreement.py::test_they_agree",
     derivation=derivation,
     axioms=(axioms.WIDE, axioms.INDEPENDENCE),
 )

@@ -5,24 +5,19 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
 
 from propagate.model import Model, ModelError, check_model
 from propagate.montecarlo.backend import Array, Backend, choose_backend
 from propagate.montecarlo.blocks import block_of, read
+from propagate.montecarlo.checkpoint import load, save
 from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.operators import GATED, Pull
 from propagate.montecarlo.samplers import Sampler, dense
-from propagate.montecarlo.starts import exchangeable_root, gram_root, with_gram
-from propagate.montecarlo.statistics import Floats, Summary, second_moments
+from propagate.montecarlo.starts import Start, start_of, with_gram
+from propagate.montecarlo.statistics import Floats, second_moments
 from propagate.montecarlo.weightless import weightless
 from propagate.table import table
 
@@ -33,15 +28,6 @@ SAMPLERS: dict[str, Callable[[Normals], Sampler]] = {"dense": dense, "weightless
 CROSSOVER = 8  # coordinates a token, from which on "auto" takes the weightless sampler
 INPUT_SITE, COTANGENT_SITE = 0, 1  # below CALLS * MATRICES, where the first block's sites begin
 MEMORY = 2**28  # bytes that a batch of draws may take on the host: small enough to stay near the caches
-
-
-@dataclass(frozen=True)
-class Start:
-    """What enters a network: roots of the token Gram matrices of inputs and cotangents, or the inputs themselves."""
-
-    cotangent_root: Floats
-    input_root: Floats
-    inputs: Floats | None = None
 
 
 def simulate(
@@ -110,17 +96,17 @@ def simulate(
     draws = _whole("draws", draws, at_least=2)
     seed = _whole("seed", seed, at_least=0)
     sampler_name = _sampler(sampler, model)
-    start = _start(model, variance, covariance, grad_variance, grad_covariance, gram, inputs)
+    start = start_of(model, variance, covariance, grad_variance, grad_covariance, gram, inputs)
     batch = _batch(model, host, sampler_name, memory)
     identity = _identity(model, seed, start, through_readout, host, sampler_name)
-    summary = _load(checkpoint, identity)
+    summary = load(checkpoint, identity)
     if summary.draws > draws:
         raise ModelError(f"draws must be at least the {summary.draws} that the checkpoint holds, got {draws}")
     with _progress(progress, draws, summary.draws) as advance:
         while summary.draws < draws:
             some = range(summary.draws, min(summary.draws + batch, draws))
             summary.add(run(model, host, sampler_name, seed, some, start, through_readout=through_readout))
-            _save(checkpoint, identity, summary)
+            save(checkpoint, identity, summary)
             advance(len(some))
     attributes = {
         "witness": "simulation",
@@ -188,57 +174,6 @@ def _whole(name: str, value: Any, *, at_least: int) -> int:
     return int(value)
 
 
-def _start(
-    model: Model,
-    variance: float,
-    covariance: float,
-    grad_variance: float,
-    grad_covariance: float,
-    gram: Any,
-    inputs: Any,
-) -> Start:
-    if gram is not None and inputs is not None:
-        raise ModelError("give gram or inputs, not both")
-    cotangent_root = _root("grad_variance", "grad_covariance", grad_variance, grad_covariance, model.tokens)
-    if inputs is not None:
-        array = _finite("inputs", inputs, (model.tokens, model.width))
-        if not (array != 0).any(axis=-1).all():
-            raise ModelError("inputs must hold no token that is zero everywhere: a norm would divide by zero")
-        return Start(cotangent_root, np.eye(model.tokens), array)
-    if gram is None:
-        return Start(cotangent_root, _root("variance", "covariance", variance, covariance, model.tokens))
-    matrix = _finite("gram", gram, (model.tokens, model.tokens))
-    if not np.allclose(matrix, matrix.T) or np.linalg.eigvalsh(matrix)[0] < -1e-9 * np.trace(matrix):
-        raise ModelError("gram must be symmetric and positive semi-definite")
-    if not (matrix.diagonal() > 0).all():
-        raise ModelError("gram must have a positive diagonal: a norm would divide by zero")
-    return Start(cotangent_root, gram_root(matrix))
-
-
-def _finite(name: str, value: Any, shape: tuple[int, int]) -> Floats:
-    try:
-        array = np.asarray(value, dtype=float)
-    except (TypeError, ValueError):
-        raise ModelError(f"{name} must be an array of numbers, got {type(value).__name__}") from None
-    if array.shape != shape:
-        raise ModelError(f"{name} must have shape {shape}, got {array.shape}")
-    if not np.isfinite(array).all():
-        raise ModelError(f"{name} must be finite")
-    return array
-
-
-def _root(name: str, other: str, variance: Any, covariance: Any, tokens: int) -> Floats:
-    for field, value in ((name, variance), (other, covariance)):
-        if not isinstance(value, int | float | np.number) or not np.isfinite(value):
-            raise ModelError(f"{field} must be a finite number, got {value!r}")
-    if variance <= 0:
-        raise ModelError(f"{name} must be positive, got {variance!r}")
-    lowest = -variance / (tokens - 1) if tokens > 1 else -np.inf
-    if not lowest - 1e-12 <= covariance <= variance:
-        raise ModelError(f"{other} must lie between -{name} / (tokens - 1) and {name}, got {covariance!r}")
-    return exchangeable_root(float(variance), float(covariance), tokens)
-
-
 def _sampler(name: str, model: Model) -> str:
     """The sampler of that name; "auto" takes the one that costs less."""
     if name != "auto" and name not in SAMPLERS:
@@ -274,32 +209,6 @@ def _identity(model: Model, seed: int, start: Start, through_readout: bool, back
         "start": roots,
     }
     return json.dumps(what, sort_keys=True)
-
-
-def _load(checkpoint: str | os.PathLike[str] | None, identity: str) -> Summary:
-    if checkpoint is None:
-        return Summary()
-    if not Path(checkpoint).absolute().parent.is_dir():
-        raise ModelError(f"checkpoint must lie in an existing folder, got {os.fspath(checkpoint)!r}")
-    if not Path(checkpoint).exists():
-        return Summary()
-    try:
-        with np.load(checkpoint, allow_pickle=False) as stored:
-            state = dict(stored)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ModelError(f"checkpoint {os.fspath(checkpoint)!r} cannot be read: {error}") from None
-    if str(state.get("identity")) != identity:
-        raise ModelError(f"checkpoint {os.fspath(checkpoint)!r} belongs to another run; name a new file or remove it")
-    return Summary.restored(state)
-
-
-def _save(checkpoint: str | os.PathLike[str] | None, identity: str, summary: Summary) -> None:
-    if checkpoint is None:
-        return
-    target = Path(checkpoint)
-    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".npz", delete=False) as handle:
-        np.savez(handle, identity=np.array(identity), **summary.state())
-    os.replace(handle.name, target)
 
 
 @contextmanager

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from propagate.model import Model, ModelError
 from propagate.montecarlo.backend import Array
 from propagate.montecarlo.normals import Normals
+from propagate.montecarlo.statistics import Floats
+
+
+@dataclass(frozen=True)
+class Start:
+    """What enters a network: roots of the token Gram matrices of inputs and cotangents, or the inputs themselves."""
+
+    cotangent_root: Floats
+    input_root: Floats
+    inputs: Floats | None = None
 
 
 def exchangeable_root(variance: float, covariance: float, tokens: int) -> NDArray[np.float64]:
@@ -53,3 +66,55 @@ def with_gram(root: NDArray[np.float64], normals: Normals, site: int, width: int
     if tokens <= width:
         directions = math.sqrt(width) * xp.linalg.qr(directions)[0]
     return xp.asarray(root) @ directions.swapaxes(-1, -2)
+
+
+def start_of(
+    model: Model,
+    variance: float,
+    covariance: float,
+    grad_variance: float,
+    grad_covariance: float,
+    gram: Any,
+    inputs: Any,
+) -> Start:
+    """What enters a network, checked. See `simulate` for the arguments and the errors raised."""
+    if gram is not None and inputs is not None:
+        raise ModelError("give gram or inputs, not both")
+    cotangent_root = _root("grad_variance", "grad_covariance", grad_variance, grad_covariance, model.tokens)
+    if inputs is not None:
+        array = _finite("inputs", inputs, (model.tokens, model.width))
+        if not (array != 0).any(axis=-1).all():
+            raise ModelError("inputs must hold no token that is zero everywhere: a norm would divide by zero")
+        return Start(cotangent_root, np.eye(model.tokens), array)
+    if gram is None:
+        return Start(cotangent_root, _root("variance", "covariance", variance, covariance, model.tokens))
+    matrix = _finite("gram", gram, (model.tokens, model.tokens))
+    if not np.allclose(matrix, matrix.T) or np.linalg.eigvalsh(matrix)[0] < -1e-9 * np.trace(matrix):
+        raise ModelError("gram must be symmetric and positive semi-definite")
+    if not (matrix.diagonal() > 0).all():
+        raise ModelError("gram must have a positive diagonal: a norm would divide by zero")
+    return Start(cotangent_root, gram_root(matrix))
+
+
+def _finite(name: str, value: Any, shape: tuple[int, int]) -> Floats:
+    try:
+        array = np.asarray(value, dtype=float)
+    except (TypeError, ValueError):
+        raise ModelError(f"{name} must be an array of numbers, got {type(value).__name__}") from None
+    if array.shape != shape:
+        raise ModelError(f"{name} must have shape {shape}, got {array.shape}")
+    if not np.isfinite(array).all():
+        raise ModelError(f"{name} must be finite")
+    return array
+
+
+def _root(name: str, other: str, variance: Any, covariance: Any, tokens: int) -> Floats:
+    for field, value in ((name, variance), (other, covariance)):
+        if not isinstance(value, int | float | np.number) or not np.isfinite(value):
+            raise ModelError(f"{field} must be a finite number, got {value!r}")
+    if variance <= 0:
+        raise ModelError(f"{name} must be positive, got {variance!r}")
+    lowest = -variance / (tokens - 1) if tokens > 1 else -np.inf
+    if not lowest - 1e-12 <= covariance <= variance:
+        raise ModelError(f"{other} must lie between -{name} / (tokens - 1) and {name}, got {covariance!r}")
+    return exchangeable_root(float(variance), float(covariance), tokens)

@@ -128,7 +128,7 @@ def relative_fluctuation(placement: pg.Placement, width: int, draws: int, mean: 
     """(mean square / its mean - 1)^2 of the stream that leaves one block, one token, as a measured `variance`."""
     model = pg.Model(placement, depth=1, width=width, tokens=1, heads=1, logit_std=0.0, **fields)  # type: ignore[arg-type]
     one = exchangeable_root(1.0, 1.0, 1)
-    out = run(model, confront.HOST, 6, range(draws), Start(one, one), through_readout=False)["variance"]
+    out = run(model, confront.HOST, "dense", 6, range(draws), Start(one, one), through_readout=False)["variance"]
     return seen({"variance": (out[:, 1:] / mean - 1) ** 2})
 
 
@@ -174,7 +174,7 @@ def test_small_logits(width: int) -> None:
         model = pg.Model(
             confront.BareAttention(), depth=1, width=width, tokens=TOKENS, heads=1, logit_std=float(np.sqrt(value))
         )
-        found.append(run(model, confront.HOST, 8, range(draws), start, through_readout=False))
+        found.append(run(model, confront.HOST, "dense", 8, range(draws), start, through_readout=False))
     zero, once, twice = found
     rate = {name: (4 * (once[name] - zero[name]) - (twice[name] - zero[name])) / (2 * tau) for name in zero}
     p = p05_small_logits

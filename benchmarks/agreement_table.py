@@ -14,9 +14,7 @@ import argparse
 import dataclasses
 import itertools
 import json
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +22,7 @@ from pathlib import Path
 import xarray as xr
 
 import propagate as pg
+from propagate.files import replace
 
 PLACEMENTS = ("prenorm", "postnorm", "spannorm", "periln", "deepnorm", "layernormscaling")
 ACTIVATIONS = ("relu", "gelu", "swiglu")
@@ -110,9 +109,7 @@ def main() -> int:
         "wrong theories rejected": rejected,
     }
     if options.out:
-        with tempfile.NamedTemporaryFile("w", dir=options.out.parent, delete=False) as handle:
-            json.dump({"summary": summary, "rows": rows, "controls": controls}, handle, indent=1)
-        os.replace(handle.name, options.out)
+        replace(options.out, json.dumps({"summary": summary, "rows": rows, "controls": controls}, indent=1).encode())
     return 1 if failed else 0
 
 

@@ -13,13 +13,13 @@ import json
 import os
 import platform
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from propagate.files import replace
 from propagate.montecarlo.factor import factor
 
 Factor = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -147,9 +147,7 @@ def main() -> None:
             "numpy": np.__version__,
         }
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=options.out.parent, delete=False) as handle:
-            json.dump({"summary": summary, "accuracy": accuracy, "speed": speed}, handle, indent=1)
-        os.replace(handle.name, options.out)
+        replace(options.out, json.dumps({"summary": summary, "accuracy": accuracy, "speed": speed}, indent=1).encode())
 
 
 if __name__ == "__main__":

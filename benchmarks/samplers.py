@@ -16,11 +16,11 @@ import json
 import os
 import platform
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from propagate.files import replace
 from propagate.model import Model
 from propagate.montecarlo.backend import Backend, choose_backend
 from propagate.montecarlo.blocks import block_of, read
@@ -139,9 +139,7 @@ def main() -> None:
             "unit": "seconds a draw-block, forward and backward, float64",
         }
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=options.out.parent, delete=False) as handle:
-            json.dump({"summary": summary, "rows": rows}, handle, indent=1)
-        os.replace(handle.name, options.out)
+        replace(options.out, json.dumps({"summary": summary, "rows": rows}, indent=1).encode())
 
 
 def processor() -> str:

@@ -14,9 +14,10 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
+
+from propagate.files import replace
 
 PLACEMENTS = ("prenorm", "postnorm", "spannorm", "periln", "deepnorm", "layernormscaling")
 ACTIVATIONS = ("relu", "gelu", "swiglu")
@@ -70,9 +71,7 @@ def main() -> int:
     if options.out:
         where = {"machine": platform.machine(), "python": platform.python_version(), "cores": os.cpu_count()}
         result = where | {"placements": PLACEMENTS, "depth": options.depth, "budget": BUDGET, "rows": rows}
-        with tempfile.NamedTemporaryFile("w", dir=options.out.parent, delete=False) as handle:
-            json.dump(result, handle, indent=1)
-        os.replace(handle.name, options.out)
+        replace(options.out, json.dumps(result, indent=1).encode())
     return 0
 
 

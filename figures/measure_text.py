@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import re
 import sqlite3
@@ -18,6 +17,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from propagate.files import replace
 
 Array = NDArray[np.float64]
 ROOT = Path(__file__).resolve().parents[1]
@@ -139,10 +140,9 @@ def measure() -> str:
 
 def main() -> None:
     """Measure and store, in one step that leaves the old record or the new one."""
-    record, part = measure(), STORED.with_suffix(f".{os.getpid()}.part")
+    record = measure()
     STORED.parent.mkdir(exist_ok=True)
-    part.write_text(record, encoding="utf-8")
-    os.replace(part, STORED)
+    replace(STORED, record.encode())
 
 
 if __name__ == "__main__":

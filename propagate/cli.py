@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from propagate.files import replace
 from propagate.model import Model, ModelError
 from propagate.scaling import ScaleInit
 
@@ -346,15 +347,8 @@ def _print_json(dataset: xr.Dataset) -> None:
 
 
 def _write(dataset: xr.Dataset, out: Path | None) -> None:
-    if out is None:
-        return
-    import os
-    import tempfile
-
-    handle, name = tempfile.mkstemp(dir=out.absolute().parent, suffix=".nc")
-    os.close(handle)
-    dataset.to_netcdf(name, engine="scipy")
-    os.replace(name, out)
+    if out is not None:
+        replace(out, bytes(dataset.to_netcdf(engine="scipy")))
 
 
 def main() -> None:

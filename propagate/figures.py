@@ -10,13 +10,13 @@ import difflib
 import importlib
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from propagate.files import replace
 from propagate.model import ModelError
 
 P = ParamSpec("P")
@@ -146,21 +146,7 @@ def _write(name: str, script: Any, data: Any) -> list[Path]:
         ".svg": render(picture, "svg"),
         ".md": caption.encode(),
     }
-    return [_replace(ROOT / "figures" / f"{name}{suffix}", content) for suffix, content in contents.items()]
-
-
-def _replace(path: Path, content: bytes) -> Path:
-    """Leaves the old file or the new one, never a part."""
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(part, 0o644)
-        os.replace(part, path)
-    except BaseException:
-        os.unlink(part)
-        raise
-    return path
+    return [replace(ROOT / "figures" / f"{name}{suffix}", content) for suffix, content in contents.items()]
 
 
 class _Counted(Executor):

@@ -77,8 +77,7 @@ class Model:
         for field in ("logit_std", "value_gain", "attention_gain", "ffn_gain"):
             object.__setattr__(self, field, _number(field, getattr(self, field), positive=False))
         object.__setattr__(self, "ffn_ratio", _number("ffn_ratio", self.ffn_ratio, positive=True))
-        if not isinstance(self.causal, bool):
-            raise ModelError(f"causal must be True or False, got {self.causal!r}")
+        check_flag("causal", self.causal)
         if self.width % self.heads:
             raise ModelError(f"heads must divide the width, got heads={self.heads} for width={self.width}")
         smallest = 1 if self.norm == "rms" else 3
@@ -113,6 +112,12 @@ def check_model(model: Any) -> None:
     """ModelError unless it is a Model."""
     if not isinstance(model, Model):
         raise ModelError(f"model must be a propagate.Model, got {model!r}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """ModelError unless it is True or False."""
+    if not isinstance(value, bool):
+        raise ModelError(f"{name} must be True or False, got {value!r}")
 
 
 def as_placement(value: Any) -> Placement:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
-import tempfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from propagate.files import replace
 from propagate.model import ModelError
 from propagate.montecarlo.statistics import Summary
 
@@ -43,7 +44,6 @@ def save(checkpoint: str | os.PathLike[str] | None, identity: str, summary: Summ
     """Write the summary to the file, whole or not at all. Without a file, do nothing."""
     if checkpoint is None:
         return
-    target = Path(checkpoint)
-    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".npz", delete=False) as handle:
-        np.savez(handle, identity=np.array(identity), **summary.state())
-    os.replace(handle.name, target)
+    content = io.BytesIO()
+    np.savez(content, identity=np.array(identity), **summary.state())
+    replace(checkpoint, content.getvalue())

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from propagate.model import Model, ModelError, check_model
+from propagate.model import Model, ModelError, check_flag, check_model
 from propagate.montecarlo.backend import Array, Backend, choose_backend
 from propagate.montecarlo.blocks import block_of, read
 from propagate.montecarlo.checkpoint import load, save
@@ -87,9 +87,9 @@ def simulate(
         1.0
     """
     check_model(model)
-    _true_or_false("through_readout", through_readout)
+    check_flag("through_readout", through_readout)
     if progress is not None:
-        _true_or_false("progress", progress)
+        check_flag("progress", progress)
     if not isinstance(checkpoint, str | os.PathLike | None):
         raise ModelError(f"checkpoint must be a file's path, got {checkpoint!r}")
     host = choose_backend(backend)
@@ -159,11 +159,6 @@ def run(
 def _columns(prefix: str, moments: list[tuple[Array, ...]], backend: Backend) -> dict[str, Floats]:
     stacked = backend.to_host(backend.xp.stack([backend.xp.stack(at_block) for at_block in moments], axis=-1))
     return {prefix + name: stacked[i] for i, name in enumerate(("variance", "covariance", "deviation"))}
-
-
-def _true_or_false(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise ModelError(f"{name} must be True or False, got {value!r}")
 
 
 def _whole(name: str, value: Any, *, at_least: int) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from propagate.model import Model, ModelError, check_model
+from propagate.model import Model, ModelError, check_flag, check_model
 from propagate.table import table
 from propagate.theory.activations import ACTIVATIONS
 from propagate.theory.blocks import Block, BlockMap, Stream, Tape, read
@@ -58,8 +58,7 @@ def predict(
         (44.233, 11.3036)
     """
     check_model(model)
-    if not isinstance(through_readout, bool):
-        raise ModelError(f"through_readout must be True or False, got {through_readout!r}")
+    check_flag("through_readout", through_readout)
     if model.causal:
         raise ModelError("causal must be False for predict: exchangeable tokens have no order (simulate can do it)")
     values, dims, coords = _aligned(

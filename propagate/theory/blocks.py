@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from propagate.theory.functions import Scalar, sqrt
+from propagate.theory.functions import Scalar
 from propagate.theory.moments import Atom, Combination, Moments
 from propagate.theory.sublayers import Sublayer
 
@@ -81,7 +81,7 @@ class Block:
     ffn_map: Sublayer
 
     def norm(self, x: Stream) -> Stream:
-        scale = 1 / sqrt(x.value.moments().variance)
+        scale = x.value.moments().norm_scale()
         return self.tape.record(x.value * scale, (x, lambda cotangent: cotangent * scale))
 
     def attention(self, x: Stream) -> Stream:

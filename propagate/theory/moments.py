@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from propagate.theory.functions import Scalar
+from propagate.theory.functions import Scalar, sqrt
 
 
 class Moments(NamedTuple):
@@ -32,6 +32,19 @@ class Moments(NamedTuple):
     def covariance(self) -> Scalar:
         """E x_t x_s for tokens t != s."""
         return self.variance - self.deviation
+
+    def plus(self, other: Moments) -> Moments:
+        """Of the sum with an uncorrelated stream."""
+        return Moments(self.variance + other.variance, self.deviation + other.deviation)
+
+    def times(self, coefficient: Scalar) -> Moments:
+        """Of the stream times a number."""
+        weight = coefficient * coefficient
+        return Moments(weight * self.variance, weight * self.deviation)
+
+    def norm_scale(self) -> Scalar:
+        """What a norm multiplies the stream by."""
+        return 1 / sqrt(self.variance)
 
 
 class Atom:
@@ -72,9 +85,7 @@ class Combination:
 
     def moments(self) -> Moments:
         """Second moments of the combination."""
-        variance, deviation = 0.0, 0.0
+        total = Moments(0.0, 0.0)
         for atom, coefficient in self.terms.items():
-            weight = coefficient * coefficient
-            variance = variance + weight * atom.moments.variance
-            deviation = deviation + weight * atom.moments.deviation
-        return Moments(variance, deviation)
+            total = total.plus(atom.moments.times(coefficient))
+        return total

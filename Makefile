@@ -36,7 +36,7 @@ $(WEIGHTS)/.installed: | $(STAMP)
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --editable '.[dev,text]'
+	$(VENV)/bin/python -m pip install --quiet --editable '.[dev,text,torch]'
 	touch $@
 
 clean:

@@ -1,0 +1,132 @@
+"""The sublayers of a network as torch modules, with the initialisation that a `Model` states.
+
+Streams are tensors of shape (..., tokens, width). Weights are Gaussian: entries have standard deviation
+gain / sqrt(fan_in), as in torch.nn.init. Norms have eps 0, as the model has, and learned gains that start at 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from propagate.model import Model
+from propagate.scaling import Gains
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "linear": lambda x: x,
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "silu": functional.silu,
+    "tanh": torch.tanh,
+}
+GATED = {"swiglu": "silu"}
+
+
+class Projection(nn.Linear):
+    """A linear map without bias that knows the gains of its initialisation, one for each equal part of its output."""
+
+    def __init__(self, fan_in: int, fan_out: int, *gains: float) -> None:
+        super().__init__(fan_in, fan_out, bias=False)
+        self.gains = gains
+
+    def draw(self, generator: torch.Generator) -> None:
+        """Weights afresh."""
+        with torch.no_grad():
+            for part, gain in zip(self.weight.chunk(len(self.gains)), self.gains, strict=True):
+                part.normal_(0.0, gain / math.sqrt(self.in_features), generator=generator)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, gains={self.gains}"
+
+
+class Attention(nn.Module):
+    """Softmax self-attention; logits are scaled so that `logit_std` holds at initialisation and stays a constant."""
+
+    def __init__(self, model: Model, gains: Gains) -> None:
+        super().__init__()
+        width = model.width
+        self.heads, self.causal = model.heads, model.causal
+        self.scale = model.logit_std / math.sqrt(width // model.heads)
+        self.read = Projection(width, 3 * width, 1.0, 1.0, gains.value)
+        self.write = Projection(width, width, gains.attention_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (
+            part.unflatten(-1, (self.heads, -1)).transpose(-2, -3) for part in self.read(x).chunk(3, dim=-1)
+        )
+        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=self.causal, scale=self.scale)
+        return _tensor(self.write(mixed.transpose(-2, -3).flatten(-2)))
+
+
+class UniformAttention(nn.Module):
+    """The limit of logit_std 0: every token averages the values it may see, and there is no query and no key."""
+
+    def __init__(self, model: Model, gains: Gains) -> None:
+        super().__init__()
+        self.causal = model.causal
+        self.read = Projection(model.width, model.width, gains.value)
+        self.write = Projection(model.width, model.width, gains.attention_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = self.read(x)
+        if self.causal:
+            seen = torch.arange(1, x.shape[-2] + 1, device=x.device, dtype=x.dtype)
+            mixed = values.cumsum(-2) / seen[:, None]
+        else:
+            mixed = values.mean(-2, keepdim=True).expand_as(values)
+        return _tensor(self.write(mixed))
+
+
+class FeedForward(nn.Module):
+    """W_out phi(W_in x), or W_out (phi(W_gate x) * W_in x) where the activation is gated."""
+
+    def __init__(self, model: Model, gains: Gains) -> None:
+        super().__init__()
+        self.gated = model.activation in GATED
+        self.activation = GATED.get(model.activation, model.activation)
+        self.read = Projection(model.width, model.hidden * (2 if self.gated else 1), gains.ffn_in)
+        self.write = Projection(model.hidden, model.width, gains.ffn_out / output_rms(self.activation))
+
+    def forward(self, x: Tensor) -> Tensor:
+        phi, hidden = ACTIVATIONS[self.activation], self.read(x)
+        if not self.gated:
+            return _tensor(self.write(phi(hidden)))
+        gate, linear = hidden.chunk(2, dim=-1)
+        return _tensor(self.write(phi(gate) * linear))
+
+
+def attention(model: Model, gains: Gains) -> nn.Module:
+    """The attention that a model asks for.
+
+    Example:
+        >>> attention(Model("prenorm", depth=1, width=8, heads=2, logit_std=0.0), Gains()).read.weight.shape
+        torch.Size([8, 8])
+    """
+    return (UniformAttention if model.logit_std == 0 else Attention)(model, gains)
+
+
+def norm(model: Model) -> nn.Module:
+    """The norm that a model asks for, with learned gain (and bias) at 1 (and 0)."""
+    return (nn.RMSNorm if model.norm == "rms" else nn.LayerNorm)(model.width, eps=0.0)
+
+
+@lru_cache(maxsize=16)
+def output_rms(activation: str) -> float:
+    """Root mean square of an activation's output at standard normal input.
+
+    Example:
+        >>> round(output_rms("relu") ** 2, 10)
+        0.5
+    """
+    z = torch.linspace(-12, 12, 48_001, dtype=torch.float64, device="cpu")  # 0, ReLU's kink, is a node
+    density = torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+    return math.sqrt(torch.trapezoid(ACTIVATIONS[activation](z) ** 2 * density, z).item())
+
+
+def _tensor(value: Tensor) -> Tensor:  # nn.Module.__call__ returns Any
+    return value

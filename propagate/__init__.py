@@ -1,7 +1,7 @@
 """Signal propagation in deep Transformers: a theory, a simulation and traces that check one another.
 
 A normalisation placement is written once, as the equations of its paper; `predict` gives its exact wide-limit moments,
-`simulate` measures random networks, `compare` judges one by the other, `recursion` prints the algebra.
+`simulate` measures random networks, `trace` any torch model, `compare` judges one by the other, `recursion` prints the algebra.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 from propagate.model import Model, ModelError
 from propagate.placements import Placement, placement, placements
 from propagate.scaling import Gains, ScaleInit
+from propagate.table import start_of
 
 if TYPE_CHECKING:
     from propagate.agreement import compare
     from propagate.montecarlo.simulate import simulate
     from propagate.theory.predict import predict
     from propagate.theory.recursion import recursion
+    from propagate.tracing.build import build, build_language_model
+    from propagate.tracing.trace import trace
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,26 +29,40 @@ __all__ = [
     "ModelError",
     "Placement",
     "ScaleInit",
+    "build",
+    "build_language_model",
     "compare",
     "placement",
     "placements",
     "predict",
     "recursion",
     "simulate",
+    "start_of",
+    "trace",
 ]
 
 _LAZY = {
+    "build": "propagate.tracing.build",
+    "build_language_model": "propagate.tracing.build",
     "compare": "propagate.agreement",
     "predict": "propagate.theory.predict",
     "recursion": "propagate.theory.recursion",
     "simulate": "propagate.montecarlo.simulate",
+    "trace": "propagate.tracing.trace",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'propagate' has no attribute {name!r}")
-    return getattr(import_module(_LAZY[name]), name)
+    try:
+        return getattr(import_module(_LAZY[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ModuleNotFoundError(
+            f"propagate.{name} needs torch: pip install 'propagate[torch]'", name="torch"
+        ) from None
 
 
 def __dir__() -> list[str]:

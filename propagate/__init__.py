@@ -1,7 +1,8 @@
 """Signal propagation in deep Transformers: a theory, a simulation and traces that check one another.
 
 A normalisation placement is written once, as the equations of its paper; `predict` gives its exact wide-limit moments,
-`simulate` measures random networks, `trace` any torch model, `compare` judges one by the other, `recursion` prints the algebra.
+`simulate` measures random networks and `trace` any torch model, `compare` judges one by the other, `recursion` prints
+the algebra.
 """
 
 from __future__ import annotations

@@ -17,14 +17,18 @@ from propagate.table import start_of
 
 if TYPE_CHECKING:
     from propagate.agreement import compare
+    from propagate.divergence import Divergence, first_divergence
     from propagate.montecarlo.simulate import simulate
+    from propagate.theory.calls import predict_calls
     from propagate.theory.predict import predict
     from propagate.theory.recursion import recursion
     from propagate.tracing.build import build, build_language_model
+    from propagate.tracing.describe import describe
     from propagate.tracing.trace import trace
 
 __version__ = "0.1.0"
 __all__ = [
+    "Divergence",
     "Gains",
     "Model",
     "ModelError",
@@ -33,9 +37,12 @@ __all__ = [
     "build",
     "build_language_model",
     "compare",
+    "describe",
+    "first_divergence",
     "placement",
     "placements",
     "predict",
+    "predict_calls",
     "recursion",
     "simulate",
     "start_of",
@@ -43,10 +50,14 @@ __all__ = [
 ]
 
 _LAZY = {
+    "Divergence": "propagate.divergence",
     "build": "propagate.tracing.build",
     "build_language_model": "propagate.tracing.build",
     "compare": "propagate.agreement",
+    "describe": "propagate.tracing.describe",
+    "first_divergence": "propagate.divergence",
     "predict": "propagate.theory.predict",
+    "predict_calls": "propagate.theory.calls",
     "recursion": "propagate.theory.recursion",
     "simulate": "propagate.montecarlo.simulate",
     "trace": "propagate.tracing.trace",

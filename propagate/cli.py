@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from propagate.cli_trace import trace, weights
 from propagate.files import replace
 from propagate.model import Model, ModelError
 from propagate.scaling import ScaleInit
@@ -263,10 +264,14 @@ def prove(
     raise typer.Exit(0 if all(r.proved for r in reports) else DISAGREE)
 
 
-def _check_target(out: Path | None) -> None:
+app.command()(trace)
+app.command()(weights)
+
+
+def _check_target(out: Path | None, option: str = "--out") -> None:
     """Before any work: the file's folder must exist."""
     if out is not None and not out.absolute().parent.is_dir():
-        raise ModelError(f"--out must lie in an existing folder, got {str(out)!r}")
+        raise ModelError(f"{option} must lie in an existing folder, got {str(out)!r}")
 
 
 def _show(dataset: xr.Dataset, json: bool, out: Path | None) -> None:

@@ -41,6 +41,20 @@ def _gpt2(width: int, depth: int, heads: int) -> dict[str, Any]:
     return {"n_embd": width, "n_layer": depth, "n_head": heads, "n_positions": 256} | dropout
 
 
+def _opt(width: int, depth: int, heads: int) -> dict[str, Any]:
+    sizes = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "ffn_dim": 4 * width}
+    return sizes | {"word_embed_proj_dim": width, "max_position_embeddings": 256, "dropout": 0.0}
+
+
+def _electra(width: int, depth: int, heads: int) -> dict[str, Any]:
+    return _bert_like(width, depth, heads) | {"embedding_size": width}
+
+
+def _distilbert(width: int, depth: int, heads: int) -> dict[str, Any]:
+    sizes = {"dim": width, "n_layers": depth, "n_heads": heads, "hidden_dim": 4 * width}
+    return sizes | {"max_position_embeddings": 256, "dropout": 0.0, "attention_dropout": 0.0}
+
+
 def _experts(width: int, depth: int, heads: int) -> dict[str, Any]:
     return _llama_like(width, depth, heads) | {"num_local_experts": 4, "num_experts_per_tok": 2}
 
@@ -76,8 +90,11 @@ def _longcat(width: int, depth: int, heads: int) -> dict[str, Any]:
 ARCHITECTURES: dict[str, tuple[str, str, Any]] = {
     "GPT-2": ("GPT2Config", "GPT2Model", _gpt2),
     "GPT-NeoX": ("GPTNeoXConfig", "GPTNeoXModel", _bert_like),
+    "OPT": ("OPTConfig", "OPTModel", _opt),
     "BERT": ("BertConfig", "BertModel", _bert_like),
     "RoBERTa": ("RobertaConfig", "RobertaModel", _bert_like),
+    "ELECTRA": ("ElectraConfig", "ElectraModel", _electra),
+    "DistilBERT": ("DistilBertConfig", "DistilBertModel", _distilbert),
     "Llama": ("LlamaConfig", "LlamaModel", _llama_like),
     "Mistral": ("MistralConfig", "MistralModel", _llama_like),
     "Qwen2": ("Qwen2Config", "Qwen2Model", _llama_like),
@@ -85,6 +102,8 @@ ARCHITECTURES: dict[str, tuple[str, str, Any]] = {
     "Gemma": ("GemmaConfig", "GemmaModel", _llama_like),
     "Gemma2": ("Gemma2Config", "Gemma2Model", _llama_like),
     "Gemma3": ("Gemma3TextConfig", "Gemma3TextModel", _llama_like),
+    "StableLM": ("StableLmConfig", "StableLmModel", _llama_like),
+    "StarCoder2": ("Starcoder2Config", "Starcoder2Model", _llama_like),
     "OLMo": ("OlmoConfig", "OlmoModel", _llama_like),
     "OLMo2": ("Olmo2Config", "Olmo2Model", _llama_like),
     "Mixtral": ("MixtralConfig", "MixtralModel", _experts),

@@ -61,14 +61,16 @@ def test_what_build_made_describes_itself() -> None:
 
 def test_what_could_not_be_read_is_said() -> None:
     module = make("Qwen3", **SMALL)
-    said = pg.describe(module).unread
-    assert said == ("eps 1e-06 of the norms", "rotary positions", "norms of queries and keys")
+    model, said = pg.describe(module)
+    assert said == ("eps 1e-06 of the norms", "rotary positions")
+    assert model.logit_std == pytest.approx(1.0)  # queries and keys are normed
     with torch.no_grad():
         module.layers[1].input_layernorm.weight[3] = 2
-        module.layers[2].self_attn.q_proj.weight *= 3
-    said = pg.describe(module).unread
-    assert any("learned gains" in words for words in said)
-    assert any("logits" in words for words in said)
+    assert any("learned gains" in words for words in pg.describe(module).unread)
+    other = make("Llama", **SMALL)
+    with torch.no_grad():
+        other.layers[2].self_attn.q_proj.weight *= 3
+    assert any("logits" in words for words in pg.describe(other).unread)
 
 
 def test_an_unknown_architecture_is_refused_in_one_line() -> None:

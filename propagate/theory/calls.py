@@ -23,7 +23,7 @@ def predict_calls(model: Model, **start: Any) -> xr.Dataset:
     A call is named by its sublayer and its number in the block, as in a `trace`: "norm2" is the second norm.
 
     Args:
-        model: the network.
+        model: the network. Where tokens are not exchangeable, calls are left out.
         start: as for `predict`, numbers only.
 
     Raises:
@@ -38,6 +38,8 @@ def predict_calls(model: Model, **start: Any) -> xr.Dataset:
     """
     check_model(model)
     found = predict(model, **start)
+    if not getattr(model, "exchangeable", not model.causal):
+        return found  # tokens that attention does not treat alike have no one pair of moments to write down
     heard: list[dict[str, Moments]] = []
     first = Moments(float(start.get("variance", 1.0)), float(start.get("variance", 1.0) - start.get("covariance", 0.0)))
     propagate_moments(_Overheard(model, heard), first, Moments(1.0, 1.0))  # type: ignore[arg-type]

@@ -19,13 +19,14 @@ from propagate.tracing.statistics import precise
 
 # by the configuration's model_type in the library transformers
 PLACEMENTS = {
-    **dict.fromkeys(("gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "olmo", "mixtral", "qwen3_moe"), "prenorm"),
-    **dict.fromkeys(("bert", "roberta", "albert", "distilbert"), "postnorm"),
+    **dict.fromkeys(("gpt2", "opt", "starcoder2", "stablelm", "olmo", "mixtral", "qwen3_moe"), "prenorm"),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma"), "prenorm"),
+    **dict.fromkeys(("bert", "roberta", "albert", "distilbert", "electra"), "postnorm"),
     **dict.fromkeys(("gemma2", "gemma3_text"), "sandwich"),
     "gpt_neox": "parallelprenorm",
     "olmo2": "olmo2",
 }
-BIDIRECTIONAL = ("bert", "roberta", "albert", "distilbert")
+BIDIRECTIONAL = ("bert", "roberta", "albert", "distilbert", "electra")
 ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "swish": "silu"}
 # which matrix of a block a weight is, by the end of its path; the first that fits
 ROLES = {
@@ -171,10 +172,29 @@ def _gain(block: nn.Module, rows: dict[str, list[tuple[str, Tensor]]], role: str
 
 
 def _gains(block: nn.Module, rows: dict[str, list[tuple[str, Tensor]]], activation: str) -> tuple[Gains, float]:
-    """Gains of a block, and the standard deviation of its logits at unit-variance tokens."""
+    """Gains of a block, and the standard deviation of its logits at unit-variance tokens.
+
+    Norms of queries and keys make that 1 whatever their matrices; of tokens that are normed before attention, as all
+    tokens are in the architectures known here that norm queries and keys, nothing else changes.
+    """
     gain = {role: _gain(block, rows, role) for role in ("query", "key", "value", "attention_out", "ffn_in", "ffn_out")}
-    read = Gains(gain["value"], gain["attention_out"], gain["ffn_in"], gain["ffn_out"] * output_rms(activation))
-    return read, gain["query"] * gain["key"]
+    read = Gains(
+        value=gain["value"],
+        attention_out=gain["attention_out"],
+        ffn_in=gain["ffn_in"],
+        ffn_out=gain["ffn_out"] * output_rms(activation),
+    )
+    normed = any(path.endswith(("q_norm", "query_norm")) for path, _ in block.named_modules())
+    return read, _logit_factor(block) * (1.0 if normed else gain["query"] * gain["key"])
+
+
+def _logit_factor(block: nn.Module) -> float:
+    """The factor on the logits, times the square root of the width of a head: 1 as a rule, but not in Gemma."""
+    for part in block.modules():
+        factor, size = getattr(part, "scaling", None), getattr(part, "head_dim", None)
+        if isinstance(factor, float) and isinstance(size, int):
+            return factor * math.sqrt(size)
+    return 1.0
 
 
 def _unread(blocks: Sequence[nn.Module], norms: Sequence[nn.Module], config: Any, logits: Sequence[float]) -> list[str]:
@@ -193,6 +213,4 @@ def _unread(blocks: Sequence[nn.Module], norms: Sequence[nn.Module], config: Any
         words.append("logits whose spread differs between blocks; their mean is taken")
     if getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None):
         words.append("rotary positions")
-    if any("q_norm" in path for path, _ in blocks[0].named_modules()):
-        words.append("norms of queries and keys")
     return words

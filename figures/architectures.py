@@ -32,10 +32,11 @@ the model: its placement, activation, norm, mask and the standard deviation of e
 Bears on claim: the theory describes the networks people run. Largest |z| between theory and trace, the finite-width
 allowance included, over all quantities and blocks: {worst}. {agree} of {count} agree within |z| < 4.
 
-What the theory leaves out, as `describe` says it: {unread}. Biases start at zero; embeddings enter by the start. Rotary positions and eps matter little here: logits spread by 0.2 (Qwen3, which norms queries and keys: 1), and eps
-counts only where the embedding's variance is as small as 4e-4, in the first block. GPT-2 divides its output matrices by
-sqrt(2 depth); that is in the gains read. Gradients grow steeply towards the embedding in PreNorm models because their
-embeddings are small: the first norm divides by their standard deviation, 0.02.
+What the theory leaves out, as `describe` says it: {unread}. Biases start at zero; embeddings enter by the start.
+Rotary positions and eps matter little here: logits spread by 0.2 (Qwen3, which norms queries and keys: 1), and eps
+counts only where the embedding's variance is as small as 4e-4, in the first block. GPT-2 divides its output matrices
+by sqrt(2 depth); that is in the gains read. Gradients grow steeply towards the embedding in PreNorm models because
+their embeddings are small: the first norm divides by their standard deviation, 0.02.
 
 Measured by `figures/measure_models.py` on two CPU cores in float32, {seconds} s for each trace of one model
 (forward, backward and making it included); stored in `measured/models.json`. Seeds 0 ... {last}.

@@ -105,10 +105,11 @@ def inputs_of(name: str) -> Any:
     if name == "mgm":  # its tokenizer is a pickle, which is not loaded: taxa in random order, none twice
         generator = torch.Generator().manual_seed(SEED)
         return torch.stack([torch.randperm(9669 - 4, generator=generator)[:TOKENS] + 4 for _ in range(16)])
-    lines = (folder.parent if name == "antiberty" else folder).joinpath("vocab.txt").read_text().split("\n")
-    index = {token: place for place, token in enumerate(lines)}
-    words = list(TRASTUZUMAB) if name == "antiberty" else re.findall(SMILES, REACTION)
-    ids = [index[word] for word in words]
+    if name == "antiberty":  # five special tokens, then the amino acids in alphabetical order
+        ids = [5 + "ACDEFGHIKLMNPQRSTVWY".index(letter) for letter in TRASTUZUMAB]
+    else:
+        index = {token: place for place, token in enumerate((folder / "vocab.txt").read_text().split("\n"))}
+        ids = [index[word] for word in re.findall(SMILES, REACTION)]
     count = len(ids) // TOKENS
     return torch.tensor(ids[: count * TOKENS]).reshape(count, TOKENS)
 
@@ -134,20 +135,20 @@ def _digits(value: Any) -> float | None:
 
 
 def main(names: Iterable[str]) -> None:
-    """Measure what is named (all by default) and store it, in one step that leaves the old record or the new one."""
+    """Measure what is named (all by default); each is stored as soon as it is done."""
     import torch
 
     torch.set_num_threads(1)
     record = load() if STORED.is_file() else {"random": {}, "trained": {}}
+    sizes = {"width": WIDTH, "depth": DEPTH, "heads": HEADS, "tokens": TOKENS, "sequences": SEQUENCES}
+    record |= {"draws": DRAWS, "seed": SEED, "sizes": sizes}
     for name in names:
         if name in RANDOM:
             record["random"][name] = random_networks(name)
         else:
             record["trained"][name] = trained_network(name, inputs_of)
+        replace(STORED, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
         print(name, flush=True)
-    sizes = {"width": WIDTH, "depth": DEPTH, "heads": HEADS, "tokens": TOKENS, "sequences": SEQUENCES}
-    record |= {"draws": DRAWS, "seed": SEED, "sizes": sizes}
-    replace(STORED, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The hand-written reverse pass of the simulation is torch's autograd, with the same weights in the same text."""
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -96,17 +97,17 @@ def mismatch(a: Array, b: Array) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
-@pytest.mark.parametrize("logit_std", [0.0, 1.0])
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("norm", ["rms", "layer"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("placement", [*PLACEMENTS, "doubled"])
-def test_the_reverse_pass_is_autograd(placement, activation, norm, causal, logit_std) -> None:
-    model = pg.Model(placement, activation=activation, norm=norm, causal=causal, logit_std=logit_std, **SIZE)
-    (y, back), (output, grad) = both(model)
-    assert mismatch(output, y) < 1e-10
-    assert mismatch(grad, back) < 1e-10
-    assert mismatch(grad * (1 + 1e-9), back) > 1e-10
+def test_the_reverse_pass_is_autograd(placement: str, activation: str) -> None:
+    few = [("rms", True, 1.0), ("layer", False, 1.0), ("layer", True, 0.0)]
+    settings = product(("rms", "layer"), (False, True), (0.0, 1.0)) if activation == "gelu" else few
+    for norm, causal, logit_std in settings:
+        model = pg.Model(placement, activation=activation, norm=norm, causal=causal, logit_std=logit_std, **SIZE)
+        (y, back), (output, grad) = both(model)
+        assert mismatch(output, y) < 1e-10, model
+        assert mismatch(grad, back) < 1e-10, model
+        assert mismatch(grad * (1 + 1e-9), back) > 1e-10, model
 
 
 def test_scaling_and_gains_reach_the_module() -> None:

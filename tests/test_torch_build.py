@@ -15,7 +15,7 @@ SIZE = {"depth": 3, "width": 64, "tokens": 5, "heads": 4}
 
 def spread(weight) -> float:
     """Standard deviation of the entries times the square root of the fan-in."""
-    return float(weight.double().pow(2).mean().sqrt() * weight.shape[1] ** 0.5)
+    return float(weight.detach().double().pow(2).mean().sqrt() * weight.shape[1] ** 0.5)
 
 
 def allowed(weight) -> float:

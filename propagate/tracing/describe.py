@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+import propagate
 from propagate.model import Model, ModelError
-from propagate.placements import placements
 from propagate.scaling import Gains, Number
 from propagate.tracing.find import Blocks, blocks_of, is_norm
 from propagate.tracing.layers import GATED, output_rms
@@ -22,7 +22,7 @@ PLACEMENTS = {
     **dict.fromkeys(("gpt2", "opt", "starcoder2", "stablelm", "olmo", "mixtral", "qwen3_moe"), "prenorm"),
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma"), "prenorm"),
     **dict.fromkeys(("bert", "roberta", "albert", "distilbert", "electra"), "postnorm"),
-    **dict.fromkeys(("gemma2", "gemma3_text"), "sandwich"),
+    **dict.fromkeys(("gemma2", "gemma3_text"), "sandwichnorm"),
     "gpt_neox": "parallelprenorm",
     "olmo2": "olmo2",
 }
@@ -133,7 +133,7 @@ def _configured(config: Any, module: nn.Module) -> tuple[str, int, str, bool]:
     if name not in PLACEMENTS:
         known = ", ".join(sorted(PLACEMENTS))
         raise ModelError(f"the architecture {name or type(module).__name__} is not known here; known are {known}")
-    if PLACEMENTS[name] not in placements():
+    if PLACEMENTS[name] not in propagate.placements():
         raise ModelError(f"the placement {PLACEMENTS[name]} of {name} is not among those of this package")
     activation = next(
         value

@@ -12,10 +12,10 @@ from figures.measure_models import TRAINED, load
 from propagate import plots
 
 TITLES = {
-    "mgm": "GPT-2 (PreNorm), 8 blocks,\nmicrobiomes",
-    "minilm": "BERT (PostNorm), 6 blocks,\nEnglish",
-    "antiberty": "BERT (PostNorm), 8 blocks,\nantibodies",
-    "rxnfp": "BERT (PostNorm), 12 blocks,\nreactions",
+    "mgm": "GPT-2 (PreNorm),\nmicrobiomes",
+    "minilm": "BERT (PostNorm),\nEnglish",
+    "antiberty": "BERT (PostNorm),\nantibodies",
+    "rxnfp": "BERT (PostNorm),\nreactions",
 }
 ROWS = {"variance": "variance of the stream", "distinct": "1 - correlation", "grad_variance": "gradient variance"}
 
@@ -49,7 +49,8 @@ def data(draws: int = 0, seed: int = 0, executor: Executor | None = None) -> xr.
     depth = max(len(one["trained"]["variance"]) for one in record["trained"].values())
     columns: dict[str, Any] = {}
     for witness in ("trained", "fresh", "theory"):
-        for key in record["trained"][TRAINED[0]][witness]:
+        shared = set.intersection(*(set(record["trained"][name][witness]) for name in TRAINED))
+        for key in sorted(shared):
             rows = [np.array(record["trained"][name][witness][key], dtype=float) for name in TRAINED]
             padded = [np.pad(row, (0, depth - len(row)), constant_values=np.nan) for row in rows]
             columns[f"{witness}_{key}"] = ("network", "block"), np.stack(padded)
@@ -89,6 +90,9 @@ def draw(data: xr.Dataset) -> Any:
                 axis.errorbar(one.block, fresh, bars, color=colour, **look)
                 axis.plot(one.block, _of(one, "trained", quantity), "s:", color="black", markersize=3.0, linewidth=0.7)
                 axis.set(yscale="log")
+                if quantity == "distinct":
+                    axis.set_yticks([0.4, 0.6, 0.8, 1.0], ["0.4", "0.6", "0.8", "1"])
+                    axis.minorticks_off()
             column[0].set_title(TITLES[name])
             column[-1].set_xlabel(plots.BLOCK_AXIS)
         for axis, label in zip(axes[:, 0], ROWS.values(), strict=True):

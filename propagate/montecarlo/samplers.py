@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from propagate.montecarlo.backend import Array
+from propagate.montecarlo.laws import Law, normal
 from propagate.montecarlo.normals import Normals
 
 Pull = Callable[[Array], Array]
@@ -21,8 +22,8 @@ class Sampler(Protocol):
     def __call__(self, x: Array, site: int, fan_out: int) -> tuple[Array, Pull]: ...
 
 
-def dense(normals: Normals) -> Sampler:
-    """The sampler that materialises every Gaussian matrix.
+def dense(normals: Normals, law: Law = normal) -> Sampler:
+    """The sampler that materialises every matrix, of whatever law.
 
     Example:
         >>> import numpy as np
@@ -34,9 +35,7 @@ def dense(normals: Normals) -> Sampler:
     """
 
     def sampler(x: Array, site: int, fan_out: int) -> tuple[Array, Pull]:
-        fan_in = x.shape[-1]
-        weight = normals(site, (fan_in, fan_out))
-        weight *= fan_in**-0.5
+        weight = law(normals, site, x.shape[-1], fan_out)
         return x @ weight, lambda g: g @ weight.swapaxes(-1, -2)
 
     return sampler

@@ -25,7 +25,7 @@ from propagate.model import Model
 from propagate.montecarlo.backend import Backend, choose_backend
 from propagate.montecarlo.blocks import block_of, read
 from propagate.montecarlo.normals import Normals
-from propagate.montecarlo.simulate import CROSSOVER, MEMORY, SAMPLERS
+from propagate.montecarlo.simulate import CROSSOVER, SAMPLERS
 
 
 def seconds(task: Callable[[], object], repeats: int) -> float:
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128, 256, 512, 1024, 2048, 4096])
     parser.add_argument("--tokens", type=int, nargs="+", default=[32, 16])
     parser.add_argument("--draws", type=int, default=4)
-    parser.add_argument("--memory", type=int, default=MEMORY, help="bytes that the weights of a dense batch may take")
+    parser.add_argument("--memory", type=int, default=2**28, help="bytes that the weights of a dense batch may take")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--torch", action="store_true")
     parser.add_argument("--out", type=Path)

@@ -8,20 +8,33 @@ import pytest
 
 from propagate.model import Model
 from propagate.montecarlo.backend import choose_backend
-from propagate.montecarlo.memory import plan
+from propagate.montecarlo.memory import Plan, plan
 from propagate.montecarlo.simulate import run, simulate
 from propagate.montecarlo.starts import start_of
 
-HOST = choose_backend("numpy")
+
+def planned(network: Model, sampler: str, batch: int, one_draw: int, precision: str = "float64") -> Plan:
+    return plan(network, "numpy", precision, sampler, batch=batch, one_draw=one_draw)
 
 
 def model(depth: int, placement: str = "postnorm", **others: object) -> Model:
     return Model(placement, depth, **{"width": 16, "tokens": 4, "heads": 2} | others)
 
 
-def measured(network: Model, sampler: str, segment: int | None, draws: int = 1) -> dict[str, bytes]:
+def measured(
+    network: Model, sampler: str, segment: int | None, draws: int = 1, precision: str = "float64"
+) -> dict[str, bytes]:
     start = start_of(network, 1.0, 0.3, 1.0, 0.1, None, None)
-    found = run(network, HOST, sampler, 0, range(draws), start, through_readout=True, segment=segment)
+    found = run(
+        network,
+        choose_backend("numpy", precision),
+        sampler,
+        0,
+        range(draws),
+        start,
+        through_readout=True,
+        segment=segment,
+    )
     return {name: values.tobytes() for name, values in found.items()}
 
 
@@ -32,12 +45,12 @@ def test_blocks_run_twice_leave_no_trace(network: Model, sampler: str, segment: 
     assert measured(network, sampler, segment, draws=3) == measured(network, sampler, None, draws=3)
 
 
-def peak(network: Model, sampler: str, segment: int | None) -> int:
+def peak(network: Model, sampler: str, segment: int | None, precision: str = "float64") -> int:
     """Bytes that a run takes at most."""
-    measured(network, sampler, segment)  # whatever is made once and kept
+    measured(network, sampler, segment, precision=precision)  # whatever is made once and kept
     tracemalloc.start()
     try:
-        measured(network, sampler, segment)
+        measured(network, sampler, segment, precision=precision)
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -47,19 +60,21 @@ def peak(network: Model, sampler: str, segment: int | None) -> int:
     "network",
     [model(8, width=96, tokens=12), model(8, "spannorm", width=96, tokens=12, activation="swiglu"), model(8, width=64)],
 )
-@pytest.mark.parametrize("sampler", ["dense", "weightless"])
-def test_the_estimate_of_memory_is_near_the_truth(network: Model, sampler: str) -> None:
+@pytest.mark.parametrize(
+    ("sampler", "precision"), [("dense", "float64"), ("weightless", "float64"), ("weightless", "float32")]
+)
+def test_the_estimate_of_memory_is_near_the_truth(network: Model, sampler: str, precision: str) -> None:
     for one_draw, segments in ((2**40, 8), (1, None)):
-        planned = plan(network, sampler, 2**40, one_draw)
-        assert segments is None or planned.segment == segments
-        estimate = 2**40 / planned.batch
-        assert 0.5 < peak(network, sampler, planned.segment) / estimate < 1.3
+        found = planned(network, sampler, 2**40, one_draw, precision)
+        assert segments is None or found.segment == segments
+        estimate = 2**40 / found.batch
+        assert 0.5 < peak(network, sampler, found.segment, precision) / estimate < 1.3
 
 
 def test_memory_grows_with_the_root_of_depth_where_blocks_are_run_twice() -> None:
     def growth(one_draw: int) -> float:
         short, long = (
-            peak(network, "weightless", plan(network, "weightless", 2**20, one_draw).segment)
+            peak(network, "weightless", planned(network, "weightless", 2**20, one_draw).segment)
             for network in (model(15, width=64), model(135, width=64))
         )
         return long / short
@@ -70,9 +85,9 @@ def test_memory_grows_with_the_root_of_depth_where_blocks_are_run_twice() -> Non
 
 def test_blocks_are_run_twice_only_where_one_draw_does_not_fit() -> None:
     network = model(100)
-    assert plan(network, "dense", batch=1, one_draw=2**30).segment == 100
-    assert plan(network, "dense", batch=2**30, one_draw=2**15).segment < 20
-    assert plan(network, "dense", batch=1, one_draw=1).batch == 1
+    assert planned(network, "dense", 1, 2**30).segment == 100
+    assert planned(network, "dense", 2**30, 2**15).segment < 20
+    assert planned(network, "dense", 1, 1).batch == 1
 
 
 DEEP = """

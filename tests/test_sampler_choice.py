@@ -70,7 +70,7 @@ def test_a_checkpoint_goes_on_with_its_own_sampler_only(tmp_path: Path) -> None:
 
 def test_memory_of_a_batch_grows_with_width_and_not_with_its_square() -> None:
     def draws(sampler: str, width: int) -> int:
-        return plan(model(width=width), sampler, batch=2**36, one_draw=2**36).batch
+        return plan(model(width=width), "numpy", "float64", sampler, batch=2**36, one_draw=2**36).batch
 
     assert draws("weightless", 1024) / draws("weightless", 4096) == pytest.approx(4, rel=0.01)
     assert draws("dense", 1024) / draws("dense", 4096) == pytest.approx(16, rel=0.05)

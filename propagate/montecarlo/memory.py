@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from propagate.model import Model
 from propagate.montecarlo.operators import GATED
 
-NUMBER = 8  # bytes
 BATCH = 2**28  # bytes that a batch of draws may take on the host: small enough to stay near the caches
 ONE_DRAW = 2**31  # bytes that one draw may take on the host before its blocks are run twice
 
@@ -21,7 +22,7 @@ class Plan:
     segment: int
 
 
-def plan(model: Model, sampler: str, batch: int, one_draw: int) -> Plan:
+def plan(model: Model, backend: str, precision: str, sampler: str, *, batch: int, one_draw: int) -> Plan:
     """As many draws as `batch` bytes hold, at least one; all blocks remembered if a draw then takes `one_draw` bytes.
 
     Otherwise a draw keeps the streams that enter the segments and remembers the blocks of one segment; the length of
@@ -29,13 +30,14 @@ def plan(model: Model, sampler: str, batch: int, one_draw: int) -> Plan:
 
     Example:
         >>> model = Model("postnorm", depth=10_000, width=64, tokens=8)
-        >>> plan(model, "weightless", batch=2**33, one_draw=2**33)
+        >>> plan(model, "numpy", "float64", "weightless", batch=2**33, one_draw=2**33)
         Plan(batch=6, segment=10000)
-        >>> plan(model, "weightless", batch=2**28, one_draw=2**28)
-        Plan(batch=55, segment=17)
+        >>> plan(model, "numpy", "float64", "weightless", batch=2**28, one_draw=2**28)
+        Plan(batch=57, segment=17)
     """
-    stream = NUMBER * model.tokens * model.width
-    remembered, passing = (NUMBER * numbers for numbers in _numbers(model, sampler))
+    size = np.dtype(precision).itemsize
+    stream = size * model.tokens * model.width
+    remembered, passing = (size * numbers for numbers in _numbers(model, backend, sampler))
     segment = model.depth
     if remembered * model.depth + passing > one_draw:
         segment = min(model.depth, max(1, math.isqrt(model.depth * stream // remembered)))
@@ -43,11 +45,12 @@ def plan(model: Model, sampler: str, batch: int, one_draw: int) -> Plan:
     return Plan(max(1, batch // taken), segment)
 
 
-def _numbers(model: Model, sampler: str) -> tuple[int, int]:
+def _numbers(model: Model, backend: str, sampler: str) -> tuple[int, int]:
     """Of one block of one draw: what is remembered until the way back, and what lives while the block is worked on."""
     d, n, t = model.width, model.hidden * (2 if model.activation in GATED else 1), model.tokens
-    matrices = 4 * d * d + d * n + model.hidden * d
-    conditions = t * ((3 * d + model.hidden) + (5 * d + n))  # rows and seen normals of four maps
-    weights = matrices if sampler == "dense" else conditions
     softmax = model.heads * t * t
-    return weights + t * (6 * d + 2 * n) + softmax, t * (10 * d + 3 * n) + 3 * softmax
+    if sampler == "dense":
+        maps = 4 * d * d + d * n + model.hidden * d
+    else:  # what enters the four maps and, where a device does not make them anew, the normals they met it with
+        maps = t * (3 * d + model.hidden) + (t * (5 * d + n) if backend == "numpy" else 0)
+    return maps + t * (6 * d + 2 * n) + softmax, t * (10 * d + 3 * n) + 3 * softmax

@@ -19,13 +19,14 @@ from propagate.model import Model, ModelError, check_flag, check_model
 from propagate.montecarlo.backend import Array, Backend, choose_backend
 from propagate.montecarlo.blocks import block_of, read
 from propagate.montecarlo.checkpoint import load, save
+from propagate.montecarlo.cuda.weightless import Fused
 from propagate.montecarlo.laws import LAWS
 from propagate.montecarlo.memory import BATCH, ONE_DRAW, plan
 from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.operators import Pull
 from propagate.montecarlo.samplers import Sampler, dense
 from propagate.montecarlo.starts import Start, start_of, with_gram
-from propagate.montecarlo.statistics import Floats, second_moments
+from propagate.montecarlo.statistics import Floats, moments_on
 from propagate.montecarlo.weightless import weightless
 from propagate.montecarlo.workers import in_order
 from propagate.table import table
@@ -53,6 +54,7 @@ def simulate(
     through_readout: bool = False,
     backend: Literal["auto", "numpy", "cupy"] = "auto",
     sampler: Literal["auto", "dense", "weightless"] = "auto",
+    precision: Literal["float32", "float64"] = "float64",
     memory: int | None = None,
     progress: bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -78,6 +80,8 @@ def simulate(
             else "dense". (On a CPU, with 16 and 32 tokens, a block costs the same with both between 2 and 8, and at 8
             about half as much or less with "weightless": benchmarks/samplers.py.) The two draw different networks from
             one seed: name the sampler to reproduce a run at another size. `attrs["sampler"]` says which one was used.
+        precision: type of the token arrays. Both draw the same networks; matrices of tokens by tokens are always
+            float64. (benchmarks/precision.py measures what float32 costs in accuracy and saves in time.)
         memory: bytes a batch of draws may take; by default 256 MiB (2 GiB for a single draw), or half of the free
             device memory. Where not even one draw fits, its blocks are run twice: the first time only the streams
             that enter every so many blocks are kept, and on the way back each such segment is run again, which makes
@@ -113,16 +117,17 @@ def simulate(
         raise ModelError(f"executor must be a concurrent.futures.Executor, got {executor!r}")
     if not isinstance(checkpoint, str | os.PathLike | None):
         raise ModelError(f"checkpoint must be a file's path, got {checkpoint!r}")
-    where = executor.submit(_place, backend).result() if executor else _place(backend)
+    where = executor.submit(_place, backend, precision).result() if executor else _place(backend, precision)
     draws = _whole("draws", draws, at_least=2)
     seed = _whole("seed", seed, at_least=0)
     sampler_name = _sampler(sampler, model)
     start = start_of(model, variance, covariance, grad_variance, grad_covariance, gram, inputs)
     if memory is not None:
         _whole("memory", memory, at_least=1)
-    planned = plan(model, sampler_name, memory or where.batch, memory or where.one_draw)
+    limits = {"batch": memory or where.batch, "one_draw": memory or where.one_draw}
+    planned = plan(model, where.backend, precision, sampler_name, **limits)
     batch = min(planned.batch, math.ceil(draws / TASKS)) if executor else planned.batch
-    network = Network(model, where.backend, sampler_name, seed, start, through_readout, planned.segment)
+    network = Network(model, where.backend, precision, sampler_name, seed, start, through_readout, planned.segment)
     identity = _identity(network)
     summary = load(checkpoint, identity)
     if summary.draws > draws:
@@ -143,6 +148,7 @@ def simulate(
         "seed": seed,
         "sampler": sampler_name,
         "backend": where.backend,
+        "precision": precision,
         "device": where.device,
     }
     return table(summary.variables(), model.depth, attributes)
@@ -154,6 +160,7 @@ class Network:
 
     model: Model
     backend: str
+    precision: str
     sampler: str
     seed: int
     start: Start
@@ -163,7 +170,7 @@ class Network:
 
 def run_halving(network: Network, draws: range) -> dict[str, Floats]:
     """`run`, in two halves where memory does not hold all draws at once."""
-    backend = choose_backend(network.backend)
+    backend = choose_backend(network.backend, network.precision)
     try:
         return run(
             network.model,
@@ -199,46 +206,64 @@ def run(
     Of the way forward, `segment` blocks at a time are remembered, by default all; others are run again on the way back.
     """
     normals = Normals(backend, seed, draws)
-    sampler = _sampler_of(sampler_name, model, normals)
-    placement = model.equations
-    firsts = range(1, model.depth + 1, segment or model.depth)
+    segment = segment or model.depth
+    if sampler_name != "weightless" or backend.name == "numpy":
+        return _pass(model, normals, _sampler_of(sampler_name, model, normals), start, through_readout, segment)
+    sampler = Fused(normals, backend.xp.zeros(len(draws), dtype=bool))
+    found = _pass(model, normals, sampler, start, through_readout, segment)
+    for row in np.flatnonzero(backend.to_host(sampler.unsound)):
+        alone = Normals(backend, seed, draws[row : row + 1])
+        again = _pass(model, alone, weightless(alone), start, through_readout, segment)
+        for name, values in again.items():
+            found[name][row] = values[0]
+    return found
+
+
+def _pass(
+    model: Model, normals: Normals, sampler: Sampler, start: Start, through_readout: bool, segment: int
+) -> dict[str, Floats]:
+    """Forward and backward through one batch of networks."""
+    backend, placement = normals.backend, model.equations
+    moments = moments_on(backend)
+    firsts = range(1, model.depth + 1, segment)
 
     def block(index: int) -> Any:
         return block_of(model, backend, sampler, index)
 
     def blocks(first: int, x: Array) -> tuple[Array, list[tuple[Array, ...]], list[Pull]]:
         """The segment that begins with block `first`: the stream that leaves, moments and pulls of each block."""
-        moments, pulls = [], []
+        of_blocks, pulls = [], []
         for index in range(first, min(first + firsts.step, model.depth + 1)):
             x, pull = read(placement.block, block(index), x)
-            moments.append(second_moments(x))
+            of_blocks.append(moments(x))
             pulls.append(pull)
-        return x, moments, pulls
+        return x, of_blocks, pulls
 
     if start.inputs is None:
         x = with_gram(start.input_root, normals, INPUT_SITE, model.width)
     else:
-        x = backend.xp.repeat(backend.xp.asarray(start.inputs)[None], len(draws), axis=0)
+        inputs = backend.xp.asarray(start.inputs, dtype=backend.dtype)
+        x = backend.xp.repeat(inputs[None], len(normals.draws), axis=0)
     x, _ = read(placement.embed, block(0), x)
-    forward = [second_moments(x)]
+    forward = [moments(x)]
     entering: list[Array] = []
     pulls: list[Pull] = []
     for first in firsts:
         entering.append(x)
         pulls.clear()  # before the next ones are made
-        x, moments, pulls = blocks(first, x)
-        forward += moments
+        x, of_blocks, pulls = blocks(first, x)
+        forward += of_blocks
     cotangent = with_gram(start.cotangent_root, normals, COTANGENT_SITE, model.width)
     if through_readout:
         cotangent = read(placement.readout, block(model.depth + 1), x)[1](cotangent)
-    backward = [second_moments(cotangent)]
+    backward = [moments(cotangent)]
     for first in reversed(firsts):
         x = entering.pop()
         if not pulls:
             pulls = blocks(first, x)[2]
         while pulls:
             cotangent = pulls.pop()(cotangent)  # a block's weights are freed as soon as they are used
-            backward.append(second_moments(cotangent))
+            backward.append(moments(cotangent))
     return _columns("", forward, backend) | _columns("grad_", backward[::-1], backend)
 
 
@@ -256,8 +281,8 @@ class Place:
     one_draw: int
 
 
-def _place(backend: str) -> Place:
-    chosen = choose_backend(backend)
+def _place(backend: str, precision: str) -> Place:
+    chosen = choose_backend(backend, precision)
     if chosen.name == "numpy":
         return Place(chosen.name, chosen.device, BATCH, ONE_DRAW)
     half = int(chosen.xp.cuda.Device().mem_info[0] // 2)
@@ -299,6 +324,7 @@ def _identity(network: Network) -> str:
         "seed": network.seed,
         "readout": network.through_readout,
         "backend": network.backend,
+        "precision": network.precision,
         "sampler": network.sampler,
         "start": roots,
     }

@@ -30,7 +30,6 @@ from timing import provenance, seconds, wait_for, write
 from propagate.montecarlo.backend import Backend, choose_backend
 from propagate.montecarlo.statistics import second_moments
 
-
 LARGEST_Z = 5.0
 
 

@@ -1,4 +1,14 @@
-"""Batches of draws on many workers: other threads, processes, GPUs or machines, through any `Executor`."""
+"""Batches of draws on many workers: other threads, processes, GPUs or machines, through any `Executor`.
+
+with pg.process_pool(8) as pool:                                  # this machine, one GPU a process if there are GPUs
+    pg.simulate(model, draws=4096, executor=pool)
+
+with dask.distributed.Client("scheduler:8786") as client:         # a cluster that runs Dask
+    pg.simulate(model, draws=4096, executor=client.get_executor())
+
+with mpi4py.futures.MPIPoolExecutor() as pool:                    # a cluster that runs MPI
+    pg.simulate(model, draws=4096, executor=pool)
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,8 @@
 
 A draw-block is one draw of one block. torch makes fresh float32 weights with its own generator (TF32 products on a
 GPU) and gets the gradient of the input by autograd; its best counts, over draws a batch as far as memory allows, with
-and without gradients of the weights, compiled or not. Of ours the best over draws a batch counts, in each precision.
+and without gradients of the weights, compiled or not. Of ours the best over draws a batch counts, in each precision,
+and on a CPU over one thread and as many as torch has.
 First both are shown to simulate the same network: moments at a small width, as two-sample z-scores, with another
 placement as a negative control.
 
@@ -18,6 +19,8 @@ import argparse
 import math
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +98,24 @@ def timed(task: Callable[[], object], draws: int, repeats: int, wait: Callable[[
 
 
 def our_seconds(model: Any, backend: Backend, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A draw-block, in batches of each size; on the host also on several threads at a time, as `executor=` does."""
     found = []
     for draws in options.draws:
         task = one_block.block_task(model, backend, "weightless", draws)
-        found.append({"draws": draws} | timed(task, draws, options.repeats, wait_for(backend)))
+        for workers in sorted({1, options.threads}) if backend.name == "numpy" else [1]:
+            with ThreadPoolExecutor(workers) as pool:
+                together = partial(on_all, pool, workers, task) if workers > 1 else task
+                way = timed(together, draws * workers, options.repeats, wait_for(backend))
+            found.append({"draws": draws, "workers": workers} | way)
         if backend.name == "cupy":
             backend.xp.get_default_memory_pool().free_all_blocks()
     return found
+
+
+def on_all(pool: ThreadPoolExecutor, workers: int, task: Callable[[], object]) -> None:
+    """The task once on every worker."""
+    for done in [pool.submit(task) for _ in range(workers)]:
+        done.result()
 
 
 def copy_bandwidth(backend: Backend) -> float:
@@ -124,7 +138,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, nargs="+", default=[1, 4], help="ours, a batch: the best counts")
     parser.add_argument("--torch-draws", type=int, default=256, help="at most, a batch")
     parser.add_argument("--memory", type=float, default=4e9, help="bytes that torch's weights may take on the host")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch's, on the host")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch's and ours, on the host")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--check-draws", type=int, default=2000)
     parser.add_argument("--compile", action="store_true", help="also torch.compile")

@@ -111,7 +111,12 @@ def judged(samples: dict[str, tuple[Any, Any]]) -> dict[str, dict[str, Any]]:
     for network, tests in found.items():
         by_place = {place: next(adjusted) for place in tests}
         worst = min(by_place, key=by_place.__getitem__)
-        rows[network] = {"tests": len(tests), "smallest_p": by_place[worst], "where": f"{worst[0]} at block {worst[1]}"}
+        rows[network] = {
+            "tests": len(tests),
+            "smallest_p": by_place[worst],
+            "smallest_p_uncorrected": min(tests.values()),
+            "where": f"{worst[0]} at block {worst[1]}",
+        }
     return rows
 
 

@@ -285,7 +285,8 @@ def _place(backend: str, precision: str) -> Place:
     chosen = choose_backend(backend, precision)
     if chosen.name == "numpy":
         return Place(chosen.name, chosen.device, BATCH, ONE_DRAW)
-    half = int(chosen.xp.cuda.Device().mem_info[0] // 2)
+    pool = chosen.xp.get_default_memory_pool()  # what CuPy holds for its next arrays is free too
+    half = int(chosen.xp.cuda.Device().mem_info[0] + pool.free_bytes()) // 2
     return Place(chosen.name, chosen.device, half, half)
 
 

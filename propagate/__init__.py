@@ -16,6 +16,7 @@ from propagate.scaling import Gains, ScaleInit
 if TYPE_CHECKING:
     from propagate.agreement import compare
     from propagate.montecarlo.simulate import simulate
+    from propagate.montecarlo.workers import process_pool, use_device
     from propagate.theory.predict import predict
     from propagate.theory.recursion import recursion
 
@@ -30,15 +31,19 @@ __all__ = [
     "placement",
     "placements",
     "predict",
+    "process_pool",
     "recursion",
     "simulate",
+    "use_device",
 ]
 
 _LAZY = {
     "compare": "propagate.agreement",
     "predict": "propagate.theory.predict",
+    "process_pool": "propagate.montecarlo.workers",
     "recursion": "propagate.theory.recursion",
     "simulate": "propagate.montecarlo.simulate",
+    "use_device": "propagate.montecarlo.workers",
 }
 
 

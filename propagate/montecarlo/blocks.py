@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from propagate.model import Model
@@ -30,13 +31,23 @@ CALLS = 16  # sublayer calls that one block may make
 
 @dataclass(eq=False, slots=True)
 class Tape:
-    """The steps of one block: (a stream, one it was made from, how its cotangent reaches that one), in order."""
+    """The steps of one block: (a stream, one it was made from, how its cotangent reaches that one), in order.
 
-    steps: list[tuple[Stream, Stream, Pull]] = field(default_factory=list)
+    Streams are known by number: a tape that held them would be held by them, and such rings of references keep a
+    block's arrays until Python's collector happens to run.
+    """
 
-    def pull(self, output: Stream, cotangent: Array, source: Stream) -> Array:
-        """The cotangent at `source`, from the one at `output`."""
-        arrived: dict[Stream, Array] = {output: cotangent}
+    steps: list[tuple[int, int, Pull]] = field(default_factory=list)
+    streams: int = 0
+
+    def stream(self, value: Array) -> Stream:
+        """A new stream."""
+        self.streams += 1
+        return Stream(value, self, self.streams)
+
+    def pull(self, output: int, cotangent: Array, source: int) -> Array:
+        """The cotangent at stream `source`, from the one at `output`."""
+        arrived: dict[int, Array] = {output: cotangent}
         for made, stream, pull in reversed(self.steps):
             if made in arrived:
                 part = pull(arrived[made])
@@ -50,10 +61,11 @@ class Stream:
 
     value: Array
     tape: Tape
+    number: int
 
     def _derive(self, value: Array, *sources: tuple[Stream, Pull]) -> Stream:
-        stream = Stream(value, self.tape)
-        self.tape.steps.extend((stream, source, pull) for source, pull in sources)
+        stream = self.tape.stream(value)
+        self.tape.steps.extend((stream.number, source.number, pull) for source, pull in sources)
         return stream
 
     def apply(self, operator: Callable[[Array], tuple[Array, Pull]]) -> Stream:
@@ -117,11 +129,11 @@ def block_of(model: Model, backend: Backend, sampler: Sampler, index: int) -> Bl
 def read(equations: Callable[[Any, Block], Any], block: Block, x: Array) -> tuple[Array, Pull]:
     """Run a placement's equations on an array: the array that leaves, and the pull from its cotangent to x's."""
     tape = Tape()
-    source = Stream(x, tape)
+    source = tape.stream(x)
     output = equations(source, block)
     if not isinstance(output, Stream):
         raise TypeError(f"a placement must return one stream, got {output!r}")
-    return output.value, lambda g: tape.pull(output, g, source)
+    return output.value, partial(tape.pull, output.number, source=source.number)
 
 
 def _ffn(block: Block, site: int, x: Array) -> tuple[Array, Pull]:

@@ -127,7 +127,7 @@ __device__ void store_total(double* out, Shared (&four)[4], const Sums& sums) {
 }
 
 // Of a chunk of columns: gram = D D^T (on and below the diagonal) and dot = D Z^T, each (chunks, draws, T, T).
-extern "C" __global__ void __launch_bounds__(THREADS, 2) gram_and_dot_of(
+extern "C" __global__ void __launch_bounds__(THREADS, T <= 32 ? 2 : 1) gram_and_dot_of(
     double* gram, double* dot, const float* x, u32 width, u32 chunk, u64 first_draw, u32 site, u32 key0, u32 key1) {
     __shared__ Shared four[4];
     const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, k = threadIdx.x % 4;

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from propagate.agreement import compare
     from propagate.divergence import Divergence, first_divergence
     from propagate.montecarlo.simulate import simulate
+    from propagate.montecarlo.workers import process_pool, use_device
     from propagate.theory.calls import predict_calls
     from propagate.theory.predict import predict
     from propagate.theory.recursion import recursion
@@ -43,10 +44,12 @@ __all__ = [
     "placements",
     "predict",
     "predict_calls",
+    "process_pool",
     "recursion",
     "simulate",
     "start_of",
     "trace",
+    "use_device",
 ]
 
 _LAZY = {
@@ -58,9 +61,11 @@ _LAZY = {
     "first_divergence": "propagate.divergence",
     "predict": "propagate.theory.predict",
     "predict_calls": "propagate.theory.calls",
+    "process_pool": "propagate.montecarlo.workers",
     "recursion": "propagate.theory.recursion",
     "simulate": "propagate.montecarlo.simulate",
     "trace": "propagate.tracing.trace",
+    "use_device": "propagate.montecarlo.workers",
 }
 
 

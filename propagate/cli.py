@@ -69,6 +69,7 @@ _NETWORK_OPTIONS = [
     _network("Gain of the value projection.", float, 1.0, "--value-gain"),
     _network("Gain of the attention's output projection.", float, 1.0, "--attention-gain"),
     _network("Gain of the FFN.", float, 1.0, "--ffn-gain"),
+    _network("Law of the weights: normal, uniform, truncated_normal or orthogonal.", str, "normal", "--weights"),
     _network("Scale output projections by depth^-EXPONENT.", float | None, None, "--scale-init"),
     _network("What the scaling counts: block or sublayer.", str, "block", "--scale-per"),
 ]
@@ -91,6 +92,7 @@ _RUN_OPTIONS = [
         ("backend", str, "auto, numpy or cupy.", "auto"),
         ("sampler", str, "auto, dense or weightless.", "auto"),
         ("checkpoint", Path | None, "File of finished draws: an interrupted run goes on from it.", None),
+        ("workers", int, "Processes that share the draws; with GPUs, one GPU each.", 1),
     )
 ]
 
@@ -148,10 +150,8 @@ def simulate(
     out: OUT = None,
 ) -> None:
     """The same moments, measured on random networks, with standard errors over networks."""
-    import propagate as pg
-
     _check_target(out)
-    _show(pg.simulate(model, **start, **run, through_readout=through_readout), json, out)
+    _show(_simulated(model, start, run, through_readout), json, out)
 
 
 @app.command()
@@ -173,7 +173,7 @@ def compare(
     _check_target(out)
     checked_threshold(threshold)
     predicted = pg.predict(model, **start, through_readout=through_readout)
-    measured = pg.simulate(model, **start, **run, through_readout=through_readout)
+    measured = _simulated(model, start, run, through_readout)
     judged = pg.compare(predicted, measured, threshold=threshold)
     _write(judged, out)
     if json:
@@ -181,6 +181,20 @@ def compare(
     else:
         _print_verdict(judged)
     raise typer.Exit(0 if judged.attrs["agrees"] else DISAGREE)
+
+
+def _simulated(model: Model, start: dict[str, Any], run: dict[str, Any], through_readout: bool) -> xr.Dataset:
+    """`simulate`, in this process or, with more than one worker, in processes of its own."""
+    from contextlib import nullcontext
+
+    import propagate as pg
+
+    options = {**start, **run, "through_readout": through_readout}
+    workers = options.pop("workers")
+    if workers < 1:
+        raise ModelError(f"workers must be at least 1, got {workers}")
+    with nullcontext() if workers == 1 else pg.process_pool(workers) as pool:
+        return pg.simulate(model, **options, executor=pool)
 
 
 @app.command()

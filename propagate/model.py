@@ -13,6 +13,7 @@ from propagate.scaling import Gains, Number, Scaling
 
 ACTIVATIONS = ("linear", "relu", "gelu", "silu", "tanh", "swiglu")
 NORMS = ("rms", "layer")
+WEIGHTS = ("normal", "uniform", "truncated_normal", "orthogonal")
 
 
 class ModelError(ValueError):
@@ -42,6 +43,9 @@ class Model:
         attention_gain: gain of the attention's output projection.
         ffn_gain: root mean square of the FFN's output when its input has variance 1.
         scaling: anything with `gains(index, depth)`, such as `ScaleInit()`; None means no scaling.
+        weights: law of the weight matrices, "normal", "uniform", "truncated_normal" (cut at two standard deviations)
+            or "orthogonal" (orthonormal rows or columns), each with entries of variance gain^2 / fan_in. The wide
+            limit is the same for all.
         experts: mixture of experts; only None (a dense FFN) is supported so far.
 
     Raises:
@@ -66,6 +70,7 @@ class Model:
     attention_gain: float = 1.0
     ffn_gain: float = 1.0
     scaling: Scaling | None = None
+    weights: str = "normal"
     experts: None = None
 
     def __post_init__(self) -> None:
@@ -74,6 +79,7 @@ class Model:
             object.__setattr__(self, field, _integer(field, getattr(self, field)))
         _choice("activation", self.activation, ACTIVATIONS)
         _choice("norm", self.norm, NORMS)
+        _choice("weights", self.weights, WEIGHTS)
         for field in ("logit_std", "value_gain", "attention_gain", "ffn_gain"):
             object.__setattr__(self, field, _number(field, getattr(self, field), positive=False))
         object.__setattr__(self, "ffn_ratio", _number("ffn_ratio", self.ffn_ratio, positive=True))

@@ -47,6 +47,8 @@ BAD = {
     "seed": (["simulate", "spannorm", *SMALL, "--seed", "-1"], "seed must be at least 0"),
     "backend": (["simulate", "spannorm", *SMALL, "--backend", "jax"], "backend must be one of"),
     "sampler": (["simulate", "spannorm", *SMALL, "--sampler", "sparse"], "sampler must be one of"),
+    "weights": (["simulate", "spannorm", *SMALL, "--weights", "unifrom"], "did you mean uniform"),
+    "workers": (["simulate", "spannorm", *SMALL, "--workers", "0"], "workers must be at least 1"),
     "start": (["simulate", "spannorm", *SMALL, "--covariance", "-0.9"], "covariance must lie"),
     "threshold": (["compare", "spannorm", *SMALL, "--threshold", "0"], "threshold must be a positive number"),
     "checkpoint": (["simulate", "spannorm", *SMALL, "--checkpoint", "/no/such/folder/x.npz"], "checkpoint must lie"),
@@ -99,6 +101,13 @@ def test_an_interrupted_simulation_goes_on_from_its_checkpoint(monkeypatch, caps
     assert json.loads(resumed)["variance"] == json.loads(whole)["variance"]
     code, _, err = run([*arguments, *kept, "--draws", "8", "--seed", "9"], monkeypatch, capsys)
     assert (code, "belongs to another run" in err) == (2, True)
+
+
+def test_workers_change_nothing(monkeypatch, capsys) -> None:
+    arguments = ["simulate", "prenorm", *SMALL, "--json", "--backend", "numpy", "--draws", "4", "--weights", "uniform"]
+    alone = run(arguments, monkeypatch, capsys)
+    assert alone == run([*arguments, "--workers", "2"], monkeypatch, capsys)
+    assert alone[0] == 0
 
 
 def test_placements_and_recursion_print(monkeypatch, capsys) -> None:

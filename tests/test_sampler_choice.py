@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from propagate.model import Model, ModelError
-from propagate.montecarlo.backend import choose_backend
-from propagate.montecarlo.simulate import CROSSOVER, _batch, simulate
+from propagate.montecarlo.memory import plan
+from propagate.montecarlo.simulate import CROSSOVER, simulate
 
 
 def model(width: int = 64, tokens: int = 4, depth: int = 2, **others: object) -> Model:
@@ -25,6 +25,7 @@ def simulated(network: Model, **others: object) -> object:
         (model(width=CROSSOVER * 4 - 2), "dense"),
         (model(width=CROSSOVER * 4, ffn_ratio=0.5), "dense"),  # the second matrix of the FFN has the smaller fan-in
         (model(width=16, tokens=16), "dense"),
+        (model(width=CROSSOVER * 4, weights="uniform"), "dense"),
     ],
 )
 def test_auto_follows_the_cost_rule(network: Model, taken: str) -> None:
@@ -68,10 +69,8 @@ def test_a_checkpoint_goes_on_with_its_own_sampler_only(tmp_path: Path) -> None:
 
 
 def test_memory_of_a_batch_grows_with_width_and_not_with_its_square() -> None:
-    host = choose_backend("numpy")
-
     def draws(sampler: str, width: int) -> int:
-        return _batch(model(width=width), host, sampler, memory=2**36)
+        return plan(model(width=width), "numpy", "float64", sampler, batch=2**36, one_draw=2**36).batch
 
     assert draws("weightless", 1024) / draws("weightless", 4096) == pytest.approx(4, rel=0.01)
     assert draws("dense", 1024) / draws("dense", 4096) == pytest.approx(16, rel=0.05)

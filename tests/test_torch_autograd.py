@@ -44,9 +44,9 @@ def numpy_pass(model: pg.Model, x: Array, g: Array) -> tuple[Array, Array, list[
     normals, matrices = Normals(HOST, 7, range(1)), []
     apply = dense(normals)
 
-    def sampler(x: Array, site: int, fan_out: int) -> tuple[Array, Pull]:
+    def sampler(x: Array, site: int, fan_out: int, *gain: float) -> tuple[Array, Pull]:
         matrices.append(normals(site, (x.shape[-1], fan_out))[0] / np.sqrt(x.shape[-1]))
-        return apply(x, site, fan_out)
+        return apply(x, site, fan_out, *gain)
 
     placement, pulls = model.equations, []
     parts = [placement.embed, *[placement.block] * model.depth, placement.readout]

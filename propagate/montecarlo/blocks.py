@@ -6,11 +6,22 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from propagate.model import Model
 from propagate.montecarlo.backend import Array, Backend
-from propagate.montecarlo.operators import ACTIVATIONS, GATED, NORMS, Pull, output_rms, softmax
+from propagate.montecarlo.cuda.weightless import Fused
+from propagate.montecarlo.operators import (
+    ACTIVATIONS,
+    GATED,
+    NORMS,
+    Pull,
+    in_one_pass,
+    one_pass_attention,
+    output_rms,
+    softmax,
+)
 from propagate.montecarlo.samplers import Sampler
 from propagate.scaling import Gains
 
@@ -20,13 +31,23 @@ CALLS = 16  # sublayer calls that one block may make
 
 @dataclass(eq=False, slots=True)
 class Tape:
-    """The steps of one block: (a stream, one it was made from, how its cotangent reaches that one), in order."""
+    """The steps of one block: (a stream, one it was made from, how its cotangent reaches that one), in order.
 
-    steps: list[tuple[Stream, Stream, Pull]] = field(default_factory=list)
+    Streams are known by number: a tape that held them would be held by them, and such rings of references keep a
+    block's arrays until Python's collector happens to run.
+    """
 
-    def pull(self, output: Stream, cotangent: Array, source: Stream) -> Array:
-        """The cotangent at `source`, from the one at `output`."""
-        arrived: dict[Stream, Array] = {output: cotangent}
+    steps: list[tuple[int, int, Pull]] = field(default_factory=list)
+    streams: int = 0
+
+    def stream(self, value: Array) -> Stream:
+        """A new stream."""
+        self.streams += 1
+        return Stream(value, self, self.streams)
+
+    def pull(self, output: int, cotangent: Array, source: int) -> Array:
+        """The cotangent at stream `source`, from the one at `output`."""
+        arrived: dict[int, Array] = {output: cotangent}
         for made, stream, pull in reversed(self.steps):
             if made in arrived:
                 part = pull(arrived[made])
@@ -40,10 +61,11 @@ class Stream:
 
     value: Array
     tape: Tape
+    number: int
 
     def _derive(self, value: Array, *sources: tuple[Stream, Pull]) -> Stream:
-        stream = Stream(value, self.tape)
-        self.tape.steps.extend((stream, source, pull) for source, pull in sources)
+        stream = self.tape.stream(value)
+        self.tape.steps.extend((stream.number, source.number, pull) for source, pull in sources)
         return stream
 
     def apply(self, operator: Callable[[Array], tuple[Array, Pull]]) -> Stream:
@@ -107,36 +129,37 @@ def block_of(model: Model, backend: Backend, sampler: Sampler, index: int) -> Bl
 def read(equations: Callable[[Any, Block], Any], block: Block, x: Array) -> tuple[Array, Pull]:
     """Run a placement's equations on an array: the array that leaves, and the pull from its cotangent to x's."""
     tape = Tape()
-    source = Stream(x, tape)
+    source = tape.stream(x)
     output = equations(source, block)
     if not isinstance(output, Stream):
         raise TypeError(f"a placement must return one stream, got {output!r}")
-    return output.value, lambda g: tape.pull(output, g, source)
+    return output.value, partial(tape.pull, output.number, source=source.number)
 
 
 def _ffn(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
-    model, gains = block.model, block.gains
+    model, gains, sampler = block.model, block.gains, block.sampler
     hidden = model.hidden * (2 if model.activation in GATED else 1)
-    before, pull_in = block.sampler(x, site, hidden)
-    after, pull_activation = ACTIVATIONS[model.activation](block.backend, before * gains.ffn_in)
-    y, pull_out = block.sampler(after, site + 1, model.width)
-    scale = gains.ffn_out / output_rms(model.activation)
-    return y * scale, lambda g: pull_in(pull_activation(pull_out(g * scale)) * gains.ffn_in)
+    gain_out = gains.ffn_out / output_rms(model.activation)
+    if model.activation == "relu" and isinstance(sampler, Fused) and sampler.covers(model.tokens, model.width, hidden):
+        return sampler.relu_ffn(x, site, hidden, model.width, gains.ffn_in, gain_out)
+    before, pull_in = sampler(x, site, hidden, gains.ffn_in)
+    after, pull_activation = ACTIVATIONS[model.activation](block.backend, before)
+    y, pull_out = sampler(after, site + 1, model.width, gain_out)
+    return y, lambda g: pull_in(pull_activation(pull_out(g)))
 
 
 def _attention(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
     model, gains = block.model, block.gains
     heads_out, pull_heads = (_uniform if model.logit_std == 0 else _softmax_heads)(block, site, x)
-    y, pull_out = block.sampler(heads_out, site + 1, model.width)
-    scale = gains.value * gains.attention_out
-    return y * scale, lambda g: pull_heads(pull_out(g * scale))
+    y, pull_out = block.sampler(heads_out, site + 1, model.width, gains.value * gains.attention_out)
+    return y, lambda g: pull_heads(pull_out(g))
 
 
 def _uniform(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
     """Every token averages the values it may see."""
     xp, tokens = block.backend.xp, x.shape[-2]
     weights = xp.tril(xp.ones((tokens, tokens))) if block.model.causal else xp.ones((tokens, tokens))
-    weights = weights / weights.sum(axis=-1, keepdims=True)
+    weights = (weights / weights.sum(axis=-1, keepdims=True)).astype(x.dtype)
     values, pull = block.sampler(x, site, block.model.width)
     return weights @ values, lambda g: pull(weights.T @ g)
 
@@ -154,6 +177,10 @@ def _softmax_heads(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
         return array.swapaxes(1, 2).reshape(draws, tokens, width)
 
     projected, pull_projection = block.sampler(x, site, 3 * width)
+    if in_one_pass(block.backend, tokens):
+        scale = model.logit_std / math.sqrt(size)
+        out, pull_heads = one_pass_attention(projected, model.heads, scale, causal=model.causal)
+        return out, lambda g: pull_projection(pull_heads(g))
     query, key, value = (split(part) for part in xp.split(projected, 3, axis=-1))
     scale = model.logit_std / math.sqrt(size)
     logits = scale * (query @ key.swapaxes(-1, -2))

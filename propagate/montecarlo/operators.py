@@ -27,6 +27,8 @@ def rms_norm(backend: Backend, x: Array) -> tuple[Array, Pull]:
         >>> float((y**2).mean()), bool(abs(pull(y)).max() < 1e-15)
         (1.0, True)
     """
+    if backend.name == "cupy":
+        return _norm_on_device(x, centred=False)
     scale = 1 / backend.xp.sqrt(backend.xp.mean(x * x, axis=-1, keepdims=True))
     y = x * scale
     return y, lambda g: scale * (g - y * backend.xp.mean(g * y, axis=-1, keepdims=True))
@@ -39,8 +41,16 @@ def layer_norm(backend: Backend, x: Array) -> tuple[Array, Pull]:
         >>> layer_norm(choose_backend("numpy"), np.array([[[1.0, 3.0]]]))[0].tolist()
         [[[-1.0, 1.0]]]
     """
+    if backend.name == "cupy":
+        return _norm_on_device(x, centred=True)
     y, pull = rms_norm(backend, _centred(backend, x))
     return y, lambda g: _centred(backend, pull(g))
+
+
+def _norm_on_device(x: Array, *, centred: bool) -> tuple[Array, Pull]:
+    from propagate.montecarlo.cuda import kernels
+
+    return kernels.norm(x, centred=centred)
 
 
 def _centred(backend: Backend, x: Array) -> Array:
@@ -60,6 +70,22 @@ def softmax(backend: Backend, logits: Array) -> tuple[Array, Pull]:
     weights = backend.xp.exp(logits - logits.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     return weights, lambda g: weights * (g - (g * weights).sum(axis=-1, keepdims=True))
+
+
+def in_one_pass(backend: Backend, tokens: int) -> bool:
+    """Whether `one_pass_attention` can be used: float32 on a CUDA device, and not too many tokens."""
+    if backend.name == "numpy" or backend.precision != "float32":
+        return False
+    from propagate.montecarlo.cuda import kernels
+
+    return tokens <= kernels.LARGEST_TOKENS
+
+
+def one_pass_attention(projected: Array, heads: int, scale: float, *, causal: bool) -> tuple[Array, Pull]:
+    """Softmax attention of all heads, from queries, keys and values side by side."""
+    from propagate.montecarlo.cuda import kernels
+
+    return kernels.attention(projected, heads, scale, causal=causal)
 
 
 def linear(backend: Backend, x: Array) -> tuple[Array, Pull]:
@@ -102,13 +128,27 @@ def swiglu(backend: Backend, x: Array) -> tuple[Array, Pull]:
     return gated * value, pull
 
 
+def _on_any(host: Operator, device: str, name: str) -> Operator:
+    """The operator, in one pass where the arrays are on a CUDA device."""
+
+    def operator(backend: Backend, x: Array) -> tuple[Array, Pull]:
+        if backend.name == "numpy":
+            return host(backend, x)
+        from propagate.montecarlo.cuda import activations
+
+        found: tuple[Array, Pull] = getattr(activations, device)(name, x)
+        return found
+
+    return operator
+
+
 ACTIVATIONS: dict[str, Operator] = {
     "linear": linear,
-    "relu": relu,
-    "gelu": gelu,
-    "silu": silu,
-    "tanh": tanh,
-    "swiglu": swiglu,
+    "relu": _on_any(relu, "activation", "relu"),
+    "gelu": _on_any(gelu, "activation", "gelu"),
+    "silu": _on_any(silu, "activation", "silu"),
+    "tanh": _on_any(tanh, "activation", "tanh"),
+    "swiglu": _on_any(swiglu, "gated", "silu"),
 }
 GATED = ("swiglu",)
 

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from propagate.model import Model, ModelError, check_flag, check_model
 from propagate.montecarlo.backend import Array, Backend, choose_backend
 from propagate.montecarlo.blocks import block_of, read
 from propagate.montecarlo.checkpoint import load, save
+from propagate.montecarlo.cuda.weightless import Fused
+from propagate.montecarlo.laws import LAWS
+from propagate.montecarlo.memory import BATCH, ONE_DRAW, plan
 from propagate.montecarlo.normals import Normals
-from propagate.montecarlo.operators import GATED, Pull
+from propagate.montecarlo.operators import Pull
 from propagate.montecarlo.samplers import Sampler, dense
 from propagate.montecarlo.starts import Start, start_of, with_gram
-from propagate.montecarlo.statistics import Floats, second_moments
+from propagate.montecarlo.statistics import Floats, moments_on
 from propagate.montecarlo.weightless import weightless
+from propagate.montecarlo.workers import in_order
 from propagate.table import table
 
 if TYPE_CHECKING:
@@ -27,7 +37,7 @@ if TYPE_CHECKING:
 SAMPLERS: dict[str, Callable[[Normals], Sampler]] = {"dense": dense, "weightless": weightless}
 CROSSOVER = 8  # coordinates a token, from which on "auto" takes the weightless sampler
 INPUT_SITE, COTANGENT_SITE = 0, 1  # below CALLS * MATRICES, where the first block's sites begin
-MEMORY = 2**28  # bytes that a batch of draws may take on the host: small enough to stay near the caches
+TASKS = 32  # batches that a run is cut into for an executor, at least: enough to keep several workers busy
 
 
 def simulate(
@@ -44,9 +54,11 @@ def simulate(
     through_readout: bool = False,
     backend: Literal["auto", "numpy", "cupy"] = "auto",
     sampler: Literal["auto", "dense", "weightless"] = "auto",
+    precision: Literal["float32", "float64"] = "float64",
     memory: int | None = None,
     progress: bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    executor: Executor | None = None,
 ) -> xr.Dataset:
     """Second moments at every block, averaged over independent random networks.
 
@@ -64,13 +76,24 @@ def simulate(
         backend: "auto" takes CuPy if a CUDA device answers.
         sampler: "dense" materialises every weight matrix. "weightless" never does, and has the same law at every
             width; its cost grows with tokens^2 width in place of tokens width^2. "auto" takes "weightless" where the
-            smallest fan-in, of width and hidden width, is at least 8 times the tokens, else "dense". (On a CPU, with
-            16 and 32 tokens, a block costs the same with both between 2 and 8, and at 8 about half as much or less with
-            "weightless": benchmarks/samplers.py.) The two draw different networks from one seed:
-            name the sampler to reproduce a run at another size. `attrs["sampler"]` says which one was used.
-        memory: bytes a batch of draws may take; by default 256 MiB, or half of the free device memory.
+            smallest fan-in, of width and hidden width, is at least 8 times the tokens and the weights are normal,
+            else "dense". (On a CPU, with 16 and 32 tokens, a block costs the same with both between 2 and 8, and at 8
+            about half as much or less with "weightless": benchmarks/samplers.py.) The two draw different networks from
+            one seed: name the sampler to reproduce a run at another size. `attrs["sampler"]` says which one was used.
+        precision: type of the token arrays. Both draw the same networks; matrices of tokens by tokens are always
+            float64. (benchmarks/precision.py measures what float32 costs in accuracy and saves in time.)
+        memory: bytes a batch of draws may take; by default 256 MiB (2 GiB for a single draw), or half of the free
+            device memory. Where not even one draw fits, its blocks are run twice: the first time only the streams
+            that enter every so many blocks are kept, and on the way back each such segment is run again, which makes
+            the same numbers from the same seed. Memory then grows with the square root of depth, and time by a
+            third to a half (dense: to almost twice); results are the same to the bit.
         progress: show a progress bar on standard error; by default only on a terminal.
         checkpoint: a file that holds the finished draws. An interrupted run with the same arguments goes on from it.
+        executor: any `concurrent.futures.Executor` (threads, processes, MPI, Dask's
+            `dask.distributed.Client(...).get_executor()`): its workers run batches of draws, each within `memory`.
+            Without one, draws run here. On NumPy the table is the same to the bit, whatever the workers; on CuPy a
+            batch's size may show in the last bits. Workers choose the backend: this process needs no GPU. See
+            `process_pool` for one process a GPU.
 
     Returns:
         A Dataset over `block` with the names of `predict`, the mean over draws, and `<name>_se`, its standard error.
@@ -90,22 +113,29 @@ def simulate(
     check_flag("through_readout", through_readout)
     if progress is not None:
         check_flag("progress", progress)
+    if not isinstance(executor, Executor | None):
+        raise ModelError(f"executor must be a concurrent.futures.Executor, got {executor!r}")
     if not isinstance(checkpoint, str | os.PathLike | None):
         raise ModelError(f"checkpoint must be a file's path, got {checkpoint!r}")
-    host = choose_backend(backend)
+    where = executor.submit(_place, backend, precision).result() if executor else _place(backend, precision)
     draws = _whole("draws", draws, at_least=2)
     seed = _whole("seed", seed, at_least=0)
     sampler_name = _sampler(sampler, model)
     start = start_of(model, variance, covariance, grad_variance, grad_covariance, gram, inputs)
-    batch = _batch(model, host, sampler_name, memory)
-    identity = _identity(model, seed, start, through_readout, host, sampler_name)
+    if memory is not None:
+        _whole("memory", memory, at_least=1)
+    limits = {"batch": memory or where.batch, "one_draw": memory or where.one_draw}
+    planned = plan(model, where.backend, precision, sampler_name, **limits)
+    batch = min(planned.batch, math.ceil(draws / TASKS)) if executor else planned.batch
+    network = Network(model, where.backend, precision, sampler_name, seed, start, through_readout, planned.segment)
+    identity = _identity(network)
     summary = load(checkpoint, identity)
     if summary.draws > draws:
         raise ModelError(f"draws must be at least the {summary.draws} that the checkpoint holds, got {draws}")
+    batches = [range(first, min(first + batch, draws)) for first in range(summary.draws, draws, batch)]
     with _progress(progress, draws, summary.draws) as advance:
-        while summary.draws < draws:
-            some = range(summary.draws, min(summary.draws + batch, draws))
-            summary.add(run(model, host, sampler_name, seed, some, start, through_readout=through_readout))
+        for some, moments in in_order(executor, partial(run_halving, network), batches):
+            summary.add(moments)
             save(checkpoint, identity, summary)
             advance(len(some))
     attributes = {
@@ -117,43 +147,147 @@ def simulate(
         "draws": summary.draws,
         "seed": seed,
         "sampler": sampler_name,
-        "backend": host.name,
-        "device": host.device,
+        "backend": where.backend,
+        "precision": precision,
+        "device": where.device,
     }
     return table(summary.variables(), model.depth, attributes)
 
 
+@dataclass(frozen=True)
+class Network:
+    """What all draws of a run have in common: plain data, which can be sent to a worker."""
+
+    model: Model
+    backend: str
+    precision: str
+    sampler: str
+    seed: int
+    start: Start
+    through_readout: bool
+    segment: int
+
+
+def run_halving(network: Network, draws: range) -> dict[str, Floats]:
+    """`run`, in two halves where memory does not hold all draws at once."""
+    backend = choose_backend(network.backend, network.precision)
+    try:
+        return run(
+            network.model,
+            backend,
+            network.sampler,
+            network.seed,
+            draws,
+            network.start,
+            through_readout=network.through_readout,
+            segment=network.segment,
+        )
+    except MemoryError:  # CuPy's own is one too
+        if len(draws) == 1:
+            raise
+    middle = len(draws) // 2
+    halves = [run_halving(network, half) for half in (draws[:middle], draws[middle:])]
+    return {name: np.concatenate([half[name] for half in halves]) for name in halves[0]}
+
+
 def run(
-    model: Model, backend: Backend, sampler_name: str, seed: int, draws: range, start: Start, *, through_readout: bool
+    model: Model,
+    backend: Backend,
+    sampler_name: str,
+    seed: int,
+    draws: range,
+    start: Start,
+    *,
+    through_readout: bool,
+    segment: int | None = None,
 ) -> dict[str, Floats]:
-    """One batch of draws: for each quantity an array of shape (draws, depth + 1)."""
+    """One batch of draws: for each quantity an array of shape (draws, depth + 1).
+
+    Of the way forward, `segment` blocks at a time are remembered, by default all; others are run again on the way back.
+    """
     normals = Normals(backend, seed, draws)
-    sampler = SAMPLERS[sampler_name](normals)
-    placement = model.equations
+    segment = segment or model.depth
+    if sampler_name != "weightless" or backend.name == "numpy":
+        return _pass(model, normals, _sampler_of(sampler_name, model, normals), start, through_readout, segment)
+    sampler = Fused(normals, backend.xp.zeros(len(draws), dtype=bool))
+    found = _pass(model, normals, sampler, start, through_readout, segment)
+    for row in np.flatnonzero(backend.to_host(sampler.unsound)):
+        alone = Normals(backend, seed, draws[row : row + 1])
+        again = _pass(model, alone, weightless(alone), start, through_readout, segment)
+        for name, values in again.items():
+            found[name][row] = values[0]
+    return found
+
+
+def _pass(
+    model: Model, normals: Normals, sampler: Sampler, start: Start, through_readout: bool, segment: int
+) -> dict[str, Floats]:
+    """Forward and backward through one batch of networks."""
+    backend, placement = normals.backend, model.equations
+    moments = moments_on(backend)
+    firsts = range(1, model.depth + 1, segment)
 
     def block(index: int) -> Any:
         return block_of(model, backend, sampler, index)
 
+    def blocks(first: int, x: Array) -> tuple[Array, list[tuple[Array, ...]], list[Pull]]:
+        """The segment that begins with block `first`: the stream that leaves, moments and pulls of each block."""
+        of_blocks, pulls = [], []
+        for index in range(first, min(first + firsts.step, model.depth + 1)):
+            x, pull = read(placement.block, block(index), x)
+            of_blocks.append(moments(x))
+            pulls.append(pull)
+        return x, of_blocks, pulls
+
     if start.inputs is None:
         x = with_gram(start.input_root, normals, INPUT_SITE, model.width)
     else:
-        x = backend.xp.repeat(backend.xp.asarray(start.inputs)[None], len(draws), axis=0)
+        inputs = backend.xp.asarray(start.inputs, dtype=backend.dtype)
+        x = backend.xp.repeat(inputs[None], len(normals.draws), axis=0)
     x, _ = read(placement.embed, block(0), x)
-    forward = [second_moments(x)]
+    forward = [moments(x)]
+    entering: list[Array] = []
     pulls: list[Pull] = []
-    for index in range(1, model.depth + 1):
-        x, pull = read(placement.block, block(index), x)
-        forward.append(second_moments(x))
-        pulls.append(pull)
+    for first in firsts:
+        entering.append(x)
+        pulls.clear()  # before the next ones are made
+        x, of_blocks, pulls = blocks(first, x)
+        forward += of_blocks
     cotangent = with_gram(start.cotangent_root, normals, COTANGENT_SITE, model.width)
     if through_readout:
-        _, pull = read(placement.readout, block(model.depth + 1), x)
-        cotangent = pull(cotangent)
-    backward = [second_moments(cotangent)]
-    while pulls:
-        cotangent = pulls.pop()(cotangent)  # a block's weights are freed as soon as they are used
-        backward.append(second_moments(cotangent))
+        cotangent = read(placement.readout, block(model.depth + 1), x)[1](cotangent)
+    backward = [moments(cotangent)]
+    for first in reversed(firsts):
+        x = entering.pop()
+        if not pulls:
+            pulls = blocks(first, x)[2]
+        while pulls:
+            cotangent = pulls.pop()(cotangent)  # a block's weights are freed as soon as they are used
+            backward.append(moments(cotangent))
     return _columns("", forward, backend) | _columns("grad_", backward[::-1], backend)
+
+
+def _sampler_of(name: str, model: Model, normals: Normals) -> Sampler:
+    return dense(normals, LAWS[model.weights]) if name == "dense" else SAMPLERS[name](normals)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker computes, and the bytes that a batch and a single draw may take there by default."""
+
+    backend: str
+    device: str
+    batch: int
+    one_draw: int
+
+
+def _place(backend: str, precision: str) -> Place:
+    chosen = choose_backend(backend, precision)
+    if chosen.name == "numpy":
+        return Place(chosen.name, chosen.device, BATCH, ONE_DRAW)
+    pool = chosen.xp.get_default_memory_pool()  # what CuPy holds for its next arrays is free too
+    half = int(chosen.xp.cuda.Device().mem_info[0] + pool.free_bytes()) // 2
+    return Place(chosen.name, chosen.device, half, half)
 
 
 def _columns(prefix: str, moments: list[tuple[Array, ...]], backend: Backend) -> dict[str, Floats]:
@@ -173,34 +307,26 @@ def _sampler(name: str, model: Model) -> str:
     """The sampler of that name; "auto" takes the one that costs less."""
     if name != "auto" and name not in SAMPLERS:
         raise ModelError(f"sampler must be one of auto, {', '.join(SAMPLERS)}, got {name!r}")
+    if name == "weightless" and model.weights != "normal":
+        raise ModelError(
+            f"sampler 'weightless' needs weights='normal', got {model.weights!r}; take sampler 'dense' or 'auto'"
+        )
     if name != "auto":
         return name
-    return "weightless" if CROSSOVER * model.tokens <= min(model.width, model.hidden) else "dense"
+    narrow = min(model.width, model.hidden) < CROSSOVER * model.tokens
+    return "dense" if narrow or model.weights != "normal" else "weightless"
 
 
-def _batch(model: Model, backend: Backend, sampler_name: str, memory: int | None) -> int:
-    """Draws at a time: what a sampler and a tape keep until the pull, within the memory bound; at least one."""
-    if memory is None:
-        memory = MEMORY if backend.name == "numpy" else backend.xp.cuda.Device().mem_info[0] // 2
-    _whole("memory", memory, at_least=1)
-    d, n, t = model.width, model.hidden * (2 if model.activation in GATED else 1), model.tokens
-    if sampler_name == "dense":
-        weights = 4 * d * d + d * n + model.hidden * d
-    else:  # rows and seen normals of four maps
-        weights = t * ((3 * d + model.hidden) + (5 * d + n))
-    activations = t * (14 * d + 5 * n) + 3 * model.heads * t * t
-    return max(1, int(memory // (8 * model.depth * (weights + activations))))
-
-
-def _identity(model: Model, seed: int, start: Start, through_readout: bool, backend: Backend, sampler_name: str) -> str:
+def _identity(network: Network) -> str:
     """What a checkpoint must agree on before it is continued."""
-    roots = {name: None if a is None else a.tolist() for name, a in vars(start).items()}
+    roots = {name: None if a is None else a.tolist() for name, a in vars(network.start).items()}
     what = {
-        "model": repr(model),
-        "seed": seed,
-        "readout": through_readout,
-        "backend": backend.name,
-        "sampler": sampler_name,
+        "model": repr(network.model),
+        "seed": network.seed,
+        "readout": network.through_readout,
+        "backend": network.backend,
+        "precision": network.precision,
+        "sampler": network.sampler,
         "start": roots,
     }
     return json.dumps(what, sort_keys=True)

@@ -1,0 +1,97 @@
+"""Batches of draws on many workers: other threads, processes, GPUs or machines, through any `Executor`.
+
+with pg.process_pool(8) as pool:                                  # this machine, one GPU a process if there are GPUs
+    pg.simulate(model, draws=4096, executor=pool)
+
+with dask.distributed.Client("scheduler:8786") as client:         # a cluster that runs Dask
+    pg.simulate(model, draws=4096, executor=client.get_executor())
+
+with mpi4py.futures.MPIPoolExecutor() as pool:                    # a cluster that runs MPI
+    pg.simulate(model, draws=4096, executor=pool)
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from typing import Any, Protocol, TypeVar
+
+from propagate.montecarlo.backend import choose_backend
+
+Result = TypeVar("Result")
+
+
+class Numbers(Protocol):
+    """A queue that several workers can read."""
+
+    def get(self) -> int: ...
+
+
+def in_order(
+    executor: Executor | None, task: Callable[[range], Result], batches: Sequence[range]
+) -> Iterator[tuple[range, Result]]:
+    """Each batch with its result, in the order of the batches, whichever worker is done first.
+
+    Without an executor the batches are run here, one after another, each when it is asked for. If the iteration ends
+    early, batches that have not begun are cancelled.
+
+    Example:
+        >>> from concurrent.futures import ThreadPoolExecutor
+        >>> with ThreadPoolExecutor(2) as pool:
+        ...     list(in_order(pool, sum, [range(3), range(4)]))
+        [(range(0, 3), 3), (range(0, 4), 6)]
+    """
+    if executor is None:
+        for batch in batches:
+            yield batch, task(batch)
+        return
+    futures = [executor.submit(task, batch) for batch in batches]
+    try:
+        for batch, future in zip(batches, futures, strict=True):
+            yield batch, future.result()
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def use_device(numbers: Numbers) -> None:
+    """Initialiser of a worker: take a number from a queue, and the CUDA device of that number for all that follows.
+
+    With more workers than devices, devices are shared in turn; without any, nothing happens.
+
+    Args:
+        numbers: holds 0, 1, 2, ..., one for each worker.
+
+    Example: one GPU a worker, from a pool of your own. (`process_pool` does just this.)
+        >>> import multiprocessing
+        >>> from concurrent.futures import ProcessPoolExecutor
+        >>> context = multiprocessing.get_context("spawn")
+        >>> numbers = context.SimpleQueue()
+        >>> for number in range(4):
+        ...     numbers.put(number)
+        >>> pool = ProcessPoolExecutor(4, mp_context=context, initializer=use_device, initargs=(numbers,))
+        >>> pool.shutdown()
+    """
+    number = numbers.get()
+    if choose_backend("auto").name == "cupy":
+        import cupy
+
+        cupy.cuda.Device(number % cupy.cuda.runtime.getDeviceCount()).use()
+
+
+def process_pool(workers: int) -> ProcessPoolExecutor:
+    """Fresh processes for `simulate(executor=...)`, each with a CUDA device of its own where there are enough.
+
+    A script that makes one must be importable: keep its work under `if __name__ == "__main__":`.
+
+    Example:
+        >>> with process_pool(2) as pool:
+        ...     pool.submit(abs, -1).result()
+        1
+    """
+    context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
+    numbers: Any = context.SimpleQueue()
+    for number in range(workers):
+        numbers.put(number)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=use_device, initargs=(numbers,))

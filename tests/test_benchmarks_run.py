@@ -1,0 +1,35 @@
+"""The speed benchmarks run, at sizes too small to mean anything, and write what they found."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+NUMPY = ["--backend", "numpy", "--repeats", "1"]
+TORCH = [pytest.mark.slow, pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not installed")]
+SCRIPTS = [
+    ("samplers", [*NUMPY, "--widths", "32", "--tokens", "4"]),
+    ("dense_ceiling", [*NUMPY, "--widths", "32", "--tokens", "4"]),
+    ("million", ["--width", "1024", "--memory", "1e6"]),
+    pytest.param(
+        "against_torch",
+        [*NUMPY, "--widths", "32", "--tokens", "4", "--torch-draws", "1", "--check-draws", "500"],
+        marks=TORCH,
+    ),
+    pytest.param("scaling", [*NUMPY, "--largest", "64", "--base", "32", "4", "1", "1"], marks=TORCH),
+]
+
+
+@pytest.mark.parametrize(("script", "arguments"), SCRIPTS)
+def test_a_benchmark_runs(script: str, arguments: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    command = [sys.executable, str(FOLDER / f"{script}.py"), *arguments, "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(out.read_text())
+    assert {"command", "device", "processor", "python", "numpy"} <= set(found["summary"])
+    assert found["rows"] if "rows" in found else found["curves"]

@@ -43,6 +43,18 @@ def test_initial_weights_have_the_gains_of_the_model(activation: str, second_mom
         assert spread(weight) != pytest.approx(1.1 * gain, rel=allowed(weight))
 
 
+@pytest.mark.parametrize("law", ["uniform", "truncated_normal", "orthogonal"])
+def test_other_laws_have_the_same_variance(law: str) -> None:
+    network = build(pg.Model("prenorm", weights=law, ffn_gain=0.4, **SIZE), seed=3)
+    ffn = network.blocks[1].sublayers["ffn1"]
+    for weight, gain in ((ffn.read.weight, 1.0), (ffn.write.weight, 0.4 * 2**0.5)):
+        assert spread(weight) == pytest.approx(gain, rel=allowed(weight))
+        largest = float(weight.detach().abs().max()) * weight.shape[1] ** 0.5 / gain
+        assert largest < {"uniform": 3**0.5 + 1e-5, "truncated_normal": 2 / 0.8795, "orthogonal": 8.0}[law]
+    gram = ffn.write.weight.detach() @ ffn.write.weight.detach().T / (0.4 * 2**0.5) ** 2
+    assert torch.allclose(gram, torch.eye(64), atol=1e-5) == (law == "orthogonal")
+
+
 def test_a_seed_names_the_weights() -> None:
     model = pg.Model("prenorm", **SIZE)
     first, again, other = (build(model, seed=seed).state_dict() for seed in (1, 1, 2))

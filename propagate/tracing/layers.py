@@ -1,6 +1,6 @@
 """The sublayers of a network as torch modules, with the initialisation that a `Model` states.
 
-Streams are tensors of shape (..., tokens, width). Weights are Gaussian: entries have standard deviation
+Streams are tensors of shape (..., tokens, width). Weights have the model's law, with entries of standard deviation
 gain / sqrt(fan_in), as in torch.nn.init. Norms have eps 0, as the model has, and learned gains that start at 1.
 """
 
@@ -27,21 +27,45 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 GATED = {"swiglu": "silu"}
 
 
-class Projection(nn.Linear):
-    """A linear map without bias that knows the gains of its initialisation, one for each equal part of its output."""
+def _normal(weight: Tensor, generator: torch.Generator) -> None:
+    weight.normal_(0.0, weight.shape[1] ** -0.5, generator=generator)
 
-    def __init__(self, fan_in: int, fan_out: int, *gains: float) -> None:
+
+def _uniform(weight: Tensor, generator: torch.Generator) -> None:
+    bound = math.sqrt(3 / weight.shape[1])
+    weight.uniform_(-bound, bound, generator=generator)
+
+
+def _truncated_normal(weight: Tensor, generator: torch.Generator) -> None:
+    nn.init.trunc_normal_(weight, std=1.0, a=-2.0, b=2.0, generator=generator)
+    inside, density = math.erf(math.sqrt(2)), math.exp(-2) / math.sqrt(2 * math.pi)
+    weight /= math.sqrt(weight.shape[1] * (1 - 4 * density / inside))  # the cut takes some of the variance
+
+
+def _orthogonal(weight: Tensor, generator: torch.Generator) -> None:
+    nn.init.orthogonal_(weight, gain=math.sqrt(max(1.0, weight.shape[0] / weight.shape[1])), generator=generator)
+
+
+LAWS = {"normal": _normal, "uniform": _uniform, "truncated_normal": _truncated_normal, "orthogonal": _orthogonal}
+"""In-place laws of weights (fan_out, fan_in) whose entries have mean 0 and variance 1 / fan_in, as torch.nn.init."""
+
+
+class Projection(nn.Linear):
+    """A linear map without bias that knows its initialisation: a law, and a gain for each equal part of its output."""
+
+    def __init__(self, fan_in: int, fan_out: int, *gains: float, law: str = "normal") -> None:
         super().__init__(fan_in, fan_out, bias=False)
-        self.gains = gains
+        self.gains, self.law = gains, law
 
     def draw(self, generator: torch.Generator) -> None:
         """Weights afresh."""
         with torch.no_grad():
+            LAWS[self.law](self.weight, generator)
             for part, gain in zip(self.weight.chunk(len(self.gains)), self.gains, strict=True):
-                part.normal_(0.0, gain / math.sqrt(self.in_features), generator=generator)
+                part.mul_(gain)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, gains={self.gains}"
+        return f"{super().extra_repr()}, gains={self.gains}, law={self.law}"
 
 
 class Attention(nn.Module):
@@ -52,8 +76,8 @@ class Attention(nn.Module):
         width = model.width
         self.heads, self.causal = model.heads, model.causal
         self.scale = model.logit_std / math.sqrt(width // model.heads)
-        self.read = Projection(width, 3 * width, 1.0, 1.0, gains.value)
-        self.write = Projection(width, width, gains.attention_out)
+        self.read = Projection(width, 3 * width, 1.0, 1.0, gains.value, law=model.weights)
+        self.write = Projection(width, width, gains.attention_out, law=model.weights)
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = (
@@ -69,8 +93,8 @@ class UniformAttention(nn.Module):
     def __init__(self, model: Model, gains: Gains) -> None:
         super().__init__()
         self.causal = model.causal
-        self.read = Projection(model.width, model.width, gains.value)
-        self.write = Projection(model.width, model.width, gains.attention_out)
+        self.read = Projection(model.width, model.width, gains.value, law=model.weights)
+        self.write = Projection(model.width, model.width, gains.attention_out, law=model.weights)
 
     def forward(self, x: Tensor) -> Tensor:
         values = self.read(x)
@@ -89,8 +113,10 @@ class FeedForward(nn.Module):
         super().__init__()
         self.gated = model.activation in GATED
         self.activation = GATED.get(model.activation, model.activation)
-        self.read = Projection(model.width, model.hidden * (2 if self.gated else 1), gains.ffn_in)
-        self.write = Projection(model.hidden, model.width, gains.ffn_out / output_rms(self.activation))
+        self.read = Projection(model.width, model.hidden * (2 if self.gated else 1), gains.ffn_in, law=model.weights)
+        self.write = Projection(
+            model.hidden, model.width, gains.ffn_out / output_rms(self.activation), law=model.weights
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         phi, hidden = ACTIVATIONS[self.activation], self.read(x)

@@ -7,7 +7,7 @@ import propagate as pg
 
 torch = pytest.importorskip("torch", reason="torch is absent: install the extra [torch]")
 
-from propagate.tracing.build import build, build_language_model  # noqa: E402
+from propagate.tracing.build import KNOWN, build, build_language_model  # noqa: E402
 
 torch.set_num_threads(1)
 SIZE = {"depth": 3, "width": 64, "tokens": 5, "heads": 4}
@@ -79,6 +79,15 @@ def test_a_causal_language_model_reads_no_later_token() -> None:
         moved = (learner(ids) - learner(changed)).abs().amax(-1)[0]
         assert (moved[:3].max().item() == 0) == causal
         assert moved[3:].min().item() > 0
+
+
+def test_a_field_that_modules_do_not_follow_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never a module that silently is another network: what a model may learn to say later is refused until known."""
+    model = pg.Model("prenorm", causal=True, **SIZE)
+    build(model)
+    monkeypatch.setattr("propagate.tracing.build.KNOWN", KNOWN - {"causal"})
+    with pytest.raises(pg.ModelError, match="causal must be False"):
+        build(model)
 
 
 def test_bad_input_is_refused_in_one_line() -> None:

@@ -23,6 +23,13 @@ Make = Callable[[], nn.Module]
 M = TypeVar("M", bound=nn.Module)
 
 
+KNOWN = frozenset(
+    "placement depth width tokens heads activation ffn_ratio norm causal weights logit_std value_gain attention_gain"
+    " ffn_gain scaling".split()
+)
+"""Fields of a `Model` that the modules here follow; with any other a model is refused, unless it has its default."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Verbs:
     """What a placement's equations see of a block: the sublayers, the norm, and where in the network they are.
@@ -141,14 +148,14 @@ def build(model: Model, *, seed: int = 0, device: str = "cpu", dtype: torch.dtyp
         A module from streams (..., tokens, width), the embedded tokens, to what the placement's readout makes of them.
 
     Raises:
-        ModelError: for a seed that is no whole number.
+        ModelError: for a seed that is no whole number, or a field of the model that torch modules do not know.
 
     Example: the trace of it, beside `propagate.simulate` of the same model, is a check of both.
         >>> network = build(Model("spannorm", depth=2, width=16, tokens=4, heads=2), seed=1)
         >>> network(torch.randn(4, 16)).shape, list(network.blocks[1].sublayers)
         (torch.Size([4, 16]), ['attention1', 'norm1', 'ffn1', 'norm2'])
     """
-    check_model(model)
+    _check_known(model)
     return _drawn(Network(model), seed, device, dtype)
 
 
@@ -174,10 +181,18 @@ def build_language_model(
         >>> all(parameter.grad.abs().sum() > 0 for parameter in learner.network.parameters())
         True
     """
-    check_model(model)
+    _check_known(model)
     if isinstance(vocabulary, bool) or not isinstance(vocabulary, int) or vocabulary < 1:
         raise ModelError(f"vocabulary must be a whole number of at least 1, got {vocabulary!r}")
     return _drawn(LanguageModel(model, vocabulary), seed, device, dtype)
+
+
+def _check_known(model: Model) -> None:
+    check_model(model)
+    for field in dataclasses.fields(model):
+        value = getattr(model, field.name)
+        if field.name not in KNOWN and value != field.default:
+            raise ModelError(f"{field.name} must be {field.default!r} for a torch module, got {value!r}")
 
 
 def _drawn(module: M, seed: int, device: str, dtype: torch.dtype) -> M:

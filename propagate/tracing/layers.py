@@ -20,11 +20,12 @@ from propagate.scaling import Gains
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda x: x,
     "relu": functional.relu,
+    "squared_relu": lambda x: functional.relu(x).square(),
     "gelu": functional.gelu,
     "silu": functional.silu,
     "tanh": torch.tanh,
 }
-GATED = {"swiglu": "silu"}
+GATED = {"swiglu": "silu", "geglu": "gelu"}
 
 
 def _normal(weight: Tensor, generator: torch.Generator) -> None:

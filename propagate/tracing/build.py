@@ -24,8 +24,23 @@ M = TypeVar("M", bound=nn.Module)
 
 
 KNOWN = frozenset(
-    "placement depth width tokens heads activation ffn_ratio norm causal weights logit_std value_gain attention_gain"
-    " ffn_gain scaling".split()
+    [
+        "placement",
+        "depth",
+        "width",
+        "tokens",
+        "heads",
+        "activation",
+        "ffn_ratio",
+        "norm",
+        "causal",
+        "weights",
+        "logit_std",
+        "value_gain",
+        "attention_gain",
+        "ffn_gain",
+        "scaling",
+    ]
 )
 """Fields of a `Model` that the modules here follow; with any other a model is refused, unless it has its default."""
 

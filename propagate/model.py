@@ -8,6 +8,7 @@ import numbers
 from dataclasses import dataclass
 from typing import Any
 
+from propagate.masks import Mask, Visible, visible
 from propagate.placements import Placement, placement
 from propagate.scaling import Gains, Number, Scaling
 
@@ -36,6 +37,11 @@ class Model:
         ffn_ratio: hidden width of the FFN over `width` (each half of a gated FFN has this width).
         norm: "rms" (RMSNorm) or "layer" (LayerNorm), without learned gain and bias.
         causal: a token attends to itself and to earlier tokens only.
+        window: with `causal`, it attends to this many tokens only, itself and the ones just before it; None means all.
+        mask: in place of `causal`, any (tokens, tokens) matrix of booleans, row t telling which tokens token t attends
+            to, at least one; kept as a hashable `Mask`.
+        rope: base of rotary positions (arXiv:2104.09864), such as 10000.0, for queries and keys of all heads; None
+            means no positions.
         logit_std: standard deviation of an attention logit between unit-variance, uncorrelated tokens; 0 means
             uniform attention.
         value_gain: gain of the value projection (standard deviation of an entry times sqrt(fan_in)).
@@ -61,6 +67,9 @@ class Model:
     ffn_ratio: float = 4.0
     norm: str = "rms"
     causal: bool = False
+    window: int | None = None
+    mask: Any = None
+    rope: float | None = None
     logit_std: float = 1.0
     value_gain: float = 1.0
     attention_gain: float = 1.0
@@ -80,6 +89,7 @@ class Model:
         check_flag("causal", self.causal)
         if self.width % self.heads:
             raise ModelError(f"heads must divide the width, got heads={self.heads} for width={self.width}")
+        self._check_mask()
         smallest = 1 if self.norm == "rms" else 3
         if self.width < smallest:
             raise ModelError(f"width must be at least {smallest} for norm={self.norm!r}, got {self.width}")
@@ -89,6 +99,46 @@ class Model:
             raise ModelError(f"scaling must be None or have gains(index, depth), got {self.scaling!r}")
         if self.experts is not None:
             raise ModelError(f"experts must be None (mixtures of experts are not supported yet), got {self.experts!r}")
+
+    def _check_mask(self) -> None:
+        if self.window is not None:
+            object.__setattr__(self, "window", _integer("window", self.window))
+            if not self.causal:
+                raise ModelError(f"window must be None unless causal=True, got {self.window}")
+        if self.mask is not None:
+            try:
+                mask = Mask.of(self.mask)
+            except ValueError as error:
+                raise ModelError(f"mask must be {error}") from None
+            if len(mask.rows) != self.tokens:
+                raise ModelError(f"mask must have {self.tokens} rows, one a token, got {len(mask.rows)}")
+            if self.causal:
+                raise ModelError(f"mask must be None with causal=True (it says all by itself), got {mask}")
+            object.__setattr__(self, "mask", mask)
+        if self.rope is not None:
+            object.__setattr__(self, "rope", _number("rope", self.rope, positive=True))
+            if self.width // self.heads % 2:
+                raise ModelError(
+                    f"rope must be None for heads of odd width {self.width // self.heads}, got {self.rope}"
+                )
+
+    @property
+    def visible(self) -> Visible:
+        """(tokens, tokens): which token, the row, attends to which."""
+        return visible(self.tokens, self.causal, self.window, self.mask)
+
+    @property
+    def exchangeable(self) -> bool:
+        """Whether attention treats all tokens alike."""
+        return self.rope is None and bool(self.visible.all())
+
+    @property
+    def frequencies(self) -> tuple[float, ...]:
+        """Angles, in radians a token, by which rotary positions turn the pairs of coordinates of a head."""
+        if self.rope is None:
+            return ()
+        size = self.width // self.heads
+        return tuple(self.rope ** (-2 * pair / size) for pair in range(size // 2))
 
     @property
     def hidden(self) -> int:

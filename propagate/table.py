@@ -19,12 +19,16 @@ MEANING = {
     "grad_variance": "E g_ti^2, g the cotangent of the stream",
     "grad_covariance": "E g_ti g_si, t != s",
     "grad_deviation": "grad_variance - grad_covariance, computed without cancellation",
+    "token_variance": "E x_ti^2 of each token t",
+    "grad_token_variance": "E g_ti^2 of each token t",
 }
 QUANTITIES = tuple(MEANING)
 
 
 def table(variables: dict[str, Any], depth: int, attributes: dict[str, Any], dims: tuple[str, ...] = ()) -> xr.Dataset:
     """A Dataset over `block` 0 ... depth (and any further `dims`), with meanings and provenance.
+
+    A variable with dimensions of its own after `block` is a pair of them and its values.
 
     Example:
         >>> table({"variance": [1.0, 2.0]}, depth=1, attributes={"seed": 0}).sizes["block"]
@@ -33,7 +37,10 @@ def table(variables: dict[str, Any], depth: int, attributes: dict[str, Any], dim
     import xarray as xr
 
     data = xr.Dataset(
-        {name: (("block", *dims), values) for name, values in variables.items()},
+        {
+            name: (("block", *value[0]), value[1]) if isinstance(value, tuple) else (("block", *dims), value)
+            for name, value in variables.items()
+        },
         coords={"block": ("block", range(depth + 1), {"long_name": "block (0: the embedding)"})},
         attrs={key: value for key, value in attributes.items() if value is not None} | provenance(),
     )

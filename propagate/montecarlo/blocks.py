@@ -6,11 +6,12 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from propagate.model import Model
 from propagate.montecarlo.backend import Array, Backend
-from propagate.montecarlo.operators import ACTIVATIONS, GATED, NORMS, Pull, output_rms, softmax
+from propagate.montecarlo.operators import ACTIVATIONS, GATED, NORMS, Pull, output_rms, rotary, softmax
 from propagate.montecarlo.samplers import Sampler
 from propagate.scaling import Gains
 
@@ -132,11 +133,16 @@ def _attention(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
     return y * scale, lambda g: pull_heads(pull_out(g * scale))
 
 
+@lru_cache(maxsize=8)
+def _visible(backend: Backend, model: Model) -> Array:
+    """The model's mask on the device, put there once."""
+    return backend.xp.asarray(model.visible)
+
+
 def _uniform(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
     """Every token averages the values it may see."""
-    xp, tokens = block.backend.xp, x.shape[-2]
-    weights = xp.tril(xp.ones((tokens, tokens))) if block.model.causal else xp.ones((tokens, tokens))
-    weights = weights / weights.sum(axis=-1, keepdims=True)
+    visible = _visible(block.backend, block.model).astype(float)
+    weights = visible / visible.sum(axis=-1, keepdims=True)
     values, pull = block.sampler(x, site, block.model.width)
     return weights @ values, lambda g: pull(weights.T @ g)
 
@@ -155,18 +161,20 @@ def _softmax_heads(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
 
     projected, pull_projection = block.sampler(x, site, 3 * width)
     query, key, value = (split(part) for part in xp.split(projected, 3, axis=-1))
+    turn = rotary(block.backend, model.frequencies, tokens)
+    query, key = turn(query, 1), turn(key, 1)
     scale = model.logit_std / math.sqrt(size)
     logits = scale * (query @ key.swapaxes(-1, -2))
-    if model.causal:
-        logits = xp.where(xp.tri(tokens, dtype=bool), logits, -xp.inf)
+    if not model.visible.all():
+        logits = xp.where(_visible(block.backend, model), logits, -xp.inf)
     weights, pull_softmax = softmax(block.backend, logits)
 
     def pull(g: Array) -> Array:
         g = split(g)
         logit_cotangent = scale * pull_softmax(g @ value.swapaxes(-1, -2))
         parts = (
-            logit_cotangent @ key,
-            logit_cotangent.swapaxes(-1, -2) @ query,
+            turn(logit_cotangent @ key, -1),
+            turn(logit_cotangent.swapaxes(-1, -2) @ query, -1),
             weights.swapaxes(-1, -2) @ g,
         )
         return pull_projection(xp.concatenate([merge(part) for part in parts], axis=-1))

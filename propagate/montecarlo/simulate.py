@@ -17,7 +17,7 @@ from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.operators import GATED, Pull
 from propagate.montecarlo.samplers import Sampler, dense
 from propagate.montecarlo.starts import Start, start_of, with_gram
-from propagate.montecarlo.statistics import Floats, second_moments
+from propagate.montecarlo.statistics import Floats, second_moments, token_moments
 from propagate.montecarlo.weightless import weightless
 from propagate.table import table
 
@@ -40,6 +40,7 @@ def simulate(
     grad_variance: float = 1.0,
     grad_covariance: float = 0.0,
     gram: Any = None,
+    grad_gram: Any = None,
     inputs: Any = None,
     through_readout: bool = False,
     backend: Literal["auto", "numpy", "cupy"] = "auto",
@@ -59,6 +60,7 @@ def simulate(
         grad_variance, grad_covariance: exact second moments of the cotangent that enters at the stream that leaves
             the last block.
         gram: (tokens, tokens) second moments of the input tokens, in place of `variance` and `covariance`.
+        grad_gram: (tokens, tokens) second moments of the cotangent, in place of `grad_variance` and `grad_covariance`.
         inputs: (tokens, width) input tokens, the same in every draw, in place of `variance` and `covariance`.
         through_readout: the cotangent enters behind the readout instead.
         backend: "auto" takes CuPy if a CUDA device answers.
@@ -75,7 +77,9 @@ def simulate(
     Returns:
         A Dataset over `block` with the names of `predict`, the mean over draws, and `<name>_se`, its standard error.
         `log_variance`, `log_deviation`, `log_grad_variance`, `log_grad_deviation` are means of natural logarithms,
-        for quantities that are closer to log-normal at depth.
+        for quantities that are closer to log-normal at depth. Where tokens are not exchangeable (a Gram matrix or
+        inputs were given, or the model has a mask or rotary positions) also `token_variance` and `grad_token_variance`
+        over (block, token), their logarithms and errors.
 
     Raises:
         ModelError: names the argument, the value and what is allowed.
@@ -96,7 +100,7 @@ def simulate(
     draws = _whole("draws", draws, at_least=2)
     seed = _whole("seed", seed, at_least=0)
     sampler_name = _sampler(sampler, model)
-    start = start_of(model, variance, covariance, grad_variance, grad_covariance, gram, inputs)
+    start = start_of(model, variance, covariance, grad_variance, grad_covariance, gram, inputs, grad_gram)
     batch = _batch(model, host, sampler_name, memory)
     identity = _identity(model, seed, start, through_readout, host, sampler_name)
     summary = load(checkpoint, identity)
@@ -120,7 +124,9 @@ def simulate(
         "backend": host.name,
         "device": host.device,
     }
-    return table(summary.variables(), model.depth, attributes)
+    columns: dict[str, Any] = dict(summary.variables())
+    columns |= {name: (("token",), values) for name, values in columns.items() if "token_variance" in name}
+    return table(columns, model.depth, attributes)
 
 
 def run(
@@ -138,27 +144,34 @@ def run(
         x = with_gram(start.input_root, normals, INPUT_SITE, model.width)
     else:
         x = backend.xp.repeat(backend.xp.asarray(start.inputs)[None], len(draws), axis=0)
+    moments = second_moments if start.exchangeable and model.exchangeable else _with_tokens
     x, _ = read(placement.embed, block(0), x)
-    forward = [second_moments(x)]
+    forward = [moments(x)]
     pulls: list[Pull] = []
     for index in range(1, model.depth + 1):
         x, pull = read(placement.block, block(index), x)
-        forward.append(second_moments(x))
+        forward.append(moments(x))
         pulls.append(pull)
     cotangent = with_gram(start.cotangent_root, normals, COTANGENT_SITE, model.width)
     if through_readout:
         _, pull = read(placement.readout, block(model.depth + 1), x)
         cotangent = pull(cotangent)
-    backward = [second_moments(cotangent)]
+    backward = [moments(cotangent)]
     while pulls:
         cotangent = pulls.pop()(cotangent)  # a block's weights are freed as soon as they are used
-        backward.append(second_moments(cotangent))
+        backward.append(moments(cotangent))
     return _columns("", forward, backend) | _columns("grad_", backward[::-1], backend)
 
 
+def _with_tokens(x: Array) -> tuple[Array, ...]:
+    return *second_moments(x), token_moments(x)
+
+
 def _columns(prefix: str, moments: list[tuple[Array, ...]], backend: Backend) -> dict[str, Floats]:
-    stacked = backend.to_host(backend.xp.stack([backend.xp.stack(at_block) for at_block in moments], axis=-1))
-    return {prefix + name: stacked[i] for i, name in enumerate(("variance", "covariance", "deviation"))}
+    """For each name an array of shape (draws, blocks), or (draws, blocks, tokens)."""
+    names = ("variance", "covariance", "deviation", "token_variance")
+    stacked = (backend.to_host(backend.xp.stack(values, axis=1)) for values in zip(*moments, strict=True))
+    return {prefix + name: values for name, values in zip(names, stacked, strict=False)}
 
 
 def _whole(name: str, value: Any, *, at_least: int) -> int:

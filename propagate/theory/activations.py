@@ -160,24 +160,42 @@ def _logistic(x: Array) -> Array:
     return np.asarray(1 / (1 + np.exp(-np.clip(x, -700, None))))
 
 
-def _silu(x: Array) -> Array:
+def silu(x: Array) -> Array:
+    """x times its logistic function.
+
+    Example:
+        >>> float(silu(np.array(0.0)))
+        0.0
+    """
     return np.asarray(x * _logistic(x))
 
 
-def _silu_slope(x: Array) -> Array:
+def silu_slope(x: Array) -> Array:
+    """Derivative of `silu`.
+
+    Example:
+        >>> float(silu_slope(np.array(0.0)))
+        0.5
+    """
     return np.asarray(_logistic(x) * (1 + x * _logistic(-x)))
 
 
-def _tanh_slope(x: Array) -> Array:
+def tanh_slope(x: Array) -> Array:
+    """Derivative of the hyperbolic tangent.
+
+    Example:
+        >>> float(tanh_slope(np.array(0.0)))
+        1.0
+    """
     return np.asarray(1 - np.tanh(x) ** 2)
 
 
-_SILU = _by_quadrature(_silu, _silu_slope, "silu")
+_SILU = _by_quadrature(silu, silu_slope, "silu")
 ACTIVATIONS = {
     "linear": Activation(_linear_value, _linear_slope),
     "relu": Activation(_relu_value, _relu_slope),
     "gelu": Activation(_gelu_value, _gelu_slope),
     "silu": _SILU,
-    "tanh": _by_quadrature(np.tanh, _tanh_slope, "tanh"),
+    "tanh": _by_quadrature(np.tanh, tanh_slope, "tanh"),
     "swiglu": gated(_SILU),
 }

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from propagate.theory.functions import Scalar
 from propagate.theory.moments import Atom, Combination, Moments
-from propagate.theory.sublayers import Sublayer
 
 Pull = Callable[[Combination], Combination]
+Sublayer = Callable[[Any], tuple[Any, Callable[[Any], Any]]]
+"""From moments, of any resolution, to the output's and the pull of the cotangent's."""
 
 
 @dataclass(eq=False, slots=True)
@@ -139,7 +140,8 @@ def read(equations: Callable[[Stream], Stream], tape: Tape, start: Moments) -> B
     output = equations(source)
 
     def pulled(cotangent: Moments) -> Moments:
-        return tape.pull(output, Combination.of(Atom(cotangent)), source).moments()
+        found: Moments = tape.pull(output, Combination.of(Atom(cotangent)), source).moments()
+        return found
 
     shared, independent = pulled(Moments(1.0, 0.0)), pulled(Moments(1.0, 1.0))
     tape.steps.clear()

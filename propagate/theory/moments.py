@@ -8,7 +8,8 @@ in the transpose of a fresh input matrix.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import reduce
+from typing import Any, NamedTuple
 
 from propagate.theory.functions import Scalar, sqrt
 
@@ -48,11 +49,14 @@ class Moments(NamedTuple):
 
 
 class Atom:
-    """A stream uncorrelated with every other atom. Two atoms are never equal, whatever their moments."""
+    """A stream uncorrelated with every other atom. Two atoms are never equal, whatever their moments.
+
+    Its moments are anything that knows `plus`, `times` and `norm_scale`: `Moments`, or a `Gram` matrix.
+    """
 
     __slots__ = ("moments",)
 
-    def __init__(self, moments: Moments) -> None:
+    def __init__(self, moments: Any) -> None:
         self.moments = moments
 
 
@@ -83,9 +87,7 @@ class Combination:
     def __mul__(self, factor: Scalar) -> Combination:
         return Combination({atom: coefficient * factor for atom, coefficient in self.terms.items()})
 
-    def moments(self) -> Moments:
+    def moments(self) -> Any:
         """Second moments of the combination."""
-        total = Moments(0.0, 0.0)
-        for atom, coefficient in self.terms.items():
-            total = total.plus(atom.moments.times(coefficient))
-        return total
+        parts = [atom.moments.times(coefficient) for atom, coefficient in self.terms.items()]
+        return reduce(lambda total, part: total.plus(part), parts) if parts else Moments(0.0, 0.0)

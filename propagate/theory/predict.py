@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +14,11 @@ from propagate.theory.blocks import Block, BlockMap, Stream, Tape, read
 from propagate.theory.finite_width import allowances
 from propagate.theory.functions import Scalar
 from propagate.theory.moments import Moments
+from propagate.theory.starts import aligned, gram_of, moments_of
 from propagate.theory.sublayers import attention, ffn
+from propagate.theory.token_resolved import Path as TokenPath
+from propagate.theory.token_resolved import columns as token_columns
+from propagate.theory.token_resolved import propagate_grams
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -29,7 +31,10 @@ def predict(
     covariance: Any = 0.0,
     grad_variance: Any = 1.0,
     grad_covariance: Any = 0.0,
+    gram: Any = None,
+    grad_gram: Any = None,
     through_readout: bool = False,
+    samples: int | None = None,
 ) -> xr.Dataset:
     """Variance, covariance and their gradient counterparts at every block, as the width goes to infinity.
 
@@ -39,7 +44,11 @@ def predict(
         covariance: E x_t x_s of two of them; likewise.
         grad_variance: E g^2 of the cotangent that enters at the stream that leaves the last block.
         grad_covariance: E g_t g_s of it.
+        gram: (tokens, tokens) second moments of the embedded tokens, in place of `variance` and `covariance`.
+        grad_gram: the same of the cotangent, in place of `grad_variance` and `grad_covariance`.
         through_readout: the cotangent enters behind the readout (PreNorm's final norm) instead.
+        samples: for tokens that are not exchangeable, how often attention's logits are drawn in each sublayer, rounded
+            up to a multiple of 16; by default so often that 2^15 rows are.
 
     Returns:
         A Dataset over `block` 0 ... depth with `variance`, `covariance`, `deviation`, `grad_variance`,
@@ -47,6 +56,13 @@ def predict(
         network of the model's width may lie from it, relative to it (a covariance: to its variance); and `skip_gain`,
         what the gradient variance would be if the cotangent returned along the skips alone. Dimensions of
         DataArray arguments follow `block`. With one token the covariances are NaN.
+
+        With a Gram matrix, a mask or rotary positions tokens are not exchangeable, and full (tokens, tokens) matrices
+        are propagated. The names then mean what a simulation measures: averages over tokens and over pairs of tokens.
+        `token_variance` and `grad_token_variance` over (block, token) come beside them. Averages over a softmax with
+        such tokens have no closed form; they are taken over drawn tokens x tokens logits, in 8 independent
+        evaluations of the whole network, whose mean is given with its standard error `<name>_se`. (There is none with
+        `logit_std=0`, where nothing is drawn.) Draws are the same in every run.
 
     Raises:
         ModelError: for a start that is no second moment, or a model the theory does not cover.
@@ -59,27 +75,31 @@ def predict(
     """
     check_model(model)
     check_flag("through_readout", through_readout)
-    if model.causal:
-        raise ModelError("causal must be False for predict: exchangeable tokens have no order (simulate can do it)")
-    values, dims, coords = _aligned(
+    values, dims, coords = aligned(
         variance=variance, covariance=covariance, grad_variance=grad_variance, grad_covariance=grad_covariance
     )
-    start = _moments("variance", "covariance", values[0], values[1], model.tokens)
-    cotangent = _moments("grad_variance", "grad_covariance", values[2], values[3], model.tokens)
+    start = moments_of("variance", "covariance", values[0], values[1], model.tokens)
+    cotangent = moments_of("grad_variance", "grad_covariance", values[2], values[3], model.tokens)
 
-    path = propagate_moments(model, start, cotangent, through_readout=through_readout)
-    shape = np.broadcast(*values).shape
-    columns: dict[str, Any] = {}
-    for prefix, moments in (("", path.forward), ("grad_", path.backward)):
-        for name in ("variance", "covariance", "deviation"):
-            columns[prefix + name] = _stacked([getattr(m, name) for m in moments], shape)
-        if model.tokens == 1:
-            columns[prefix + "covariance"] = np.full_like(columns[prefix + "variance"], np.nan)
-            columns[prefix + "deviation"] = columns[prefix + "covariance"]
-    columns["skip_gain"] = np.cumprod(_stacked([*path.skips, 1.0], shape)[::-1], axis=0)[::-1]
-    columns |= allowances(columns, model.width, model.tokens, through_readout=through_readout)
     attributes = {"witness": "theory", "model": repr(model), "width": model.width, "depth": model.depth}
-    return table(columns, model.depth, attributes | {"tokens": model.tokens}, dims).assign_coords(coords)
+    attributes |= {"tokens": model.tokens}
+    if gram is None and grad_gram is None and model.exchangeable:
+        path = propagate_moments(model, start, cotangent, through_readout=through_readout)
+        columns = _columns(path, model, np.broadcast(*values).shape, through_readout)
+        return table(columns, model.depth, attributes, dims).assign_coords(coords)
+    if dims:
+        raise ModelError(f"variance must be a number where tokens are not exchangeable, got dimensions {dims}")
+    ends = gram_of("gram", gram, start, model.tokens), gram_of("grad_gram", grad_gram, cotangent, model.tokens)
+    found: TokenPath = propagate_grams(model, *ends, through_readout=through_readout, samples=_samples(samples))
+    return table(token_columns(found, model.width, through_readout=through_readout), model.depth, attributes)
+
+
+def _samples(samples: Any) -> int | None:
+    if samples is None:
+        return None
+    if isinstance(samples, bool) or not hasattr(samples, "__index__") or samples < 1:
+        raise ModelError(f"samples must be a whole number of at least 1, got {samples!r}")
+    return -(-int(samples) // 16) * 16
 
 
 class Path(NamedTuple):
@@ -137,6 +157,18 @@ def block_of(model: Model, index: int) -> Block:
     )
 
 
+def _columns(path: Path, model: Model, shape: tuple[int, ...], through_readout: bool) -> dict[str, Any]:
+    columns: dict[str, Any] = {}
+    for prefix, moments in (("", path.forward), ("grad_", path.backward)):
+        for name in ("variance", "covariance", "deviation"):
+            columns[prefix + name] = _stacked([getattr(m, name) for m in moments], shape)
+        if model.tokens == 1:
+            columns[prefix + "covariance"] = np.full_like(columns[prefix + "variance"], np.nan)
+            columns[prefix + "deviation"] = columns[prefix + "covariance"]
+    columns["skip_gain"] = np.cumprod(_stacked([*path.skips, 1.0], shape)[::-1], axis=0)[::-1]
+    return columns | allowances(columns, model.width, model.tokens, through_readout=through_readout)
+
+
 def _stacked(values: list[Scalar], shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:
     if not shape:
         return np.array(values, dtype=float)
@@ -147,40 +179,3 @@ def _single(stream: Any) -> Stream:
     if not isinstance(stream, Stream):
         raise TypeError(f"a placement must return one stream, got {stream!r}")
     return stream
-
-
-def _aligned(**starts: Any) -> tuple[list[Scalar], tuple[str, ...], dict[str, Any]]:
-    """Numbers as floats; DataArrays broadcast by dimension name."""
-    for name, start in starts.items():
-        kind = getattr(getattr(start, "dtype", None), "kind", None)
-        if isinstance(start, bool) or not (isinstance(start, numbers.Real) or kind in ("i", "u", "f")):
-            raise ModelError(f"{name} must be a number or a DataArray of numbers, got {start!r}")
-    if not any(hasattr(start, "dims") for start in starts.values()):
-        return [_float(name, start) for name, start in starts.items()], (), {}
-    import xarray as xr
-
-    arrays = xr.broadcast(*(xr.DataArray(start) for start in starts.values()))
-    coords = {str(name): array for array in arrays for name, array in array.coords.items()}
-    return [array.to_numpy().astype(float) for array in arrays], tuple(map(str, arrays[0].dims)), coords
-
-
-def _float(name: str, value: Any) -> float:
-    try:
-        return float(value)
-    except TypeError:
-        raise ModelError(f"{name} must be a number or a DataArray, with named dimensions, got {value!r}") from None
-
-
-def _moments(variance_name: str, covariance_name: str, variance: Scalar, covariance: Scalar, tokens: int) -> Moments:
-    """Checked: finite, and the covariance one that `tokens` tokens of this variance can have."""
-    for name, value in ((variance_name, variance), (covariance_name, covariance)):
-        if not np.all(np.isfinite(value)):
-            raise ModelError(f"{name} must be finite, got {value!r}")
-    if np.any(np.asarray(variance) < 0) or (variance_name == "variance" and np.any(np.asarray(variance) == 0)):
-        raise ModelError(f"{variance_name} must be positive, got {variance!r}")
-    lowest = -1 / (tokens - 1) if tokens > 1 else -math.inf
-    bad = (np.asarray(covariance) > variance) | (np.asarray(covariance) < lowest * np.asarray(variance) - 1e-12)
-    if np.any(bad):
-        allowed = f"between -{variance_name} / (tokens - 1) and {variance_name}"
-        raise ModelError(f"{covariance_name} must lie {allowed}, got {covariance!r} with {variance_name}={variance!r}")
-    return Moments(variance, variance - covariance)

@@ -1,0 +1,176 @@
+"""Attention weights of tokens with any Gram matrix, under any mask, in the limit of infinitely wide heads.
+
+The logits are then jointly Gaussian, Cov(l_ts, l_t's') = tau G_tt' G_ss': l = sqrt(tau) R N R^T with R R^T = G and N a
+matrix of independent standard normals. A softmax over a row ignores what all its logits share, so the keys' root is
+taken of the centred Gram matrix, made from the distances: spreads stay exact when tokens collapse onto one another.
+
+With rotary positions of frequencies theta_i the covariance is multiplied by mean_i cos(((t - t') - (s - s')) theta_i).
+That is a positive-definite function of t - s, a sum of a few separable terms, each of which is drawn as above. What
+all keys share no longer drops out.
+
+Nothing here has a width: only tokens x tokens logits are drawn. Samples come in pairs N and -N, in `REPLICAS`
+independent groups, each of which is carried through the network by itself; their spread is the theory's own standard
+error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from propagate.model import ModelError
+from propagate.theory.gram import Array, Gram
+from propagate.theory.softmax import LARGEST_SPREAD
+
+REPLICAS = 8
+SEED = 20_260_731
+ROWS = 2**15  # attention rows drawn a sublayer, all replicas together, if the user does not say
+NEGLIGIBLE = 1e-9  # share of the rotary kernel's trace
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What a softmax attention is, apart from its weights.
+
+    Attributes:
+        visible: for each token a tuple, which tokens it attends to.
+        logit_variance: of a logit between unit-variance, uncorrelated tokens.
+        frequencies: of rotary positions, in radians a token; empty without.
+        samples: draws of the logits, a multiple of 2 `REPLICAS`.
+        seed: numbers that name this call, so that each call has draws of its own and every run the same ones.
+
+    Example:
+        >>> Attention(((True, False), (True, True)), 0.0, (), 16, (1, 0)).exact
+        True
+    """
+
+    visible: tuple[tuple[bool, ...], ...]
+    logit_variance: float
+    frequencies: tuple[float, ...]
+    samples: int
+    seed: tuple[int, ...]
+
+    @property
+    def mask(self) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
+        return np.array(self.visible)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the weights are not random: uniform, or a single token to attend to."""
+        return self.logit_variance == 0 or bool((self.mask.sum(axis=1) == 1).all())
+
+
+class Positions(NamedTuple):
+    """cos and sin of the rotary angle between two tokens, (groups, tokens, tokens): one group a frequency."""
+
+    cos: Array
+    sin: Array
+
+
+def default_samples(tokens: int) -> int:
+    """So many that all sequence lengths draw about the same number of rows.
+
+    Example:
+        >>> default_samples(32), default_samples(128)
+        (1024, 256)
+    """
+    unit = 2 * REPLICAS
+    return max(4 * unit, ROWS // tokens // unit * unit)
+
+
+def weights(x: Gram, attention: Attention) -> Array:
+    """Attention weights for tokens with Gram matrix x, (replicas, tokens, samples, tokens); rows sum to 1.
+
+    Raises:
+        ModelError: for logits of a standard deviation above `LARGEST_SPREAD`.
+
+    Example:
+        >>> attention = Attention(((True, False), (True, True)), 0.0, (), 16, (1, 0))
+        >>> weights(Gram.of(np.eye(2)[None]), attention)[0, :, 0].tolist()
+        [[1.0, 0.0], [0.5, 0.5]]
+    """
+    mask = attention.mask
+    if attention.exact:
+        uniform = mask / mask.sum(axis=1, keepdims=True)
+        return np.broadcast_to(uniform[None, :, None, :], (len(x.matrix), len(mask), 1, len(mask)))
+    logits = np.where(mask[:, None, :], _logits(x, attention), -np.inf)
+    logits -= logits.max(axis=-1, keepdims=True)
+    np.exp(logits, out=logits)
+    logits /= logits.sum(axis=-1, keepdims=True)
+    return logits
+
+
+def _logits(x: Gram, attention: Attention) -> Array:
+    replicas, tokens = x.matrix.shape[:2]
+    pairs = attention.samples // replicas // 2
+    centred = _centred(x.deviation)
+    spread = attention.logit_variance * float((x.variance.max(-1) * np.trace(centred, axis1=-2, axis2=-1)).max())
+    if attention.frequencies:
+        spread += attention.logit_variance * float(x.variance.max() ** 2)
+    if not spread / tokens <= LARGEST_SPREAD**2:
+        raise ModelError(
+            f"attention's logits reach a standard deviation of {np.sqrt(spread / tokens):.3g}; the theory covers up to"
+            f" {LARGEST_SPREAD:g} (lower logit_std, or the variance that enters)"
+        )
+    draw = np.random.default_rng([SEED, *attention.seed])
+    queries = _root(x.matrix)
+
+    def gaussian(keys: Array) -> Array:
+        normals = draw.standard_normal((replicas, tokens * pairs, tokens))
+        mixed = (normals @ keys.swapaxes(-1, -2)).reshape(replicas, tokens, pairs * tokens)
+        return (queries @ mixed).reshape(replicas, tokens, pairs, tokens)
+
+    if attention.frequencies:
+        keys = _root(x.matrix)
+        half = np.zeros((replicas, tokens, pairs, tokens))
+        for profile in rotary_profiles(attention.frequencies, tokens):
+            half += profile[:, None, :] * gaussian(keys)
+    else:
+        half = gaussian(_root(centred))
+    half *= attention.logit_variance**0.5
+    return np.concatenate([half, -half], axis=2)
+
+
+@lru_cache(maxsize=16)
+def rotary_profiles(frequencies: tuple[float, ...], tokens: int) -> Array:
+    """Matrices f_r(t - s) with sum_r f_r(t - s) f_r(t' - s') = mean_i cos(((t - s) - (t' - s')) theta_i).
+
+    Example: a frequency of 0 turns nothing.
+        >>> rotary_profiles((0.0,), 2).round(12).tolist()
+        [[[1.0, 1.0], [1.0, 1.0]]]
+    """
+    shift = np.arange(1 - tokens, tokens)
+    kernel = np.cos((shift[:, None, None] - shift[None, :, None]) * np.array(frequencies)).mean(axis=-1)
+    values, vectors = np.linalg.eigh(kernel)
+    kept = values > NEGLIGIBLE * values.sum()
+    profiles = (vectors[:, kept] * np.sqrt(values[kept])).T[::-1]
+    profiles = profiles * np.where(profiles.sum(axis=1, keepdims=True) < 0, -1.0, 1.0)
+    lag = np.arange(tokens)[:, None] - np.arange(tokens)[None, :]
+    return np.asarray(profiles[:, lag + tokens - 1])
+
+
+def positions(attention: Attention, tokens: int) -> Positions:
+    """Rotary angles between tokens: cos((t - s) theta) and sin((t - s) theta), a group for each frequency.
+
+    Example:
+        >>> positions(Attention(((True,),), 1.0, (0.5,), 16, (1, 0)), 1).cos.tolist()
+        [[[1.0]]]
+    """
+    lag = np.arange(tokens)[:, None] - np.arange(tokens)[None, :]
+    angle = np.array(attention.frequencies or (0.0,))[:, None, None] * lag
+    return Positions(np.cos(angle), np.sin(angle))
+
+
+def _centred(deviation: Array) -> Array:
+    """The Gram matrix of the tokens less their mean."""
+    rows = deviation.mean(axis=-1, keepdims=True)
+    return np.asarray(rows + rows.swapaxes(-1, -2) - deviation - rows.mean(axis=-2, keepdims=True))
+
+
+def _root(matrix: Array) -> Array:
+    """Some R with R R^T the positive semi-definite matrix."""
+    values, vectors = np.linalg.eigh(matrix)
+    return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0))[..., None, :])

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from propagate.model import ModelError
-from propagate.table import QUANTITIES
+from propagate.table import FURTHER, QUANTITIES, further
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -27,7 +27,11 @@ def compare(prediction: xr.Dataset, measurement: xr.Dataset, *, threshold: float
     A quantity whose mean logarithm was measured (`log_<name>`) is compared on the log scale, with the geometric mean;
     the others by their arithmetic mean. The error of a comparison is the standard error over draws and the
     prediction's stated finite-width allowance, added in quadrature. `z` is the normal score of the resulting t
-    statistic with draws - 1 degrees of freedom, so that few draws do not pass for certainty.
+    statistic with draws - 1 degrees of freedom, so that few draws do not pass for certainty. A prediction's own
+    standard error, `<name>_se`, counts as part of its allowance.
+
+    A quantity over further dimensions, such as `token_variance` over tokens, is judged entry by entry; at each block
+    the entry with the largest |z| stands for all.
 
     Args:
         prediction: a table with any of the quantities over `block`, and `<name>_allowance` where it is not exact.
@@ -57,7 +61,7 @@ def compare(prediction: xr.Dataset, measurement: xr.Dataset, *, threshold: float
             raise ModelError(f"{name} must be an xarray.Dataset, got {given!r}")
         if "block" not in given.dims:
             raise ModelError(f"{name} must have the dimension block, got {', '.join(map(str, given.dims)) or 'none'}")
-    names = [name for name in QUANTITIES if name in prediction and name in measurement]
+    names = [name for name in (*QUANTITIES, *FURTHER) if name in prediction and name in measurement]
     if not names:
         raise ModelError(f"the tables share none of {', '.join(QUANTITIES)}")
     if prediction.sizes["block"] != measurement.sizes["block"]:
@@ -89,6 +93,9 @@ def _judge(name: str, prediction: xr.Dataset, measurement: xr.Dataset, draws: in
     predicted = _values(prediction, name)
     scale = np.abs(_values(prediction, name.replace("covariance", "variance")))
     allowance = _values(prediction, f"{name}_allowance", default=np.zeros_like(predicted))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        own = _values(prediction, f"{name}_se", default=np.zeros_like(predicted)) / scale
+    allowance = np.hypot(allowance, np.nan_to_num(own))
     if f"log_{name}" in measurement:
         measured = np.exp(_values(measurement, f"log_{name}"))
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -102,7 +109,7 @@ def _judge(name: str, prediction: xr.Dataset, measurement: xr.Dataset, draws: in
         difference = (measured - predicted) / scale
         compared = np.isfinite(predicted)
         error = _values(measurement, f"{name}_se") / scale
-    return {
+    found = {
         "predicted": predicted,
         "measured": measured,
         "standard_error": error,
@@ -110,6 +117,13 @@ def _judge(name: str, prediction: xr.Dataset, measurement: xr.Dataset, draws: in
         "relative_error": difference,
         "z": np.where(compared, _score(difference, error, allowance, draws), np.nan),
     }
+    return {key: _worst(values, found["z"]) for key, values in found.items()}
+
+
+def _worst(values: Floats, z: Floats) -> Floats:
+    """At each block the entry whose |z| is largest; NaN counts as none."""
+    worst = np.nan_to_num(np.abs(z), nan=-1.0, posinf=np.inf).reshape(len(z), -1).argmax(axis=1)
+    return np.asarray(values.reshape(len(z), -1)[np.arange(len(z)), worst])
 
 
 def _score(difference: Floats, error: Floats, allowance: Floats, draws: int) -> Floats:
@@ -129,6 +143,7 @@ def _values(dataset: xr.Dataset, name: str, default: Any = None) -> Floats:
             raise ModelError(f"the table has no {name}")
         return np.asarray(default, dtype=float)
     values = dataset[name]
-    if values.dims != ("block",):
-        raise ModelError(f"{name} must have the one dimension block, got {values.dims}; select first")
+    own = ("block", *further(name))
+    if values.dims != own:
+        raise ModelError(f"{name} must have the dimensions {', '.join(own)}, got {values.dims}; select first")
     return np.asarray(values.to_numpy(), dtype=float)

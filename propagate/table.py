@@ -19,16 +19,15 @@ MEANING = {
     "grad_variance": "E g_ti^2, g the cotangent of the stream",
     "grad_covariance": "E g_ti g_si, t != s",
     "grad_deviation": "grad_variance - grad_covariance, computed without cancellation",
-    "token_variance": "E x_ti^2 of each token t",
-    "grad_token_variance": "E g_ti^2 of each token t",
 }
 QUANTITIES = tuple(MEANING)
+FURTHER = {"token_variance": ("token",), "grad_token_variance": ("token",)}
+"""Quantities with dimensions besides `block`; only tables of tokens that are not exchangeable have them."""
+MEANING |= {"token_variance": "E x_ti^2 of each token t", "grad_token_variance": "E g_ti^2 of each token t"}
 
 
 def table(variables: dict[str, Any], depth: int, attributes: dict[str, Any], dims: tuple[str, ...] = ()) -> xr.Dataset:
-    """A Dataset over `block` 0 ... depth (and any further `dims`), with meanings and provenance.
-
-    A variable with dimensions of its own after `block` is a pair of them and its values.
+    """A Dataset over `block` 0 ... depth (and any further `dims`, or a quantity's own), with meanings and provenance.
 
     Example:
         >>> table({"variance": [1.0, 2.0]}, depth=1, attributes={"seed": 0}).sizes["block"]
@@ -37,10 +36,7 @@ def table(variables: dict[str, Any], depth: int, attributes: dict[str, Any], dim
     import xarray as xr
 
     data = xr.Dataset(
-        {
-            name: (("block", *value[0]), value[1]) if isinstance(value, tuple) else (("block", *dims), value)
-            for name, value in variables.items()
-        },
+        {name: (("block", *dims, *further(name)), values) for name, values in variables.items()},
         coords={"block": ("block", range(depth + 1), {"long_name": "block (0: the embedding)"})},
         attrs={key: value for key, value in attributes.items() if value is not None} | provenance(),
     )
@@ -48,6 +44,18 @@ def table(variables: dict[str, Any], depth: int, attributes: dict[str, Any], dim
         if name in MEANING:
             data[name].attrs["long_name"] = MEANING[str(name)]
     return data
+
+
+def further(name: str) -> tuple[str, ...]:
+    """Dimensions besides `block` of a variable: its quantity's, whatever stands before or after its name.
+
+    Example:
+        >>> further("log_token_variance_se"), further("variance")
+        (('token',), ())
+    """
+    for suffix in ("_se", "_allowance"):
+        name = name.removesuffix(suffix)
+    return FURTHER.get(name.removeprefix("log_"), ())
 
 
 @lru_cache(maxsize=1)

@@ -124,9 +124,7 @@ def simulate(
         "backend": host.name,
         "device": host.device,
     }
-    columns: dict[str, Any] = dict(summary.variables())
-    columns |= {name: (("token",), values) for name, values in columns.items() if "token_variance" in name}
-    return table(columns, model.depth, attributes)
+    return table(summary.variables(), model.depth, attributes)
 
 
 def run(

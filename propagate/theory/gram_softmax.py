@@ -15,9 +15,9 @@ error.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 
@@ -27,8 +27,8 @@ from propagate.theory.softmax import LARGEST_SPREAD
 
 REPLICAS = 8
 SEED = 20_260_731
-ROWS = 2**15  # attention rows drawn a sublayer, all replicas together, if the user does not say
-NEGLIGIBLE = 1e-9  # share of the rotary kernel's trace
+ROWS = 2**13  # attention rows drawn a sublayer, all replicas together, if the user does not say
+NEGLIGIBLE = 1e-7  # share of the rotary kernel's trace
 
 
 @dataclass(frozen=True)
@@ -63,19 +63,12 @@ class Attention:
         return self.logit_variance == 0 or bool((self.mask.sum(axis=1) == 1).all())
 
 
-class Positions(NamedTuple):
-    """cos and sin of the rotary angle between two tokens, (groups, tokens, tokens): one group a frequency."""
-
-    cos: Array
-    sin: Array
-
-
 def default_samples(tokens: int) -> int:
     """So many that all sequence lengths draw about the same number of rows.
 
     Example:
         >>> default_samples(32), default_samples(128)
-        (1024, 256)
+        (256, 64)
     """
     unit = 2 * REPLICAS
     return max(4 * unit, ROWS // tokens // unit * unit)
@@ -152,16 +145,23 @@ def rotary_profiles(frequencies: tuple[float, ...], tokens: int) -> Array:
     return np.asarray(profiles[:, lag + tokens - 1])
 
 
-def positions(attention: Attention, tokens: int) -> Positions:
-    """Rotary angles between tokens: cos((t - s) theta) and sin((t - s) theta), a group for each frequency.
+def turns(attention: Attention, groups: int, replicas: int) -> Iterator[tuple[Array, Array]]:
+    """cos and sin of the rotary angle between two tokens, (replicas, tokens, tokens), for each group of draws.
+
+    Every group serves one frequency, drawn without repetition: fewer groups than frequencies leave no bias.
 
     Example:
-        >>> positions(Attention(((True,),), 1.0, (0.5,), 16, (1, 0)), 1).cos.tolist()
-        [[[1.0]]]
+        >>> cos, sin = next(turns(Attention(((True,),), 1.0, (0.5,), 16, (1, 0)), groups=1, replicas=2))
+        >>> cos.tolist(), sin.tolist()
+        ([[[1.0]], [[1.0]]], [[[0.0]], [[0.0]]])
     """
+    tokens, frequencies = len(attention.visible), np.array(attention.frequencies)
     lag = np.arange(tokens)[:, None] - np.arange(tokens)[None, :]
-    angle = np.array(attention.frequencies or (0.0,))[:, None, None] * lag
-    return Positions(np.cos(angle), np.sin(angle))
+    draw = np.random.default_rng([SEED + 1, *attention.seed])
+    order = np.array([draw.permutation(len(frequencies))[:groups] for _ in range(replicas)])
+    for chosen in order.T:
+        angle = frequencies[chosen][:, None, None] * lag
+        yield np.cos(angle), np.sin(angle)
 
 
 def _centred(deviation: Array) -> Array:

@@ -29,7 +29,7 @@ import numpy as np
 from propagate.theory.activations import ACTIVATIONS
 from propagate.theory.gram import Array, Gram, distances
 from propagate.theory.gram_kernels import KERNELS
-from propagate.theory.gram_softmax import Attention, positions, weights
+from propagate.theory.gram_softmax import Attention, turns, weights
 
 Pull: TypeAlias = Callable[[Gram], Gram]
 Sublayer: TypeAlias = Callable[[Gram], tuple[Gram, Pull]]
@@ -103,15 +103,13 @@ def _logits(a: Array, x: Gram, g: Gram, kind: Attention) -> tuple[Gram, Gram]:
         queries, keys = _query_average(a, x.deviation, x.deviation), _key_average(a, x.deviation, shared)
         return Gram.of(queries).product(g), Gram.of(keys)
     queries, keys = np.zeros_like(shared), np.zeros_like(shared)
-    turns = positions(kind, a.shape[-1])
-    groups = min(len(turns.cos), a.shape[2])
+    groups = min(len(kind.frequencies), a.shape[2])
     bounds = np.linspace(0, a.shape[2], groups + 1).astype(int)
-    chosen = np.linspace(0, len(turns.cos) - 1, groups).astype(int)
-    for frequency, start, stop in zip(chosen, bounds[:-1], bounds[1:], strict=True):
-        some, share = a[:, :, start:stop], 1 / groups
-        for turn in (turns.cos[frequency], turns.sin[frequency]):
-            queries += share * turn * _query_average(some, x.deviation, -x.matrix * turn)
-            keys += share * turn * _key_average(some, x.deviation, shared * turn)
+    for start, stop, cosine_and_sine in zip(bounds, bounds[1:], turns(kind, groups, len(a)), strict=False):
+        some = a[:, :, start:stop]
+        for turn in cosine_and_sine:
+            queries += turn * _query_average(some, x.deviation, -x.matrix * turn) / groups
+            keys += turn * _key_average(some, x.deviation, shared * turn) / groups
     return Gram.of(queries).product(g), Gram.of(keys)
 
 

@@ -48,7 +48,7 @@ def predict(
         grad_gram: the same of the cotangent, in place of `grad_variance` and `grad_covariance`.
         through_readout: the cotangent enters behind the readout (PreNorm's final norm) instead.
         samples: for tokens that are not exchangeable, how often attention's logits are drawn in each sublayer, rounded
-            up to a multiple of 16; by default so often that 2^15 rows are.
+            up to a multiple of 16; by default so often that 2^13 rows are, at least 64 times.
 
     Returns:
         A Dataset over `block` 0 ... depth with `variance`, `covariance`, `deviation`, `grad_variance`,

@@ -39,7 +39,7 @@ def propagate_grams(
         model: the network.
         start, cotangent: (tokens, tokens).
         through_readout: the cotangent enters behind the readout.
-        samples: draws of the attention logits a sublayer; by default about 2^15 rows.
+        samples: draws of the attention logits a sublayer; by default about 2^13 rows.
 
     Example:
         >>> one = Gram.of(np.eye(4))
@@ -96,7 +96,6 @@ def block_of(model: Model, index: int, samples: int | None) -> Block:
     gains = model.gains(max(index, 1))
     calls = itertools.count()
     drawn = samples or default_samples(model.tokens)
-    drawn = max(drawn, 2 * REPLICAS * len(model.frequencies))  # each draw serves one rotary frequency
 
     def attention_map(x: Gram) -> Any:
         kind = _attention(model, drawn, (index, next(calls)))
@@ -123,7 +122,7 @@ def _repeated(gram: Gram, replicas: int) -> Gram:
     return Gram(*(np.repeat(part[None], replicas, axis=0) for part in gram))
 
 
-def columns(path: Path, width: int, *, through_readout: bool = False) -> dict[str, Any]:
+def columns(path: Path, width: int, *, through_readout: bool = False) -> dict[str, Array]:
     """The table's columns: means over tokens and over pairs of tokens, and each token's own variance.
 
     Each is the mean over replicas, and `<name>_se` its standard error where there are several: the theory's own, of the
@@ -133,7 +132,7 @@ def columns(path: Path, width: int, *, through_readout: bool = False) -> dict[st
     for prefix, grams in (("", path.forward), ("grad_", path.backward)):
         for name, values in _statistics(grams).items():
             of_replicas[prefix + name] = values
-    found: dict[str, Any] = {}
+    found: dict[str, Array] = {}
     for name, values in of_replicas.items():
         found[name] = values.mean(axis=1)
         if values.shape[1] > 1:
@@ -146,8 +145,7 @@ def columns(path: Path, width: int, *, through_readout: bool = False) -> dict[st
     of_tokens = {name: found[token] for name, token in TOKEN_COLUMNS.items()}
     of_tokens |= {"skip_gain": skip, "grad_deviation": found["grad_token_variance"]}
     stated = allowances(of_tokens, width, tokens, through_readout=through_readout)
-    found |= {f"{token}_allowance": stated[f"{name}_allowance"] for name, token in TOKEN_COLUMNS.items()}
-    return {name: (("token",), value) if value.ndim == 2 else value for name, value in found.items()}
+    return found | {f"{token}_allowance": stated[f"{name}_allowance"] for name, token in TOKEN_COLUMNS.items()}
 
 
 TOKEN_COLUMNS = {"variance": "token_variance", "grad_variance": "grad_token_variance"}

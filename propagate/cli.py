@@ -64,6 +64,8 @@ _NETWORK_OPTIONS = [
     _network("Hidden width of the FFN over the width.", float, 4.0, "--ffn-ratio"),
     _network("rms or layer.", str, "rms", "--norm"),
     _network("Tokens attend to themselves and earlier ones only.", bool, False, "--causal"),
+    _network("With --causal: tokens that one attends to, itself included.", int | None, None, "--window"),
+    _network("Base of rotary positions; none if not given.", float | None, None, "--rope"),
     _network("Standard deviation of an attention logit; 0: uniform attention.", float, 1.0, "--logit-std"),
     _network("Gain of the value projection.", float, 1.0, "--value-gain"),
     _network("Gain of the attention's output projection.", float, 1.0, "--attention-gain"),

@@ -142,7 +142,7 @@ def _visible(backend: Backend, model: Model) -> Array:
 def _uniform(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
     """Every token averages the values it may see."""
     visible = _visible(block.backend, block.model).astype(float)
-    weights = visible / visible.sum(axis=-1, keepdims=True)
+    weights = (visible / visible.sum(axis=-1, keepdims=True)).astype(x.dtype)
     values, pull = block.sampler(x, site, block.model.width)
     return weights @ values, lambda g: pull(weights.T @ g)
 

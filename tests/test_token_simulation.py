@@ -1,4 +1,4 @@
-"""Token-resolved theory against random networks, token by token; each check rejects a theory that leaves something out."""
+"""Token-resolved theory against random networks, token by token; a theory that leaves something out is rejected."""
 
 import dataclasses
 import json

@@ -140,7 +140,7 @@ def rotary_profiles(frequencies: tuple[float, ...], tokens: int) -> Array:
     values, vectors = np.linalg.eigh(kernel)
     kept = values > NEGLIGIBLE * values.sum()
     profiles = (vectors[:, kept] * np.sqrt(values[kept])).T[::-1]
-    profiles = profiles * np.where(profiles.sum(axis=1, keepdims=True) < 0, -1.0, 1.0)
+    profiles = profiles * np.where(profiles[:, :1] < 0, -1.0, 1.0)  # the same sign from every solver
     lag = np.arange(tokens)[:, None] - np.arange(tokens)[None, :]
     return np.asarray(profiles[:, lag + tokens - 1])
 
@@ -171,6 +171,7 @@ def _centred(deviation: Array) -> Array:
 
 
 def _root(matrix: Array) -> Array:
-    """Some R with R R^T the positive semi-definite matrix."""
+    """Symmetric root of a positive semi-definite matrix: the one root that no convention of a solver enters."""
     values, vectors = np.linalg.eigh(matrix)
-    return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0))[..., None, :])
+    roots = np.sqrt(np.maximum(values, 0.0))[..., None, :]
+    return np.asarray((vectors * roots) @ vectors.swapaxes(-1, -2))

@@ -152,7 +152,7 @@ def measure(runs: Sequence[Run], executor: Executor | None = None) -> list[xr.Da
 def predict(run: Run) -> xr.Dataset:
     """The theory of a run; for text, of every pair of its tokens."""
     if run.start == "text":
-        return pg.predict(run.model, gram=text_gram(), samples=64)
+        return pg.predict(run.model, gram=text_gram(), samples=32)
     return pg.predict(run.model, **run.moments())
 
 

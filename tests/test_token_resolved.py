@@ -169,14 +169,16 @@ def test_paths_are_the_sums_of_the_derivation(frequencies: tuple[float, ...]) ->
     """Given one set of weights, against J_t G J_t' written out with all its indices."""
     x, g = Gram.of(random_gram(2, 4)[None]), Gram.of(random_gram(3, 4)[None])
     rows = tuple(map(tuple, MASK.tolist()))
-    drawn = weights(x, Attention(rows, 1.7, frequencies, 16, (1, 0)))[:, :, :1]
+    query, key, value = x, Gram.of(random_gram(8, 4)[None]), Gram.of(random_gram(9, 4)[None])
+    kind = Attention(rows, 1.7, frequencies, 16, (1, 0))
+    drawn = weights(query, key, kind)[:, :, :1]
     a = np.repeat(drawn, 3, axis=2)  # the same weights for each frequency
-    queries, keys = gram_sublayers._logits(a, x, g, Attention(rows, 1.7, frequencies, 16, (1, 0)))
+    queries, keys = gram_sublayers._logits(a, gram_sublayers.Projected(query, key, value), g, kind)
     one = drawn[0, :, 0]
     jacobian = np.array([np.diag(row) - np.outer(row, row) for row in one])
-    inner = np.einsum("tsu,uv,pvr->tpsr", jacobian, x.matrix[0], jacobian)
+    inner = np.einsum("tsu,uv,pvr->tpsr", jacobian, value.matrix[0], jacobian)
     turn = cos_of(4) if frequencies else np.ones((4, 4, 4, 4))
-    expected = g.matrix[0] * np.einsum("tpsr,sr,tpsr->tp", inner, x.matrix[0], turn)
+    expected = g.matrix[0] * np.einsum("tpsr,sr,tpsr->tp", inner, key.matrix[0], turn)
     np.testing.assert_allclose(queries.matrix[0], expected, rtol=1e-10, atol=1e-14)
     expected = np.einsum("tp,tp,tpsr,tpsr->sr", g.matrix[0], x.matrix[0], inner, turn)
     np.testing.assert_allclose(keys.matrix[0], expected, rtol=1e-10, atol=1e-14)
@@ -188,12 +190,12 @@ def test_logits_have_the_covariance_of_the_derivation() -> None:
     """tau G_tt' G_ss' times the rotary kernel, from draws; without the kernel it is found out."""
     from propagate.theory.gram_softmax import _logits
 
-    x = Gram.of(np.repeat(random_gram(4, 3)[None], 8, axis=0))
+    x, other = (Gram.of(np.repeat(random_gram(seed, 3)[None], 8, axis=0)) for seed in (4, 5))
     kind = Attention(((True,) * 3,) * 3, 2.0, THETA, 8 * 20000, (1, 0))
-    drawn = _logits(x, kind)
+    drawn = _logits(x, other, kind)
     flat = drawn.transpose(0, 2, 1, 3).reshape(-1, 9)
     seen = (flat.T @ flat / len(flat)).reshape(3, 3, 3, 3).transpose(0, 2, 1, 3)
-    plain = 2.0 * np.einsum("tp,sr->tpsr", x.matrix[0], x.matrix[0])
+    plain = 2.0 * np.einsum("tp,sr->tpsr", x.matrix[0], other.matrix[0])
     error = np.abs(plain).max() * np.sqrt(2 / (len(flat) / 2))
     assert np.abs(seen - plain * cos_of(3)).max() < 5 * error
     assert np.abs(seen - plain).max() > 10 * error

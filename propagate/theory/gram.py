@@ -84,6 +84,10 @@ class Gram(NamedTuple):
         """All second moments times a number."""
         return Gram(weight * self.matrix, weight * self.deviation)
 
+    def less(self, part: Gram) -> Gram:
+        """Of what is left when a part, uncorrelated with the rest, is taken away."""
+        return Gram(self.matrix - part.matrix, self.deviation - part.deviation)
+
     def product(self, other: Gram) -> Gram:
         """Of the product of two independent streams, coordinate by coordinate.
 
@@ -102,6 +106,10 @@ class Gram(NamedTuple):
     def norm_scale(self) -> Array:
         """What a norm multiplies each token by."""
         return 1 / np.sqrt(self.variance)
+
+    def std(self) -> Array:
+        """(..., 1): root mean square over tokens and coordinates."""
+        return np.asarray(np.sqrt(self.variance.mean(axis=-1, keepdims=True)))
 
     def loss_of_correlation(self) -> Array:
         """1 - correlation of each pair, without cancellation."""

@@ -1,8 +1,9 @@
 """Attention weights of tokens with any Gram matrix, under any mask, in the limit of infinitely wide heads.
 
-The logits are then jointly Gaussian, Cov(l_ts, l_t's') = tau G_tt' G_ss': l = sqrt(tau) R N R^T with R R^T = G and N a
-matrix of independent standard normals. A softmax over a row ignores what all its logits share, so the keys' root is
-taken of the centred Gram matrix, made from the distances: spreads stay exact when tokens collapse onto one another.
+The logits are then jointly Gaussian, Cov(l_ts, l_t's') = tau Q_tt' K_ss' for queries and keys with Gram matrices Q, K:
+l = sqrt(tau) R N S^T with R R^T = Q, S S^T = K and N a matrix of independent standard normals. A softmax over a row
+ignores what all its logits share, so the keys' root is taken of the centred Gram matrix, made from the distances:
+spreads stay exact when tokens collapse onto one another.
 
 With rotary positions of frequencies theta_i the covariance is multiplied by mean_i cos(((t - t') - (s - s')) theta_i).
 That is a positive-definite function of t - s, a sum of a few separable terms, each of which is drawn as above. What
@@ -74,55 +75,53 @@ def default_samples(tokens: int) -> int:
     return max(4 * unit, ROWS // tokens // unit * unit)
 
 
-def weights(x: Gram, attention: Attention) -> Array:
-    """Attention weights for tokens with Gram matrix x, (replicas, tokens, samples, tokens); rows sum to 1.
+def weights(query: Gram, key: Gram, attention: Attention) -> Array:
+    """Attention weights for these queries and keys, (replicas, tokens, samples, tokens); rows sum to 1.
 
     Raises:
         ModelError: for logits of a standard deviation above `LARGEST_SPREAD`.
 
     Example:
         >>> attention = Attention(((True, False), (True, True)), 0.0, (), 16, (1, 0))
-        >>> weights(Gram.of(np.eye(2)[None]), attention)[0, :, 0].tolist()
+        >>> tokens = Gram.of(np.eye(2)[None])
+        >>> weights(tokens, tokens, attention)[0, :, 0].tolist()
         [[1.0, 0.0], [0.5, 0.5]]
     """
     mask = attention.mask
     if attention.exact:
         uniform = mask / mask.sum(axis=1, keepdims=True)
-        return np.broadcast_to(uniform[None, :, None, :], (len(x.matrix), len(mask), 1, len(mask)))
-    logits = np.where(mask[:, None, :], _logits(x, attention), -np.inf)
+        return np.broadcast_to(uniform[None, :, None, :], (len(query.matrix), len(mask), 1, len(mask)))
+    logits = np.where(mask[:, None, :], _logits(query, key, attention), -np.inf)
     logits -= logits.max(axis=-1, keepdims=True)
     np.exp(logits, out=logits)
     logits /= logits.sum(axis=-1, keepdims=True)
     return logits
 
 
-def _logits(x: Gram, attention: Attention) -> Array:
-    replicas, tokens = x.matrix.shape[:2]
+def _logits(query: Gram, key: Gram, attention: Attention) -> Array:
+    replicas, tokens = query.matrix.shape[:2]
     pairs = attention.samples // replicas // 2
-    centred = _centred(x.deviation)
-    spread = attention.logit_variance * float((x.variance.max(-1) * np.trace(centred, axis1=-2, axis2=-1)).max())
-    if attention.frequencies:
-        spread += attention.logit_variance * float(x.variance.max() ** 2)
-    if not spread / tokens <= LARGEST_SPREAD**2:
+    keys = _root(key.matrix if attention.frequencies else _centred(key.deviation))
+    spread = float((attention.logit_variance * query.variance.max(-1) * (keys**2).sum((-1, -2)) / tokens).max())
+    if not spread <= LARGEST_SPREAD**2:
         raise ModelError(
-            f"attention's logits reach a standard deviation of {np.sqrt(spread / tokens):.3g}; the theory covers up to"
+            f"attention's logits reach a standard deviation of {np.sqrt(spread):.3g}; the theory covers up to"
             f" {LARGEST_SPREAD:g} (lower logit_std, or the variance that enters)"
         )
     draw = np.random.default_rng([SEED, *attention.seed])
-    queries = _root(x.matrix)
+    queries = _root(query.matrix)
 
-    def gaussian(keys: Array) -> Array:
+    def gaussian() -> Array:
         normals = draw.standard_normal((replicas, tokens * pairs, tokens))
         mixed = (normals @ keys.swapaxes(-1, -2)).reshape(replicas, tokens, pairs * tokens)
         return (queries @ mixed).reshape(replicas, tokens, pairs, tokens)
 
     if attention.frequencies:
-        keys = _root(x.matrix)
         half = np.zeros((replicas, tokens, pairs, tokens))
         for profile in rotary_profiles(attention.frequencies, tokens):
-            half += profile[:, None, :] * gaussian(keys)
+            half += profile[:, None, :] * gaussian()
     else:
-        half = gaussian(_root(centred))
+        half = gaussian()
     half *= attention.logit_variance**0.5
     return np.concatenate([half, -half], axis=2)
 

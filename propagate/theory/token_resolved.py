@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from propagate.model import Model
-from propagate.theory.blocks import Block, Stream, Sublayer, Tape
+from propagate.theory.blocks import Block, Stream, Tape
 from propagate.theory.finite_width import allowances
 from propagate.theory.gram import Array, Gram
 from propagate.theory.gram_softmax import REPLICAS, Attention, default_samples
@@ -99,9 +99,8 @@ def block_of(model: Model, index: int, samples: int | None) -> Block:
 
     def attention_map(x: Gram) -> Any:
         kind = _attention(model, drawn, (index, next(calls)))
-        return attention(kind, gains.value * gains.attention_out)(x)
+        return attention(kind, value=gains.value, out=gains.attention_out)(x)
 
-    ffn_map: Sublayer = ffn(model.activation, gains.ffn_in, gains.ffn_out)
     return Block(
         index=index,
         depth=model.depth,
@@ -109,7 +108,7 @@ def block_of(model: Model, index: int, samples: int | None) -> Block:
         last=index == model.depth,
         tape=Tape(),
         attention_map=attention_map,
-        ffn_map=ffn_map,
+        ffn_map=ffn(model.activation, gains.ffn_in, gains.ffn_out, centred=model.norm == "layer"),
     )
 
 

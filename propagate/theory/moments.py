@@ -1,24 +1,26 @@
-"""Second moments of exchangeable tokens, and linear combinations of uncorrelated streams that have them.
+"""Second moments of exchangeable tokens, and the linear combinations of streams that have them.
 
 Why sums close: every branch ends in a fresh zero-mean matrix, so its output is uncorrelated with everything that
-entered it. A stream is therefore a linear combination of uncorrelated atoms, and the second moments of the combination
-are the sum of the atoms' own, weighted by squared coefficients. Backward the same holds: every branch's cotangent ends
-in the transpose of a fresh input matrix.
+entered it. A stream is therefore a linear combination of atoms, which are uncorrelated but for the streams that entered
+a block together, and the second moments of the combination are a quadratic form in its coefficients. Backward the same
+holds: every branch's cotangent ends in the transpose of a fresh input matrix.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from propagate.theory.functions import Scalar, sqrt
 
 
 class Moments(NamedTuple):
-    """Second moments per coordinate of a stream whose tokens are exchangeable.
+    """Second moments per coordinate of a stream whose tokens are exchangeable, or of two streams jointly.
 
     Attributes:
-        variance: E x_t^2.
-        deviation: E x_t^2 - E x_t x_s for tokens t != s, kept instead of the covariance because it can become tiny.
+        variance: E x_t^2; of two streams, E x_t y_t.
+        deviation: E x_t^2 - E x_t x_s for tokens t != s, kept instead of the covariance because it can become tiny;
+            of two streams, E x_t y_t - E x_t y_s.
 
     Example:
         >>> Moments(1.0, 0.75).covariance
@@ -42,18 +44,51 @@ class Moments(NamedTuple):
         weight = coefficient * coefficient
         return Moments(weight * self.variance, weight * self.deviation)
 
+    def scaled(self, left: Scalar, right: Scalar) -> Moments:
+        """Of one stream times a number and the other times another, jointly."""
+        weight = left * right
+        return Moments(weight * self.variance, weight * self.deviation)
+
     def norm_scale(self) -> Scalar:
         """What a norm multiplies the stream by."""
         return 1 / sqrt(self.variance)
 
+    def std(self) -> Scalar:
+        """Root mean square over tokens and coordinates."""
+        return sqrt(self.variance)
+
+
+Joint = tuple[tuple[Moments, ...], ...]
+"""Moments of several streams: entry (i, j) holds those of streams i and j jointly."""
+
 
 class Atom:
-    """A stream uncorrelated with every other atom. Two atoms are never equal, whatever their moments."""
+    """A stream uncorrelated with every other atom but those in `joint`. Two atoms are never equal.
 
-    __slots__ = ("moments",)
+    Attributes:
+        moments: its own.
+        joint: joint moments with each atom it is correlated with.
+    """
+
+    __slots__ = ("joint", "moments")
 
     def __init__(self, moments: Moments) -> None:
         self.moments = moments
+        self.joint: Mapping[Atom, Moments] = {}
+
+
+def correlated(joint: Joint) -> list[Atom]:
+    """Atoms with these joint moments.
+
+    Example:
+        >>> one, other = correlated(((Moments(1.0, 1.0), Moments(0.5, 0.5)), (Moments(0.5, 0.5), Moments(2.0, 2.0))))
+        >>> (Combination.of(one) + Combination.of(other)).moments()
+        Moments(variance=4.0, deviation=4.0)
+    """
+    atoms = [Atom(row[i]) for i, row in enumerate(joint)]
+    for i, atom in enumerate(atoms):
+        atom.joint = {other: joint[i][j] for j, other in enumerate(atoms) if j != i}
+    return atoms
 
 
 class Combination:
@@ -88,4 +123,33 @@ class Combination:
         total = Moments(0.0, 0.0)
         for atom, coefficient in self.terms.items():
             total = total.plus(atom.moments.times(coefficient))
+            if atom.joint:
+                total = total.plus(_with_others(atom, coefficient, self))
         return total
+
+    def joint(self, other: Combination) -> Moments:
+        """Second moments of this and another combination jointly."""
+        total = Moments(0.0, 0.0)
+        for atom, coefficient in self.terms.items():
+            if atom in other.terms:
+                total = total.plus(atom.moments.scaled(coefficient, other.terms[atom]))
+            total = total.plus(_with_others(atom, coefficient, other))
+        return total
+
+
+def _with_others(atom: Atom, coefficient: Scalar, combination: Combination) -> Moments:
+    """Joint moments of an atom with the other atoms in a combination that it is correlated with."""
+    total = Moments(0.0, 0.0)
+    for other, joint in atom.joint.items():
+        if other in combination.terms:
+            total = total.plus(joint.scaled(coefficient, combination.terms[other]))
+    return total
+
+
+def joint_moments(combinations: Sequence[Combination]) -> Joint:
+    """Joint moments of several combinations."""
+    if len(combinations) == 1:  # the common case, which must be fast
+        return ((combinations[0].moments(),),)
+    return tuple(
+        tuple(one.moments() if one is other else one.joint(other) for other in combinations) for one in combinations
+    )

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from propagate.model import Model, ModelError, check_flag, check_model
-from propagate.table import table
+from propagate.table import STREAM, table
 from propagate.theory.activations import ACTIVATIONS
-from propagate.theory.blocks import Block, BlockMap, Stream, Tape, read
-from propagate.theory.finite_width import allowances
+from propagate.theory.blocks import Block, BlockMap, State, Tape, alone, read
+from propagate.theory.finite_width import allowances, allowances_of_streams
 from propagate.theory.functions import Scalar
-from propagate.theory.moments import Moments
+from propagate.theory.moments import Joint, Moments
 from propagate.theory.sublayers import attention, ffn
 
 if TYPE_CHECKING:
     import xarray as xr
+
+Array = NDArray[np.float64]
 
 
 def predict(
@@ -48,6 +51,11 @@ def predict(
         what the gradient variance would be if the cotangent returned along the skips alone. Dimensions of
         DataArray arguments follow `block`. With one token the covariances are NaN.
 
+        A placement of several streams (ResiDual, SiameseNorm) has a further dimension `stream`: "1", "2", ... in the
+        order of its equations, and "joined", which holds what the streams are made of and come together in: at block 0
+        the embedded tokens before `embed`, at the last block what leaves the readout; in between it is NaN. The
+        cotangent of such a placement always enters behind the readout.
+
     Raises:
         ModelError: for a start that is no second moment, or a model the theory does not cover.
 
@@ -70,14 +78,21 @@ def predict(
     path = propagate_moments(model, start, cotangent, through_readout=through_readout)
     shape = np.broadcast(*values).shape
     columns: dict[str, Any] = {}
-    for prefix, moments in (("", path.forward), ("grad_", path.backward)):
+    for prefix, ends, joints in (
+        ("", (start, path.readout), path.forward),
+        ("grad_", (path.embedding, cotangent), path.backward),
+    ):
         for name in ("variance", "covariance", "deviation"):
-            columns[prefix + name] = _stacked([getattr(m, name) for m in moments], shape)
+            columns[prefix + name] = _column(name, joints, ends if path.several else None, shape)
         if model.tokens == 1:
             columns[prefix + "covariance"] = np.full_like(columns[prefix + "variance"], np.nan)
             columns[prefix + "deviation"] = columns[prefix + "covariance"]
-    columns["skip_gain"] = np.cumprod(_stacked([*path.skips, 1.0], shape)[::-1], axis=0)[::-1]
-    columns |= allowances(columns, model.width, model.tokens, through_readout=through_readout)
+    columns["skip_gain"] = _skip_gain(path, shape)
+    if path.several:
+        columns |= allowances_of_streams(columns, _kept(path, shape), model.width, model.tokens)
+        dims = (STREAM, *dims)
+    else:
+        columns |= allowances(columns, model.width, model.tokens, through_readout=through_readout)
     attributes = {"witness": "theory", "model": repr(model), "width": model.width, "depth": model.depth}
     return table(columns, model.depth, attributes | {"tokens": model.tokens}, dims).assign_coords(coords)
 
@@ -86,41 +101,65 @@ class Path(NamedTuple):
     """Moments along a network.
 
     Attributes:
-        forward, backward: of the stream and of its cotangent, at blocks 0 ... depth.
-        skips: gain of each block's skip path, blocks 1 ... depth.
+        forward, backward: of the streams and of their cotangents, at blocks 0 ... depth.
+        skips: factors along each block's skips, blocks 1 ... depth (`BlockMap.skips`).
+        readout: of what the output head reads.
+        embedding: of the cotangent at the embedded tokens, before `embed`.
+        readout_skips: factors along the readout's skips.
     """
 
-    forward: list[Moments]
-    backward: list[Moments]
-    skips: list[Scalar]
+    forward: list[Joint]
+    backward: list[Joint]
+    skips: list[tuple[tuple[Scalar, ...], ...]]
+    readout: Moments
+    embedding: Moments
+    readout_skips: tuple[Scalar, ...]
+
+    @property
+    def several(self) -> bool:
+        """Whether more than one stream passes from block to block."""
+        return len(self.forward[0]) > 1
 
 
 def propagate_moments(model: Model, start: Moments, cotangent: Moments, *, through_readout: bool = False) -> Path:
     """The network's moments from those at its two ends; floats or arrays.
 
+    Where several streams pass from block to block the cotangent enters behind the readout, which joins them.
+
     Example:
         >>> from propagate.model import Model
         >>> path = propagate_moments(Model("postnorm", depth=3), Moments(1.0, 1.0), Moments(1.0, 1.0))
-        >>> len(path.forward), path.forward[-1].variance
+        >>> len(path.forward), path.forward[-1][0][0].variance
         (4, 1.0)
     """
     placement, depth = model.equations, model.depth
 
-    def block_map(equations: Callable[[Any, Any], Any], index: int, x: Moments) -> BlockMap:
+    def block_map(equations: Callable[[Any, Any], Any], index: int, state: State) -> BlockMap:
         block = block_of(model, index)
-        return read(lambda stream: _single(equations(stream, block)), block.tape, x)
+        return read(lambda streams: equations(streams, block), block.tape, state)
 
-    forward = [block_map(placement.embed, 0, start).output]
-    maps = []
+    embed = block_map(placement.embed, 0, alone(start))
+    states, maps = [embed.output], []
     for index in range(1, depth + 1):
-        maps.append(block_map(placement.block, index, forward[-1]))
-        forward.append(maps[-1].output)
-    if through_readout:
-        cotangent = block_map(placement.readout, depth + 1, forward[-1]).pull(cotangent)
-    backward = [cotangent]
+        maps.append(block_map(placement.block, index, states[-1]))
+        states.append(maps[-1].output)
+    readout = block_map(placement.readout, depth + 1, states[-1])
+    if len(readout.output.joint) > 1:
+        raise TypeError(f"{type(placement).__name__}.readout must return one stream")
+    entering: Joint = ((cotangent,),)
+    if through_readout or len(states[-1].joint) > 1:
+        entering = readout.pull(entering)
+    backward = [entering]
     for done in reversed(maps):
         backward.append(done.pull(backward[-1]))
-    return Path(forward, backward[::-1], [done.skip for done in maps])
+    return Path(
+        forward=[state.joint for state in states],
+        backward=backward[::-1],
+        skips=[done.skips for done in maps],
+        readout=readout.output.joint[0][0],
+        embedding=embed.pull(backward[-1])[0][0],
+        readout_skips=readout.skips[0],
+    )
 
 
 def block_of(model: Model, index: int) -> Block:
@@ -132,21 +171,52 @@ def block_of(model: Model, index: int) -> Block:
         first=index == 1,
         last=index == model.depth,
         tape=Tape(),
-        attention_map=attention(model.tokens, model.logit_std**2, gains.value * gains.attention_out),
-        ffn_map=ffn(ACTIVATIONS[model.activation], gains.ffn_in, gains.ffn_out),
+        attention_map=attention(model.tokens, model.logit_std**2, gains),
+        ffn_map=ffn(ACTIVATIONS[model.activation], gains, centred=model.norm == "layer"),
+        inner_norms=model.inner_norms,
     )
 
 
-def _stacked(values: list[Scalar], shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _stacked(values: Sequence[Scalar], shape: tuple[int, ...]) -> Array:
     if not shape:
         return np.array(values, dtype=float)
     return np.stack([np.broadcast_to(np.asarray(value, dtype=float), shape) for value in values])
 
 
-def _single(stream: Any) -> Stream:
-    if not isinstance(stream, Stream):
-        raise TypeError(f"a placement must return one stream, got {stream!r}")
-    return stream
+def _column(name: str, joints: list[Joint], ends: tuple[Moments, Moments] | None, shape: tuple[int, ...]) -> Array:
+    """One quantity along the network: (block, ...), or (block, stream, ...) with the two ends under "joined"."""
+    streams = [_stacked([getattr(joint[i][i], name) for joint in joints], shape) for i in range(len(joints[0]))]
+    if ends is None:
+        return streams[0]
+    joined = np.full_like(streams[0], np.nan)
+    joined[0], joined[-1] = (getattr(end, name) for end in ends)
+    return np.stack([*streams, joined], axis=1)
+
+
+def _skip_gain(path: Path, shape: tuple[int, ...]) -> Array:
+    """Square of the factor that a cotangent returns with along the skips alone."""
+    factors = list(path.readout_skips) if path.several else [1.0]
+    found = [[factor * factor for factor in factors]]
+    for skips in reversed(path.skips):
+        factors = [sum(f * row[j] for f, row in zip(factors, skips, strict=True)) for j in range(len(factors))]
+        found.append([factor * factor for factor in factors])
+    if not path.several:
+        return _stacked([block[0] for block in found[::-1]], shape)
+    ends = (np.nan,) * len(found)
+    return np.stack([_stacked(stream, shape) for stream in (*zip(*found[::-1], strict=True), ends)], axis=1)
+
+
+def _kept(path: Path, shape: tuple[int, ...]) -> Array:
+    """Share of the variance of what leaves a block that its skips kept, (block, ...): the least of all streams."""
+    shares = []
+    for entering, leaving, skips in zip(path.forward[:-1], path.forward[1:], path.skips, strict=True):
+        streams = range(len(skips))
+        powers = [
+            sum(row[i] * row[j] * entering[i][j].variance for i in streams for j in streams) for row in skips
+        ]
+        shares.append([power / leaving[i][i].variance for i, power in enumerate(powers)])
+    columns = [_stacked(stream, shape) for stream in zip(*shares, strict=True)]
+    return np.asarray(np.min(columns, axis=0))
 
 
 def _aligned(**starts: Any) -> tuple[list[Scalar], tuple[str, ...], dict[str, Any]]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from propagate.model import ACTIVATIONS as NAMES
 from propagate.model import ModelError, as_placement
-from propagate.placements import Placement
+from propagate.placement import Placement
 from propagate.scaling import Gains, Scaling
 from propagate.theory import activations, softmax
 from propagate.theory.blocks import Block, Stream, Tape

@@ -124,7 +124,13 @@ class Model:
             ['key', 'query']
         """
         allowed = INNER_NORMS[sublayer]
-        return frozenset(_names("normed", normed, allowed)) | (frozenset(allowed) & frozenset(self.normed))
+        found = frozenset(_names("normed", normed, allowed)) | (frozenset(allowed) & frozenset(self.normed))
+        if self.norm == "layer" and self.width // self.heads < 3 and found & {"query", "key", "value"}:
+            raise ModelError(
+                f"heads must leave 3 coordinates or more to each head that norm='layer' norms, got heads={self.heads}"
+                f" for width={self.width}"
+            )
+        return found
 
 
 def check_model(model: Any) -> None:

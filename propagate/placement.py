@@ -179,6 +179,13 @@ def split(state: Any, kind: type) -> tuple[tuple[Any, ...], Layout]:
     return streams, tuple(None if isinstance(leaf, kind) else leaf for leaf in leaves)
 
 
+def check_streams(placement: Placement, part: str, *, found: int, expected: int) -> None:
+    """TypeError unless a part of a placement returned as many streams as it must."""
+    if found != expected:
+        rule = "join them into one stream" if part == "readout" else f"return as many as embed, {expected}"
+        raise TypeError(f"{type(placement).__name__}.{part} returned {found} streams and must {rule}")
+
+
 def join(streams: Sequence[Any], layout: Layout) -> Any:
     """The state with these streams in this layout, the inverse of `split`.
 

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from propagate.model import Model, ModelError, check_flag, check_model
 from propagate.montecarlo.backend import Array, Backend, choose_backend
-from propagate.montecarlo.blocks import block_of, read
+from propagate.montecarlo.blocks import State, StatePull, block_of, read_state
 from propagate.montecarlo.checkpoint import load, save
 from propagate.montecarlo.normals import Normals
-from propagate.montecarlo.operators import GATED, Pull
+from propagate.montecarlo.operators import GATED
 from propagate.montecarlo.samplers import Sampler, dense
 from propagate.montecarlo.starts import Start, start_of, with_gram
 from propagate.montecarlo.statistics import Floats, second_moments
 from propagate.montecarlo.weightless import weightless
-from propagate.table import table
+from propagate.placement import check_streams
+from propagate.table import STREAM, table
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -120,13 +121,15 @@ def simulate(
         "backend": host.name,
         "device": host.device,
     }
-    return table(summary.variables(), model.depth, attributes)
+    variables = summary.variables()
+    dims = (STREAM,) if variables["variance"].ndim > 1 else ()
+    return table(variables, model.depth, attributes, dims)
 
 
 def run(
     model: Model, backend: Backend, sampler_name: str, seed: int, draws: range, start: Start, *, through_readout: bool
 ) -> dict[str, Floats]:
-    """One batch of draws: for each quantity an array of shape (draws, depth + 1)."""
+    """One batch of draws: for each quantity an array of shape (draws, depth + 1), or (draws, depth + 1, streams + 1)."""
     normals = Normals(backend, seed, draws)
     sampler = SAMPLERS[sampler_name](normals)
     placement = model.equations
@@ -138,26 +141,42 @@ def run(
         x = with_gram(start.input_root, normals, INPUT_SITE, model.width)
     else:
         x = backend.xp.repeat(backend.xp.asarray(start.inputs)[None], len(draws), axis=0)
-    x, _ = read(placement.embed, block(0), x)
-    forward = [second_moments(x)]
-    pulls: list[Pull] = []
+    state, pull_embed = read_state(placement.embed, block(0), State((x,)))
+    streams = len(state.streams)
+    forward = [_moments(backend, state.streams, x)]
+    pulls: list[StatePull] = []
     for index in range(1, model.depth + 1):
-        x, pull = read(placement.block, block(index), x)
-        forward.append(second_moments(x))
+        state, pull = read_state(placement.block, block(index), state)
+        check_streams(placement, "block", found=len(state.streams), expected=streams)
+        forward.append(_moments(backend, state.streams))
         pulls.append(pull)
     cotangent = with_gram(start.cotangent_root, normals, COTANGENT_SITE, model.width)
-    if through_readout:
-        _, pull = read(placement.readout, block(model.depth + 1), x)
-        cotangent = pull(cotangent)
-    backward = [second_moments(cotangent)]
+    cotangents = (cotangent,)
+    if through_readout or streams > 1:
+        readout, pull = read_state(placement.readout, block(model.depth + 1), state)
+        check_streams(placement, "readout", found=len(readout.streams), expected=1)
+        forward[-1] = _moments(backend, state.streams, *readout.streams)
+        cotangents = pull(cotangents)
+    backward = [_moments(backend, cotangents, cotangent)]
     while pulls:
-        cotangent = pulls.pop()(cotangent)  # a block's weights are freed as soon as they are used
-        backward.append(second_moments(cotangent))
+        cotangents = pulls.pop()(cotangents)  # a block's weights are freed as soon as they are used
+        backward.append(_moments(backend, cotangents))
+    if streams > 1:
+        backward[-1] = _moments(backend, cotangents, *pull_embed(cotangents))
     return _columns("", forward, backend) | _columns("grad_", backward[::-1], backend)
 
 
+def _moments(backend: Backend, streams: tuple[Array, ...], joined: Array | None = None) -> tuple[Array, ...]:
+    """Second moments of each draw; of several streams, and of what they are joined in, along a further axis."""
+    if len(streams) == 1:
+        return second_moments(streams[0])
+    places = [second_moments(stream) for stream in streams]
+    places.append(tuple(place * backend.xp.nan for place in places[0]) if joined is None else second_moments(joined))
+    return tuple(backend.xp.stack(quantity, axis=-1) for quantity in zip(*places, strict=True))
+
+
 def _columns(prefix: str, moments: list[tuple[Array, ...]], backend: Backend) -> dict[str, Floats]:
-    stacked = backend.to_host(backend.xp.stack([backend.xp.stack(at_block) for at_block in moments], axis=-1))
+    stacked = backend.to_host(backend.xp.stack([backend.xp.stack(at_block) for at_block in moments], axis=2))
     return {prefix + name: stacked[i] for i, name in enumerate(("variance", "covariance", "deviation"))}
 
 

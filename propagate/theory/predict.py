@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from propagate.model import Model, ModelError, check_flag, check_model
+from propagate.placement import check_streams
 from propagate.table import STREAM, table
 from propagate.theory.activations import ACTIVATIONS
 from propagate.theory.blocks import Block, BlockMap, State, Tape, alone, read
@@ -143,9 +144,9 @@ def propagate_moments(model: Model, start: Moments, cotangent: Moments, *, throu
     for index in range(1, depth + 1):
         maps.append(block_map(placement.block, index, states[-1]))
         states.append(maps[-1].output)
+        check_streams(placement, "block", found=len(states[-1].joint), expected=len(states[0].joint))
     readout = block_map(placement.readout, depth + 1, states[-1])
-    if len(readout.output.joint) > 1:
-        raise TypeError(f"{type(placement).__name__}.readout must return one stream")
+    check_streams(placement, "readout", found=len(readout.output.joint), expected=1)
     entering: Joint = ((cotangent,),)
     if through_readout or len(states[-1].joint) > 1:
         entering = readout.pull(entering)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import propagate.placements
+import propagate.placements  # noqa: F401  # registers those that come with the package
 from propagate.model import Model, ModelError
 from propagate.placement import Placement, placement, placements
 from propagate.scaling import Gains, ScaleInit

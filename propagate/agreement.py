@@ -35,9 +35,10 @@ def compare(prediction: xr.Dataset, measurement: xr.Dataset, *, threshold: float
         threshold: largest |z| that still agrees.
 
     Returns:
-        A Dataset over `quantity` and `block`, and over `stream` where the tables have it: `predicted`, `measured`, `standard_error`, `allowance` (the last two
-        relative to the prediction, for a covariance to the variance), `relative_error`, `z`; over `quantity`:
-        `worst_z` and `agrees`; in `attrs`, `agrees` as 0 or 1. Entries with nothing to compare are NaN.
+        A Dataset over `quantity` and `block`, and over `stream` where the tables have it: `predicted`, `measured`,
+        `standard_error`, `allowance` (the last two relative to the prediction, for a covariance to the variance),
+        `relative_error`, `z`; over `quantity`: `worst_z` and `agrees`; in `attrs`, `agrees` as 0 or 1. Entries with
+        nothing to compare are NaN.
 
     Raises:
         ModelError: if the tables share no quantity, their blocks or streams differ, or the threshold is not positive.

@@ -276,7 +276,7 @@ class SiameseNorm(Placement):
     norms the output once more.
     """
 
-    branches: float = 2.0
+    branches: int = 2
     citation = "2602.08064"
 
     def embed(self, x: S, block: Block[S]) -> tuple[S, S]:

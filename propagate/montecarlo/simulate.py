@@ -129,7 +129,7 @@ def simulate(
 def run(
     model: Model, backend: Backend, sampler_name: str, seed: int, draws: range, start: Start, *, through_readout: bool
 ) -> dict[str, Floats]:
-    """One batch of draws: for each quantity an array of shape (draws, depth + 1), or (draws, depth + 1, streams + 1)."""
+    """One batch of draws: for each quantity an array (draws, depth + 1), or (draws, depth + 1, streams + 1)."""
     normals = Normals(backend, seed, draws)
     sampler = SAMPLERS[sampler_name](normals)
     placement = model.equations

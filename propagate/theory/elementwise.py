@@ -1,8 +1,8 @@
 """An elementwise function of a stream of Gaussian coordinates, split into what is linear in the stream and the rest.
 
-For Gaussian x, phi(x) = E phi' x + r with r uncorrelated with x, at every pair of tokens (Stein's lemma). So a stream and
-its image stay linear combinations of uncorrelated atoms, however they are added. A cotangent g that is independent of x
-returns as phi'(x) g = E phi' g + (phi'(x) - E phi') g, split alike.
+For Gaussian x, phi(x) = E phi' x + r with r uncorrelated with x, at every pair of tokens (Stein's lemma). So a stream
+and its image stay linear combinations of uncorrelated atoms, however they are added. A cotangent g that is independent
+of x returns as phi'(x) g = E phi' g + (phi'(x) - E phi') g, split alike.
 """
 
 from __future__ import annotations

@@ -32,10 +32,10 @@ def ffn(activation: Activation, gains: Gains, *, centred: bool = False) -> Subla
 
     Example: ReLU on uncorrelated tokens leaves them correlated by 1/pi, but for LayerNorm.
         >>> from propagate.theory.activations import ACTIVATIONS
-        >>> relu = ACTIVATIONS["relu"]
-        >>> ffn(relu, Gains(ffn_out=0.5))(Moments(2.0, 0.0), NOTHING)[0]
-        Moments(variance=0.5, deviation=0.0)
-        >>> [round(ffn(relu, Gains(), centred=c)(Moments(2.0, 2.0), {"hidden"})[0].covariance, 4) for c in (False, True)]
+        >>> relu, x = ACTIVATIONS["relu"], Moments(2.0, 2.0)
+        >>> ffn(relu, Gains(ffn_out=0.5))(x, NOTHING)[0].variance
+        0.5
+        >>> [round(ffn(relu, Gains(), centred=c)(x, frozenset({"hidden"}))[0].covariance, 4) for c in (False, True)]
         [0.3183, 0.0]
     """
     scale_in, power = gains.ffn_in * gains.ffn_in, gains.ffn_out * gains.ffn_out

@@ -9,8 +9,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import propagate.placements  # noqa: F401  # registers those that come with the package
 from propagate.model import Model, ModelError
-from propagate.placements import Placement, placement, placements
+from propagate.placement import Placement, placement, placements
 from propagate.scaling import Gains, ScaleInit
 
 if TYPE_CHECKING:

@@ -5,13 +5,14 @@ Knows tables, not witnesses: a prediction can come from a paper or another tool,
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from propagate.model import ModelError
-from propagate.table import FURTHER, QUANTITIES, further
+from propagate.table import FURTHER, QUANTITIES, STREAM, further
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -39,12 +40,13 @@ def compare(prediction: xr.Dataset, measurement: xr.Dataset, *, threshold: float
         threshold: largest |z| that still agrees.
 
     Returns:
-        A Dataset over `quantity` and `block`: `predicted`, `measured`, `standard_error`, `allowance` (the last two
-        relative to the prediction, for a covariance to the variance), `relative_error`, `z`; over `quantity`:
-        `worst_z` and `agrees`; in `attrs`, `agrees` as 0 or 1. Entries with nothing to compare are NaN.
+        A Dataset over `quantity` and `block`, and over `stream` where the tables have it: `predicted`, `measured`,
+        `standard_error`, `allowance` (the last two relative to the prediction, for a covariance to the variance),
+        `relative_error`, `z`; over `quantity`: `worst_z` and `agrees`; in `attrs`, `agrees` as 0 or 1. Entries with
+        nothing to compare are NaN.
 
     Raises:
-        ModelError: if the tables share no quantity, their blocks differ, or the threshold is not positive.
+        ModelError: if the tables share no quantity, their blocks or streams differ, or the threshold is not positive.
 
     Example: a wrong prediction is found out.
         >>> import xarray as xr
@@ -68,11 +70,17 @@ def compare(prediction: xr.Dataset, measurement: xr.Dataset, *, threshold: float
         raise ModelError(
             f"the tables differ in depth: {prediction.sizes['block'] - 1} and {measurement.sizes['block'] - 1} blocks"
         )
+    if prediction.sizes.get(STREAM) != measurement.sizes.get(STREAM):
+        raise ModelError(
+            f"the tables differ in streams: {prediction.sizes.get(STREAM, 1)} and {measurement.sizes.get(STREAM, 1)}"
+        )
+    places = ("block", STREAM) if STREAM in measurement.dims else ("block",)
     draws = int(measurement.attrs.get("draws", 2**31))
-    rows = [_judge(name, prediction, measurement, draws) for name in names]
-    columns = {key: (("quantity", "block"), np.array([row[key] for row in rows])) for key in rows[0]}
-    result = xr.Dataset(columns, coords={"quantity": names, "block": np.arange(prediction.sizes["block"])})
-    worst = np.abs(result.z).max("block").fillna(0.0)
+    rows = [_judge(name, prediction, measurement, places, draws) for name in names]
+    columns = {key: (("quantity", *places), np.array([row[key] for row in rows])) for key in rows[0]}
+    coords = {STREAM: measurement[STREAM].to_numpy()} if STREAM in measurement.coords else {}
+    result = xr.Dataset(columns, coords={"quantity": names, "block": np.arange(prediction.sizes["block"])} | coords)
+    worst = np.abs(result.z).max(places).fillna(0.0)
     result["worst_z"], result["agrees"] = worst, worst < threshold
     shared = {key: measurement.attrs[key] for key in ("model", "draws", "seed", "device") if key in measurement.attrs}
     return result.assign_attrs(agrees=int(bool(result.agrees.all())), threshold=threshold, **shared)
@@ -89,26 +97,31 @@ def checked_threshold(threshold: float) -> float:
     return float(threshold)
 
 
-def _judge(name: str, prediction: xr.Dataset, measurement: xr.Dataset, draws: int) -> dict[str, Floats]:
-    predicted = _values(prediction, name)
-    scale = np.abs(_values(prediction, name.replace("covariance", "variance")))
-    allowance = _values(prediction, f"{name}_allowance", default=np.zeros_like(predicted))
+def _judge(
+    name: str, prediction: xr.Dataset, measurement: xr.Dataset, places: tuple[str, ...], draws: int
+) -> dict[str, Floats]:
+    def values(dataset: xr.Dataset, name: str, default: Any = None) -> Floats:
+        return _column(dataset, name, (*places, *further(name)), default)
+
+    predicted = values(prediction, name)
+    scale = np.abs(values(prediction, name.replace("covariance", "variance")))
+    allowance = values(prediction, f"{name}_allowance", default=np.zeros_like(predicted))
     with np.errstate(divide="ignore", invalid="ignore"):
-        own = _values(prediction, f"{name}_se", default=np.zeros_like(predicted)) / scale
+        own = values(prediction, f"{name}_se", default=np.zeros_like(predicted)) / scale
     allowance = np.hypot(allowance, np.nan_to_num(own))
     if f"log_{name}" in measurement:
-        measured = np.exp(_values(measurement, f"log_{name}"))
+        measured = np.exp(values(measurement, f"log_{name}"))
         with np.errstate(divide="ignore", invalid="ignore"):
             difference = np.log(measured / predicted)
-        error = _values(measurement, f"log_{name}_se")
+        error = values(measurement, f"log_{name}_se")
         # a deviation this far below the variance is the rounding of arrays, and its logarithm means nothing
-        floor = np.abs(_values(prediction, name.replace("deviation", "variance")))
+        floor = np.abs(values(prediction, name.replace("deviation", "variance")))
         compared = predicted > 1e-12 * floor
     else:
-        measured = _values(measurement, name)
+        measured = values(measurement, name)
         difference = (measured - predicted) / scale
         compared = np.isfinite(predicted)
-        error = _values(measurement, f"{name}_se") / scale
+        error = values(measurement, f"{name}_se") / scale
     found = {
         "predicted": predicted,
         "measured": measured,
@@ -117,13 +130,10 @@ def _judge(name: str, prediction: xr.Dataset, measurement: xr.Dataset, draws: in
         "relative_error": difference,
         "z": np.where(compared, _score(difference, error, allowance, draws), np.nan),
     }
-    return {key: _worst(values, found["z"]) for key, values in found.items()}
-
-
-def _worst(values: Floats, z: Floats) -> Floats:
-    """At each block the entry whose |z| is largest; NaN counts as none."""
-    worst = np.nan_to_num(np.abs(z), nan=-1.0, posinf=np.inf).reshape(len(z), -1).argmax(axis=1)
-    return np.asarray(values.reshape(len(z), -1)[np.arange(len(z)), worst])
+    shape = predicted.shape[: len(places)]
+    rows = {key: values.reshape(math.prod(shape), -1) for key, values in found.items()}
+    worst = np.nan_to_num(np.abs(rows["z"]), nan=-1.0, posinf=np.inf).argmax(axis=1)  # over what else there is
+    return {key: values[np.arange(len(values)), worst].reshape(shape) for key, values in rows.items()}
 
 
 def _score(difference: Floats, error: Floats, allowance: Floats, draws: int) -> Floats:
@@ -137,13 +147,13 @@ def _score(difference: Floats, error: Floats, allowance: Floats, draws: int) -> 
     return np.where(np.isfinite(difference), score, np.inf)  # a measurement that is no number agrees with nothing
 
 
-def _values(dataset: xr.Dataset, name: str, default: Any = None) -> Floats:
+def _column(dataset: xr.Dataset, name: str, places: tuple[str, ...], default: Any = None) -> Floats:
     if name not in dataset:
         if default is None:
             raise ModelError(f"the table has no {name}")
         return np.asarray(default, dtype=float)
     values = dataset[name]
-    own = ("block", *further(name))
-    if values.dims != own:
-        raise ModelError(f"{name} must have the dimensions {', '.join(own)}, got {values.dims}; select first")
+    if values.dims != places:
+        expected = "one dimension block" if len(places) == 1 else f"dimensions {', '.join(places)}"
+        raise ModelError(f"{name} must have the {expected}, got {values.dims}; select first")
     return np.asarray(values.to_numpy(), dtype=float)

@@ -17,6 +17,7 @@ import typer
 from propagate.files import replace
 from propagate.model import Model, ModelError
 from propagate.scaling import ScaleInit
+from propagate.table import STREAM
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -280,11 +281,14 @@ def _show(dataset: xr.Dataset, json: bool, out: Path | None) -> None:
     names += [f"grad_{n}" for n in names]
     depth = dataset.sizes["block"] - 1
     chosen = sorted({round(depth * i / 12) for i in range(13)})
+    streams = [{STREAM: str(name)} for name in dataset[STREAM].values] if STREAM in dataset.dims else [{}]
     rows = []
-    for block in chosen:
-        at = dataset.isel(block=block)
-        rows.append((str(block), *(_cell(at, name) for name in names)))
-    _print_table(("block", *names), rows)
+    for stream in streams:
+        for block in chosen:
+            at = dataset.isel(block=block).sel(stream)
+            if any(bool(at[name].notnull()) for name in names):  # between its ends "joined" is nowhere
+                rows.append((str(block), *stream.values(), *(_cell(at, name) for name in names)))
+    _print_table(("block", *streams[0], *names), rows)
 
 
 def _cell(at: xr.Dataset, name: str) -> str:
@@ -297,8 +301,7 @@ def _print_verdict(judged: xr.Dataset) -> None:
     rows = []
     for name in judged.quantity.values:
         one = judged.sel(quantity=name)
-        worst = int(abs(one.z).fillna(-1).argmax("block"))
-        at = one.isel(block=worst)
+        at = one.isel(abs(one.z).fillna(-1).argmax(list(one.z.dims)))
         rows.append(
             (
                 str(name),
@@ -306,7 +309,7 @@ def _print_verdict(judged: xr.Dataset) -> None:
                 f"{float(at.measured):.5g}",
                 _percent(float(at.standard_error)),
                 _percent(float(at.allowance)),
-                str(worst),
+                " ".join(str(at[place].values) for place in one.z.dims),
                 f"{float(at.z):+.2f}",
                 "agrees" if bool(one.agrees) else "DISAGREES",
             )

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from propagate.masks import Mask, Visible, visible
-from propagate.placements import Placement, placement
+from propagate.placement import Placement, placement
 from propagate.scaling import Gains, Number, Scaling
 
 ACTIVATIONS = ("linear", "relu", "gelu", "silu", "tanh", "swiglu")
 NORMS = ("rms", "layer")
+INNER_NORMS = {"attention": ("query", "key", "value", "heads"), "ffn": ("hidden",)}
 
 
 class ModelError(ValueError):
@@ -36,6 +37,8 @@ class Model:
         activation: "linear", "relu", "gelu", "silu", "tanh" or "swiglu".
         ffn_ratio: hidden width of the FFN over `width` (each half of a gated FFN has this width).
         norm: "rms" (RMSNorm) or "layer" (LayerNorm), without learned gain and bias.
+        normed: inner projections that pass the norm in every sublayer, beside those that the placement names: any of
+            "query", "key", "value" (head by head), "heads" (the heads' joint output), "hidden" (of the FFN).
         causal: a token attends to itself and to earlier tokens only.
         window: with `causal`, it attends to this many tokens only, itself and the ones just before it; None means all.
         mask: in place of `causal`, any (tokens, tokens) matrix of booleans, row t telling which tokens token t attends
@@ -55,7 +58,7 @@ class Model:
 
     Example:
         >>> Model("spannorm", depth=24).gains(1)
-        Gains(value=1.0, attention_out=1.0, ffn_in=1.0, ffn_out=1.0)
+        Gains(query=1.0, key=1.0, value=1.0, attention_out=1.0, ffn_in=1.0, ffn_out=1.0)
     """
 
     placement: str | Placement
@@ -66,6 +69,7 @@ class Model:
     activation: str = "relu"
     ffn_ratio: float = 4.0
     norm: str = "rms"
+    normed: tuple[str, ...] = ()
     causal: bool = False
     window: int | None = None
     mask: Any = None
@@ -86,6 +90,8 @@ class Model:
         for field in ("logit_std", "value_gain", "attention_gain", "ffn_gain"):
             object.__setattr__(self, field, _number(field, getattr(self, field), positive=False))
         object.__setattr__(self, "ffn_ratio", _number("ffn_ratio", self.ffn_ratio, positive=True))
+        known = [name for names in INNER_NORMS.values() for name in names]
+        object.__setattr__(self, "normed", _names("normed", self.normed, known))
         check_flag("causal", self.causal)
         if self.width % self.heads:
             raise ModelError(f"heads must divide the width, got heads={self.heads} for width={self.width}")
@@ -157,6 +163,25 @@ class Model:
         gains = own * self.equations.gains(index, self.depth)
         return gains * self.scaling.gains(index, self.depth) if self.scaling else gains
 
+    def inner_norms(self, sublayer: str, normed: Any = ()) -> frozenset[str]:
+        """What one call of a sublayer norms inside: what the call names, and the model's own `normed`.
+
+        Raises:
+            ModelError: for names that the sublayer does not have.
+
+        Example:
+            >>> sorted(Model("prenorm", depth=1, normed=("query", "hidden")).inner_norms("attention", ("key",)))
+            ['key', 'query']
+        """
+        allowed = INNER_NORMS[sublayer]
+        found = frozenset(_names("normed", normed, allowed)) | (frozenset(allowed) & frozenset(self.normed))
+        if self.norm == "layer" and self.width // self.heads < 3 and found & {"query", "key", "value"}:
+            raise ModelError(
+                f"heads must leave 3 coordinates or more to each head that norm='layer' norms, got heads={self.heads}"
+                f" for width={self.width}"
+            )
+        return found
+
 
 def check_model(model: Any) -> None:
     """ModelError unless it is a Model."""
@@ -188,6 +213,15 @@ def _choice(field: str, value: Any, allowed: tuple[str, ...]) -> None:
     near = difflib.get_close_matches(str(value).lower(), allowed, n=2, cutoff=0.5)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise ModelError(f"{field} must be one of {', '.join(allowed)}, got {value!r}{hint}")
+
+
+def _names(field: str, value: Any, allowed: Any) -> tuple[str, ...]:
+    """A tuple of allowed names, each once."""
+    if isinstance(value, str) or not isinstance(value, tuple | list | set | frozenset):
+        raise ModelError(f"{field} must be a tuple of names, got {value!r}")
+    for name in value:
+        _choice(field, name, tuple(allowed))
+    return tuple(sorted(set(value)))
 
 
 def _integer(field: str, value: Any) -> int:

@@ -233,7 +233,8 @@ def test_tokens_may_be_renamed() -> None:
     path = propagate_grams(model, Gram.of(start), Gram.of(cotangent))
     turned = (Gram.of(g[np.ix_(order, order)]) for g in (start, cotangent))
     other = propagate_grams(moved, *turned)
-    for one, two in ((path.forward[-1], other.forward[-1]), (path.backward[0], other.backward[0])):
+    ends = [(path.forward[-1], other.forward[-1]), (path.backward[0], other.backward[0])]
+    for one, two in ((left[0][0], right[0][0]) for left, right in ends):
         np.testing.assert_allclose(one.matrix[0][np.ix_(order, order)], two.matrix[0], rtol=1e-10)
         np.testing.assert_allclose(one.deviation[0][np.ix_(order, order)], two.deviation[0], rtol=1e-9, atol=1e-14)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -13,20 +14,22 @@ import numpy as np
 
 from propagate.model import Model, ModelError, check_flag, check_model
 from propagate.montecarlo.backend import Array, Backend, choose_backend
-from propagate.montecarlo.blocks import block_of, read
+from propagate.montecarlo.blocks import State, StatePull, block_of, read_state
 from propagate.montecarlo.checkpoint import load, save
 from propagate.montecarlo.cuda.weightless import Fused
 from propagate.montecarlo.normals import Normals
-from propagate.montecarlo.operators import GATED, Pull
+from propagate.montecarlo.operators import GATED
 from propagate.montecarlo.samplers import Sampler, dense
 from propagate.montecarlo.starts import Start, start_of, with_gram
 from propagate.montecarlo.statistics import Floats, moments_on, token_moments
 from propagate.montecarlo.weightless import weightless
-from propagate.table import table
+from propagate.placement import check_streams
+from propagate.table import STREAM, table
 
 if TYPE_CHECKING:
     import xarray as xr
 
+Moments = Callable[[Array], tuple[Array, ...]]
 SAMPLERS: dict[str, Callable[[Normals], Sampler]] = {"dense": dense, "weightless": weightless}
 CROSSOVER = 8  # coordinates a token, from which on "auto" takes the weightless sampler
 INPUT_SITE, COTANGENT_SITE = 0, 1  # below CALLS * MATRICES, where the first block's sites begin
@@ -131,13 +134,15 @@ def simulate(
         "precision": host.precision,
         "device": host.device,
     }
-    return table(summary.variables(), model.depth, attributes)
+    variables = summary.variables()
+    dims = (STREAM,) if variables["variance"].ndim > 1 else ()
+    return table(variables, model.depth, attributes, dims)
 
 
 def run(
     model: Model, backend: Backend, sampler_name: str, seed: int, draws: range, start: Start, *, through_readout: bool
 ) -> dict[str, Floats]:
-    """One batch of draws: for each quantity an array of shape (draws, depth + 1)."""
+    """One batch of draws: for each quantity an array (draws, depth + 1), or (draws, depth + 1, streams + 1)."""
     normals = Normals(backend, seed, draws)
     if sampler_name != "weightless" or backend.name == "numpy":
         return _pass(model, normals, SAMPLERS[sampler_name](normals), start, through_readout)
@@ -167,26 +172,44 @@ def _pass(model: Model, normals: Normals, sampler: Sampler, start: Start, throug
     else:
         inputs = backend.xp.asarray(start.inputs, dtype=backend.dtype)
         x = backend.xp.repeat(inputs[None], len(normals.draws), axis=0)
-    x, _ = read(placement.embed, block(0), x)
-    forward = [moments(x)]
-    pulls: list[Pull] = []
+    state, pull_embed = read_state(placement.embed, block(0), State((x,)))
+    streams = len(state.streams)
+    forward = [_moments(backend, moments, state.streams, x)]
+    pulls: list[StatePull] = []
     for index in range(1, model.depth + 1):
-        x, pull = read(placement.block, block(index), x)
-        forward.append(moments(x))
+        state, pull = read_state(placement.block, block(index), state)
+        check_streams(placement, "block", found=len(state.streams), expected=streams)
+        forward.append(_moments(backend, moments, state.streams))
         pulls.append(pull)
     cotangent = with_gram(start.cotangent_root, normals, COTANGENT_SITE, model.width)
-    if through_readout:
-        _, pull = read(placement.readout, block(model.depth + 1), x)
-        cotangent = pull(cotangent)
-    backward = [moments(cotangent)]
+    cotangents = (cotangent,)
+    if through_readout or streams > 1:
+        readout, pull = read_state(placement.readout, block(model.depth + 1), state)
+        check_streams(placement, "readout", found=len(readout.streams), expected=1)
+        forward[-1] = _moments(backend, moments, state.streams, *readout.streams)
+        cotangents = pull(cotangents)
+    backward = [_moments(backend, moments, cotangents, cotangent)]
     while pulls:
-        cotangent = pulls.pop()(cotangent)  # a block's weights are freed as soon as they are used
-        backward.append(moments(cotangent))
+        cotangents = pulls.pop()(cotangents)  # a block's weights are freed as soon as they are used
+        backward.append(_moments(backend, moments, cotangents))
+    if streams > 1:
+        backward[-1] = _moments(backend, moments, cotangents, *pull_embed(cotangents))
     return _columns("", forward, backend) | _columns("grad_", backward[::-1], backend)
 
 
+def _moments(
+    backend: Backend, moments: Moments, streams: tuple[Array, ...], joined: Array | None = None
+) -> tuple[Array, ...]:
+    """Second moments of each draw; of several streams, and of what they are joined in, along a second axis."""
+    if len(streams) == 1:
+        return moments(streams[0])
+    places = [moments(stream) for stream in streams]
+    places.append(tuple(place * math.nan for place in places[0]) if joined is None else moments(joined))
+    return tuple(backend.xp.stack(quantity, axis=1) for quantity in zip(*places, strict=True))
+
+
 def _columns(prefix: str, moments: list[tuple[Array, ...]], backend: Backend) -> dict[str, Floats]:
-    """For each name an array of shape (draws, blocks), or (draws, blocks, tokens)."""
+    """For each name an array (draws, blocks), with further axes for streams and, of single tokens, for tokens."""
     names = ("variance", "covariance", "deviation", "token_variance")
     stacked = (backend.to_host(backend.xp.stack(values, axis=1)) for values in zip(*moments, strict=True))
     return {prefix + name: values for name, values in zip(names, stacked, strict=False)}

@@ -123,6 +123,22 @@ def _by_quadrature(phi: Elementwise, derivative: Elementwise, name: str) -> Acti
     return Activation(value=maps(0, "value"), slope=maps(1, "slope"))
 
 
+def mean_slope(name: str, variance: Scalar) -> Scalar:
+    """E phi'(u) at pre-activation variance q, of "tanh" or "silu".
+
+    Example:
+        >>> mean_slope("tanh", 0.0)
+        1.0
+    """
+    derivative = {"tanh": tanh_slope, "silu": silu_slope}[name]
+    if is_symbolic(variance):
+        import sympy
+
+        return sympy.Function(f"{name}_mean_slope")(variance)
+    found = np.vectorize(lambda q: quadrature.mean(derivative, q), otypes=[float])(variance)
+    return float(found) if is_plain(variance) else found
+
+
 def _symbolic_pair(name: str, variance: Scalar, deviation: Scalar) -> Pair:
     """Without a closed form: named functions of (q, p), which `recursion` knows how to evaluate."""
     import sympy

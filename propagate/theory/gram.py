@@ -71,8 +71,7 @@ class Gram(NamedTuple):
         weight = _rows(left) * _columns(right)
         apart = weight * self.deviation
         if np.ndim(left) or np.ndim(right):
-            v, tokens = self.variance, self.matrix.shape[-1]
-            a, b = np.broadcast_to(left, (*v.shape[:-1], tokens)), np.broadcast_to(right, (*v.shape[:-1], tokens))
+            a, b, v = np.broadcast_arrays(left, right, self.variance)
             apart = apart + ((a * v)[..., :, None] * _differences(b) - (b * v)[..., None, :] * _differences(a)) / 2
         return Gram(weight * self.matrix, apart)
 

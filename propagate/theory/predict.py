@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from propagate.model import Model, ModelError, check_flag, check_model
-from propagate.table import table
-from propagate.theory.activations import ACTIVATIONS
-from propagate.theory.blocks import Block, BlockMap, Stream, Tape, read
-from propagate.theory.finite_width import allowances
+from propagate.table import STREAM, table
+from propagate.theory.finite_width import allowances, allowances_of_streams
 from propagate.theory.functions import Scalar
-from propagate.theory.moments import Moments
+from propagate.theory.moments import Joint, Moments
+from propagate.theory.network import Path, propagate_moments
 from propagate.theory.starts import aligned, gram_of, moments_of
-from propagate.theory.sublayers import attention, ffn
-from propagate.theory.token_resolved import Path as TokenPath
 from propagate.theory.token_resolved import columns as token_columns
-from propagate.theory.token_resolved import propagate_grams
 
 if TYPE_CHECKING:
     import xarray as xr
+
+Array = NDArray[np.float64]
 
 
 def predict(
@@ -64,6 +63,11 @@ def predict(
         evaluations of the whole network, whose mean is given with its standard error `<name>_se`. (There is none with
         `logit_std=0`, where nothing is drawn.) Draws are the same in every run.
 
+        A placement of several streams (ResiDual, SiameseNorm) has a further dimension `stream`: "1", "2", ... in the
+        order of its equations, and "joined", which holds what the streams are made of and come together in: at block 0
+        the embedded tokens before `embed`, at the last block what leaves the readout; in between it is NaN. The
+        cotangent of such a placement always enters behind the readout.
+
     Raises:
         ModelError: for a start that is no second moment, or a model the theory does not cover.
 
@@ -85,13 +89,14 @@ def predict(
     attributes |= {"tokens": model.tokens}
     if gram is None and grad_gram is None and model.exchangeable:
         path = propagate_moments(model, start, cotangent, through_readout=through_readout)
-        columns = _columns(path, model, np.broadcast(*values).shape, through_readout)
+        columns = _columns(path, start, cotangent, model, np.broadcast(*values).shape, through_readout)
+        dims = (STREAM, *dims) if path.several else dims
         return table(columns, model.depth, attributes, dims).assign_coords(coords)
     if dims:
         raise ModelError(f"variance must be a number where tokens are not exchangeable, got dimensions {dims}")
     ends = gram_of("gram", gram, start, model.tokens), gram_of("grad_gram", grad_gram, cotangent, model.tokens)
-    found: TokenPath = propagate_grams(model, *ends, through_readout=through_readout, samples=_samples(samples))
-    return table(token_columns(found, model.width, through_readout=through_readout), model.depth, attributes)
+    columns, several = token_columns(model, *ends, through_readout=through_readout, samples=_samples(samples))
+    return table(columns, model.depth, attributes, (STREAM,) if several else ())
 
 
 def _samples(samples: Any) -> int | None:
@@ -102,80 +107,60 @@ def _samples(samples: Any) -> int | None:
     return -(-int(samples) // 16) * 16
 
 
-class Path(NamedTuple):
-    """Moments along a network.
-
-    Attributes:
-        forward, backward: of the stream and of its cotangent, at blocks 0 ... depth.
-        skips: gain of each block's skip path, blocks 1 ... depth.
-    """
-
-    forward: list[Moments]
-    backward: list[Moments]
-    skips: list[Scalar]
-
-
-def propagate_moments(model: Model, start: Moments, cotangent: Moments, *, through_readout: bool = False) -> Path:
-    """The network's moments from those at its two ends; floats or arrays.
-
-    Example:
-        >>> from propagate.model import Model
-        >>> path = propagate_moments(Model("postnorm", depth=3), Moments(1.0, 1.0), Moments(1.0, 1.0))
-        >>> len(path.forward), path.forward[-1].variance
-        (4, 1.0)
-    """
-    placement, depth = model.equations, model.depth
-
-    def block_map(equations: Callable[[Any, Any], Any], index: int, x: Moments) -> BlockMap:
-        block = block_of(model, index)
-        return read(lambda stream: _single(equations(stream, block)), block.tape, x)
-
-    forward = [block_map(placement.embed, 0, start).output]
-    maps = []
-    for index in range(1, depth + 1):
-        maps.append(block_map(placement.block, index, forward[-1]))
-        forward.append(maps[-1].output)
-    if through_readout:
-        cotangent = block_map(placement.readout, depth + 1, forward[-1]).pull(cotangent)
-    backward = [cotangent]
-    for done in reversed(maps):
-        backward.append(done.pull(backward[-1]))
-    return Path(forward, backward[::-1], [done.skip for done in maps])
-
-
-def block_of(model: Model, index: int) -> Block:
-    """The block a placement's equations see at `index`: 0 for the embedding, depth + 1 for the readout."""
-    gains = model.gains(max(index, 1))
-    return Block(
-        index=index,
-        depth=model.depth,
-        first=index == 1,
-        last=index == model.depth,
-        tape=Tape(),
-        attention_map=attention(model.tokens, model.logit_std**2, gains.value * gains.attention_out),
-        ffn_map=ffn(ACTIVATIONS[model.activation], gains.ffn_in, gains.ffn_out),
-    )
-
-
-def _columns(path: Path, model: Model, shape: tuple[int, ...], through_readout: bool) -> dict[str, Any]:
+def _columns(
+    path: Path, start: Moments, cotangent: Moments, model: Model, shape: tuple[int, ...], through_readout: bool
+) -> dict[str, Any]:
     columns: dict[str, Any] = {}
-    for prefix, moments in (("", path.forward), ("grad_", path.backward)):
+    for prefix, ends, joints in (
+        ("", (start, path.readout), path.forward),
+        ("grad_", (path.embedding, cotangent), path.backward),
+    ):
         for name in ("variance", "covariance", "deviation"):
-            columns[prefix + name] = _stacked([getattr(m, name) for m in moments], shape)
+            columns[prefix + name] = _column(name, joints, ends if path.several else None, shape)
         if model.tokens == 1:
             columns[prefix + "covariance"] = np.full_like(columns[prefix + "variance"], np.nan)
             columns[prefix + "deviation"] = columns[prefix + "covariance"]
-    columns["skip_gain"] = np.cumprod(_stacked([*path.skips, 1.0], shape)[::-1], axis=0)[::-1]
+    columns["skip_gain"] = _skip_gain(path, shape)
+    if path.several:
+        return columns | allowances_of_streams(columns, _kept(path, shape), model.width, model.tokens)
     return columns | allowances(columns, model.width, model.tokens, through_readout=through_readout)
 
 
-def _stacked(values: list[Scalar], shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _stacked(values: Sequence[Scalar], shape: tuple[int, ...]) -> Array:
     if not shape:
         return np.array(values, dtype=float)
     return np.stack([np.broadcast_to(np.asarray(value, dtype=float), shape) for value in values])
 
 
-def _single(stream: Any) -> Stream:
-    if not isinstance(stream, Stream):
-        raise TypeError(f"a placement must return one stream, got {stream!r}")
-    return stream
+def _column(name: str, joints: list[Joint], ends: tuple[Moments, Moments] | None, shape: tuple[int, ...]) -> Array:
+    """One quantity along the network: (block, ...), or (block, stream, ...) with the two ends under "joined"."""
+    streams = [_stacked([getattr(joint[i][i], name) for joint in joints], shape) for i in range(len(joints[0]))]
+    if ends is None:
+        return streams[0]
+    joined = np.full_like(streams[0], np.nan)
+    joined[0], joined[-1] = (getattr(end, name) for end in ends)
+    return np.stack([*streams, joined], axis=1)
+
+
+def _skip_gain(path: Path, shape: tuple[int, ...]) -> Array:
+    """Square of the factor that a cotangent returns with along the skips alone."""
+    factors = list(path.readout_skips) if path.several else [1.0]
+    found = [[factor * factor for factor in factors]]
+    for skips in reversed(path.skips):
+        factors = [sum(f * row[j] for f, row in zip(factors, skips, strict=True)) for j in range(len(factors))]
+        found.append([factor * factor for factor in factors])
+    if not path.several:
+        return _stacked([block[0] for block in found[::-1]], shape)
+    ends = (np.nan,) * len(found)
+    return np.stack([_stacked(stream, shape) for stream in (*zip(*found[::-1], strict=True), ends)], axis=1)
+
+
+def _kept(path: Path, shape: tuple[int, ...]) -> Array:
+    """Share of the variance of what leaves a block that its skips kept, (block, ...): the least of all streams."""
+    shares = []
+    for entering, leaving, skips in zip(path.forward[:-1], path.forward[1:], path.skips, strict=True):
+        streams = range(len(skips))
+        powers = [sum(row[i] * row[j] * entering[i][j].variance for i in streams for j in streams) for row in skips]
+        shares.append([power / leaving[i][i].variance for i, power in enumerate(powers)])
+    columns = [_stacked(stream, shape) for stream in zip(*shares, strict=True)]
+    return np.asarray(np.min(columns, axis=0))

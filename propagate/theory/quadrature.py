@@ -87,6 +87,17 @@ def series_of(phi: Elementwise, variance: float) -> tuple[Series, Series]:
     )
 
 
+def mean(f: Elementwise, variance: float) -> float:
+    """E f(u) for a centred Gaussian of this variance.
+
+    Example:
+        >>> round(mean(lambda u: u * u, 4.0), 12)
+        4.0
+    """
+    u, weight = _gaussian(variance)
+    return float(weight @ f(u))
+
+
 def on_plane(f: Elementwise, variance: float, deviation: float) -> tuple[float, float]:
     """E f(u)^2, and its drop E f(u)^2 - E f(u) f(v) = E (f(u) - f(v))^2 / 2, for variables of this variance.
 

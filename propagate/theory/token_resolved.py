@@ -1,39 +1,29 @@
-"""The network's moments token by token: the recursion of Gram matrices, and its table."""
+"""The network's moments token by token: blocks for Gram matrices, and the table of what they give."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from propagate.model import Model
-from propagate.theory.blocks import Block, Stream, Tape
-from propagate.theory.finite_width import allowances
+from propagate.theory.blocks import Block, Tape
+from propagate.theory.finite_width import allowances, allowances_of_streams
 from propagate.theory.gram import Array, Gram
+from propagate.theory.gram_elementwise import tanh
 from propagate.theory.gram_softmax import REPLICAS, Attention, default_samples
 from propagate.theory.gram_sublayers import attention, ffn
-from propagate.theory.moments import Atom, Combination
+from propagate.theory.network import Path, propagate_moments
 
-
-class Path(NamedTuple):
-    """Gram matrices along a network, (replicas, tokens, tokens) each.
-
-    Attributes:
-        forward, backward: of the stream and of its cotangent, at blocks 0 ... depth.
-        skips: gain of each block's skip path for each token, blocks 1 ... depth.
-    """
-
-    forward: list[Gram]
-    backward: list[Gram]
-    skips: list[Array]
+TOKEN_COLUMNS = {"variance": "token_variance", "grad_variance": "grad_token_variance"}
 
 
 def propagate_grams(
     model: Model, start: Gram, cotangent: Gram, *, through_readout: bool = False, samples: int | None = None
 ) -> Path:
-    """The network's Gram matrices from those at its two ends.
+    """The network's Gram matrices, (replicas, tokens, tokens) each, from those at its two ends.
 
     Args:
         model: the network.
@@ -44,41 +34,13 @@ def propagate_grams(
     Example:
         >>> one = Gram.of(np.eye(4))
         >>> path = propagate_grams(Model("postnorm", depth=2, tokens=4, causal=True, logit_std=0.0), one, one)
-        >>> path.forward[-1].variance.round(12).tolist()
+        >>> path.forward[-1][0][0].variance.round(12).tolist()
         [[1.0, 1.0, 1.0, 1.0]]
     """
-    placement, replicas = model.equations, replicas_of(model)
-    forward = [_repeated(start, replicas)]
-    pulls: list[Callable[[Gram], Gram]] = []
-    skips: list[Array] = []
-
-    def run(equations: Callable[[Any, Any], Any], index: int) -> tuple[Gram, Callable[[Gram], Gram], Any]:
-        block = block_of(model, index, samples)
-        entered = Atom(forward[-1])
-        source = Stream(Combination.of(entered), block.tape)
-        output = equations(source, block)
-        if not isinstance(output, Stream):
-            raise TypeError(f"a placement must return one stream, got {output!r}")
-
-        def pull(g: Gram) -> Gram:
-            found = block.tape.pull(output, Combination.of(Atom(g)), source)
-            return found.moments() if found.terms else g.weighted(0.0)
-
-        return output.value.moments(), pull, output.value.terms.get(entered, 0.0)
-
-    forward[0] = run(placement.embed, 0)[0]
-    for index in range(1, model.depth + 1):
-        output, pull, skip = run(placement.block, index)
-        forward.append(output)
-        pulls.append(pull)
-        skips.append(np.broadcast_to(np.square(skip), output.variance.shape))
-    cotangent = _repeated(cotangent, replicas)
-    if through_readout:
-        cotangent = run(placement.readout, model.depth + 1)[1](cotangent)
-    backward = [cotangent]
-    while pulls:
-        backward.append(pulls.pop()(backward[-1]))
-    return Path(forward, backward[::-1], skips)
+    start, cotangent = (_repeated(gram, replicas_of(model)) for gram in (start, cotangent))
+    return propagate_moments(
+        model, start, cotangent, through_readout=through_readout, block_at=lambda index: block_of(model, index, samples)
+    )
 
 
 def replicas_of(model: Model) -> int:
@@ -97,9 +59,10 @@ def block_of(model: Model, index: int, samples: int | None) -> Block:
     calls = itertools.count()
     drawn = samples or default_samples(model.tokens)
 
-    def attention_map(x: Gram) -> Any:
+    def attention_map(x: Gram, normed: frozenset[str]) -> tuple[Gram, Callable[[Gram], Gram]]:
         kind = _attention(model, drawn, (index, next(calls)))
-        return attention(kind, value=gains.value, out=gains.attention_out)(x)
+        out, scales = gains.attention_out, {"query": gains.query, "key": gains.key, "value": gains.value}
+        return attention(kind, **scales, out=out)(x, normed)
 
     return Block(
         index=index,
@@ -109,6 +72,8 @@ def block_of(model: Model, index: int, samples: int | None) -> Block:
         tape=Tape(),
         attention_map=attention_map,
         ffn_map=ffn(model.activation, gains.ffn_in, gains.ffn_out, centred=model.norm == "layer"),
+        inner_norms=model.inner_norms,
+        tanh_map=tanh,
     )
 
 
@@ -121,43 +86,58 @@ def _repeated(gram: Gram, replicas: int) -> Gram:
     return Gram(*(np.repeat(part[None], replicas, axis=0) for part in gram))
 
 
-def columns(path: Path, width: int, *, through_readout: bool = False) -> dict[str, Array]:
-    """The table's columns: means over tokens and over pairs of tokens, and each token's own variance.
+def columns(
+    model: Model, start: Gram, cotangent: Gram, *, through_readout: bool, samples: int | None
+) -> tuple[dict[str, Array], bool]:
+    """The table's columns, and whether they have an axis of streams.
 
-    Each is the mean over replicas, and `<name>_se` its standard error where there are several: the theory's own, of the
-    attention logits it drew.
+    Means over tokens and over pairs of tokens, and each token's own variance; each the mean over replicas, and
+    `<name>_se` its standard error where there are several: the theory's own, of the attention logits it drew.
     """
+    path = propagate_grams(model, start, cotangent, through_readout=through_readout, samples=samples)
+    replicas = replicas_of(model)
+    start, cotangent = _repeated(start, replicas), _repeated(cotangent, replicas)
     of_replicas: dict[str, Array] = {}
-    for prefix, grams in (("", path.forward), ("grad_", path.backward)):
-        for name, values in _statistics(grams).items():
-            of_replicas[prefix + name] = values
+    for prefix, ends, joints in (
+        ("", (start, path.readout), path.forward),
+        ("grad_", (path.embedding, cotangent), path.backward),
+    ):
+        streams = [_statistics([joint[i][i] for joint in joints], start) for i in range(len(joints[0]))]
+        for name in streams[0]:
+            of_replicas[prefix + name] = np.stack([stream[name] for stream in streams], axis=2)
+            if path.several:
+                joined = np.full_like(streams[0][name], np.nan)
+                joined[0], joined[-1] = (_statistics([end], start)[name][0] for end in ends)
+                of_replicas[prefix + name] = np.insert(of_replicas[prefix + name], len(streams), joined, axis=2)
     found: dict[str, Array] = {}
     for name, values in of_replicas.items():
         found[name] = values.mean(axis=1)
-        if values.shape[1] > 1:
-            found[f"{name}_se"] = values.std(axis=1, ddof=1) / np.sqrt(values.shape[1])
-    gains = np.stack([*path.skips, np.ones_like(path.skips[0])]).mean(axis=1)
-    skip = np.cumprod(gains[::-1], axis=0)[::-1]
-    tokens = skip.shape[1]
-    found["skip_gain"] = skip.mean(axis=1)
-    found |= allowances(found, width, tokens, through_readout=through_readout)
+        if replicas > 1:
+            found[f"{name}_se"] = values.std(axis=1, ddof=1) / np.sqrt(replicas)
+    skip = _skip_powers(path, start.variance.shape)
+    found["skip_gain"] = skip.mean(axis=-1)
     of_tokens = {name: found[token] for name, token in TOKEN_COLUMNS.items()}
     of_tokens |= {"skip_gain": skip, "grad_deviation": found["grad_token_variance"]}
-    stated = allowances(of_tokens, width, tokens, through_readout=through_readout)
-    return found | {f"{token}_allowance": stated[f"{name}_allowance"] for name, token in TOKEN_COLUMNS.items()}
+    if path.several:
+        kept = _kept(path)
+        found |= allowances_of_streams(found, kept.mean(axis=-1), model.width, model.tokens)
+        stated = allowances_of_streams(of_tokens, kept, model.width, model.tokens)
+    else:
+        found |= allowances(found, model.width, model.tokens, through_readout=through_readout)
+        stated = allowances(of_tokens, model.width, model.tokens, through_readout=through_readout)
+    found |= {f"{token}_allowance": stated[f"{name}_allowance"] for name, token in TOKEN_COLUMNS.items()}
+    return {name: values if path.several else values[:, 0] for name, values in found.items()}, path.several
 
 
-TOKEN_COLUMNS = {"variance": "token_variance", "grad_variance": "grad_token_variance"}
-
-
-def _statistics(grams: list[Gram]) -> dict[str, Array]:
+def _statistics(grams: list[Any], like: Gram) -> dict[str, Array]:
     """Arrays of shape (blocks, replicas), and with a last axis of tokens for the tokens' own."""
-    of_tokens = np.stack([gram.variance for gram in grams])
+    known = [gram if isinstance(gram, Gram) else like.weighted(0.0) for gram in grams]
+    of_tokens = np.stack([gram.variance for gram in known])
     tokens = of_tokens.shape[-1]
     pairs = max(tokens * (tokens - 1), 1)
     none = np.nan if tokens == 1 else 0.0
-    apart = np.stack([gram.deviation.sum(axis=(-1, -2)) for gram in grams]) / pairs + none
-    mean_mode = np.stack([gram.matrix.sum(axis=(-1, -2)) for gram in grams]) / tokens**2
+    apart = np.stack([gram.deviation.sum(axis=(-1, -2)) for gram in known]) / pairs + none
+    mean_mode = np.stack([gram.matrix.sum(axis=(-1, -2)) for gram in known]) / tokens**2
     return {
         "variance": of_tokens.mean(axis=-1),
         # from the mean mode, so that it is not the difference of large numbers
@@ -165,3 +145,25 @@ def _statistics(grams: list[Gram]) -> dict[str, Array]:
         "deviation": apart,
         "token_variance": of_tokens,
     }
+
+
+def _skip_powers(path: Path, shape: tuple[int, ...]) -> Array:
+    """(blocks, streams, tokens): square of the factor that a cotangent returns with along the skips alone."""
+    factors = list(path.readout_skips) if path.several else [1.0]
+    found = [factors]
+    for skips in reversed(path.skips):
+        factors = [sum(f * row[j] for f, row in zip(factors, skips, strict=True)) for j in range(len(factors))]
+        found.append(factors)
+    powers = np.array([[np.broadcast_to(np.square(f), shape).mean(axis=0) for f in block] for block in found[::-1]])
+    return np.insert(powers, powers.shape[1], np.nan, axis=1) if path.several else powers
+
+
+def _kept(path: Path) -> Array:
+    """(blocks, tokens): share of the variance of what leaves a block that its skips kept, the least of all streams."""
+    shares = []
+    for entering, leaving, skips in zip(path.forward[:-1], path.forward[1:], path.skips, strict=True):
+        streams = range(len(skips))
+        powers = [sum(row[i] * row[j] * entering[i][j].variance for i in streams for j in streams) for row in skips]
+        ratios = [power / leaving[i][i].variance for i, power in enumerate(powers)]
+        shares.append(np.min(ratios, axis=0).mean(axis=0))
+    return np.array(shares)

@@ -114,8 +114,8 @@ def test_several_streams_and_a_number(norm: str) -> None:
     assert pg.compare(pg.predict(wrong, **start), measured).attrs["agrees"] == 0
 
 
-def test_the_recursion_of_several_streams_is_a_step_of_predict() -> None:
-    """Between blocks 1 and 2; its moments there are read off the theory."""
+def test_the_recursion_of_several_streams_names_every_moment() -> None:
+    """`tests/test_recursion.py` holds such recursions against `predict`."""
     text = pg.recursion("leaky", activation="relu")
     assert [str(a) for a in text.arguments if str(a)[0] in "qw"] == ["q11", "q12", "q22", "w1"]
     assert str(text.result("gamma22")).count("gamma22") == 1

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-Visible = NDArray[np.bool_]
+Visible: TypeAlias = "NDArray[np.bool_]"
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,6 +35,8 @@ class Mask:
         """From anything NumPy reads as a matrix, or a Mask itself."""
         if isinstance(values, Mask):
             return values
+        import numpy as np
+
         try:
             array = np.asarray(values)
         except ValueError:
@@ -49,9 +52,13 @@ class Mask:
 
     @property
     def array(self) -> Visible:
+        import numpy as np
+
         return np.array(self.rows)
 
     def __repr__(self) -> str:
+        import numpy as np
+
         array = self.array
         digest = hashlib.sha256(np.packbits(array).tobytes()).hexdigest()[:8]
         return f"Mask({len(array)} tokens, {array.sum()} visible, sha256 {digest})"
@@ -64,6 +71,8 @@ def visible(tokens: int, causal: bool, window: int | None, mask: Mask | None) ->
         >>> visible(3, True, 2, None).astype(int).tolist()
         [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
     """
+    import numpy as np
+
     if mask is not None:
         return mask.array
     lag = np.arange(tokens)[:, None] - np.arange(tokens)[None, :]

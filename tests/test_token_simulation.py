@@ -58,6 +58,14 @@ def test_every_token_of_every_mask(seen: str, placement: str, activation: str) -
     assert judged.attrs["agrees"], judged.worst_z.to_series()
 
 
+@pytest.mark.parametrize("placement", ["residual", "siamesenorm", "hybridnorm", "dyt", "subln"])
+def test_every_token_of_other_placements(placement: str) -> None:
+    """Several streams, norms inside sublayers, tanh in place of norms."""
+    model = network("causal", placement, "gelu", logit_std=1.0)
+    judged = pg.compare(pg.predict(model, **START), measured(model, 1))
+    assert judged.attrs["agrees"], judged.worst_z.to_series()
+
+
 def rejected(prediction: xr.Dataset, model: pg.Model, *names: str) -> bool:
     wanted = [key for name in names for key in (name, f"{name}_allowance", f"{name}_se") if key in prediction]
     return not pg.compare(prediction[wanted], measured(model, 1)).attrs["agrees"]

@@ -11,7 +11,18 @@ from typing import Any, ClassVar, NamedTuple
 
 from propagate.model import Model
 from propagate.montecarlo.backend import Array, Backend
-from propagate.montecarlo.operators import ACTIVATIONS, GATED, NORMS, Pull, output_rms, rotary, softmax, tanh
+from propagate.montecarlo.operators import (
+    ACTIVATIONS,
+    GATED,
+    NORMS,
+    Pull,
+    in_one_pass,
+    one_pass_attention,
+    output_rms,
+    rotary,
+    softmax,
+    tanh,
+)
 from propagate.montecarlo.samplers import Sampler
 from propagate.placement import Layout, join, split
 from propagate.scaling import Gains
@@ -149,11 +160,18 @@ def _ffn(block: Block, site: int, x: Array, normed: frozenset[str]) -> tuple[Arr
     model, gains = block.model, block.gains
     hidden = model.hidden * (2 if model.activation in GATED else 1)
     before, pull_in = block.sampler(x, site, hidden)
-    after, pull_activation = ACTIVATIONS[model.activation](block.backend, before * gains.ffn_in)
+    after, pull_activation = ACTIVATIONS[model.activation](block.backend, _times(before, gains.ffn_in))
     after, pull_norm = _inner_norm(block, "hidden", normed, after)
     y, pull_out = block.sampler(after, site + 1, model.width)
     scale = gains.ffn_out if "hidden" in normed else gains.ffn_out / output_rms(model.activation)
-    return y * scale, lambda g: pull_in(pull_activation(pull_norm(pull_out(g * scale))) * gains.ffn_in)
+    return _times(y, scale), lambda g: pull_in(
+        _times(pull_activation(pull_norm(pull_out(_times(g, scale)))), gains.ffn_in)
+    )
+
+
+def _times(x: Array, factor: float) -> Array:
+    """Most factors are 1, and a pass over the array is not free."""
+    return x if factor == 1 else x * factor
 
 
 def _attention(block: Block, site: int, x: Array, normed: frozenset[str]) -> tuple[Array, Pull]:
@@ -162,7 +180,7 @@ def _attention(block: Block, site: int, x: Array, normed: frozenset[str]) -> tup
     attended, pull_norm = _inner_norm(block, "heads", normed, attended)
     y, pull_out = block.sampler(attended, site + 1, model.width)
     scale = gains.attention_out * (1 if normed & {"value", "heads"} else gains.value)
-    return y * scale, lambda g: pull_heads(pull_norm(pull_out(g * scale)))
+    return _times(y, scale), lambda g: pull_heads(pull_norm(pull_out(_times(g, scale))))
 
 
 @lru_cache(maxsize=8)
@@ -200,12 +218,16 @@ def _softmax_heads(block: Block, site: int, x: Array, normed: frozenset[str]) ->
     model, xp = block.model, block.backend.xp
     tokens, width = x.shape[-2:]
     projected, pull_projection = block.sampler(x, site, 3 * width)
+    gain = math.prod(getattr(block.gains, name) for name in ("query", "key") if name not in normed)
+    scale = gain * model.logit_std / math.sqrt(width // model.heads)
+    plain = model.window is None and model.mask is None and model.rope is None
+    if plain and not normed & {"query", "key", "value"} and in_one_pass(block.backend, tokens):
+        out, pull_heads = one_pass_attention(projected, model.heads, scale, causal=model.causal)
+        return out, lambda g: pull_projection(pull_heads(g))
     (query, pull_query), (key, pull_key), (value, pull_value) = (
         _inner_norm(block, name, normed, _split_heads(model, part))
         for name, part in zip(("query", "key", "value"), xp.split(projected, 3, axis=-1), strict=True)
     )
-    gain = math.prod(getattr(block.gains, name) for name in ("query", "key") if name not in normed)
-    scale = gain * model.logit_std / math.sqrt(width // model.heads)
     turn = rotary(block.backend, model.frequencies, tokens)
     query, key = turn(query, 1), turn(key, 1)
     logits = scale * (query @ key.swapaxes(-1, -2))

@@ -52,7 +52,7 @@ def propagate_moments(
     `block_at` makes the block of an index; by default one for exchangeable tokens.
 
     Example:
-        >>> from propagate.model import Model
+        >>> from propagate.theory.moments import Moments
         >>> path = propagate_moments(Model("postnorm", depth=3), Moments(1.0, 1.0), Moments(1.0, 1.0))
         >>> len(path.forward), path.forward[-1][0][0].variance
         (4, 1.0)

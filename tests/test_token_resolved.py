@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import propagate as pg
+from propagate.model import ACTIVATIONS
 from propagate.theory import gram_sublayers, quadrature
 from propagate.theory.gram import Gram, distances
 from propagate.theory.gram_kernels import KERNELS, gelu_pair, gelu_slope_pair
@@ -38,7 +39,7 @@ def both(model: pg.Model, **options: Any) -> tuple[Any, Any]:
     return pair, pg.predict(model, **grams, **options)
 
 
-@pytest.mark.parametrize("activation", sorted(KERNELS))
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_uniform_attention_is_the_pair_exactly(placement: str, activation: str) -> None:
     model = pg.Model(placement, depth=8, tokens=TOKENS, activation=activation, logit_std=0.0)
@@ -116,10 +117,11 @@ def test_a_vanishing_gradient_is_followed_far_below_rounding() -> None:
     np.testing.assert_allclose(float(found[0, 0]), 4.0, rtol=1e-5)  # the first gathers all of it
 
 
-DENSE = {name: KERNELS[name] for name in ("linear", "relu", "gelu", "silu", "tanh")}
+DENSE = {name: KERNELS[name] for name in ("linear", "relu", "squared_relu", "gelu", "silu", "tanh")}
 PHI = {
     "linear": lambda u: u,
     "relu": lambda u: np.maximum(u, 0.0),
+    "squared_relu": lambda u: np.maximum(u, 0.0) ** 2,
     "gelu": lambda u: u * _cumulative(u),
     "silu": lambda u: u / (1 + np.exp(-u)),
     "tanh": np.tanh,
@@ -148,13 +150,26 @@ def test_kernels_at_unequal_variances(name: str, scale: float) -> None:
     u = Gram.of(scale * np.array([[0.7, 0.4, -0.3], [0.4, 2.0, 0.9], [-0.3, 0.9, 1.1]]))
     found = DENSE[name].value(u)
     h = 1e-4 * scale
-    exact, rough = (2e-4, 3e-3) if name == "relu" else (1e-8, 1e-5)  # the dense rule does not see where a kink is
+    exact, rough = (2e-4, 3e-3) if "relu" in name else (1e-8, 1e-5)  # the dense rule does not see where a kink is
     for t, s in ((0, 1), (0, 2), (1, 2)):
         args = (u.matrix[t, t], u.matrix[s, s])
         assert found.matrix[t, s] == pytest.approx(brute(PHI[name], *args, u.matrix[t, s]), rel=exact)
         rise = brute(PHI[name], *args, u.matrix[t, s] + h) - brute(PHI[name], *args, u.matrix[t, s] - h)
         assert DENSE[name].slope(u).matrix[t, s] == pytest.approx(rise / (2 * h), rel=rough)  # Price's theorem
     np.testing.assert_allclose(found.deviation, distances(found.matrix), atol=1e-12 * scale**2)
+
+
+def test_gates_at_unequal_variances() -> None:
+    """phi(u) w with w independent and distributed as u: G K forward, K + G S backward, entry by entry."""
+    u = Gram.of(random_gram(1))
+    for name, core in (("swiglu", "silu"), ("geglu", "gelu")):
+        value, slope = KERNELS[core].value(u), KERNELS[core].slope(u)
+        for found, expected in (
+            (KERNELS[name].value(u), u.matrix * value.matrix),
+            (KERNELS[name].slope(u), value.matrix + u.matrix * slope.matrix),
+        ):
+            np.testing.assert_allclose(found.matrix, expected, rtol=1e-12)
+            np.testing.assert_allclose(found.deviation, distances(expected), atol=1e-12)
 
 
 def test_gelu_in_closed_form_is_its_series() -> None:
@@ -169,7 +184,7 @@ def test_distances_of_nearly_equal_tokens_of_unequal_variance() -> None:
     size = 1 + np.array([0.0, 1e-10])
     u = Gram(np.outer(size, size), np.array([[0.0, 0.5e-20], [0.5e-20, 0.0]]))  # u_2 = (1 + 1e-10) u_1
     z, weight = quadrature._gaussian(1.0)
-    for name in ("relu", "gelu", "silu", "tanh"):
+    for name in ("relu", "squared_relu", "gelu", "silu", "tanh"):
         step = (PHI[name](1.0001 * z) - PHI[name](0.9999 * z)) / 2e-4
         expected = 0.5e-20 * float(weight @ step**2)
         assert KERNELS[name].value(u).deviation[0, 1] == pytest.approx(expected, rel=1e-4)

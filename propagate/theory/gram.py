@@ -111,10 +111,10 @@ class Gram(NamedTuple):
         return np.asarray(np.sqrt(self.variance.mean(axis=-1, keepdims=True)))
 
     def loss_of_correlation(self) -> Array:
-        """1 - correlation of each pair, without cancellation."""
+        """1 - correlation of each pair, without cancellation; 0 where a token is zero."""
         size = np.sqrt(self.variance)
-        apart = self.deviation - _differences(size) ** 2 / 2
-        return np.asarray(np.clip(apart / (size[..., :, None] * size[..., None, :]), 0.0, 2.0))
+        apart, scale = self.deviation - _differences(size) ** 2 / 2, size[..., :, None] * size[..., None, :]
+        return np.asarray(np.clip(np.divide(apart, scale, out=np.zeros_like(apart), where=scale > 0), 0.0, 2.0))
 
 
 def distances(matrix: Array) -> Array:

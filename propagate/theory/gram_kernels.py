@@ -3,8 +3,8 @@
 K_ts = E phi(u_t) phi(u_s) and S_ts = E phi'(u_t) phi'(u_s) for jointly Gaussian pre-activations of any Gram matrix;
 a kernel is a function from the pre-activations' `Gram` to the `Gram` of phi(u), or of phi'(u).
 
-Linear and ReLU in closed form (arc-cosine kernels, Cho & Saul 2009, times the tokens' standard deviations). Smooth
-activations by Mehler's formula, K_ts = sum_n a_n(q_t) a_n(q_s) c_ts^n with a_n(q) the Hermite coefficients of
+Linear, ReLU and its square in closed form (arc-cosine kernels, Cho & Saul 2009, times powers of the tokens' standard
+deviations). Smooth activations by Mehler's formula, K_ts = sum_n a_n(q_t) a_n(q_s) c_ts^n with a_n(q) the Hermite coefficients of
 phi(sqrt(q) z); distances as sum_n (a_n(q_t) - a_n(q_s))^2 / 2 + a_n(q_t) a_n(q_s) (1 - c_ts^n), whose terms do not
 cancel. GELU's closed form for unequal variances takes over where the series would be long.
 """
@@ -65,6 +65,20 @@ def _relu_slope(u: Gram) -> Gram:
     loss = u.loss_of_correlation()
     drop = angle(np.ones_like(loss), loss) / (2 * math.pi)
     return Gram(0.5 - drop, drop)
+
+
+def _squared_relu_value(u: Gram) -> Gram:
+    """Arc-cosine kernel of order 2: for unit variances (3 sin cos + (pi - theta) (1 + 2 cos^2)) / (2 pi)."""
+    loss = u.loss_of_correlation()
+    theta = angle(np.ones_like(loss), loss)
+    # the drop in terms of sin - theta cos and 1 - cos^2, both without cancellation
+    drop = (2 * math.pi + theta) * loss * (2 - loss) - 3 * (1 - loss) * sine_less_angle_cosine(theta)
+    drop = drop / (2 * math.pi)
+    return Gram(1.5 - drop, drop).times(u.variance)
+
+
+def _squared_relu_slope(u: Gram) -> Gram:
+    return _relu_value(u).weighted(4.0)  # the derivative of relu(u)^2 is 2 relu(u)
 
 
 def gelu_pair(s: Array, t: Array, a: Array) -> Array:
@@ -186,11 +200,14 @@ def _gelu_slope(x: Array) -> Array:
 
 
 _SILU = smooth(silu, silu_slope)
+_GELU = Kernel(_by_series(_gelu, _closed(gelu_pair)), _by_series(_gelu_slope, _closed(gelu_slope_pair)))
 KERNELS = {
     "linear": Kernel(_same, _ones),
     "relu": Kernel(_relu_value, _relu_slope),
-    "gelu": Kernel(_by_series(_gelu, _closed(gelu_pair)), _by_series(_gelu_slope, _closed(gelu_slope_pair))),
+    "squared_relu": Kernel(_squared_relu_value, _squared_relu_slope),
+    "gelu": _GELU,
     "silu": _SILU,
     "tanh": smooth(np.tanh, tanh_slope),
     "swiglu": gated(_SILU),
+    "geglu": gated(_GELU),
 }

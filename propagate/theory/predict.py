@@ -94,6 +94,8 @@ def predict(
         return table(columns, model.depth, attributes, dims).assign_coords(coords)
     if dims:
         raise ModelError(f"variance must be a number where tokens are not exchangeable, got dimensions {dims}")
+    if model.experts is not None:
+        raise ModelError(f"experts must be None where tokens are not exchangeable, got {model.experts!r}")
     ends = gram_of("gram", gram, start, model.tokens), gram_of("grad_gram", grad_gram, cotangent, model.tokens)
     columns, several = token_columns(model, *ends, through_readout=through_readout, samples=_samples(samples))
     return table(columns, model.depth, attributes, (STREAM,) if several else ())

@@ -56,7 +56,13 @@ def test_duality_needs_linear_norms() -> None:
 
 @EXAMPLES
 @given(
-    st.integers(1, 20), TOKENS, st.floats(0, 0.95), GAIN, GAIN, st.sampled_from(["relu", "gelu"]), st.sampled_from([0, 1])
+    st.integers(1, 20),
+    TOKENS,
+    st.floats(0, 0.95),
+    GAIN,
+    GAIN,
+    st.sampled_from(["relu", "gelu"]),
+    st.sampled_from([0, 1]),
 )
 def test_admin_is_prenorm_normed(
     depth: int, tokens: int, correlation: float, attention: float, ffn: float, activation: str, logit_std: int

@@ -212,9 +212,7 @@ def _kept(path: Path, shape: tuple[int, ...]) -> Array:
     shares = []
     for entering, leaving, skips in zip(path.forward[:-1], path.forward[1:], path.skips, strict=True):
         streams = range(len(skips))
-        powers = [
-            sum(row[i] * row[j] * entering[i][j].variance for i in streams for j in streams) for row in skips
-        ]
+        powers = [sum(row[i] * row[j] * entering[i][j].variance for i in streams for j in streams) for row in skips]
         shares.append([power / leaving[i][i].variance for i, power in enumerate(powers)])
     columns = [_stacked(stream, shape) for stream in zip(*shares, strict=True)]
     return np.asarray(np.min(columns, axis=0))

@@ -168,7 +168,9 @@ def recursion(
         if "truth value of Relational" not in str(error):
             raise
         name = type(equations).__name__
-        raise ModelError(f"index and depth must be numbers for {name}, whose equations depend on which is less") from None
+        raise ModelError(
+            f"index and depth must be numbers for {name}, whose equations depend on which is less"
+        ) from None
     left = joint_moments([output.value for output in outputs])
     cotangents = _symbols(BACKWARD, streams)
     arriving = [Combination.of(atom) for atom in correlated(cotangents)]

@@ -16,9 +16,9 @@ from propagate.scaling import Gains, ScaleInit
 
 if TYPE_CHECKING:
     from propagate.agreement import compare
-    from propagate.text import equations
     from propagate.montecarlo.simulate import simulate
     from propagate.references import citation
+    from propagate.text import equations
     from propagate.theory.predict import predict
     from propagate.theory.recursion import recursion
 

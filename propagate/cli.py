@@ -186,13 +186,15 @@ def compare(
 @app.command()
 def placements() -> None:
     """Every placement: its equations, the norms that the skip path of a block meets, and its source."""
+    from rich.markup import escape
+
     import propagate as pg
     from propagate.text import norms_on_skip
 
     rows = []
     for name, kind in pg.placements().items():
         try:
-            rows.append((name, pg.equations(name), norms_on_skip(name), kind.citation))
+            rows.append((name, escape(pg.equations(name)), norms_on_skip(name), kind.citation))
         except ModelError:  # a field without default: there are no equations before it has a value
             rows.append((name, "", "", kind.citation))
     _print_table(("name", "equations of a block", "norms on the skip", "source"), rows)

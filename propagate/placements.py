@@ -1,7 +1,6 @@
 """Normalisation placements, each written as the equations of its paper. `propagate/placement.py` has the language.
 
-Where a paper's initialisation is relative to another default, its factors multiply the gains of `Model`, which count
-from entries of standard deviation 1/sqrt(fan_in).
+A paper's factors on its initial weights multiply the gains of `Model`, which count from 1/sqrt(fan_in).
 """
 
 from __future__ import annotations
@@ -157,8 +156,8 @@ class DeepScaleLM(Placement):
         skip, branch = (1 - power) ** HALF, power**HALF
         a = block.attention(block.norm(x))
         x = skip * x + a * (branch / block.std(a))
-        f = block.ffn(block.norm(x))
-        return skip * x + f * (branch / block.std(f))
+        x, f = skip * x, block.ffn(block.norm(x))
+        return x + f * (branch / block.std(f))
 
     def readout(self, x: S, block: Block[S]) -> S:
         return block.norm(x)

@@ -1,4 +1,4 @@
-"""A placement's equations as text, read off the same Python text as every number: streams that write down what they are.
+"""A placement's equations as text, read off its Python code as every number is: streams that write themselves down.
 
     a = N(x + Attn(x)); x' = N(a + FFN(a))
 
@@ -41,7 +41,7 @@ class Stream:
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: Any) -> Stream:
-        return self * (1 / divisor)
+        return self.__mul__(1 / divisor)
 
     def _terms(self) -> list[tuple[Any, Stream]]:
         return [(1, self)] if self.function or self.name else self.parts
@@ -128,7 +128,7 @@ def norms_on_skip(placement: str | Placement) -> str:
 
 
 def readings(placement: str | Placement) -> list[Equations]:
-    """The equations of an interior block; where they depend on which block it is, of the first and of the last of 24."""
+    """The equations of an interior block; where they depend on which one it is, of the first and of the last of 24."""
     import sympy
 
     chosen = as_placement(placement)

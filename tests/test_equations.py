@@ -5,9 +5,9 @@ import re
 import pytest
 
 import propagate as pg
-from propagate.text import norms_on_skip
 from propagate.placements import DyT
 from propagate.references import REFERENCES
+from propagate.text import norms_on_skip
 
 NAMES = [name for name, kind in pg.placements().items() if kind.__module__ == DyT.__module__]
 TEXT = {
@@ -24,7 +24,10 @@ TEXT = {
 NORMS = {
     **dict.fromkeys(("admin", "deepnorm", "dsinit", "keel", "ngpt", "postnorm"), "2"),
     **dict.fromkeys(("hybridnorm", "spannorm"), "1"),
-    **{"b2t": "1-2", "mixln": "2 or 0", "residual": "2, 0", "siamesenorm": "2, 0"},
+    "b2t": "1-2",
+    "mixln": "2 or 0",
+    "residual": "2, 0",
+    "siamesenorm": "2, 0",
 }
 
 
@@ -51,7 +54,8 @@ def test_the_text_holds_the_sublayers(name: str) -> None:
 def test_every_placement_has_its_paper(name: str) -> None:
     key = pg.placements()[name].citation
     entry = pg.citation(name)
-    assert entry.startswith("@") and entry.count("{") == entry.count("}")
+    assert entry.startswith("@")
+    assert entry.count("{") == entry.count("}")
     assert (f"eprint = {{{key}}}" in entry) or "booktitle" in entry
     assert "title = {{" in entry
 

@@ -11,8 +11,7 @@ from fractions import Fraction
 from propagate.placement import Block, Placement, S
 from propagate.scaling import Gains, Number
 
-QUARTER = Fraction(1, 4)  # exact, so that SymPy prints roots and not decimals
-HALF = Fraction(1, 2)
+HALF, QUARTER = Fraction(1, 2), Fraction(1, 4)  # exact, so that SymPy prints roots and not decimals
 
 
 class PreNorm(Placement):
@@ -153,11 +152,13 @@ class DeepScaleLM(Placement):
 
     def block(self, x: S, block: Block[S]) -> S:
         power = self.k / (2 * block.depth)
-        skip, branch = (1 - power) ** HALF, power**HALF
+        skip: float = (1 - power) ** HALF
         a = block.attention(block.norm(x))
-        x = skip * x + a * (branch / block.std(a))
-        x, f = skip * x, block.ffn(block.norm(x))
-        return x + f * (branch / block.std(f))
+        weight: float = power**HALF / block.std(a)
+        x = skip * x + weight * a
+        f = block.ffn(block.norm(x))
+        weight = power**HALF / block.std(f)
+        return skip * x + weight * f
 
     def readout(self, x: S, block: Block[S]) -> S:
         return block.norm(x)

@@ -17,6 +17,8 @@ from propagate.scaling import Gains, ScaleInit
 if TYPE_CHECKING:
     from propagate.agreement import compare
     from propagate.montecarlo.simulate import simulate
+    from propagate.references import citation
+    from propagate.text import equations
     from propagate.theory.predict import predict
     from propagate.theory.recursion import recursion
 
@@ -27,7 +29,9 @@ __all__ = [
     "ModelError",
     "Placement",
     "ScaleInit",
+    "citation",
     "compare",
+    "equations",
     "placement",
     "placements",
     "predict",
@@ -36,6 +40,8 @@ __all__ = [
 ]
 
 _LAZY = {
+    "citation": "propagate.references",
+    "equations": "propagate.text",
     "compare": "propagate.agreement",
     "predict": "propagate.theory.predict",
     "recursion": "propagate.theory.recursion",

@@ -187,14 +187,30 @@ def compare(
 
 @app.command()
 def placements() -> None:
-    """Every placement, with its source."""
+    """Every placement: its equations, the norms that the skip path of a block meets, and its source."""
+    from rich.markup import escape
+
     import propagate as pg
+    from propagate.text import norms_on_skip
 
     rows = []
     for name, kind in pg.placements().items():
-        summary = (kind.__doc__ or "").strip().split("\n")[0].split(" arXiv:")[0]
-        rows.append((name, summary, kind.citation))
-    _print_table(("name", "placement", "arXiv"), rows)
+        try:
+            rows.append((name, escape(pg.equations(name)), norms_on_skip(name), kind.citation))
+        except ModelError:  # a field without default: there are no equations before it has a value
+            rows.append((name, "", "", kind.citation))
+    _print_table(("name", "equations of a block", "norms on the skip", "source"), rows)
+
+
+@app.command()
+def citation(placement: _PLACEMENT) -> None:
+    """The paper that a placement comes from, as BibTeX."""
+    import propagate as pg
+
+    try:
+        typer.echo(pg.citation(placement))
+    except ModelError as error:
+        _refuse(error)
 
 
 @app.command()
@@ -202,13 +218,17 @@ def recursion(
     placement: _PLACEMENT,
     activation: Annotated[str, typer.Option("--activation", "-a", help="As in predict.")] = "relu",
     finite_logits: Annotated[bool, typer.Option(help="Softmax attention instead of uniform.")] = False,
+    norm: Annotated[str, typer.Option("--norm", help="rms or layer.")] = "rms",
+    index: Annotated[int | None, typer.Option(help="The block's number; by default the symbol l.")] = None,
+    depth: Annotated[int | None, typer.Option(help="Blocks; by default the symbol L.")] = None,
     latex: Annotated[bool, typer.Option(help="Print LaTeX.")] = False,
 ) -> None:
     """One block's moment map as equations, derived from the placement's own text."""
     import propagate as pg
 
     try:
-        found = pg.recursion(placement, activation=activation, logit_std="symbol" if finite_logits else 0.0)
+        logits: float | str = "symbol" if finite_logits else 0.0
+        found = pg.recursion(placement, activation=activation, norm=norm, logit_std=logits, index=index, depth=depth)
     except ModelError as error:
         _refuse(error)
     typer.echo(found._repr_latex_() if latex else str(found))

@@ -173,6 +173,8 @@ class Model:
             >>> sorted(Model("prenorm", depth=1, normed=("query", "hidden")).inner_norms("attention", ("key",)))
             ['key', 'query']
         """
+        if not normed and not self.normed:
+            return frozenset()
         allowed = INNER_NORMS[sublayer]
         found = frozenset(_names("normed", normed, allowed)) | (frozenset(allowed) & frozenset(self.normed))
         if self.norm == "layer" and self.width // self.heads < 3 and found & {"query", "key", "value"}:

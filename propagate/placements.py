@@ -1,7 +1,6 @@
 """Normalisation placements, each written as the equations of its paper. `propagate/placement.py` has the language.
 
-Where a paper's initialisation is relative to another default, its factors multiply the gains of `Model`, which count
-from entries of standard deviation 1/sqrt(fan_in).
+A paper's factors on its initial weights multiply the gains of `Model`, which count from 1/sqrt(fan_in).
 """
 
 from __future__ import annotations
@@ -12,8 +11,7 @@ from fractions import Fraction
 from propagate.placement import Block, Placement, S
 from propagate.scaling import Gains, Number
 
-QUARTER = Fraction(1, 4)  # exact, so that SymPy prints roots and not decimals
-HALF = Fraction(1, 2)
+HALF, QUARTER = Fraction(1, 2), Fraction(1, 4)  # exact, so that SymPy prints roots and not decimals
 
 
 class PreNorm(Placement):
@@ -154,11 +152,13 @@ class DeepScaleLM(Placement):
 
     def block(self, x: S, block: Block[S]) -> S:
         power = self.k / (2 * block.depth)
-        skip, branch = (1 - power) ** HALF, power**HALF
+        skip: float = (1 - power) ** HALF
         a = block.attention(block.norm(x))
-        x = skip * x + a * (branch / block.std(a))
+        weight: float = power**HALF / block.std(a)
+        x = skip * x + weight * a
         f = block.ffn(block.norm(x))
-        return skip * x + f * (branch / block.std(f))
+        weight = power**HALF / block.std(f)
+        return skip * x + weight * f
 
     def readout(self, x: S, block: Block[S]) -> S:
         return block.norm(x)

@@ -4,9 +4,9 @@ K_ts = E phi(u_t) phi(u_s) and S_ts = E phi'(u_t) phi'(u_s) for jointly Gaussian
 a kernel is a function from the pre-activations' `Gram` to the `Gram` of phi(u), or of phi'(u).
 
 Linear, ReLU and its square in closed form (arc-cosine kernels, Cho & Saul 2009, times powers of the tokens' standard
-deviations). Smooth activations by Mehler's formula, K_ts = sum_n a_n(q_t) a_n(q_s) c_ts^n with a_n(q) the Hermite coefficients of
-phi(sqrt(q) z); distances as sum_n (a_n(q_t) - a_n(q_s))^2 / 2 + a_n(q_t) a_n(q_s) (1 - c_ts^n), whose terms do not
-cancel. GELU's closed form for unequal variances takes over where the series would be long.
+deviations). Smooth activations by Mehler's formula, K_ts = sum_n a_n(q_t) a_n(q_s) c_ts^n with a_n(q) the Hermite
+coefficients of phi(sqrt(q) z); distances as sum_n (a_n(q_t) - a_n(q_s))^2 / 2 + a_n(q_t) a_n(q_s) (1 - c_ts^n), whose
+terms do not cancel. GELU's closed form for unequal variances takes over where the series would be long.
 """
 
 from __future__ import annotations

@@ -9,14 +9,17 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import propagate.placements  # noqa: F401  # registers those that come with the package
 from propagate.model import Model, ModelError
-from propagate.placements import Placement, placement, placements
+from propagate.placement import Placement, placement, placements
 from propagate.scaling import Gains, ScaleInit
 
 if TYPE_CHECKING:
     from propagate.agreement import compare
     from propagate.montecarlo.simulate import simulate
     from propagate.montecarlo.workers import process_pool, use_device
+    from propagate.references import citation
+    from propagate.text import equations
     from propagate.theory.predict import predict
     from propagate.theory.recursion import recursion
 
@@ -27,7 +30,9 @@ __all__ = [
     "ModelError",
     "Placement",
     "ScaleInit",
+    "citation",
     "compare",
+    "equations",
     "placement",
     "placements",
     "predict",
@@ -38,6 +43,8 @@ __all__ = [
 ]
 
 _LAZY = {
+    "citation": "propagate.references",
+    "equations": "propagate.text",
     "compare": "propagate.agreement",
     "predict": "propagate.theory.predict",
     "process_pool": "propagate.montecarlo.workers",

@@ -20,7 +20,7 @@ import propagate as pg
 from propagate.model import Model
 from propagate.montecarlo.backend import choose_backend
 from propagate.montecarlo.memory import plan
-from propagate.montecarlo.simulate import run
+from propagate.montecarlo.run import run
 from propagate.montecarlo.starts import start_of
 
 HEAD = 128  # coordinates of an attention head

@@ -9,8 +9,8 @@ from propagate.montecarlo.backend import Array, Backend
 from propagate.montecarlo.blocks import block_of, read
 from propagate.montecarlo.cuda.weightless import Fused
 from propagate.montecarlo.normals import Normals
+from propagate.montecarlo.run import SAMPLERS
 from propagate.montecarlo.samplers import Sampler
-from propagate.montecarlo.simulate import SAMPLERS
 
 BLOCK = 2  # of 3: neither the first nor the last, which some placements treat in another way
 

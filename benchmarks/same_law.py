@@ -24,8 +24,8 @@ from propagate.model import Model
 from propagate.montecarlo.backend import Array, Backend, choose_backend
 from propagate.montecarlo.factor import factor, root_of
 from propagate.montecarlo.normals import BACKWARD, Normals
+from propagate.montecarlo.run import SAMPLERS, run
 from propagate.montecarlo.samplers import Pull, Sampler, dense
-from propagate.montecarlo.simulate import SAMPLERS, run
 from propagate.montecarlo.starts import Start, exchangeable_root
 
 SMALL: dict[str, Any] = {"depth": 3, "width": 16, "tokens": 8, "heads": 2, "ffn_ratio": 1}
@@ -46,8 +46,8 @@ def unprojected(normals: Normals) -> Sampler:
     """Wrong: the fresh noise acts on the seen directions too."""
     xp = normals.backend.xp
 
-    def sampler(x: Array, site: int, fan_out: int) -> tuple[Array, Pull]:
-        scale = x.shape[-1] ** -0.5
+    def sampler(x: Array, site: int, fan_out: int, gain: float = 1.0) -> tuple[Array, Pull]:
+        scale = gain * x.shape[-1] ** -0.5
         root, change, basis = factor(xp, x)
         seen = normals(site, (root.shape[-1], fan_out)) * scale
 
@@ -65,8 +65,8 @@ def untied(normals: Normals) -> Sampler:
     """Wrong: the weights that come back are independent of those that went forward."""
     there, back = dense(normals), dense(normals)
 
-    def sampler(x: Array, site: int, fan_out: int) -> tuple[Array, Pull]:
-        return there(x, site, fan_out)[0], back(x, site + BACKWARD, fan_out)[1]
+    def sampler(x: Array, site: int, fan_out: int, gain: float = 1.0) -> tuple[Array, Pull]:
+        return there(x, site, fan_out, gain)[0], back(x, site + BACKWARD, fan_out, gain)[1]
 
     return sampler
 

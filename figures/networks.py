@@ -92,13 +92,6 @@ def text_gram() -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.asarray(gram / gram.diagonal().mean())
 
 
-def unequal() -> float:
-    """Relative change of the text's 1 - correlation if each token is normed first: what equal tokens would make 0."""
-    gram, pairs = text_gram(), ~np.eye(len(text_gram()), dtype=bool)
-    size = np.sqrt(gram.diagonal())
-    return round(float(abs(np.log((1 - (gram / np.outer(size, size))[pairs].mean()) / (1 - gram[pairs].mean())))), 6)
-
-
 def network(placement: str, scaling: str, depth: int, tokens: int = TOKENS) -> pg.Model:
     """A network of the size that every figure uses."""
     equations = {"PostNormSum": PostNormSum(), "SpanNormSum": SpanNormSum()}.get(placement, placement)
@@ -157,7 +150,9 @@ def measure(runs: Sequence[Run], executor: Executor | None = None) -> list[xr.Da
 
 @cache
 def predict(run: Run) -> xr.Dataset:
-    """The theory of a run. For text, it knows the mean variance and the mean covariance only."""
+    """The theory of a run; for text, of every pair of its tokens."""
+    if run.start == "text":
+        return pg.predict(run.model, gram=text_gram(), samples=32)
     return pg.predict(run.model, **run.moments())
 
 
@@ -173,7 +168,8 @@ def columns(theory: xr.Dataset, measured: xr.Dataset, names: Sequence[str], simu
     """One network's columns, rounded to what two machines agree on; NaN for a simulation that there is not."""
     found: dict[str, Any] = {}
     for name in names:
-        found |= {f"theory_{name}": theory[name], f"{name}_allowance": theory[f"{name}_allowance"]}
+        own = theory[f"{name}_se"] / theory[name] if f"{name}_se" in theory else 0.0  # of logits the theory drew
+        found |= {f"theory_{name}": theory[name], f"{name}_allowance": np.hypot(theory[f"{name}_allowance"], own)}
         for key in (name, f"{name}_se", *((f"log_{name}", f"log_{name}_se") if name in LOGGED else ())):
             found[key] = measured[key] if simulated else theory[name] * np.nan
     blocks = {"block": np.arange(theory.sizes["block"])}

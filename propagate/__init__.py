@@ -10,8 +10,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import propagate.placements  # noqa: F401  # registers those that come with the package
 from propagate.model import Model, ModelError
-from propagate.placements import Placement, placement, placements
+from propagate.placement import Placement, placement, placements
 from propagate.scaling import Gains, ScaleInit
 from propagate.table import start_of
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from propagate.divergence import Divergence, first_divergence
     from propagate.montecarlo.simulate import simulate
     from propagate.montecarlo.workers import process_pool, use_device
+    from propagate.references import citation
+    from propagate.text import equations
     from propagate.theory.calls import predict_calls
     from propagate.theory.predict import predict
     from propagate.theory.recursion import recursion
@@ -37,8 +40,10 @@ __all__ = [
     "ScaleInit",
     "build",
     "build_language_model",
+    "citation",
     "compare",
     "describe",
+    "equations",
     "first_divergence",
     "placement",
     "placements",
@@ -56,8 +61,10 @@ _LAZY = {
     "Divergence": "propagate.divergence",
     "build": "propagate.tracing.build",
     "build_language_model": "propagate.tracing.build",
+    "citation": "propagate.references",
     "compare": "propagate.agreement",
     "describe": "propagate.tracing.describe",
+    "equations": "propagate.text",
     "first_divergence": "propagate.divergence",
     "predict": "propagate.theory.predict",
     "predict_calls": "propagate.theory.calls",

@@ -5,13 +5,14 @@ Knows tables, not witnesses: a prediction can come from a paper or another tool,
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from propagate.model import ModelError
-from propagate.table import QUANTITIES
+from propagate.table import FURTHER, QUANTITIES, STREAM, further
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -27,7 +28,11 @@ def compare(prediction: xr.Dataset, measurement: xr.Dataset, *, threshold: float
     A quantity whose mean logarithm was measured (`log_<name>`) is compared on the log scale, with the geometric mean;
     the others by their arithmetic mean. The error of a comparison is the standard error over draws and the
     prediction's stated finite-width allowance, added in quadrature. `z` is the normal score of the resulting t
-    statistic with draws - 1 degrees of freedom, so that few draws do not pass for certainty.
+    statistic with draws - 1 degrees of freedom, so that few draws do not pass for certainty. A prediction's own
+    standard error, `<name>_se`, counts as part of its allowance.
+
+    A quantity over further dimensions, such as `token_variance` over tokens, is judged entry by entry; at each block
+    the entry with the largest |z| stands for all.
 
     Args:
         prediction: a table with any of the quantities over `block`, and `<name>_allowance` where it is not exact.
@@ -35,12 +40,13 @@ def compare(prediction: xr.Dataset, measurement: xr.Dataset, *, threshold: float
         threshold: largest |z| that still agrees.
 
     Returns:
-        A Dataset over `quantity` and `block`: `predicted`, `measured`, `standard_error`, `allowance` (the last two
-        relative to the prediction, for a covariance to the variance), `relative_error`, `z`; over `quantity`:
-        `worst_z` and `agrees`; in `attrs`, `agrees` as 0 or 1. Entries with nothing to compare are NaN.
+        A Dataset over `quantity` and `block`, and over `stream` where the tables have it: `predicted`, `measured`,
+        `standard_error`, `allowance` (the last two relative to the prediction, for a covariance to the variance),
+        `relative_error`, `z`; over `quantity`: `worst_z` and `agrees`; in `attrs`, `agrees` as 0 or 1. Entries with
+        nothing to compare are NaN.
 
     Raises:
-        ModelError: if the tables share no quantity, their blocks differ, or the threshold is not positive.
+        ModelError: if the tables share no quantity, their blocks or streams differ, or the threshold is not positive.
 
     Example: a wrong prediction is found out.
         >>> import xarray as xr
@@ -57,18 +63,24 @@ def compare(prediction: xr.Dataset, measurement: xr.Dataset, *, threshold: float
             raise ModelError(f"{name} must be an xarray.Dataset, got {given!r}")
         if "block" not in given.dims:
             raise ModelError(f"{name} must have the dimension block, got {', '.join(map(str, given.dims)) or 'none'}")
-    names = [name for name in QUANTITIES if name in prediction and name in measurement]
+    names = [name for name in (*QUANTITIES, *FURTHER) if name in prediction and name in measurement]
     if not names:
         raise ModelError(f"the tables share none of {', '.join(QUANTITIES)}")
     if prediction.sizes["block"] != measurement.sizes["block"]:
         raise ModelError(
             f"the tables differ in depth: {prediction.sizes['block'] - 1} and {measurement.sizes['block'] - 1} blocks"
         )
+    if prediction.sizes.get(STREAM) != measurement.sizes.get(STREAM):
+        raise ModelError(
+            f"the tables differ in streams: {prediction.sizes.get(STREAM, 1)} and {measurement.sizes.get(STREAM, 1)}"
+        )
+    places = ("block", STREAM) if STREAM in measurement.dims else ("block",)
     draws = int(measurement.attrs.get("draws", 2**31))
-    rows = [_judge(name, prediction, measurement, draws) for name in names]
-    columns = {key: (("quantity", "block"), np.array([row[key] for row in rows])) for key in rows[0]}
-    result = xr.Dataset(columns, coords={"quantity": names, "block": np.arange(prediction.sizes["block"])})
-    worst = np.abs(result.z).max("block").fillna(0.0)
+    rows = [_judge(name, prediction, measurement, places, draws) for name in names]
+    columns = {key: (("quantity", *places), np.array([row[key] for row in rows])) for key in rows[0]}
+    coords = {STREAM: measurement[STREAM].to_numpy()} if STREAM in measurement.coords else {}
+    result = xr.Dataset(columns, coords={"quantity": names, "block": np.arange(prediction.sizes["block"])} | coords)
+    worst = np.abs(result.z).max(places).fillna(0.0)
     result["worst_z"], result["agrees"] = worst, worst < threshold
     shared = {key: measurement.attrs[key] for key in ("model", "draws", "seed", "device") if key in measurement.attrs}
     return result.assign_attrs(agrees=int(bool(result.agrees.all())), threshold=threshold, **shared)
@@ -85,24 +97,32 @@ def checked_threshold(threshold: float) -> float:
     return float(threshold)
 
 
-def _judge(name: str, prediction: xr.Dataset, measurement: xr.Dataset, draws: int) -> dict[str, Floats]:
-    predicted = _values(prediction, name)
-    scale = np.abs(_values(prediction, name.replace("covariance", "variance")))
-    allowance = _values(prediction, f"{name}_allowance", default=np.zeros_like(predicted))
+def _judge(
+    name: str, prediction: xr.Dataset, measurement: xr.Dataset, places: tuple[str, ...], draws: int
+) -> dict[str, Floats]:
+    def values(dataset: xr.Dataset, name: str, default: Any = None) -> Floats:
+        return _column(dataset, name, (*places, *further(name)), default)
+
+    predicted = values(prediction, name)
+    scale = np.abs(values(prediction, name.replace("covariance", "variance")))
+    allowance = values(prediction, f"{name}_allowance", default=np.zeros_like(predicted))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        own = values(prediction, f"{name}_se", default=np.zeros_like(predicted)) / scale
+    allowance = np.hypot(allowance, np.nan_to_num(own))
     if f"log_{name}" in measurement:
-        measured = np.exp(_values(measurement, f"log_{name}"))
+        measured = np.exp(values(measurement, f"log_{name}"))
         with np.errstate(divide="ignore", invalid="ignore"):
             difference = np.log(measured / predicted)
-        error = _values(measurement, f"log_{name}_se")
+        error = values(measurement, f"log_{name}_se")
         # a deviation this far below the variance is the rounding of arrays, and its logarithm means nothing
-        floor = np.abs(_values(prediction, name.replace("deviation", "variance")))
+        floor = np.abs(values(prediction, name.replace("deviation", "variance")))
         compared = predicted > 1e-12 * floor
     else:
-        measured = _values(measurement, name)
+        measured = values(measurement, name)
         difference = (measured - predicted) / scale
         compared = np.isfinite(predicted)
-        error = _values(measurement, f"{name}_se") / scale
-    return {
+        error = values(measurement, f"{name}_se") / scale
+    found = {
         "predicted": predicted,
         "measured": measured,
         "standard_error": error,
@@ -110,6 +130,10 @@ def _judge(name: str, prediction: xr.Dataset, measurement: xr.Dataset, draws: in
         "relative_error": difference,
         "z": np.where(compared, _score(difference, error, allowance, draws), np.nan),
     }
+    shape = predicted.shape[: len(places)]
+    rows = {key: values.reshape(math.prod(shape), -1) for key, values in found.items()}
+    worst = np.nan_to_num(np.abs(rows["z"]), nan=-1.0, posinf=np.inf).argmax(axis=1)  # over what else there is
+    return {key: values[np.arange(len(values)), worst].reshape(shape) for key, values in rows.items()}
 
 
 def _score(difference: Floats, error: Floats, allowance: Floats, draws: int) -> Floats:
@@ -123,12 +147,13 @@ def _score(difference: Floats, error: Floats, allowance: Floats, draws: int) -> 
     return np.where(np.isfinite(difference), score, np.inf)  # a measurement that is no number agrees with nothing
 
 
-def _values(dataset: xr.Dataset, name: str, default: Any = None) -> Floats:
+def _column(dataset: xr.Dataset, name: str, places: tuple[str, ...], default: Any = None) -> Floats:
     if name not in dataset:
         if default is None:
             raise ModelError(f"the table has no {name}")
         return np.asarray(default, dtype=float)
     values = dataset[name]
-    if values.dims != ("block",):
-        raise ModelError(f"{name} must have the one dimension block, got {values.dims}; select first")
+    if values.dims != places:
+        expected = "one dimension block" if len(places) == 1 else f"dimensions {', '.join(places)}"
+        raise ModelError(f"{name} must have the {expected}, got {values.dims}; select first")
     return np.asarray(values.to_numpy(), dtype=float)

@@ -18,6 +18,7 @@ from propagate.cli_trace import trace, weights
 from propagate.files import replace
 from propagate.model import Model, ModelError
 from propagate.scaling import ScaleInit
+from propagate.table import STREAM
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -65,6 +66,8 @@ _NETWORK_OPTIONS = [
     _network("Hidden width of the FFN over the width.", float, 4.0, "--ffn-ratio"),
     _network("rms or layer.", str, "rms", "--norm"),
     _network("Tokens attend to themselves and earlier ones only.", bool, False, "--causal"),
+    _network("With --causal: tokens that one attends to, itself included.", int | None, None, "--window"),
+    _network("Base of rotary positions; none if not given.", float | None, None, "--rope"),
     _network("Standard deviation of an attention logit; 0: uniform attention.", float, 1.0, "--logit-std"),
     _network("Gain of the value projection.", float, 1.0, "--value-gain"),
     _network("Gain of the attention's output projection.", float, 1.0, "--attention-gain"),
@@ -199,14 +202,30 @@ def _simulated(model: Model, start: dict[str, Any], run: dict[str, Any], through
 
 @app.command()
 def placements() -> None:
-    """Every placement, with its source."""
+    """Every placement: its equations, the norms that the skip path of a block meets, and its source."""
+    from rich.markup import escape
+
     import propagate as pg
+    from propagate.text import norms_on_skip
 
     rows = []
     for name, kind in pg.placements().items():
-        summary = (kind.__doc__ or "").strip().split("\n")[0].split(" arXiv:")[0]
-        rows.append((name, summary, kind.citation))
-    _print_table(("name", "placement", "arXiv"), rows)
+        try:
+            rows.append((name, escape(pg.equations(name)), norms_on_skip(name), kind.citation))
+        except ModelError:  # a field without default: there are no equations before it has a value
+            rows.append((name, "", "", kind.citation))
+    _print_table(("name", "equations of a block", "norms on the skip", "source"), rows)
+
+
+@app.command()
+def citation(placement: _PLACEMENT) -> None:
+    """The paper that a placement comes from, as BibTeX."""
+    import propagate as pg
+
+    try:
+        typer.echo(pg.citation(placement))
+    except ModelError as error:
+        _refuse(error)
 
 
 @app.command()
@@ -214,13 +233,17 @@ def recursion(
     placement: _PLACEMENT,
     activation: Annotated[str, typer.Option("--activation", "-a", help="As in predict.")] = "relu",
     finite_logits: Annotated[bool, typer.Option(help="Softmax attention instead of uniform.")] = False,
+    norm: Annotated[str, typer.Option("--norm", help="rms or layer.")] = "rms",
+    index: Annotated[int | None, typer.Option(help="The block's number; by default the symbol l.")] = None,
+    depth: Annotated[int | None, typer.Option(help="Blocks; by default the symbol L.")] = None,
     latex: Annotated[bool, typer.Option(help="Print LaTeX.")] = False,
 ) -> None:
     """One block's moment map as equations, derived from the placement's own text."""
     import propagate as pg
 
     try:
-        found = pg.recursion(placement, activation=activation, logit_std="symbol" if finite_logits else 0.0)
+        logits: float | str = "symbol" if finite_logits else 0.0
+        found = pg.recursion(placement, activation=activation, norm=norm, logit_std=logits, index=index, depth=depth)
     except ModelError as error:
         _refuse(error)
     typer.echo(found._repr_latex_() if latex else str(found))
@@ -297,11 +320,14 @@ def _show(dataset: xr.Dataset, json: bool, out: Path | None) -> None:
     names += [f"grad_{n}" for n in names]
     depth = dataset.sizes["block"] - 1
     chosen = sorted({round(depth * i / 12) for i in range(13)})
+    streams = [{STREAM: str(name)} for name in dataset[STREAM].values] if STREAM in dataset.dims else [{}]
     rows = []
-    for block in chosen:
-        at = dataset.isel(block=block)
-        rows.append((str(block), *(_cell(at, name) for name in names)))
-    _print_table(("block", *names), rows)
+    for stream in streams:
+        for block in chosen:
+            at = dataset.isel(block=block).sel(stream)
+            if any(bool(at[name].notnull()) for name in names):  # between its ends "joined" is nowhere
+                rows.append((str(block), *stream.values(), *(_cell(at, name) for name in names)))
+    _print_table(("block", *streams[0], *names), rows)
 
 
 def _cell(at: xr.Dataset, name: str) -> str:
@@ -314,8 +340,7 @@ def _print_verdict(judged: xr.Dataset) -> None:
     rows = []
     for name in judged.quantity.values:
         one = judged.sel(quantity=name)
-        worst = int(abs(one.z).fillna(-1).argmax("block"))
-        at = one.isel(block=worst)
+        at = one.isel(abs(one.z).fillna(-1).argmax(list(one.z.dims)))
         rows.append(
             (
                 str(name),
@@ -323,7 +348,7 @@ def _print_verdict(judged: xr.Dataset) -> None:
                 f"{float(at.measured):.5g}",
                 _percent(float(at.standard_error)),
                 _percent(float(at.allowance)),
-                str(worst),
+                " ".join(str(at[place].values) for place in one.z.dims),
                 f"{float(at.z):+.2f}",
                 "agrees" if bool(one.agrees) else "DISAGREES",
             )

@@ -48,7 +48,8 @@ def first_divergence(
 
     The band around a prediction is `tolerance`, the prediction's own `<name>_allowance` and `threshold` standard errors
     of the measurement, where it has any. Forward comes first, block by block: the sublayers in the order of their
-    calls, then the stream; after that the gradient, from the last block back.
+    calls, then the stream; after that the gradient, from the last block back. What the two tables hold over different
+    dimensions (a placement of several streams, traced in its first) is left out.
 
     Args:
         prediction: a table such as `predict_calls` gives; that of `predict` names blocks only.
@@ -83,7 +84,8 @@ def first_divergence(
 
 def _places(prediction: xr.Dataset, measurement: xr.Dataset) -> Iterator[tuple[int, str, str]]:
     def shared(names: tuple[str, ...]) -> list[str]:
-        return [name for name in names if name in prediction and name in measurement]
+        both = [name for name in names if name in prediction and name in measurement]
+        return [name for name in both if prediction[name].dims == measurement[name].dims]
 
     calls = []
     if shared(("call_variance",)):

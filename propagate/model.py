@@ -8,12 +8,14 @@ import numbers
 from dataclasses import dataclass
 from typing import Any
 
-from propagate.placements import Placement, placement
+from propagate.masks import Mask, Visible, visible
+from propagate.placement import Placement, placement
 from propagate.scaling import Gains, Number, Scaling
 
 ACTIVATIONS = ("linear", "relu", "gelu", "silu", "tanh", "swiglu")
 NORMS = ("rms", "layer")
 WEIGHTS = ("normal", "uniform", "truncated_normal", "orthogonal")
+INNER_NORMS = {"attention": ("query", "key", "value", "heads"), "ffn": ("hidden",)}
 
 
 class ModelError(ValueError):
@@ -36,7 +38,14 @@ class Model:
         activation: "linear", "relu", "gelu", "silu", "tanh" or "swiglu".
         ffn_ratio: hidden width of the FFN over `width` (each half of a gated FFN has this width).
         norm: "rms" (RMSNorm) or "layer" (LayerNorm), without learned gain and bias.
+        normed: inner projections that pass the norm in every sublayer, beside those that the placement names: any of
+            "query", "key", "value" (head by head), "heads" (the heads' joint output), "hidden" (of the FFN).
         causal: a token attends to itself and to earlier tokens only.
+        window: with `causal`, it attends to this many tokens only, itself and the ones just before it; None means all.
+        mask: in place of `causal`, any (tokens, tokens) matrix of booleans, row t telling which tokens token t attends
+            to, at least one; kept as a hashable `Mask`.
+        rope: base of rotary positions (arXiv:2104.09864), such as 10000.0, for queries and keys of all heads; None
+            means no positions.
         logit_std: standard deviation of an attention logit between unit-variance, uncorrelated tokens; 0 means
             uniform attention.
         value_gain: gain of the value projection (standard deviation of an entry times sqrt(fan_in)).
@@ -53,7 +62,7 @@ class Model:
 
     Example:
         >>> Model("spannorm", depth=24).gains(1)
-        Gains(value=1.0, attention_out=1.0, ffn_in=1.0, ffn_out=1.0)
+        Gains(query=1.0, key=1.0, value=1.0, attention_out=1.0, ffn_in=1.0, ffn_out=1.0)
     """
 
     placement: str | Placement
@@ -64,7 +73,11 @@ class Model:
     activation: str = "relu"
     ffn_ratio: float = 4.0
     norm: str = "rms"
+    normed: tuple[str, ...] = ()
     causal: bool = False
+    window: int | None = None
+    mask: Any = None
+    rope: float | None = None
     logit_std: float = 1.0
     value_gain: float = 1.0
     attention_gain: float = 1.0
@@ -83,9 +96,12 @@ class Model:
         for field in ("logit_std", "value_gain", "attention_gain", "ffn_gain"):
             object.__setattr__(self, field, _number(field, getattr(self, field), positive=False))
         object.__setattr__(self, "ffn_ratio", _number("ffn_ratio", self.ffn_ratio, positive=True))
+        known = [name for names in INNER_NORMS.values() for name in names]
+        object.__setattr__(self, "normed", _names("normed", self.normed, known))
         check_flag("causal", self.causal)
         if self.width % self.heads:
             raise ModelError(f"heads must divide the width, got heads={self.heads} for width={self.width}")
+        self._check_mask()
         smallest = 1 if self.norm == "rms" else 3
         if self.width < smallest:
             raise ModelError(f"width must be at least {smallest} for norm={self.norm!r}, got {self.width}")
@@ -95,6 +111,46 @@ class Model:
             raise ModelError(f"scaling must be None or have gains(index, depth), got {self.scaling!r}")
         if self.experts is not None:
             raise ModelError(f"experts must be None (mixtures of experts are not supported yet), got {self.experts!r}")
+
+    def _check_mask(self) -> None:
+        if self.window is not None:
+            object.__setattr__(self, "window", _integer("window", self.window))
+            if not self.causal:
+                raise ModelError(f"window must be None unless causal=True, got {self.window}")
+        if self.mask is not None:
+            try:
+                mask = Mask.of(self.mask)
+            except ValueError as error:
+                raise ModelError(f"mask must be {error}") from None
+            if len(mask.rows) != self.tokens:
+                raise ModelError(f"mask must have {self.tokens} rows, one a token, got {len(mask.rows)}")
+            if self.causal:
+                raise ModelError(f"mask must be None with causal=True (it says all by itself), got {mask}")
+            object.__setattr__(self, "mask", mask)
+        if self.rope is not None:
+            object.__setattr__(self, "rope", _number("rope", self.rope, positive=True))
+            if self.width // self.heads % 2:
+                raise ModelError(
+                    f"rope must be None for heads of odd width {self.width // self.heads}, got {self.rope}"
+                )
+
+    @property
+    def visible(self) -> Visible:
+        """(tokens, tokens): which token, the row, attends to which."""
+        return visible(self.tokens, self.causal, self.window, self.mask)
+
+    @property
+    def exchangeable(self) -> bool:
+        """Whether attention treats all tokens alike."""
+        return self.rope is None and bool(self.visible.all())
+
+    @property
+    def frequencies(self) -> tuple[float, ...]:
+        """Angles, in radians a token, by which rotary positions turn the pairs of coordinates of a head."""
+        if self.rope is None:
+            return ()
+        size = self.width // self.heads
+        return tuple(self.rope ** (-2 * pair / size) for pair in range(size // 2))
 
     @property
     def hidden(self) -> int:
@@ -112,6 +168,27 @@ class Model:
         own = Gains(value=self.value_gain, attention_out=self.attention_gain, ffn_out=self.ffn_gain)
         gains = own * self.equations.gains(index, self.depth)
         return gains * self.scaling.gains(index, self.depth) if self.scaling else gains
+
+    def inner_norms(self, sublayer: str, normed: Any = ()) -> frozenset[str]:
+        """What one call of a sublayer norms inside: what the call names, and the model's own `normed`.
+
+        Raises:
+            ModelError: for names that the sublayer does not have.
+
+        Example:
+            >>> sorted(Model("prenorm", depth=1, normed=("query", "hidden")).inner_norms("attention", ("key",)))
+            ['key', 'query']
+        """
+        if not normed and not self.normed:
+            return frozenset()
+        allowed = INNER_NORMS[sublayer]
+        found = frozenset(_names("normed", normed, allowed)) | (frozenset(allowed) & frozenset(self.normed))
+        if self.norm == "layer" and self.width // self.heads < 3 and found & {"query", "key", "value"}:
+            raise ModelError(
+                f"heads must leave 3 coordinates or more to each head that norm='layer' norms, got heads={self.heads}"
+                f" for width={self.width}"
+            )
+        return found
 
 
 def check_model(model: Any) -> None:
@@ -144,6 +221,15 @@ def _choice(field: str, value: Any, allowed: tuple[str, ...]) -> None:
     near = difflib.get_close_matches(str(value).lower(), allowed, n=2, cutoff=0.5)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     raise ModelError(f"{field} must be one of {', '.join(allowed)}, got {value!r}{hint}")
+
+
+def _names(field: str, value: Any, allowed: Any) -> tuple[str, ...]:
+    """A tuple of allowed names, each once."""
+    if isinstance(value, str) or not isinstance(value, tuple | list | set | frozenset):
+        raise ModelError(f"{field} must be a tuple of names, got {value!r}")
+    for name in value:
+        _choice(field, name, tuple(allowed))
+    return tuple(sorted(set(value)))
 
 
 def _integer(field: str, value: Any) -> int:

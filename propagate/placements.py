@@ -1,136 +1,17 @@
-"""Normalisation placements, each written as the equations of its paper.
+"""Normalisation placements, each written as the equations of its paper. `propagate/placement.py` has the language.
 
-A placement is read by every witness: the theory passes in streams of moments, the simulation streams of arrays,
-SymPy streams of symbols. `x` is a stream: it can be added to a stream and multiplied by a number. `block` offers
-`attention`, `ffn` and `norm`, and knows `index` (1 ... depth), `depth`, `first` and `last`. Every call of a sublayer
-is a fresh, independent one.
+A paper's factors on its initial weights multiply the gains of `Model`, which count from 1/sqrt(fan_in).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-from dataclasses import dataclass
+import math
 from fractions import Fraction
-from typing import Any, ClassVar, Protocol, Self, TypeVar, dataclass_transform
 
+from propagate.placement import Block, Placement, S
 from propagate.scaling import Gains, Number
 
-
-class Stream(Protocol):
-    """What an equation may do with a stream. `x * 2`, `2 * x`, `x / 2` and `x + y`."""
-
-    def __add__(self, other: Self) -> Self: ...
-    def __mul__(self, factor: Number) -> Self: ...
-    def __rmul__(self, factor: Number) -> Self: ...
-    def __truediv__(self, divisor: Number) -> Self: ...
-
-
-S = TypeVar("S", bound=Stream)
-QUARTER = Fraction(1, 4)  # exact, so that SymPy prints roots and not decimals
-
-
-class Block(Protocol[S]):
-    """What an equation may do inside a block."""
-
-    @property
-    def index(self) -> Number: ...
-    @property
-    def depth(self) -> Number: ...
-    @property
-    def first(self) -> bool: ...
-    @property
-    def last(self) -> bool: ...
-
-    def attention(self, x: S) -> S: ...
-    def ffn(self, x: S) -> S: ...
-    def norm(self, x: S) -> S: ...
-
-
-@dataclass_transform(frozen_default=True)
-class Placement:
-    """Base of every placement. Subclass it and write `block`; annotated attributes become dataclass fields.
-
-    Subclassing registers the placement under its class name, in lower case, so that `Model(placement="mynorm")` finds
-    it. `embed` and `readout` are the identity and `gains` are all 1 unless a subclass says otherwise.
-
-    Example:
-        >>> class WeightedPostNorm(Placement):
-        ...     skip: float = 2.0
-        ...
-        ...     def block(self, x, block):
-        ...         y = block.norm(self.skip * x + block.attention(x))
-        ...         return block.norm(self.skip * y + block.ffn(y))
-        >>> placement("weighted postnorm").skip
-        2.0
-    """
-
-    citation: ClassVar[str] = ""
-    """Where the equations come from, as an arXiv id."""
-
-    def __init_subclass__(cls) -> None:
-        known = _REGISTRY.get(_key(cls.__name__))
-        if known is not None and known.__module__ == __name__ != cls.__module__:
-            raise ValueError(f"a placement called {cls.__name__} comes with the package; choose another name")
-        dataclass(frozen=True)(cls)
-        _REGISTRY[_key(cls.__name__)] = cls
-
-    def embed(self, x: Any, block: Any) -> Any:
-        """The stream at block 0, from the embedded tokens. `block` offers `norm`."""
-        return x
-
-    def block(self, x: Any, block: Any) -> Any:
-        """The stream that leaves a block, from the stream that enters it."""
-        raise NotImplementedError(f"{type(self).__name__} must define block(self, x, block)")
-
-    def readout(self, x: Any, block: Any) -> Any:
-        """What the output head reads, from the stream that leaves the last block. `block` offers `norm`."""
-        return x
-
-    def gains(self, index: Number, depth: Number) -> Gains:
-        """The placement's own factors on the initial weights of block `index`."""
-        return Gains()
-
-
-_REGISTRY: dict[str, type[Placement]] = {}
-
-
-def _key(name: str) -> str:
-    return "".join(c for c in name.lower() if c.isalnum())
-
-
-def placements() -> dict[str, type[Placement]]:
-    """Every registered placement by name, in alphabetical order.
-
-    Example:
-        >>> "spannorm" in placements()
-        True
-    """
-    return dict(sorted(_REGISTRY.items()))
-
-
-def placement(name: str) -> Placement:
-    """The placement registered under `name`, with its default fields; case, spaces and hyphens are ignored.
-
-    Raises:
-        LookupError: for an unknown name, with the nearest names.
-        TypeError: for a placement whose fields have no defaults; pass an instance instead.
-
-    Example:
-        >>> placement("Peri-LN")
-        PeriLN()
-    """
-    key = _key(name)
-    if key not in _REGISTRY:
-        near = difflib.get_close_matches(key, _REGISTRY, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(_REGISTRY))}"
-        raise LookupError(f"unknown placement {name!r}; {hint}")
-    kind = _REGISTRY[key]
-    fields = dataclasses.fields(kind)  # type: ignore[arg-type]  # every subclass is made a dataclass on registration
-    required = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
-    if required:
-        raise TypeError(f"placement {name!r} needs {', '.join(required)}; pass an instance, {kind.__name__}(...)")
-    return kind()
+HALF, QUARTER = Fraction(1, 2), Fraction(1, 4)  # exact, so that SymPy prints roots and not decimals
 
 
 class PreNorm(Placement):
@@ -141,6 +22,19 @@ class PreNorm(Placement):
     def block(self, x: S, block: Block[S]) -> S:
         x = x + block.attention(block.norm(x))
         return x + block.ffn(block.norm(x))
+
+    def readout(self, x: S, block: Block[S]) -> S:
+        return block.norm(x)
+
+
+class ParallelPreNorm(Placement):
+    """PreNorm with attention and FFN side by side, reading one norm (GPT-J, PaLM). arXiv:2204.02311."""
+
+    citation = "2204.02311"
+
+    def block(self, x: S, block: Block[S]) -> S:
+        y = block.norm(x)
+        return x + block.attention(y) + block.ffn(y)
 
     def readout(self, x: S, block: Block[S]) -> S:
         return block.norm(x)
@@ -173,20 +67,14 @@ class SpanNorm(Placement):
         return block.norm(skip + block.ffn(y))
 
 
-class PeriLN(Placement):
-    """Norm before and after each sublayer, on the branch; the embedding and the output are normed. arXiv:2502.02732."""
+class B2T(Placement):
+    """PostNorm with a further skip from the block's input to its last norm. arXiv:2206.00330."""
 
-    citation = "2502.02732"
-
-    def embed(self, x: S, block: Block[S]) -> S:
-        return block.norm(x)
+    citation = "2206.00330"
 
     def block(self, x: S, block: Block[S]) -> S:
-        x = x + block.norm(block.attention(block.norm(x)))
-        return x + block.norm(block.ffn(block.norm(x)))
-
-    def readout(self, x: S, block: Block[S]) -> S:
-        return block.norm(x)
+        y = block.norm(x + block.attention(x))
+        return block.norm(x + y + block.ffn(y))
 
 
 class DeepNorm(Placement):
@@ -210,15 +98,303 @@ class DeepNorm(Placement):
         return Gains(value=beta, attention_out=beta, ffn_in=beta, ffn_out=beta)
 
 
+class Admin(Placement):
+    """PostNorm with each skip times the standard deviation that the branches so far add up to. arXiv:2004.08249.
+
+    The paper profiles the variances on data before training: here each sum's own measured one weighs the next skip,
+    starting from 1.
+    """
+
+    citation = "2004.08249"
+
+    def embed(self, x: S, block: Block[S]) -> tuple[S, Number]:
+        return x, 1.0
+
+    def block(self, state: tuple[S, Number], block: Block[S]) -> tuple[S, Number]:
+        x, skip = state
+        x = skip * x + block.attention(x)
+        x, skip = block.norm(x), block.std(x)
+        x = skip * x + block.ffn(x)
+        return block.norm(x), block.std(x)
+
+    def readout(self, state: tuple[S, Number], block: Block[S]) -> S:
+        return state[0]
+
+
+class DSInit(Placement):
+    """PostNorm with all of block l's matrices times alpha/sqrt(l). arXiv:1908.11365.
+
+    The published TensorFlow code instead takes the *variance* proportional to l^(-1/2): that is not this.
+    """
+
+    alpha: float = 1.0
+    citation = "1908.11365"
+
+    def block(self, x: S, block: Block[S]) -> S:
+        y = block.norm(x + block.attention(x))
+        return block.norm(y + block.ffn(y))
+
+    def gains(self, index: Number, depth: Number) -> Gains:
+        gain = self.alpha * index**-HALF
+        return Gains(query=gain, key=gain, value=gain, attention_out=gain, ffn_in=gain, ffn_out=gain)
+
+
+class DeepScaleLM(Placement):
+    """PreNorm with skip lambda and unit-variance branches times beta, lambda^2 + beta^2 = 1. arXiv:2403.09635.
+
+    beta^2 = k / 2L with L blocks. The paper picks each layer's initial weights from predicted token correlations so
+    that a branch has variance 1; dividing by the branch's own standard deviation does the same. k = 2, and that its
+    denominator counts sublayers, we have from secondary sources only.
+    """
+
+    k: float = 2.0
+    citation = "2403.09635"
+
+    def block(self, x: S, block: Block[S]) -> S:
+        power = self.k / (2 * block.depth)
+        skip: float = (1 - power) ** HALF
+        a = block.attention(block.norm(x))
+        weight: float = power**HALF / block.std(a)
+        x = skip * x + weight * a
+        f = block.ffn(block.norm(x))
+        weight = power**HALF / block.std(f)
+        return skip * x + weight * f
+
+    def readout(self, x: S, block: Block[S]) -> S:
+        return block.norm(x)
+
+
+class PeriLN(Placement):
+    """Norm before and after each sublayer, on the branch; the embedding and the output are normed. arXiv:2502.02732.
+
+    Sandwich-LN (arXiv:2105.13290) is the same without the norm of the embedding.
+    """
+
+    citation = "2502.02732"
+    also = ("sandwich", "sandwichln")
+
+    def embed(self, x: S, block: Block[S]) -> S:
+        return block.norm(x)
+
+    def block(self, x: S, block: Block[S]) -> S:
+        x = x + block.norm(block.attention(block.norm(x)))
+        return x + block.norm(block.ffn(block.norm(x)))
+
+    def readout(self, x: S, block: Block[S]) -> S:
+        return block.norm(x)
+
+
+class OLMo2(Placement):
+    """Norm after each sublayer, on the branch; queries and keys normed; a final norm. arXiv:2501.00656."""
+
+    citation = "2501.00656"
+
+    def block(self, x: S, block: Block[S]) -> S:
+        x = x + block.norm(block.attention(x, normed=("query", "key")))
+        return x + block.norm(block.ffn(x))
+
+    def readout(self, x: S, block: Block[S]) -> S:
+        return block.norm(x)
+
+
+class HybridNorm(Placement):
+    """Queries, keys and values normed inside attention, PostNorm around the FFN's input. arXiv:2503.04598."""
+
+    citation = "2503.04598"
+
+    def block(self, x: S, block: Block[S]) -> S:
+        y = block.norm(x + block.attention(x, normed=("query", "key", "value")))
+        return y + block.ffn(y)
+
+
+class MixLN(Placement):
+    """PostNorm in the first `fraction` of the blocks, PreNorm in the others; a final norm. arXiv:2412.13795."""
+
+    fraction: float = 0.25
+    citation = "2412.13795"
+
+    def block(self, x: S, block: Block[S]) -> S:
+        early = block.index <= Fraction(self.fraction).limit_denominator(10**6) * block.depth
+        return (PostNorm() if early else PreNorm()).block(x, block)
+
+    def readout(self, x: S, block: Block[S]) -> S:
+        return block.norm(x)
+
+
 class LayerNormScaling(Placement):
     """PreNorm with each norm's output divided by the square root of the block's index. arXiv:2502.05795."""
 
     citation = "2502.05795"
 
     def block(self, x: S, block: Block[S]) -> S:
-        scale = block.index ** -Fraction(1, 2)
+        scale = block.index**-HALF
         x = x + block.attention(scale * block.norm(x))
         return x + block.ffn(scale * block.norm(x))
 
     def readout(self, x: S, block: Block[S]) -> S:
         return block.norm(x)
+
+
+class KEEL(Placement):
+    """PostNorm with normed branches and the skip times alpha. arXiv:2601.19895.
+
+    `None` means the paper's choice, alpha = the number of sublayers, 2L.
+    """
+
+    alpha: float | None = None
+    citation = "2601.19895"
+
+    def block(self, x: S, block: Block[S]) -> S:
+        alpha = 2 * block.depth if self.alpha is None else self.alpha
+        y = block.norm(alpha * x + block.attention(block.norm(x)))
+        return block.norm(alpha * y + block.ffn(block.norm(y)))
+
+
+class ResiDual(Placement):
+    """PostNorm, and a second stream that sums all branches and joins, normed, at the end. arXiv:2304.14802."""
+
+    citation = "2304.14802"
+
+    def embed(self, x: S, block: Block[S]) -> tuple[S, S]:
+        return x, x
+
+    def block(self, state: tuple[S, S], block: Block[S]) -> tuple[S, S]:
+        x, y = state
+        a = block.attention(x)
+        x, y = block.norm(x + a), y + a
+        f = block.ffn(x)
+        return block.norm(x + f), y + f
+
+    def readout(self, state: tuple[S, S], block: Block[S]) -> S:
+        return state[0] + block.norm(state[1])
+
+
+class SiameseNorm(Placement):
+    """A PostNorm stream and a PreNorm stream with the same branches, which read both. arXiv:2602.08064.
+
+    As in the authors' DeiT code: in block l a branch enters the PostNorm stream divided by sqrt(branches l). That code
+    norms the output once more.
+    """
+
+    branches: int = 2
+    citation = "2602.08064"
+
+    def embed(self, x: S, block: Block[S]) -> tuple[S, S]:
+        return block.norm(x), x
+
+    def block(self, state: tuple[S, S], block: Block[S]) -> tuple[S, S]:
+        (x, y), weight = state, (self.branches * block.index) ** -HALF
+        a = block.attention(block.norm(x + block.norm(y)))
+        x, y = block.norm(x + weight * a), y + a
+        f = block.ffn(block.norm(x + block.norm(y)))
+        return block.norm(x + weight * f), y + f
+
+    def readout(self, state: tuple[S, S], block: Block[S]) -> S:
+        return state[0] + block.norm(state[1])
+
+
+class SubLN(Placement):
+    """PreNorm with a second norm before each output projection, and initial gains sqrt(log 2L). arXiv:2210.06423.
+
+    The gain is the paper's for an encoder or a decoder alone of L blocks; it multiplies values, outputs and FFN.
+    """
+
+    citation = "2210.06423"
+
+    def block(self, x: S, block: Block[S]) -> S:
+        x = x + block.attention(block.norm(x), normed=("heads",))
+        return x + block.ffn(block.norm(x), normed=("hidden",))
+
+    def readout(self, x: S, block: Block[S]) -> S:
+        return block.norm(x)
+
+    def gains(self, index: Number, depth: Number) -> Gains:
+        gain = _log(2 * depth) ** HALF
+        return Gains(value=gain, attention_out=gain, ffn_in=gain, ffn_out=gain)
+
+
+class ReZero(Placement):
+    """No norm: each branch times `a`, which is 0 at initialisation. arXiv:2003.04887."""
+
+    a: float = 0.0
+    citation = "2003.04887"
+
+    def block(self, x: S, block: Block[S]) -> S:
+        x = x + self.a * block.attention(x)
+        return x + self.a * block.ffn(x)
+
+
+class LayerScale(Placement):
+    """PreNorm with each branch times a small `scale`. arXiv:2103.17239.
+
+    The paper starts from 0.1 in shallow, 1e-5 and 1e-6 in deeper networks.
+    """
+
+    scale: float = 0.1
+    citation = "2103.17239"
+
+    def block(self, x: S, block: Block[S]) -> S:
+        x = x + self.scale * block.attention(block.norm(x))
+        return x + self.scale * block.ffn(block.norm(x))
+
+    def readout(self, x: S, block: Block[S]) -> S:
+        return block.norm(x)
+
+
+class NGPT(Placement):
+    """Steps of length `alpha` on the sphere from each stream to its normed branch. arXiv:2410.01131.
+
+    The paper's weights have rows of length 1, which in a wide network are those of any random matrix.
+    """
+
+    alpha: float = 0.05
+    citation = "2410.01131"
+
+    def embed(self, x: S, block: Block[S]) -> S:
+        return block.norm(x)
+
+    def block(self, x: S, block: Block[S]) -> S:
+        step = self.alpha
+        x = block.norm((1 - step) * x + step * block.norm(block.attention(x, normed=("query", "key"))))
+        return block.norm((1 - step) * x + step * block.norm(block.ffn(x)))
+
+
+class DyT(Placement):
+    """PreNorm with tanh(alpha x) in place of every norm. arXiv:2503.10622."""
+
+    alpha: float = 0.5
+    citation = "2503.10622"
+
+    def block(self, x: S, block: Block[S]) -> S:
+        x = x + block.attention(block.tanh(self.alpha * x))
+        return x + block.ffn(block.tanh(self.alpha * x))
+
+    def readout(self, x: S, block: Block[S]) -> S:
+        return block.tanh(self.alpha * x)
+
+
+class TFixup(Placement):
+    """No norm, no warm-up: values, outputs and FFN initialised with gain 0.67 L^(-1/4) (encoder). ICML 2020.
+
+    The paper's factor multiplies Xavier initialisation; its scaled embeddings are the start's variance here.
+    """
+
+    factor: float = 0.67
+    citation = "huang2020tfixup"
+
+    def block(self, x: S, block: Block[S]) -> S:
+        x = x + block.attention(x)
+        return x + block.ffn(x)
+
+    def gains(self, index: Number, depth: Number) -> Gains:
+        gain = self.factor * depth**-QUARTER
+        return Gains(value=gain, attention_out=gain, ffn_in=gain, ffn_out=gain)
+
+
+def _log(x: Number) -> Number:
+    """Natural logarithm of a number or of a SymPy expression."""
+    if isinstance(x, int | float):
+        return math.log(x)
+    import sympy
+
+    return sympy.log(x)

@@ -19,6 +19,7 @@ class Gains:
     """Factors on the standard deviation of the matrices of one block.
 
     Attributes:
+        query, key: the attention's query and key projections; their product multiplies the logits.
         value: the attention's value projection.
         attention_out: the attention's output projection.
         ffn_in: the FFN's input matrices (both of them in a gated FFN).
@@ -26,9 +27,11 @@ class Gains:
 
     Example:
         >>> Gains(value=2.0) * Gains(value=3.0, ffn_out=0.5)
-        Gains(value=6.0, attention_out=1.0, ffn_in=1.0, ffn_out=0.5)
+        Gains(query=1.0, key=1.0, value=6.0, attention_out=1.0, ffn_in=1.0, ffn_out=0.5)
     """
 
+    query: Number = 1.0
+    key: Number = 1.0
     value: Number = 1.0
     attention_out: Number = 1.0
     ffn_in: Number = 1.0
@@ -36,6 +39,8 @@ class Gains:
 
     def __mul__(self, other: Gains) -> Gains:
         return Gains(
+            self.query * other.query,
+            self.key * other.key,
             self.value * other.value,
             self.attention_out * other.attention_out,
             self.ffn_in * other.ffn_in,

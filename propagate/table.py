@@ -21,10 +21,17 @@ MEANING = {
     "grad_deviation": "grad_variance - grad_covariance, computed without cancellation",
 }
 QUANTITIES = tuple(MEANING)
+FURTHER = {"token_variance": ("token",), "grad_token_variance": ("token",)}
+"""Quantities with dimensions besides `block`; only tables of tokens that are not exchangeable have them."""
+MEANING |= {"token_variance": "E x_ti^2 of each token t", "grad_token_variance": "E g_ti^2 of each token t"}
+STREAM = "stream"
+JOINED = "joined"
 
 
 def table(variables: dict[str, Any], depth: int, attributes: dict[str, Any], dims: tuple[str, ...] = ()) -> xr.Dataset:
-    """A Dataset over `block` 0 ... depth (and any further `dims`), with meanings and provenance.
+    """A Dataset over `block` 0 ... depth (and any further `dims`, or a quantity's own), with meanings and provenance.
+
+    With "stream" first among `dims`, its coordinates are "1", "2", ... and, last, "joined": see `predict`.
 
     Example:
         >>> table({"variance": [1.0, 2.0]}, depth=1, attributes={"seed": 0}).sizes["block"]
@@ -33,10 +40,13 @@ def table(variables: dict[str, Any], depth: int, attributes: dict[str, Any], dim
     import xarray as xr
 
     data = xr.Dataset(
-        {name: (("block", *dims), values) for name, values in variables.items()},
+        {name: (("block", *dims, *further(name)), values) for name, values in variables.items()},
         coords={"block": ("block", range(depth + 1), {"long_name": "block (0: the embedding)"})},
         attrs={key: value for key, value in attributes.items() if value is not None} | provenance(),
     )
+    if STREAM in dims:
+        labels = [str(i + 1) for i in range(data.sizes[STREAM] - 1)]
+        data = data.assign_coords({STREAM: [*labels, JOINED]})
     for name in data.variables:
         if name in MEANING:
             data[name].attrs["long_name"] = MEANING[str(name)]
@@ -57,6 +67,18 @@ def start_of(measured: xr.Dataset) -> dict[str, float]:
     """
     ends = {"variance": 0, "covariance": 0, "grad_variance": -1, "grad_covariance": -1}
     return {name: float(measured[name].isel(block=end)) for name, end in ends.items()}
+
+
+def further(name: str) -> tuple[str, ...]:
+    """Dimensions besides `block` of a variable: its quantity's, whatever stands before or after its name.
+
+    Example:
+        >>> further("log_token_variance_se"), further("variance")
+        (('token',), ())
+    """
+    for suffix in ("_se", "_allowance"):
+        name = name.removesuffix(suffix)
+    return FURTHER.get(name.removeprefix("log_"), ())
 
 
 @lru_cache(maxsize=1)

@@ -15,8 +15,8 @@ from proofs.vocabulary import Proposition, step_of
 from propagate.montecarlo.backend import choose_backend
 from propagate.montecarlo.blocks import block_of, read
 from propagate.montecarlo.normals import Normals
+from propagate.montecarlo.run import COTANGENT_SITE, INPUT_SITE
 from propagate.montecarlo.samplers import dense
-from propagate.montecarlo.simulate import COTANGENT_SITE, INPUT_SITE
 from propagate.montecarlo.starts import exchangeable_root, with_gram
 from propagate.theory.finite_width import allowances
 

@@ -9,7 +9,8 @@ import pytest
 from propagate.model import Model
 from propagate.montecarlo.backend import choose_backend
 from propagate.montecarlo.memory import Plan, plan
-from propagate.montecarlo.simulate import run, simulate
+from propagate.montecarlo.run import run
+from propagate.montecarlo.simulate import simulate
 from propagate.montecarlo.starts import start_of
 
 
@@ -58,7 +59,11 @@ def peak(network: Model, sampler: str, segment: int | None, precision: str = "fl
 
 @pytest.mark.parametrize(
     "network",
-    [model(8, width=96, tokens=12), model(8, "spannorm", width=96, tokens=12, activation="swiglu"), model(8, width=64)],
+    [
+        model(8, width=96, tokens=12),
+        model(8, "spannorm", width=96, tokens=12, activation="swiglu"),
+        model(8, width=256),
+    ],
 )
 @pytest.mark.parametrize(
     ("sampler", "precision"), [("dense", "float64"), ("weightless", "float64"), ("weightless", "float32")]

@@ -67,3 +67,14 @@ def test_bad_input_is_refused_in_one_line() -> None:
             call()
         assert "\n" not in str(caught.value)
     assert pg.first_divergence(said, said) is None
+
+
+@pytest.mark.parametrize("placement", ["residual", "siamesenorm"])
+def test_of_several_streams_the_sublayers_are_compared(placement: str) -> None:
+    model = pg.Model(placement, depth=3, width=64, tokens=8, heads=2)
+    seen = pg.trace([pg.build(model, seed=seed) for seed in range(4)], X[..., :64])
+    said = pg.predict_calls(model, **pg.start_of(seen))
+    assert pg.first_divergence(said, seen, tolerance=0.2) is None
+    said["call_variance"].loc[{"block": 2, "call": "ffn1"}] *= 2
+    found = pg.first_divergence(said, seen, tolerance=0.2)
+    assert (found.block, found.call) == (2, "ffn1")

@@ -1,6 +1,7 @@
 """Bad input to `Model`, `predict`, `simulate` or `compare`: one line with the field, the value, what is allowed."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,9 +181,50 @@ def test_the_lowest_covariance_is_allowed() -> None:
     assert float(found.covariance[0]) == pytest.approx(lowest)
 
 
-def test_predict_has_no_causal_mask_and_takes_no_plain_arrays() -> None:
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"window": 0, "causal": True}, ("window", "0", "at least 1")),
+        ({"window": 1.5, "causal": True}, ("window", "1.5", "whole")),
+        ({"window": 2}, ("window", "causal=True", "2")),
+        ({"mask": np.ones((3, 4), dtype=bool)}, ("mask", "square", "(3, 4)")),
+        ({"mask": np.ones((3, 3), dtype=bool)}, ("mask", "4", "3")),
+        ({"mask": np.ones((4, 4))}, ("mask", "True and False", "float64")),
+        ({"mask": np.eye(4, k=1, dtype=bool)}, ("mask", "every row", "row 3")),
+        ({"mask": "causal"}, ("mask", "square")),
+        ({"mask": [[True], [True, False]]}, ("mask", "boolean matrix")),
+        ({"mask": np.tri(4, dtype=bool), "causal": True}, ("mask", "causal=True", "Mask(4 tokens")),
+        ({"rope": 0.0}, ("rope", "positive", "0.0")),
+        ({"rope": "10000"}, ("rope", "number", "'10000'")),
+        ({"rope": 100.0, "heads": 8}, ("rope", "odd", "width 1")),
+    ],
+    ids=lambda value: named(value),
+)
+def test_masks_and_positions_of_a_model(fields: dict[str, Any], words: tuple[str, ...]) -> None:
+    given = {"width": 8, "tokens": 4, "heads": 2} | fields
+    refused(lambda: pg.Model("postnorm", depth=1, **given), *words)
+
+
+@pytest.mark.parametrize("verb", [pg.predict, pg.simulate])
+@pytest.mark.parametrize("name", ["gram", "grad_gram"])
+def test_gram_matrices(verb: Any, name: str) -> None:
+    lopsided, negative = np.eye(4) + np.eye(4, k=1), 2 - np.eye(4) * 3
+    for matrix, word in (
+        (np.eye(3), "(4, 4)"),
+        (lopsided, "symmetric"),
+        (negative, "positive"),
+        (np.full((4, 4), np.nan), "finite"),
+        ("one", "numbers"),
+    ):
+        refused(lambda matrix=matrix: verb(MODEL, **{name: matrix}), name, word)
+
+
+def test_predict_takes_no_plain_arrays_and_no_dimensions_of_unequal_tokens() -> None:
     causal = pg.Model("postnorm", depth=1, causal=True)
-    refused(lambda: pg.predict(causal), "causal", "False")
+    many = xr.DataArray([0.0, 0.1], dims="start")
+    refused(lambda: pg.predict(causal, covariance=many), "number", "exchangeable", "start")
+    for samples in (0, 1.5, True, "16"):
+        refused(lambda samples=samples: pg.predict(causal, samples=samples), "samples", repr(samples), "whole")
     refused(lambda: pg.predict(MODEL, covariance=np.array([0.0, 0.1])), "DataArray")
     refused(lambda: pg.predict(MODEL, covariance=xr.DataArray([0.0, 2.0], dims="start")), "covariance", "between")
     refused(lambda: pg.predict(MODEL, covariance=xr.DataArray(["a"], dims="start")), "covariance")

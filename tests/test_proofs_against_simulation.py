@@ -25,8 +25,8 @@ from proofs.propositions import (
     p06_residual,
 )
 from propagate.montecarlo.operators import NORMS
-from propagate.montecarlo.simulate import Start, run
-from propagate.montecarlo.starts import exchangeable_root
+from propagate.montecarlo.run import run
+from propagate.montecarlo.starts import Start, exchangeable_root
 from propagate.montecarlo.statistics import second_moments
 
 C, RHO = 0.4, 0.3

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import propagate as pg
 from propagate.model import ACTIVATIONS, NORMS
 from propagate.placements import DeepNorm
-from propagate.theory.moments import Moments
+from propagate.theory.moments import Joint, Moments
 from propagate.theory.predict import propagate_moments
 
 PLACEMENTS = ("prenorm", "postnorm", "spannorm", "periln", "deepnorm", "layernormscaling")
@@ -127,17 +127,17 @@ def test_depths_compose(model: pg.Model, correlation: float, more: int) -> None:
     model = dataclasses.replace(model, scaling=None)
     whole = propagate(dataclasses.replace(model, depth=model.depth + more), Moments(1.0, 1 - correlation))
     first = propagate(model, Moments(1.0, 1 - correlation))
-    second = propagate(dataclasses.replace(model, depth=more), first.forward[-1])
+    second = propagate(dataclasses.replace(model, depth=more), first.forward[-1][0][0])
     assert close(whole.forward, first.forward + second.forward[1:])
     assert close(whole.backward[model.depth :], second.backward)
-    back = propagate_moments(model, Moments(1.0, 1 - correlation), second.backward[0])
+    back = propagate_moments(model, Moments(1.0, 1 - correlation), second.backward[0][0][0])
     assert close(whole.backward[: model.depth + 1], back.backward)
 
 
 def test_depths_of_an_index_dependent_placement_do_not_compose() -> None:
     model = pg.Model("layernormscaling", depth=3)
     first = propagate(model, Moments(1.0, 1.0))
-    again = propagate(model, first.forward[-1])
+    again = propagate(model, first.forward[-1][0][0])
     whole = propagate(dataclasses.replace(model, depth=6), Moments(1.0, 1.0))
     assert not close(whole.forward[-1:], again.forward[-1:])
 
@@ -146,7 +146,7 @@ def propagate(model: pg.Model, start: Moments):
     return propagate_moments(model, start, Moments(1.0, 0.7))
 
 
-def close(left: list[Moments], right: list[Moments]) -> bool:
+def close(left: list[Joint], right: list[Joint]) -> bool:
     return np.allclose(np.array(left, dtype=float), np.array(right, dtype=float), rtol=1e-12, atol=0)
 
 

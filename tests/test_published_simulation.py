@@ -2,12 +2,14 @@
 
 import csv
 import math
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 from scipy import stats
 
 import propagate as pg
+from propagate.placements import ReZero, SiameseNorm
 from propagate.theory import sublayers
 from propagate.theory.softmax import SoftmaxAverages, softmax_averages
 
@@ -25,6 +27,48 @@ QUANTITIES = (
 )
 
 
+class PlainDeepScaleLM(pg.Placement):
+    """DeepScaleLM with branches of whatever variance they have."""
+
+    def block(self, x, block):
+        skip, branch = (1 - 1 / block.depth) ** 0.5, (1 / block.depth) ** 0.5
+        x = skip * x + branch * block.attention(block.norm(x))
+        return skip * x + branch * block.ffn(block.norm(x))
+
+
+class HiddenSubLN(pg.Placement):
+    """Sub-LN with the norm before the FFN's output matrix alone."""
+
+    def block(self, x, block):
+        x = x + block.attention(block.norm(x))
+        return x + block.ffn(block.norm(x), normed=("hidden",))
+
+    def gains(self, index, depth):
+        return pg.placement("subln").gains(index, depth)
+
+
+class LogitsUnscaledDSInit(pg.Placement):
+    """DS-Init of all matrices but queries and keys."""
+
+    def block(self, x, block):
+        return pg.placement("postnorm").block(x, block)
+
+    def gains(self, index, depth):
+        gain = index ** -Fraction(1, 2)
+        return pg.Gains(value=gain, attention_out=gain, ffn_in=gain, ffn_out=gain)
+
+
+# The published definitions of these rows are not those of the papers, or leave something open; with these they agree
+# to the printed digits, in each of the five columns of both tables.
+AS_PUBLISHED = {
+    "DeepScaleLM, branches not rescaled": lambda depth: PlainDeepScaleLM(),
+    "SubLN, heads not normed": lambda depth: HiddenSubLN(),
+    "DSInit, logits not scaled": lambda depth: LogitsUnscaledDSInit(),
+    "SiameseNorm, one branch": lambda depth: SiameseNorm(branches=1),
+    "ReZero, 1/sqrt(2L)": lambda depth: ReZero(a=(2 * depth) ** -0.5),
+}
+
+
 def rows() -> list:
     found = []
     for name in CASES:
@@ -40,8 +84,11 @@ def predicted(name: str, row: dict[str, str], **changes: float) -> dict[str, tup
     """Each quantity of the table with its stated finite-width allowance."""
     fields, correlation = CASES[name]
     scaling = pg.ScaleInit(float(row["scale_init"])) if row["scale_init"] else None
-    model = pg.Model(row["placement"], **{"tokens": 32, "heads": 8, "scaling": scaling} | fields | changes)
+    placement = AS_PUBLISHED.get(row["placement"], lambda depth: row["placement"])(fields["depth"])
+    model = pg.Model(placement, **{"tokens": 32, "heads": 8, "scaling": scaling} | fields | changes)
     alone, shared = (pg.predict(model, covariance=correlation, grad_covariance=kappa) for kappa in (0.0, 1.0))
+    if "stream" in alone.dims:  # the tables give what the network as a whole does
+        alone, shared = alone.sel(stream="joined"), shared.sel(stream="joined")
     values = (
         (alone.variance[-1], alone.variance_allowance[-1]),
         (alone.deviation[-1] / alone.variance[-1], alone.deviation_allowance[-1]),
@@ -98,7 +145,8 @@ def test_wrong_theories_miss_the_theory_columns(
 ) -> None:
     slack = tolerances(name, row, monkeypatch)
     assert misses(row, predicted(name, row, logit_std=0.0), slack)  # no query and key paths
-    assert misses(row, predicted(name, row, logit_std=0.9), slack)
+    if row["placement"] != "KEEL":  # whose branches weigh 1/48 of the skip: this is below the digits printed
+        assert misses(row, predicted(name, row, logit_std=0.9), slack)
     assert misses(row, predicted(name, row, tokens=30), slack)
 
 

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 import propagate as pg
+from propagate.placements import ReZero
+from propagate.theory.moments import Moments
+from propagate.theory.predict import Path, propagate_moments
 
 PLACEMENTS = ("prenorm", "postnorm", "spannorm", "periln", "deepnorm", "layernormscaling")
 INDEX, DEPTH, TOKENS = 2, 3, 16
@@ -71,6 +74,66 @@ def test_one_step_of_predict(placement: str, activation: str, logit_std: float |
         assert largest_miss(attention_gain=0.71) > 1e-6
 
 
+QUICK = ("admin", "dyt", "hybridnorm", "parallelprenorm", "residual", "subln")
+OTHERS = sorted(
+    name
+    for name, kind in pg.placements().items()
+    if kind.__module__ == ReZero.__module__ and name not in (*PLACEMENTS, "mixln")
+)
+
+
+def joint_numbers(joint) -> list[float]:
+    pairs = [joint[i][j] for i in range(len(joint)) for j in range(i, len(joint))]
+    return [float(value) for pair in pairs for value in (pair.variance, pair.covariance)]
+
+
+def block_of_a_network(name: str, index: int, depth: int, **changes: float) -> tuple[list[float], list[float]]:
+    """What enters a block of a network at both its ends, and what leaves it, in a recursion's order."""
+    fields = {"attention_gain": VALUES["g_a"], "ffn_gain": VALUES["g_f"], "tokens": TOKENS, "logit_std": 0.0} | changes
+
+    def path(placement: str) -> Path:
+        model = pg.Model(placement, depth=depth, **fields)
+        return propagate_moments(model, Moments(1.0, 0.7), Moments(1.0, 0.8))
+
+    found = path(ReZero(a=0.4) if name == "rezero" else name)
+    ends = []
+    for forward, backward in ((index - 1, index), (index, index - 1)):
+        # Admin's skip is the root of the variance that PreNorm has there
+        skip = [path("prenorm").forward[forward][0][0].variance ** 0.5] if name == "admin" else []
+        ends.append([*joint_numbers(found.forward[forward]), *skip, *joint_numbers(found.backward[backward])])
+    return ends[0], ends[1]
+
+
+def largest_miss(step, name: str, index: int, depth: int, **changes: float) -> float:
+    before, after = block_of_a_network(name, index, depth, **changes)
+    found = [float(value) for value in step(*before)]
+    return float(np.abs(np.subtract(found, after)).max() / np.abs(after).max())
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in OTHERS])
+def test_a_block_of_every_other_placement(name: str) -> None:
+    placement = ReZero(a=0.4) if name == "rezero" else name
+    step = pg.recursion(placement, activation="linear").lambdify(**VALUES)
+    assert largest_miss(step, name, INDEX, DEPTH, activation="linear") < 1e-12
+    assert largest_miss(step, name, INDEX, DEPTH, activation="linear", tokens=TOKENS + 1) > 1e-6
+
+
+@pytest.mark.parametrize("index", [1, 2])
+def test_mixln_needs_to_know_which_block(index: int) -> None:
+    with pytest.raises(pg.ModelError, match="index and depth must be numbers for MixLN"):
+        pg.recursion("mixln")
+    step = pg.recursion("mixln", activation="linear", index=index, depth=4).lambdify(**VALUES)
+    assert largest_miss(step, "mixln", index, 4, activation="linear") < 1e-12
+    assert largest_miss(step, "mixln", 3 - index, 4, activation="linear") > 1e-3
+
+
+def test_layer_norm_inside_an_ffn() -> None:
+    rms, layer = (pg.recursion("subln", norm=norm).lambdify(**VALUES) for norm in ("rms", "layer"))
+    before, after = block_of_a_network("subln", INDEX, DEPTH, norm="layer", activation="relu")
+    assert [float(value) for value in layer(*before)] == pytest.approx(after, rel=1e-12)
+    assert [float(value) for value in rms(*before)] != pytest.approx(after, rel=1e-3)
+
+
 def test_a_scaling_multiplies_the_gains() -> None:
     values = VALUES | {"L": 16}
     scaled = pg.recursion("postnorm", scaling=pg.ScaleInit(0.5)).lambdify(**values)
@@ -112,6 +175,9 @@ def test_what_is_missing_is_named() -> None:
         ({"placement": "postnorm", "logit_std": "tau"}, "logit_std"),
         ({"placement": "postnorm", "logit_std": float("nan")}, "logit_std"),
         ({"placement": 3}, "placement"),
+        ({"placement": "postnorm", "index": 2}, "index"),
+        ({"placement": "postnorm", "index": 5, "depth": 4}, "index"),
+        ({"placement": "postnorm", "norm": "batch"}, "norm"),
     ],
 )
 def test_bad_arguments(arguments: dict, words: str) -> None:

@@ -69,6 +69,22 @@ def test_blocks(placement, activation, norm, causal, logit_std, index, backend) 
     assert relative_mismatch(block, start(model, backend), backend, scale=1.001, step=step) > 1e-6
 
 
+MASK = np.array([[1, 0, 1, 0, 0], [0, 1, 1, 1, 1], [1, 0, 0, 0, 0], [0, 0, 1, 1, 0], [1, 1, 1, 1, 1]], dtype=bool)
+
+
+@pytest.mark.parametrize("logit_std", [0.0, 1.0])
+@pytest.mark.parametrize("seen", [{"causal": True, "window": 2}, {"mask": MASK}, {"rope": 10.0}], ids=str)
+def test_masks_windows_and_rotary_positions(seen, logit_std: float, backend: Backend) -> None:
+    model = pg.Model("spannorm", depth=3, width=12, tokens=5, heads=3, activation="gelu", logit_std=logit_std, **seen)
+    block, x = apply_block(model, backend, 2), start(model, backend)
+    assert relative_mismatch(block, x, backend) < 1e-6
+    assert relative_mismatch(block, x, backend, scale=1.001) > 1e-6
+    changed = x.copy()
+    changed[:, 1] += 1
+    moved = backend.to_host(abs(block(changed)[0] - block(x)[0])).max(axis=(0, 2)) > 0
+    assert moved.tolist() == (model.visible[:, 1] | (np.arange(5) == 1)).tolist()
+
+
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("part", ["embed", "readout"])
 def test_embedding_and_readout(placement: str, part: str, backend: Backend) -> None:
@@ -123,6 +139,18 @@ def test_softmax(backend: Backend) -> None:
     weights, pull = apply(x)
     assert np.abs(backend.to_host(weights).sum(axis=-1) - 1).max() < 1e-14
     assert np.abs(backend.to_host(pull(x)).sum(axis=-1)).max() < 1e-14
+
+
+def test_rotary_products_depend_on_distance_alone(backend: Backend) -> None:
+    """A query and a key, each turned by its place, have one product for one distance; turning back is the inverse."""
+    x = draws_of_arrays(backend, (1, 2, 6))
+    query, key = (backend.xp.repeat(x[:, i : i + 1], 4, axis=1) for i in (0, 1))
+    turn = operators.rotary(backend, (1.0, 0.3, 0.01), 4)
+    products = backend.to_host(turn(query, 1) @ turn(key, 1).swapaxes(-1, -2))[0]
+    for distance in range(-3, 4):
+        assert np.ptp(np.diagonal(products, distance)) < 1e-12
+    assert np.ptp(products) > 0.1
+    assert np.abs(backend.to_host(turn(turn(query, 1), -1) - query)).max() < 1e-14
 
 
 def test_a_masked_logit_has_no_weight_and_no_gradient(backend: Backend) -> None:

@@ -9,7 +9,7 @@ import pytest
 import propagate as pg
 from propagate.model import ACTIVATIONS
 from propagate.montecarlo.backend import Array, choose_backend
-from propagate.montecarlo.blocks import block_of, read
+from propagate.montecarlo.blocks import State, block_of, read_state
 from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.operators import Pull, output_rms
 from propagate.montecarlo.samplers import dense
@@ -22,7 +22,7 @@ from propagate.tracing.layers import Attention, FeedForward, Projection, Uniform
 torch.set_num_threads(1)
 HOST = choose_backend("numpy")
 PLACEMENTS = [name for name, kind in pg.placements().items() if kind.__module__ == "propagate.placements"]
-SIZE: dict[str, Any] = {"depth": 3, "width": 12, "tokens": 5, "heads": 3, "ffn_ratio": 1.5}
+SIZE: dict[str, Any] = {"depth": 3, "width": 18, "tokens": 5, "heads": 3, "ffn_ratio": 1.5}
 
 
 class Doubled(pg.Placement):
@@ -50,12 +50,13 @@ def numpy_pass(model: pg.Model, x: Array, g: Array) -> tuple[Array, Array, list[
 
     placement, pulls = model.equations, []
     parts = [placement.embed, *[placement.block] * model.depth, placement.readout]
+    state, cotangents = State((x,)), (g,)
     for index, equations in enumerate(parts):
-        x, pull = read(equations, block_of(model, HOST, sampler, index), x)
+        state, pull = read_state(equations, block_of(model, HOST, sampler, index), state)
         pulls.append(pull)
     for pull in reversed(pulls):
-        g = pull(g)
-    return x, g, matrices
+        cotangents = pull(cotangents)
+    return state.streams[0], cotangents[0], matrices
 
 
 def copy(matrices: list[Array], network: Network) -> None:
@@ -73,9 +74,11 @@ def copy(matrices: list[Array], network: Network) -> None:
         for sublayer in block.sublayers.values():
             if isinstance(sublayer, FeedForward):
                 fill(sublayer.read, gains.ffn_in)
-                fill(sublayer.write, gains.ffn_out / output_rms(network.model.activation))
+                normed = not isinstance(sublayer.inner, torch.nn.Identity)
+                fill(sublayer.write, gains.ffn_out / (1 if normed else output_rms(network.model.activation)))
             elif isinstance(sublayer, Attention | UniformAttention):
-                fill(sublayer.read, *([gains.value] if isinstance(sublayer, UniformAttention) else [1, 1, gains.value]))
+                logits = [] if isinstance(sublayer, UniformAttention) else [gains.query, gains.key]
+                fill(sublayer.read, *logits, gains.value)
                 fill(sublayer.write, gains.attention_out)
     assert next(waiting, None) is None
 
@@ -108,6 +111,15 @@ def test_the_reverse_pass_is_autograd(placement: str, activation: str) -> None:
         assert mismatch(output, y) < 1e-10, model
         assert mismatch(grad, back) < 1e-10, model
         assert mismatch(grad * (1 + 1e-9), back) > 1e-10, model
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value", "heads", "hidden"])
+def test_inner_norms_too(name: str) -> None:
+    for logit_std in (0.0, 1.0):
+        model = pg.Model("postnorm", activation="gelu", normed=(name,), logit_std=logit_std, **SIZE)
+        (y, back), (output, grad) = both(model)
+        assert mismatch(output, y) < 1e-10
+        assert mismatch(grad, back) < 1e-10
 
 
 def test_scaling_and_gains_reach_the_module() -> None:

@@ -1,5 +1,7 @@
 """A placement written outside the package works in every verb, and its simulation agrees with its theory."""
 
+import dataclasses
+
 import pytest
 
 import propagate as pg
@@ -77,18 +79,93 @@ def test_a_field_without_default_is_asked_for() -> None:
     assert float(pg.predict(pg.Model(Needy(weight=2.0), depth=2)).variance[-1]) == pytest.approx(1)
 
 
-class Pair(pg.Placement):
-    """A placement of two streams, which is not supported yet."""
+class Leaky(pg.Placement):
+    """Two streams and a number: a sum whose skip is the last sum's own size, and a slow average of what it reads."""
+
+    rate: float = 0.3
+
+    def embed(self, x, block):
+        return x, 1.0, block.norm(x) / 2
+
+    def block(self, state, block):
+        x, size, slow = state
+        slow = (1 - self.rate) * slow + self.rate * x
+        x = x + block.attention(x + slow, normed=("query", "heads")) / size
+        y = x + block.ffn(block.tanh(slow), normed=("hidden",))
+        return block.norm(y), block.std(y), slow
+
+    def readout(self, state, block):
+        return state[0] + block.norm(state[2])
+
+
+STREAMS = pg.Model("leaky", depth=3, width=96, tokens=6, heads=2, activation="gelu")
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_several_streams_and_a_number(norm: str) -> None:
+    model, start = dataclasses.replace(STREAMS, norm=norm), {"covariance": 0.3, "grad_covariance": 0.2}
+    measured = pg.simulate(model, draws=100, seed=6, backend="numpy", **start)
+    theory = pg.predict(model, **start)
+    assert theory.variance.dims == measured.variance.dims == ("block", "stream")
+    assert list(theory.stream.values) == ["1", "2", "joined"]
+    judged = pg.compare(theory, measured)
+    assert judged.attrs["agrees"] == 1, judged.worst_z.to_series().to_dict()
+    wrong = dataclasses.replace(model, placement=Leaky(rate=0.4))
+    assert pg.compare(pg.predict(wrong, **start), measured).attrs["agrees"] == 0
+
+
+def test_the_recursion_of_several_streams_names_every_moment() -> None:
+    """`tests/test_recursion.py` holds such recursions against `predict`."""
+    text = pg.recursion("leaky", activation="relu")
+    assert [str(a) for a in text.arguments if str(a)[0] in "qw"] == ["q11", "q12", "q22", "w1"]
+    assert str(text.result("gamma22")).count("gamma22") == 1
+    with pytest.raises(pg.ModelError, match="gamma12"):
+        text.result("gamma")
+
+
+class Splits(pg.Placement):
+    """A block that makes a second stream, which `embed` did not."""
 
     def block(self, x, block):
+        return (x, x) if block.first else x
+
+
+class NeverJoins(pg.Placement):
+    """Two streams and no readout."""
+
+    def embed(self, x, block):
         return x, x
 
+    def block(self, x, block):
+        return x
 
-def test_what_is_no_stream_is_refused() -> None:
-    small = pg.Model("pair", depth=1, width=8, tokens=2, heads=1)
+
+class ReturnsNothing(pg.Placement):
+    """An equation without return."""
+
+    def block(self, x, block):
+        x + block.ffn(x)
+
+
+@pytest.mark.parametrize("name", ["splits", "neverjoins", "returnsnothing"])
+def test_wrong_returns_are_refused(name: str) -> None:
+    small = pg.Model(name, depth=2, width=8, tokens=2, heads=1)
     for verb in (lambda: pg.predict(small), lambda: pg.simulate(small, draws=2, backend="numpy")):
         with pytest.raises(TypeError, match="stream"):
             verb()
+
+
+class Misspelt(pg.Placement):
+    """A normed projection that there is not."""
+
+    def block(self, x, block):
+        return x + block.attention(x, normed=("keys",))
+
+
+def test_an_unknown_inner_norm_is_named() -> None:
+    for verb in (pg.predict, lambda model: pg.simulate(model, draws=2, backend="numpy")):
+        with pytest.raises(pg.ModelError, match="normed must be one of query, key, value, heads, got 'keys'; did you"):
+            verb(pg.Model("misspelt", depth=1, width=8, tokens=2, heads=1))
 
 
 class Empty(pg.Placement):

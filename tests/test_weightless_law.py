@@ -10,9 +10,9 @@ from propagate.model import Model
 from propagate.montecarlo.backend import Array, Backend, choose_backend
 from propagate.montecarlo.factor import factor, root_of
 from propagate.montecarlo.normals import BACKWARD, Normals
+from propagate.montecarlo.run import SAMPLERS, run
 from propagate.montecarlo.samplers import Pull, Sampler, dense
-from propagate.montecarlo.simulate import SAMPLERS, Start, run
-from propagate.montecarlo.starts import exchangeable_root
+from propagate.montecarlo.starts import Start, exchangeable_root
 from propagate.montecarlo.weightless import weightless
 
 BACKENDS = ["numpy", pytest.param("cupy", marks=pytest.mark.gpu)]

@@ -1,9 +1,8 @@
-"""Proposition 12: one block of every placement of the package, as `propagate.recursion` derives it."""
+"""Proposition 12: one block of placements of the package, as `propagate.recursion` derives it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import cache
 
 import sympy as sp
@@ -13,10 +12,8 @@ from proofs import axioms, blocks
 from proofs.gaussian import relu_derivative_kernel, relu_kernel
 from proofs.maps import Moments, mean_mode, normed
 from proofs.placements import BY_HAND, GRADIENT, ONE, STREAM, L, Notebook, T, block, g_a, g_f, gamma, kappa, p, q
-from proofs.vocabulary import Equality, Point, Proposition, Quantity, Recurrence, Step
+from proofs.vocabulary import Equality, Proposition, Quantity, Recurrence, Step
 from propagate.placements import DeepNorm
-from propagate.theory.moments import Moments as NumericMoments
-from propagate.theory.predict import block_of
 from propagate.theory.recursion import Recursion
 
 q_0, s = sp.symbols("q_0 s", positive=True)
@@ -32,9 +29,8 @@ derive = cache(propagate.recursion)
 
 
 def own() -> tuple[str, ...]:
-    """The names of the placements that the package itself registers."""
-    known = propagate.placements()
-    return tuple(name for name in known if known[name].__module__ == "propagate.placements")
+    """The names of the placements that somebody composed by hand."""
+    return tuple(name for name in propagate.placements() if name in BY_HAND)
 
 
 def title(name: str) -> str:
@@ -86,47 +82,6 @@ def meaning(name: str) -> str:
     letter, number = name.split("_")
     [(part, pair)] = [(part, pair) for part, pair in NAMES.items() if letter in pair]
     return f"{'variance' if letter == pair[0] else 'covariance'} of {PARTS[part][int(number) - 1]}"
-
-
-def numeric_only(placement: str) -> tuple[Step, ...]:
-    """A placement that nobody composed by hand: its closed form against the package's arithmetic on floats."""
-    closed = dict(zip(RESULTS, derive(placement).closed(), strict=True))
-
-    def witness(which: int) -> Callable[[Point], object]:
-        def at_point(at: Point) -> object:
-            number = {symbol: float(value) for symbol, value in at.items()}  # type: ignore[arg-type]
-            model = propagate.Model(
-                placement,
-                depth=3,
-                tokens=int(number[T]),
-                logit_std=0.0,
-                attention_gain=number[g_a],
-                ffn_gain=number[g_f],
-            )
-            from propagate.theory.blocks import read
-
-            equations, interior = model.equations, block_of(model, 2)
-            start = NumericMoments(number[q], number[q] - number[p])
-            found = read(lambda x: equations.block(x, interior), interior.tape, start)
-            back = found.pull(NumericMoments(number[gamma], number[gamma] - number[kappa]))
-            return (found.output.variance, found.output.covariance, back.variance, back.covariance)[which]
-
-        return at_point
-
-    return tuple(
-        Equality(
-            side,
-            side,
-            f"{title(placement)}, {meaning(name)}: against the package's own arithmetic on numbers",
-            step_name(placement, name),
-            label(name),
-            witness=witness(which),
-            witness_needs=(q, p, gamma, kappa, T, g_a, g_f, block, L),
-            sizes={block: 2, L: 3},
-            digits=10,
-        )
-        for which, (name, side) in enumerate(closed.items())
-    )
 
 
 def composed() -> tuple[Step, ...]:
@@ -218,10 +173,10 @@ def consequences() -> tuple[Step, ...]:
 
 
 def derivation() -> tuple[Step, ...]:
-    """All placements, then the compositions, then what follows."""
+    """The placements, then the compositions, then what follows."""
     steps: tuple[Step, ...] = ()
     for name in own():
-        steps += definitions(name) if name in BY_HAND else numeric_only(name)
+        steps += definitions(name)
     return steps + composed() + consequences()
 
 
@@ -253,7 +208,7 @@ def _quantities() -> tuple[Quantity, ...]:
 
 
 def _statement() -> str:
-    """Every placement's recursion, then the consequences."""
+    """Each placement's recursion, then the consequences."""
     written = "\n\n".join(f"**{title(name)}** (arXiv:{_cited(name)}):\n\n$$<<{name}_*>>$$" for name in own())
     return (
         f"{written}\n\nHence, for Peri-LN, $<<peri>>$ whatever the gains, and $<<peri_depth>>$; for DeepNorm "
@@ -269,7 +224,7 @@ def _cited(name: str) -> str:
 PROPOSITION = Proposition(
     name="placements",
     number="12",
-    title="Every placement of the package: one block",
+    title="Placements of the package: one block",
     quantities=_quantities(),
     setting=(
         "An interior block with uniform attention and a ReLU FFN. The stream that enters has variance $q$ and "

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from functools import lru_cache
+from typing import Any, ClassVar, NamedTuple
 
 from propagate.model import Model
 from propagate.montecarlo.backend import Array, Backend
@@ -20,11 +20,16 @@ from propagate.montecarlo.operators import (
     in_one_pass,
     one_pass_attention,
     output_rms,
+    rotary,
     softmax,
+    tanh,
 )
 from propagate.montecarlo.samplers import Sampler
+from propagate.placement import Layout, join, split
 from propagate.scaling import Gains
 
+Arrays = tuple[Array, ...]
+StatePull = Callable[[Arrays], Arrays]
 MATRICES = 4  # sites that one sublayer call may use
 CALLS = 16  # sublayer calls that one block may make
 
@@ -45,14 +50,16 @@ class Tape:
         self.streams += 1
         return Stream(value, self, self.streams)
 
-    def pull(self, output: int, cotangent: Array, source: int) -> Array:
-        """The cotangent at stream `source`, from the one at `output`."""
-        arrived: dict[int, Array] = {output: cotangent}
+    def pull(self, outputs: Sequence[int], cotangents: Arrays, sources: Sequence[Stream]) -> Arrays:
+        """The cotangents at `sources`, from those at the streams numbered `outputs`."""
+        arrived: dict[int, Array] = {}
+        for number, cotangent in zip(outputs, cotangents, strict=True):
+            arrived[number] = arrived[number] + cotangent if number in arrived else cotangent
         for made, stream, pull in reversed(self.steps):
             if made in arrived:
                 part = pull(arrived[made])
                 arrived[stream] = arrived[stream] + part if stream in arrived else part
-        return arrived[source]
+        return tuple(arrived[x.number] if x.number in arrived else 0 * x.value for x in sources)
 
 
 @dataclass(eq=False, slots=True)
@@ -62,6 +69,7 @@ class Stream:
     value: Array
     tape: Tape
     number: int
+    __array_ufunc__: ClassVar[None] = None  # an array times a stream is the stream's business
 
     def _derive(self, value: Array, *sources: tuple[Stream, Pull]) -> Stream:
         stream = self.tape.stream(value)
@@ -76,12 +84,12 @@ class Stream:
     def __add__(self, other: Stream) -> Stream:
         return self._derive(self.value + other.value, (self, lambda g: g), (other, lambda g: g))
 
-    def __mul__(self, factor: float) -> Stream:
+    def __mul__(self, factor: float | Array) -> Stream:
         return self.apply(lambda x: (x * factor, lambda g: g * factor))
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: float) -> Stream:
+    def __truediv__(self, divisor: float | Array) -> Stream:
         return self * (1 / divisor)
 
 
@@ -111,13 +119,20 @@ class Block:
     def norm(self, x: Stream) -> Stream:
         return x.apply(lambda value: NORMS[self.model.norm](self.backend, value))
 
-    def attention(self, x: Stream) -> Stream:
-        site = next(self.sites)
-        return x.apply(lambda value: _attention(self, site, value))
+    def attention(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
+        site, inside = next(self.sites), self.model.inner_norms("attention", normed)
+        return x.apply(lambda value: _attention(self, site, value, inside))
 
-    def ffn(self, x: Stream) -> Stream:
-        site = next(self.sites)
-        return x.apply(lambda value: _ffn(self, site, value))
+    def ffn(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
+        site, inside = next(self.sites), self.model.inner_norms("ffn", normed)
+        return x.apply(lambda value: _ffn(self, site, value, inside))
+
+    def tanh(self, x: Stream) -> Stream:
+        return x.apply(lambda value: tanh(self.backend, value))
+
+    def std(self, x: Stream) -> Array:
+        """One number a draw, of shape (draws, 1, 1)."""
+        return self.backend.xp.sqrt((x.value * x.value).mean(axis=(-1, -2), keepdims=True))
 
 
 def block_of(model: Model, backend: Backend, sampler: Sampler, index: int) -> Block:
@@ -126,76 +141,117 @@ def block_of(model: Model, backend: Backend, sampler: Sampler, index: int) -> Bl
     return Block(model, backend, sampler, index, model.gains(max(index, 1)), sites)
 
 
-def read(equations: Callable[[Any, Block], Any], block: Block, x: Array) -> tuple[Array, Pull]:
-    """Run a placement's equations on an array: the array that leaves, and the pull from its cotangent to x's."""
+class State(NamedTuple):
+    """What passes from block to block: the arrays of the streams, and where they and plain numbers stand."""
+
+    streams: Arrays
+    layout: Layout = None
+
+
+def read_state(equations: Callable[[Any, Block], Any], block: Block, state: State) -> tuple[State, StatePull]:
+    """Run a placement's equations on a state: what leaves, and the pull from its cotangents to the state's."""
     tape = Tape()
-    source = tape.stream(x)
-    output = equations(source, block)
-    if not isinstance(output, Stream):
-        raise TypeError(f"a placement must return one stream, got {output!r}")
-    return output.value, partial(tape.pull, output.number, source=source.number)
+    sources = [tape.stream(x) for x in state.streams]
+    outputs, layout = split(equations(join(sources, state.layout), block), Stream)
+    numbers = [output.number for output in outputs]
+    return State(tuple(output.value for output in outputs), layout), lambda g: tape.pull(numbers, g, sources)
 
 
-def _ffn(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
+def read(equations: Callable[[Any, Block], Any], block: Block, x: Array) -> tuple[Array, Pull]:
+    """The same for one stream: the array that leaves, and the pull from its cotangent to x's."""
+    state, pull = read_state(equations, block, State((x,)))
+    (y,) = state.streams
+    return y, lambda g: pull((g,))[0]
+
+
+def _inner_norm(block: Block, name: str, normed: frozenset[str], x: Array) -> tuple[Array, Pull]:
+    """The model's norm over the last axis, if `name` is among those normed."""
+    return NORMS[block.model.norm](block.backend, x) if name in normed else (x, lambda g: g)
+
+
+def _ffn(block: Block, site: int, x: Array, normed: frozenset[str]) -> tuple[Array, Pull]:
     model, gains, sampler = block.model, block.gains, block.sampler
     hidden = model.hidden * (2 if model.activation in GATED else 1)
-    gain_out = gains.ffn_out / output_rms(model.activation)
-    if model.activation == "relu" and isinstance(sampler, Fused) and sampler.covers(model.tokens, model.width, hidden):
+    gain_out = gains.ffn_out if "hidden" in normed else gains.ffn_out / output_rms(model.activation)
+    plain_relu = model.activation == "relu" and not normed
+    if plain_relu and isinstance(sampler, Fused) and sampler.covers(model.tokens, model.width, hidden):
         return sampler.relu_ffn(x, site, hidden, model.width, gains.ffn_in, gain_out)
     before, pull_in = sampler(x, site, hidden, gains.ffn_in)
     after, pull_activation = ACTIVATIONS[model.activation](block.backend, before)
+    after, pull_norm = _inner_norm(block, "hidden", normed, after)
     y, pull_out = sampler(after, site + 1, model.width, gain_out)
-    return y, lambda g: pull_in(pull_activation(pull_out(g)))
+    return y, lambda g: pull_in(pull_activation(pull_norm(pull_out(g))))
 
 
-def _attention(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
+def _attention(block: Block, site: int, x: Array, normed: frozenset[str]) -> tuple[Array, Pull]:
     model, gains = block.model, block.gains
-    heads_out, pull_heads = (_uniform if model.logit_std == 0 else _softmax_heads)(block, site, x)
-    y, pull_out = block.sampler(heads_out, site + 1, model.width, gains.value * gains.attention_out)
-    return y, lambda g: pull_heads(pull_out(g))
+    attended, pull_heads = (_uniform if model.logit_std == 0 else _softmax_heads)(block, site, x, normed)
+    attended, pull_norm = _inner_norm(block, "heads", normed, attended)
+    gain = gains.attention_out * (1 if normed & {"value", "heads"} else gains.value)
+    y, pull_out = block.sampler(attended, site + 1, model.width, gain)
+    return y, lambda g: pull_heads(pull_norm(pull_out(g)))
 
 
-def _uniform(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
+@lru_cache(maxsize=8)
+def _visible(backend: Backend, model: Model) -> Array:
+    """The model's mask on the device, put there once."""
+    return backend.xp.asarray(model.visible)
+
+
+def _split_heads(model: Model, x: Array) -> Array:
+    """(draws, tokens, width) -> (draws, heads, tokens, width of a head)."""
+    draws, tokens, width = x.shape
+    return x.reshape(draws, tokens, model.heads, width // model.heads).swapaxes(1, 2)
+
+
+def _merge_heads(x: Array) -> Array:
+    """The inverse of `_split_heads`."""
+    draws, heads, tokens, size = x.shape
+    return x.swapaxes(1, 2).reshape(draws, tokens, heads * size)
+
+
+def _uniform(block: Block, site: int, x: Array, normed: frozenset[str]) -> tuple[Array, Pull]:
     """Every token averages the values it may see."""
-    xp, tokens = block.backend.xp, x.shape[-2]
-    weights = xp.tril(xp.ones((tokens, tokens))) if block.model.causal else xp.ones((tokens, tokens))
-    weights = (weights / weights.sum(axis=-1, keepdims=True)).astype(x.dtype)
+    visible = _visible(block.backend, block.model).astype(float)
+    weights = (visible / visible.sum(axis=-1, keepdims=True)).astype(x.dtype)
     values, pull = block.sampler(x, site, block.model.width)
-    return weights @ values, lambda g: pull(weights.T @ g)
+    heads, pull_norm = _inner_norm(block, "value", normed, _split_heads(block.model, values))
+    return (
+        _merge_heads(weights @ heads),
+        lambda g: pull(_merge_heads(pull_norm(weights.T @ _split_heads(block.model, g)))),
+    )
 
 
-def _softmax_heads(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
+def _softmax_heads(block: Block, site: int, x: Array, normed: frozenset[str]) -> tuple[Array, Pull]:
     """Softmax attention of all heads, concatenated: (draws, tokens, width) -> the same shape."""
     model, xp = block.model, block.backend.xp
-    draws, tokens, width = x.shape
-    size = width // model.heads
-
-    def split(array: Array) -> Array:
-        return array.reshape(draws, tokens, model.heads, size).swapaxes(1, 2)
-
-    def merge(array: Array) -> Array:
-        return array.swapaxes(1, 2).reshape(draws, tokens, width)
-
+    tokens, width = x.shape[-2:]
     projected, pull_projection = block.sampler(x, site, 3 * width)
-    if in_one_pass(block.backend, tokens):
-        scale = model.logit_std / math.sqrt(size)
+    gain = math.prod(getattr(block.gains, name) for name in ("query", "key") if name not in normed)
+    scale = gain * model.logit_std / math.sqrt(width // model.heads)
+    plain = model.window is None and model.mask is None and model.rope is None
+    if plain and not normed & {"query", "key", "value"} and in_one_pass(block.backend, tokens):
         out, pull_heads = one_pass_attention(projected, model.heads, scale, causal=model.causal)
         return out, lambda g: pull_projection(pull_heads(g))
-    query, key, value = (split(part) for part in xp.split(projected, 3, axis=-1))
-    scale = model.logit_std / math.sqrt(size)
+    (query, pull_query), (key, pull_key), (value, pull_value) = (
+        _inner_norm(block, name, normed, _split_heads(model, part))
+        for name, part in zip(("query", "key", "value"), xp.split(projected, 3, axis=-1), strict=True)
+    )
+    turn = rotary(block.backend, model.frequencies, tokens)
+    query, key = turn(query, 1), turn(key, 1)
     logits = scale * (query @ key.swapaxes(-1, -2))
-    if model.causal:
-        logits = xp.where(xp.tri(tokens, dtype=bool), logits, -xp.inf)
+    if not model.visible.all():
+        logits = xp.where(_visible(block.backend, model), logits, -xp.inf)
     weights, pull_softmax = softmax(block.backend, logits)
 
     def pull(g: Array) -> Array:
-        g = split(g)
+        g = _split_heads(model, g)
         logit_cotangent = scale * pull_softmax(g @ value.swapaxes(-1, -2))
         parts = (
-            logit_cotangent @ key,
-            logit_cotangent.swapaxes(-1, -2) @ query,
-            weights.swapaxes(-1, -2) @ g,
+            pull_query(turn(logit_cotangent @ key, -1)),
+            pull_key(turn(logit_cotangent.swapaxes(-1, -2) @ query, -1)),
+            pull_value(weights.swapaxes(-1, -2) @ g),
         )
-        return pull_projection(xp.concatenate([merge(part) for part in parts], axis=-1))
+        return pull_projection(xp.concatenate([_merge_heads(part) for part in parts], axis=-1))
 
-    return merge(weights @ value), pull
+    return _merge_heads(weights @ value), pull

@@ -46,7 +46,10 @@ def plan(model: Model, backend: str, precision: str, sampler: str, *, batch: int
 
 
 def _numbers(model: Model, backend: str, sampler: str) -> tuple[int, int]:
-    """Of one block of one draw: what is remembered until the way back, and what lives while the block is worked on."""
+    """Of one block of one draw: what is remembered until the way back, and what lives while the block is worked on.
+
+    Left out: matrices of tokens by tokens, but for those of every head, and at most 1 MiB where normals are made.
+    """
     d, n, t = model.width, model.hidden * (2 if model.activation in GATED else 1), model.tokens
     softmax = model.heads * t * t
     if sampler == "dense":

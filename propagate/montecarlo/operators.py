@@ -72,6 +72,31 @@ def softmax(backend: Backend, logits: Array) -> tuple[Array, Pull]:
     return weights, lambda g: weights * (g - (g * weights).sum(axis=-1, keepdims=True))
 
 
+@lru_cache(maxsize=8)
+def rotary(backend: Backend, frequencies: tuple[float, ...], tokens: int) -> Callable[[Array, int], Array]:
+    """Rotary positions (arXiv:2104.09864): a function that turns token t's pairs of coordinates by t times frequencies.
+
+    It takes an array (..., tokens, size) and a sense, 1 or -1 (the transpose). Coordinate i is paired with the one
+    size / 2 further. Without frequencies it turns nothing.
+
+    Example: a quarter turn a token.
+        >>> turn = rotary(choose_backend("numpy"), (math.pi / 2,), tokens=2)
+        >>> turn(np.array([[1.0, 0.0], [1.0, 0.0]]), 1).round(12).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+    if not frequencies:
+        return lambda x, sense: x
+    xp = backend.xp
+    angle = xp.arange(tokens)[:, None] * xp.asarray(frequencies)
+    cos, sin = (part.astype(backend.dtype) for part in (xp.cos(angle), xp.sin(angle)))
+
+    def turn(x: Array, sense: int) -> Array:
+        first, second = xp.split(x, 2, axis=-1)
+        return xp.concatenate([first * cos - sense * second * sin, sense * first * sin + second * cos], axis=-1)
+
+    return turn
+
+
 def in_one_pass(backend: Backend, tokens: int) -> bool:
     """Whether `one_pass_attention` can be used: float32 on a CUDA device, and not too many tokens."""
     if backend.name == "numpy" or backend.precision != "float32":

@@ -6,37 +6,26 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from propagate.model import Model, ModelError, check_flag, check_model
-from propagate.montecarlo.backend import Array, Backend, choose_backend
-from propagate.montecarlo.blocks import block_of, read
+from propagate.montecarlo.backend import choose_backend
 from propagate.montecarlo.checkpoint import load, save
-from propagate.montecarlo.cuda.weightless import Fused
-from propagate.montecarlo.laws import LAWS
 from propagate.montecarlo.memory import BATCH, ONE_DRAW, plan
-from propagate.montecarlo.normals import Normals
-from propagate.montecarlo.operators import Pull
-from propagate.montecarlo.samplers import Sampler, dense
-from propagate.montecarlo.starts import Start, start_of, with_gram
-from propagate.montecarlo.statistics import Floats, moments_on
-from propagate.montecarlo.weightless import weightless
+from propagate.montecarlo.run import SAMPLERS, Network, run_halving
+from propagate.montecarlo.starts import start_of
 from propagate.montecarlo.workers import in_order
-from propagate.table import table
+from propagate.table import STREAM, table
 
 if TYPE_CHECKING:
     import xarray as xr
 
-SAMPLERS: dict[str, Callable[[Normals], Sampler]] = {"dense": dense, "weightless": weightless}
 CROSSOVER = 8  # coordinates a token, from which on "auto" takes the weightless sampler
-INPUT_SITE, COTANGENT_SITE = 0, 1  # below CALLS * MATRICES, where the first block's sites begin
 TASKS = 32  # batches that a run is cut into for an executor, at least: enough to keep several workers busy
 
 
@@ -50,6 +39,7 @@ def simulate(
     grad_variance: float = 1.0,
     grad_covariance: float = 0.0,
     gram: Any = None,
+    grad_gram: Any = None,
     inputs: Any = None,
     through_readout: bool = False,
     backend: Literal["auto", "numpy", "cupy"] = "auto",
@@ -71,6 +61,7 @@ def simulate(
         grad_variance, grad_covariance: exact second moments of the cotangent that enters at the stream that leaves
             the last block.
         gram: (tokens, tokens) second moments of the input tokens, in place of `variance` and `covariance`.
+        grad_gram: (tokens, tokens) second moments of the cotangent, in place of `grad_variance` and `grad_covariance`.
         inputs: (tokens, width) input tokens, the same in every draw, in place of `variance` and `covariance`.
         through_readout: the cotangent enters behind the readout instead.
         backend: "auto" takes CuPy if a CUDA device answers.
@@ -98,7 +89,9 @@ def simulate(
     Returns:
         A Dataset over `block` with the names of `predict`, the mean over draws, and `<name>_se`, its standard error.
         `log_variance`, `log_deviation`, `log_grad_variance`, `log_grad_deviation` are means of natural logarithms,
-        for quantities that are closer to log-normal at depth.
+        for quantities that are closer to log-normal at depth. Where tokens are not exchangeable (a Gram matrix or
+        inputs were given, or the model has a mask or rotary positions) also `token_variance` and `grad_token_variance`
+        over (block, token), their logarithms and errors.
 
     Raises:
         ModelError: names the argument, the value and what is allowed.
@@ -121,7 +114,7 @@ def simulate(
     draws = _whole("draws", draws, at_least=2)
     seed = _whole("seed", seed, at_least=0)
     sampler_name = _sampler(sampler, model)
-    start = start_of(model, variance, covariance, grad_variance, grad_covariance, gram, inputs)
+    start = start_of(model, variance, covariance, grad_variance, grad_covariance, gram, inputs, grad_gram)
     if memory is not None:
         _whole("memory", memory, at_least=1)
     limits = {"batch": memory or where.batch, "one_draw": memory or where.one_draw}
@@ -151,124 +144,9 @@ def simulate(
         "precision": precision,
         "device": where.device,
     }
-    return table(summary.variables(), model.depth, attributes)
-
-
-@dataclass(frozen=True)
-class Network:
-    """What all draws of a run have in common: plain data, which can be sent to a worker."""
-
-    model: Model
-    backend: str
-    precision: str
-    sampler: str
-    seed: int
-    start: Start
-    through_readout: bool
-    segment: int
-
-
-def run_halving(network: Network, draws: range) -> dict[str, Floats]:
-    """`run`, in two halves where memory does not hold all draws at once."""
-    backend = choose_backend(network.backend, network.precision)
-    try:
-        return run(
-            network.model,
-            backend,
-            network.sampler,
-            network.seed,
-            draws,
-            network.start,
-            through_readout=network.through_readout,
-            segment=network.segment,
-        )
-    except MemoryError:  # CuPy's own is one too
-        if len(draws) == 1:
-            raise
-    middle = len(draws) // 2
-    halves = [run_halving(network, half) for half in (draws[:middle], draws[middle:])]
-    return {name: np.concatenate([half[name] for half in halves]) for name in halves[0]}
-
-
-def run(
-    model: Model,
-    backend: Backend,
-    sampler_name: str,
-    seed: int,
-    draws: range,
-    start: Start,
-    *,
-    through_readout: bool,
-    segment: int | None = None,
-) -> dict[str, Floats]:
-    """One batch of draws: for each quantity an array of shape (draws, depth + 1).
-
-    Of the way forward, `segment` blocks at a time are remembered, by default all; others are run again on the way back.
-    """
-    normals = Normals(backend, seed, draws)
-    segment = segment or model.depth
-    if sampler_name != "weightless" or backend.name == "numpy":
-        return _pass(model, normals, _sampler_of(sampler_name, model, normals), start, through_readout, segment)
-    sampler = Fused(normals, backend.xp.zeros(len(draws), dtype=bool))
-    found = _pass(model, normals, sampler, start, through_readout, segment)
-    for row in np.flatnonzero(backend.to_host(sampler.unsound)):
-        alone = Normals(backend, seed, draws[row : row + 1])
-        again = _pass(model, alone, weightless(alone), start, through_readout, segment)
-        for name, values in again.items():
-            found[name][row] = values[0]
-    return found
-
-
-def _pass(
-    model: Model, normals: Normals, sampler: Sampler, start: Start, through_readout: bool, segment: int
-) -> dict[str, Floats]:
-    """Forward and backward through one batch of networks."""
-    backend, placement = normals.backend, model.equations
-    moments = moments_on(backend)
-    firsts = range(1, model.depth + 1, segment)
-
-    def block(index: int) -> Any:
-        return block_of(model, backend, sampler, index)
-
-    def blocks(first: int, x: Array) -> tuple[Array, list[tuple[Array, ...]], list[Pull]]:
-        """The segment that begins with block `first`: the stream that leaves, moments and pulls of each block."""
-        of_blocks, pulls = [], []
-        for index in range(first, min(first + firsts.step, model.depth + 1)):
-            x, pull = read(placement.block, block(index), x)
-            of_blocks.append(moments(x))
-            pulls.append(pull)
-        return x, of_blocks, pulls
-
-    if start.inputs is None:
-        x = with_gram(start.input_root, normals, INPUT_SITE, model.width)
-    else:
-        inputs = backend.xp.asarray(start.inputs, dtype=backend.dtype)
-        x = backend.xp.repeat(inputs[None], len(normals.draws), axis=0)
-    x, _ = read(placement.embed, block(0), x)
-    forward = [moments(x)]
-    entering: list[Array] = []
-    pulls: list[Pull] = []
-    for first in firsts:
-        entering.append(x)
-        pulls.clear()  # before the next ones are made
-        x, of_blocks, pulls = blocks(first, x)
-        forward += of_blocks
-    cotangent = with_gram(start.cotangent_root, normals, COTANGENT_SITE, model.width)
-    if through_readout:
-        cotangent = read(placement.readout, block(model.depth + 1), x)[1](cotangent)
-    backward = [moments(cotangent)]
-    for first in reversed(firsts):
-        x = entering.pop()
-        if not pulls:
-            pulls = blocks(first, x)[2]
-        while pulls:
-            cotangent = pulls.pop()(cotangent)  # a block's weights are freed as soon as they are used
-            backward.append(moments(cotangent))
-    return _columns("", forward, backend) | _columns("grad_", backward[::-1], backend)
-
-
-def _sampler_of(name: str, model: Model, normals: Normals) -> Sampler:
-    return dense(normals, LAWS[model.weights]) if name == "dense" else SAMPLERS[name](normals)
+    variables = summary.variables()
+    dims = (STREAM,) if variables["variance"].ndim > 1 else ()
+    return table(variables, model.depth, attributes, dims)
 
 
 @dataclass(frozen=True)
@@ -288,11 +166,6 @@ def _place(backend: str, precision: str) -> Place:
     pool = chosen.xp.get_default_memory_pool()  # what CuPy holds for its next arrays is free too
     half = int(chosen.xp.cuda.Device().mem_info[0] + pool.free_bytes()) // 2
     return Place(chosen.name, chosen.device, half, half)
-
-
-def _columns(prefix: str, moments: list[tuple[Array, ...]], backend: Backend) -> dict[str, Floats]:
-    stacked = backend.to_host(backend.xp.stack([backend.xp.stack(at_block) for at_block in moments], axis=-1))
-    return {prefix + name: stacked[i] for i, name in enumerate(("variance", "covariance", "deviation"))}
 
 
 def _whole(name: str, value: Any, *, at_least: int) -> int:

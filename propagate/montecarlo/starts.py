@@ -24,6 +24,17 @@ class Start:
     input_root: Floats
     inputs: Floats | None = None
 
+    @property
+    def exchangeable(self) -> bool:
+        """Whether all tokens have the same second moments."""
+        return self.inputs is None and all(_exchangeable(root) for root in (self.cotangent_root, self.input_root))
+
+
+def _exchangeable(root: Floats) -> bool:
+    return bool(
+        np.ptp(np.diagonal(root)) == 0 and (len(root) == 1 or np.ptp(root[~np.eye(len(root), dtype=bool)]) == 0)
+    )
+
 
 def exchangeable_root(variance: float, covariance: float, tokens: int) -> NDArray[np.float64]:
     """Symmetric square root of the (tokens, tokens) matrix with `variance` on and `covariance` off the diagonal.
@@ -78,11 +89,15 @@ def start_of(
     grad_covariance: float,
     gram: Any,
     inputs: Any,
+    grad_gram: Any = None,
 ) -> Start:
     """What enters a network, checked. See `simulate` for the arguments and the errors raised."""
     if gram is not None and inputs is not None:
         raise ModelError("give gram or inputs, not both")
-    cotangent_root = _root("grad_variance", "grad_covariance", grad_variance, grad_covariance, model.tokens)
+    if grad_gram is None:
+        cotangent_root = _root("grad_variance", "grad_covariance", grad_variance, grad_covariance, model.tokens)
+    else:
+        cotangent_root = gram_root(_second_moments("grad_gram", grad_gram, model.tokens))
     if inputs is not None:
         array = _finite("inputs", inputs, (model.tokens, model.width))
         if not (array != 0).any(axis=-1).all():
@@ -90,12 +105,17 @@ def start_of(
         return Start(cotangent_root, np.eye(model.tokens), array)
     if gram is None:
         return Start(cotangent_root, _root("variance", "covariance", variance, covariance, model.tokens))
-    matrix = _finite("gram", gram, (model.tokens, model.tokens))
-    if not np.allclose(matrix, matrix.T) or np.linalg.eigvalsh(matrix)[0] < -1e-9 * np.trace(matrix):
-        raise ModelError("gram must be symmetric and positive semi-definite")
+    matrix = _second_moments("gram", gram, model.tokens)
     if not (matrix.diagonal() > 0).all():
         raise ModelError("gram must have a positive diagonal: a norm would divide by zero")
     return Start(cotangent_root, gram_root(matrix))
+
+
+def _second_moments(name: str, value: Any, tokens: int) -> Floats:
+    matrix = _finite(name, value, (tokens, tokens))
+    if not np.allclose(matrix, matrix.T) or np.linalg.eigvalsh(matrix)[0] < -1e-9 * np.trace(matrix):
+        raise ModelError(f"{name} must be symmetric and positive semi-definite")
+    return matrix
 
 
 def _finite(name: str, value: Any, shape: tuple[int, int]) -> Floats:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from propagate.montecarlo.backend import Array, Backend
 
 Floats = NDArray[np.float64]
-POSITIVE = ("variance", "deviation", "grad_variance", "grad_deviation")
+POSITIVE = ("variance", "deviation", "grad_variance", "grad_deviation", "token_variance", "grad_token_variance")
 """Quantities whose logarithm is averaged too: at depth they are closer to log-normal than to normal."""
 
 
@@ -34,6 +34,16 @@ def second_moments(x: Array) -> tuple[Array, Array, Array]:
     # covariance from the mean mode, so that neither of the two is the difference of large numbers
     covariance = (mean * mean).mean(axis=(-1, -2), dtype=np.float64) - deviation / tokens
     return variance, covariance, deviation
+
+
+def token_moments(x: Array) -> Array:
+    """Variance of each token of each draw, (draws, tokens), from an array of shape (draws, tokens, width).
+
+    Example:
+        >>> token_moments(np.array([[[1.0, 1.0], [1.0, -3.0]]])).tolist()
+        [[1.0, 5.0]]
+    """
+    return (x * x).mean(axis=-1, dtype=np.float64)
 
 
 def moments_on(backend: Backend) -> Callable[[Array], tuple[Array, Array, Array]]:
@@ -93,7 +103,7 @@ class Summary:
         return next(iter(self.means.values())).count if self.means else 0
 
     def add(self, batch: dict[str, Floats]) -> None:
-        """Take in a batch: for each name an array of shape (draws, blocks)."""
+        """Take in a batch: for each name an array of shape (draws, blocks), or with further axes."""
         logs = {f"log_{name}": _log(batch[name]) for name in POSITIVE if name in batch}
         for name, values in (batch | logs).items():
             running = self.means.setdefault(name, RunningMean())

@@ -123,6 +123,22 @@ def _by_quadrature(phi: Elementwise, derivative: Elementwise, name: str) -> Acti
     return Activation(value=maps(0, "value"), slope=maps(1, "slope"))
 
 
+def mean_slope(name: str, variance: Scalar) -> Scalar:
+    """E phi'(u) at pre-activation variance q, of "tanh" or "silu".
+
+    Example:
+        >>> mean_slope("tanh", 0.0)
+        1.0
+    """
+    derivative = {"tanh": tanh_slope, "silu": silu_slope}[name]
+    if is_symbolic(variance):
+        import sympy
+
+        return sympy.Function(f"{name}_mean_slope")(variance)
+    found = np.vectorize(lambda q: quadrature.mean(derivative, q), otypes=[float])(variance)
+    return float(found) if is_plain(variance) else found
+
+
 def _symbolic_pair(name: str, variance: Scalar, deviation: Scalar) -> Pair:
     """Without a closed form: named functions of (q, p), which `recursion` knows how to evaluate."""
     import sympy
@@ -160,24 +176,42 @@ def _logistic(x: Array) -> Array:
     return np.asarray(1 / (1 + np.exp(-np.clip(x, -700, None))))
 
 
-def _silu(x: Array) -> Array:
+def silu(x: Array) -> Array:
+    """x times its logistic function.
+
+    Example:
+        >>> float(silu(np.array(0.0)))
+        0.0
+    """
     return np.asarray(x * _logistic(x))
 
 
-def _silu_slope(x: Array) -> Array:
+def silu_slope(x: Array) -> Array:
+    """Derivative of `silu`.
+
+    Example:
+        >>> float(silu_slope(np.array(0.0)))
+        0.5
+    """
     return np.asarray(_logistic(x) * (1 + x * _logistic(-x)))
 
 
-def _tanh_slope(x: Array) -> Array:
+def tanh_slope(x: Array) -> Array:
+    """Derivative of the hyperbolic tangent.
+
+    Example:
+        >>> float(tanh_slope(np.array(0.0)))
+        1.0
+    """
     return np.asarray(1 - np.tanh(x) ** 2)
 
 
-_SILU = _by_quadrature(_silu, _silu_slope, "silu")
+_SILU = _by_quadrature(silu, silu_slope, "silu")
 ACTIVATIONS = {
     "linear": Activation(_linear_value, _linear_slope),
     "relu": Activation(_relu_value, _relu_slope),
     "gelu": Activation(_gelu_value, _gelu_slope),
     "silu": _SILU,
-    "tanh": _by_quadrature(np.tanh, _tanh_slope, "tanh"),
+    "tanh": _by_quadrature(np.tanh, tanh_slope, "tanh"),
     "swiglu": gated(_SILU),
 }

@@ -1,20 +1,24 @@
 """Reads a placement's equations with streams of moments, records each step, and runs the steps backward.
 
-The tape of one block is all that is kept: a single stream is uncorrelated with nothing but itself, so between blocks
-its combination of atoms collapses to one atom, and cost grows linearly with depth.
+The tape of one block is all that is needed at a time: between blocks the streams collapse to as many atoms with their
+joint moments, and cost grows linearly with depth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+from propagate.placement import Layout, join, split
+from propagate.theory.elementwise import Split, tanh
 from propagate.theory.functions import Scalar
-from propagate.theory.moments import Atom, Combination, Moments
-from propagate.theory.sublayers import Sublayer
+from propagate.theory.moments import NOTHING, Atom, Combination, Joint, Moments, correlated, joint_moments
 
 Pull = Callable[[Combination], Combination]
+Sublayer = Callable[[Any, frozenset[str]], tuple[Any, Callable[[Any], Any]]]
+"""From moments, of any resolution, and the names of what is normed inside, to the output's moments and the pull."""
+ZERO = Combination({})
 
 
 @dataclass(eq=False, slots=True)
@@ -29,14 +33,18 @@ class Tape:
             self.steps.append((stream, source, pull))
         return stream
 
-    def pull(self, output: Stream, cotangent: Combination, source: Stream) -> Combination:
-        """The cotangent at `source`, from the one at `output`."""
-        cotangents = {output: cotangent}
+    def pull(
+        self, outputs: Sequence[Stream], cotangents: Sequence[Combination], sources: Sequence[Stream]
+    ) -> list[Combination]:
+        """The cotangents at `sources`, from those at `outputs`."""
+        arrived: dict[Stream, Combination] = {}
+        for stream, cotangent in zip(outputs, cotangents, strict=True):
+            arrived[stream] = arrived[stream] + cotangent if stream in arrived else cotangent
         for made, stream, pull in reversed(self.steps):
-            if made in cotangents:
-                part = pull(cotangents[made])
-                cotangents[stream] = cotangents[stream] + part if stream in cotangents else part
-        return cotangents.get(source, Combination({}))
+            if made in arrived:
+                part = pull(arrived[made])
+                arrived[stream] = arrived[stream] + part if stream in arrived else part
+        return [arrived.get(source, ZERO) for source in sources]
 
 
 def _same(cotangent: Combination) -> Combination:
@@ -47,6 +55,7 @@ class Stream:
     """A stream of moments, with the arithmetic that placements use."""
 
     __slots__ = ("tape", "value")
+    __array_ufunc__: ClassVar[None] = None  # an array times a stream is the stream's business
 
     def __init__(self, value: Combination, tape: Tape) -> None:
         self.value = value
@@ -68,8 +77,12 @@ class Stream:
 class Block:
     """What a placement's equations see: the sublayers, the norm, and where in the network they are.
 
-    RMSNorm and LayerNorm act alike in this limit: both divide by the root of the variance, because every branch's
-    output has mean zero over coordinates.
+    RMSNorm and LayerNorm of a stream act alike in this limit: both divide by the root of the variance, because every
+    branch's output has mean zero over coordinates. Only inside an FFN, where activations have a mean, do they differ.
+
+    Attributes:
+        inner_norms: `Model.inner_norms`.
+        attention_map, ffn_map, tanh_map: the sublayers, for moments of one resolution.
     """
 
     index: Scalar
@@ -79,68 +92,104 @@ class Block:
     tape: Tape
     attention_map: Sublayer
     ffn_map: Sublayer
+    inner_norms: Callable[[str, Any], frozenset[str]]
+    tanh_map: Callable[[Any], Split] = tanh
 
     def norm(self, x: Stream) -> Stream:
         scale = x.value.moments().norm_scale()
         return self.tape.record(x.value * scale, (x, lambda cotangent: cotangent * scale))
 
-    def attention(self, x: Stream) -> Stream:
-        return _branch(self.tape, self.attention_map, x)
+    def attention(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
+        return _branch(self.tape, self.attention_map, x, self.inner_norms("attention", normed))
 
-    def ffn(self, x: Stream) -> Stream:
-        return _branch(self.tape, self.ffn_map, x)
+    def ffn(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
+        return _branch(self.tape, self.ffn_map, x, self.inner_norms("ffn", normed))
+
+    def tanh(self, x: Stream) -> Stream:
+        slope, rest, pull = self.tanh_map(x.value.moments())
+
+        def pulled(cotangent: Combination) -> Combination:
+            arriving = cotangent.moments()
+            return ZERO if arriving is NOTHING else cotangent * slope + Combination.of(Atom(pull(arriving)))
+
+        return self.tape.record(x.value * slope + Combination.of(Atom(rest)), (x, pulled))
+
+    def std(self, x: Stream) -> Scalar:
+        return x.value.moments().std()
 
 
-def _branch(tape: Tape, sublayer: Sublayer, x: Stream) -> Stream:
-    output, pull = sublayer(x.value.moments())
-    return tape.record(
-        Combination.of(Atom(output)),
-        (x, lambda cotangent: Combination.of(Atom(pull(cotangent.moments())))),
-    )
+def _branch(tape: Tape, sublayer: Sublayer, x: Stream, normed: frozenset[str]) -> Stream:
+    output, pull = sublayer(x.value.moments(), normed)
+
+    def pulled(cotangent: Combination) -> Combination:
+        arriving = cotangent.moments()
+        return ZERO if arriving is NOTHING else Combination.of(Atom(pull(arriving)))
+
+    return tape.record(Combination.of(Atom(output)), (x, pulled))
+
+
+class State(NamedTuple):
+    """What passes from block to block: the streams' joint moments, and where streams and plain numbers stand."""
+
+    joint: Joint
+    layout: Layout = None
+
+
+def alone(moments: Moments) -> State:
+    """The state of one stream alone."""
+    return State(((moments,),))
 
 
 class BlockMap(NamedTuple):
     """What a block does to second moments: forward at one input, backward as a linear map.
 
     Attributes:
-        output: moments of the stream that leaves.
-        shared: moments of the cotangent at the input, for a unit cotangent at the output that all tokens share.
-        independent: the same for a unit cotangent that is independent between tokens.
-        skip: gain of a second moment along the skip path alone, branches left out.
+        output: what leaves.
+        pull: from the joint moments of the cotangents at the streams that leave to those at the streams that enter.
+        skips: entry (i, j) is the factor with which stream j reaches stream i along skips alone, branches left out.
     """
 
-    output: Moments
-    shared: Moments
-    independent: Moments
-    skip: Scalar
-
-    def pull(self, cotangent: Moments) -> Moments:
-        """Moments of the cotangent at the input, from those at the output.
-
-        Example:
-            >>> twice = read(lambda x: x + x, Tape(), Moments(1.0, 0.5))
-            >>> twice.output, twice.pull(Moments(1.0, 0.25))
-            (Moments(variance=4.0, deviation=2.0), Moments(variance=4.0, deviation=1.0))
-        """
-        covariance, deviation = cotangent.covariance, cotangent.deviation
-        return Moments(
-            covariance * self.shared.variance + deviation * self.independent.variance,
-            covariance * self.shared.deviation + deviation * self.independent.deviation,
-        )
+    output: State
+    pull: Callable[[Joint], Joint]
+    skips: tuple[tuple[Scalar, ...], ...]
 
 
-def read(equations: Callable[[Stream], Stream], tape: Tape, start: Moments) -> BlockMap:
-    """Run equations on a stream that starts with the given moments, then their tape backward.
+def read(equations: Callable[[Any], Any], tape: Tape, start: State) -> BlockMap:
+    """Run equations on streams that start with the given moments, then their tape backward.
 
-    The tape is emptied: nothing of a block outlives it but its map, however deep the network.
+    Example:
+        >>> twice = read(lambda x: x + x, Tape(), alone(Moments(1.0, 0.5)))
+        >>> twice.output.joint[0][0], twice.pull(((Moments(1.0, 0.25),),))[0][0]
+        (Moments(variance=4.0, deviation=2.0), Moments(variance=4.0, deviation=1.0))
     """
-    entered = Atom(start)
-    source = Stream(Combination.of(entered), tape)
-    output = equations(source)
+    entered = correlated(start.joint)
+    sources = [Stream(Combination.of(atom), tape) for atom in entered]
+    streams, layout = split(equations(join(sources, start.layout)), Stream)
+    values = [stream.value for stream in streams]
 
-    def pulled(cotangent: Moments) -> Moments:
-        return tape.pull(output, Combination.of(Atom(cotangent)), source).moments()
+    def pull(cotangents: Joint) -> Joint:
+        arriving = [Combination.of(atom) for atom in correlated(cotangents)]
+        return joint_moments(tape.pull(streams, arriving, sources))
 
-    shared, independent = pulled(Moments(1.0, 0.0)), pulled(Moments(1.0, 1.0))
+    skips = tuple(tuple(value.terms.get(atom, 0.0) for atom in entered) for value in values)
+    output = State(joint_moments(values), layout)
+    if len(sources) == len(streams) == 1 and isinstance(start.joint[0][0], Moments):
+        return BlockMap(output, _on_two_modes(pull, tape), skips)
+    return BlockMap(output, pull, skips)
+
+
+def _on_two_modes(pull: Callable[[Joint], Joint], tape: Tape) -> Callable[[Joint], Joint]:
+    """The pull of one exchangeable stream: linear in two numbers, so two pulls say it all, and the tape is emptied.
+
+    Nothing of a block then outlives it, however deep the network.
+    """
+    ((shared,),) = pull(((Moments(1.0, 0.0),),))
+    ((independent,),) = pull(((Moments(1.0, 1.0),),))
     tape.steps.clear()
-    return BlockMap(output.value.moments(), shared, independent, output.value.terms.get(entered, 0.0) ** 2)
+
+    def combined(cotangents: Joint) -> Joint:
+        covariance, deviation = cotangents[0][0].covariance, cotangents[0][0].deviation
+        variance = covariance * shared.variance + deviation * independent.variance
+        return ((Moments(variance, covariance * shared.deviation + deviation * independent.deviation),),)
+
+    return combined

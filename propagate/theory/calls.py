@@ -9,7 +9,8 @@ import numpy as np
 
 from propagate.model import Model, check_model
 from propagate.theory.moments import Moments
-from propagate.theory.predict import predict, propagate_moments
+from propagate.theory.network import propagate_moments
+from propagate.theory.predict import predict
 
 if TYPE_CHECKING:
     import xarray as xr

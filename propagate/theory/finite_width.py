@@ -48,6 +48,27 @@ def allowances(
     variance, skip = columns["variance"], columns["skip_gain"]
     with np.errstate(divide="ignore", invalid="ignore"):
         kept = skip[:-1] / skip[1:] * variance[:-1] / variance[1:]
+    return _of_kept(columns, kept, width, tokens, through_readout=through_readout)
+
+
+def allowances_of_streams(columns: dict[str, Array], kept: Array, width: int, tokens: int) -> dict[str, Array]:
+    """The same for a placement of several streams, whose cotangent always enters behind the readout.
+
+    Args:
+        columns: as in `allowances`, streams along the second axis.
+        kept: share of the variance that the skips of a block kept, least of all streams: what one stream loses, the
+            others hear of through the branches.
+        width, tokens: of the model.
+    """
+    kept = np.broadcast_to(kept[:, None], (len(kept), *columns["variance"].shape[1:]))
+    return _of_kept(columns, kept, width, tokens, through_readout=True)
+
+
+def _of_kept(
+    columns: dict[str, Array], kept: Array, width: int, tokens: int, *, through_readout: bool
+) -> dict[str, Array]:
+    variance = columns["variance"]
+    with np.errstate(divide="ignore", invalid="ignore"):
         lost = np.nan_to_num(np.clip(np.log(1 / kept), 0.0, NO_SKIP), nan=NO_SKIP)
     none = np.zeros((1, *variance.shape[1:]))
     forward = DRIFT / width * np.concatenate([none, np.cumsum(lost, axis=0)])

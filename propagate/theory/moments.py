@@ -1,24 +1,27 @@
-"""Second moments of exchangeable tokens, and linear combinations of uncorrelated streams that have them.
+"""Second moments of exchangeable tokens, and the linear combinations of streams that have them.
 
 Why sums close: every branch ends in a fresh zero-mean matrix, so its output is uncorrelated with everything that
-entered it. A stream is therefore a linear combination of uncorrelated atoms, and the second moments of the combination
-are the sum of the atoms' own, weighted by squared coefficients. Backward the same holds: every branch's cotangent ends
-in the transpose of a fresh input matrix.
+entered it. A stream is therefore a linear combination of atoms, which are uncorrelated but for the streams that entered
+a block together, and the second moments of the combination are a quadratic form in its coefficients. Backward the same
+holds: every branch's cotangent ends in the transpose of a fresh input matrix.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+from typing import Any, NamedTuple
 
 from propagate.theory.functions import Scalar, sqrt
 
 
 class Moments(NamedTuple):
-    """Second moments per coordinate of a stream whose tokens are exchangeable.
+    """Second moments per coordinate of a stream whose tokens are exchangeable, or of two streams jointly.
 
     Attributes:
-        variance: E x_t^2.
-        deviation: E x_t^2 - E x_t x_s for tokens t != s, kept instead of the covariance because it can become tiny.
+        variance: E x_t^2; of two streams, E x_t y_t.
+        deviation: E x_t^2 - E x_t x_s for tokens t != s, kept instead of the covariance because it can become tiny;
+            of two streams, E x_t y_t - E x_t y_s.
 
     Example:
         >>> Moments(1.0, 0.75).covariance
@@ -42,18 +45,53 @@ class Moments(NamedTuple):
         weight = coefficient * coefficient
         return Moments(weight * self.variance, weight * self.deviation)
 
+    def scaled(self, left: Scalar, right: Scalar) -> Moments:
+        """Of one stream times a number and the other times another, jointly."""
+        weight = left * right
+        return Moments(weight * self.variance, weight * self.deviation)
+
     def norm_scale(self) -> Scalar:
         """What a norm multiplies the stream by."""
         return 1 / sqrt(self.variance)
 
+    def std(self) -> Scalar:
+        """Root mean square over tokens and coordinates."""
+        return sqrt(self.variance)
+
+
+NOTHING = Moments(0.0, 0.0)
+"""Of a stream that is zero, known by its identity: it has no resolution."""
+Joint = tuple[tuple[Any, ...], ...]
+"""Moments, of one resolution, of several streams: entry (i, j) holds those of streams i and j jointly."""
+
 
 class Atom:
-    """A stream uncorrelated with every other atom. Two atoms are never equal, whatever their moments."""
+    """A stream uncorrelated with every other atom but those in `joint`. Two atoms are never equal.
 
-    __slots__ = ("moments",)
+    Attributes:
+        moments: its own: `Moments`, a `Gram` matrix, or anything else with `plus`, `scaled` and `norm_scale`.
+        joint: joint moments with each atom it is correlated with.
+    """
 
-    def __init__(self, moments: Moments) -> None:
+    __slots__ = ("joint", "moments")
+
+    def __init__(self, moments: Any) -> None:
         self.moments = moments
+        self.joint: Mapping[Atom, Any] = {}
+
+
+def correlated(joint: Joint) -> list[Atom]:
+    """Atoms with these joint moments.
+
+    Example:
+        >>> one, other = correlated(((Moments(1.0, 1.0), Moments(0.5, 0.5)), (Moments(0.5, 0.5), Moments(2.0, 2.0))))
+        >>> (Combination.of(one) + Combination.of(other)).moments()
+        Moments(variance=4.0, deviation=4.0)
+    """
+    atoms = [Atom(row[i]) for i, row in enumerate(joint)]
+    for i, atom in enumerate(atoms):
+        atom.joint = {other: joint[i][j] for j, other in enumerate(atoms) if j != i and joint[i][j] is not NOTHING}
+    return atoms
 
 
 class Combination:
@@ -83,9 +121,44 @@ class Combination:
     def __mul__(self, factor: Scalar) -> Combination:
         return Combination({atom: coefficient * factor for atom, coefficient in self.terms.items()})
 
-    def moments(self) -> Moments:
+    def moments(self) -> Any:
         """Second moments of the combination."""
-        total = Moments(0.0, 0.0)
+        return _sum(
+            part
+            for atom, coefficient in self.terms.items()
+            for part in (_times(atom.moments, coefficient, coefficient), *_with_others(atom, coefficient, self))
+        )
+
+    def joint(self, other: Combination) -> Any:
+        """Second moments of this and another combination jointly."""
+        parts: list[Any] = []
         for atom, coefficient in self.terms.items():
-            total = total.plus(atom.moments.times(coefficient))
-        return total
+            if atom in other.terms:
+                parts.append(_times(atom.moments, coefficient, other.terms[atom]))
+            parts += _with_others(atom, coefficient, other)
+        return _sum(parts)
+
+
+def _times(moments: Any, left: Scalar, right: Scalar) -> Any:
+    return moments if moments is NOTHING else moments.scaled(left, right)
+
+
+def _sum(parts: Iterable[Any]) -> Any:
+    """Moments of any one resolution; those of nothing, which has none, if there are no parts."""
+    found = [part for part in parts if part is not NOTHING]
+    return reduce(lambda total, part: total.plus(part), found) if found else NOTHING
+
+
+def _with_others(atom: Atom, coefficient: Scalar, combination: Combination) -> list[Any]:
+    """Joint moments of an atom with the other atoms in a combination that it is correlated with."""
+    terms = combination.terms
+    return [_times(joint, coefficient, terms[other]) for other, joint in atom.joint.items() if other in terms]
+
+
+def joint_moments(combinations: Sequence[Combination]) -> Joint:
+    """Joint moments of several combinations."""
+    if len(combinations) == 1:  # the common case, which must be fast
+        return ((combinations[0].moments(),),)
+    return tuple(
+        tuple(one.moments() if one is other else one.joint(other) for other in combinations) for one in combinations
+    )

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import math
-import numbers
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from propagate.model import Model, ModelError, check_flag, check_model
-from propagate.table import table
-from propagate.theory.activations import ACTIVATIONS
-from propagate.theory.blocks import Block, BlockMap, Stream, Tape, read
-from propagate.theory.finite_width import allowances
+from propagate.table import STREAM, table
+from propagate.theory.finite_width import allowances, allowances_of_streams
 from propagate.theory.functions import Scalar
-from propagate.theory.moments import Moments
-from propagate.theory.sublayers import attention, ffn
+from propagate.theory.moments import Joint, Moments
+from propagate.theory.network import Path, propagate_moments
+from propagate.theory.starts import aligned, gram_of, moments_of
+from propagate.theory.token_resolved import columns as token_columns
 
 if TYPE_CHECKING:
     import xarray as xr
+
+Array = NDArray[np.float64]
 
 
 def predict(
@@ -29,7 +30,10 @@ def predict(
     covariance: Any = 0.0,
     grad_variance: Any = 1.0,
     grad_covariance: Any = 0.0,
+    gram: Any = None,
+    grad_gram: Any = None,
     through_readout: bool = False,
+    samples: int | None = None,
 ) -> xr.Dataset:
     """Variance, covariance and their gradient counterparts at every block, as the width goes to infinity.
 
@@ -39,7 +43,11 @@ def predict(
         covariance: E x_t x_s of two of them; likewise.
         grad_variance: E g^2 of the cotangent that enters at the stream that leaves the last block.
         grad_covariance: E g_t g_s of it.
+        gram: (tokens, tokens) second moments of the embedded tokens, in place of `variance` and `covariance`.
+        grad_gram: the same of the cotangent, in place of `grad_variance` and `grad_covariance`.
         through_readout: the cotangent enters behind the readout (PreNorm's final norm) instead.
+        samples: for tokens that are not exchangeable, how often attention's logits are drawn in each sublayer, rounded
+            up to a multiple of 16; by default so often that 2^13 rows are, at least 64 times.
 
     Returns:
         A Dataset over `block` 0 ... depth with `variance`, `covariance`, `deviation`, `grad_variance`,
@@ -47,6 +55,18 @@ def predict(
         network of the model's width may lie from it, relative to it (a covariance: to its variance); and `skip_gain`,
         what the gradient variance would be if the cotangent returned along the skips alone. Dimensions of
         DataArray arguments follow `block`. With one token the covariances are NaN.
+
+        With a Gram matrix, a mask or rotary positions tokens are not exchangeable, and full (tokens, tokens) matrices
+        are propagated. The names then mean what a simulation measures: averages over tokens and over pairs of tokens.
+        `token_variance` and `grad_token_variance` over (block, token) come beside them. Averages over a softmax with
+        such tokens have no closed form; they are taken over drawn tokens x tokens logits, in 8 independent
+        evaluations of the whole network, whose mean is given with its standard error `<name>_se`. (There is none with
+        `logit_std=0`, where nothing is drawn.) Draws are the same in every run.
+
+        A placement of several streams (ResiDual, SiameseNorm) has a further dimension `stream`: "1", "2", ... in the
+        order of its equations, and "joined", which holds what the streams are made of and come together in: at block 0
+        the embedded tokens before `embed`, at the last block what leaves the readout; in between it is NaN. The
+        cotangent of such a placement always enters behind the readout.
 
     Raises:
         ModelError: for a start that is no second moment, or a model the theory does not cover.
@@ -59,128 +79,90 @@ def predict(
     """
     check_model(model)
     check_flag("through_readout", through_readout)
-    if model.causal:
-        raise ModelError("causal must be False for predict: exchangeable tokens have no order (simulate can do it)")
-    values, dims, coords = _aligned(
+    values, dims, coords = aligned(
         variance=variance, covariance=covariance, grad_variance=grad_variance, grad_covariance=grad_covariance
     )
-    start = _moments("variance", "covariance", values[0], values[1], model.tokens)
-    cotangent = _moments("grad_variance", "grad_covariance", values[2], values[3], model.tokens)
+    start = moments_of("variance", "covariance", values[0], values[1], model.tokens)
+    cotangent = moments_of("grad_variance", "grad_covariance", values[2], values[3], model.tokens)
 
-    path = propagate_moments(model, start, cotangent, through_readout=through_readout)
-    shape = np.broadcast(*values).shape
+    attributes = {"witness": "theory", "model": repr(model), "width": model.width, "depth": model.depth}
+    attributes |= {"tokens": model.tokens}
+    if gram is None and grad_gram is None and model.exchangeable:
+        path = propagate_moments(model, start, cotangent, through_readout=through_readout)
+        columns = _columns(path, start, cotangent, model, np.broadcast(*values).shape, through_readout)
+        dims = (STREAM, *dims) if path.several else dims
+        return table(columns, model.depth, attributes, dims).assign_coords(coords)
+    if dims:
+        raise ModelError(f"variance must be a number where tokens are not exchangeable, got dimensions {dims}")
+    if model.experts is not None:
+        raise ModelError(f"experts must be None where tokens are not exchangeable, got {model.experts!r}")
+    ends = gram_of("gram", gram, start, model.tokens), gram_of("grad_gram", grad_gram, cotangent, model.tokens)
+    columns, several = token_columns(model, *ends, through_readout=through_readout, samples=_samples(samples))
+    return table(columns, model.depth, attributes, (STREAM,) if several else ())
+
+
+def _samples(samples: Any) -> int | None:
+    if samples is None:
+        return None
+    if isinstance(samples, bool) or not hasattr(samples, "__index__") or samples < 1:
+        raise ModelError(f"samples must be a whole number of at least 1, got {samples!r}")
+    return -(-int(samples) // 16) * 16
+
+
+def _columns(
+    path: Path, start: Moments, cotangent: Moments, model: Model, shape: tuple[int, ...], through_readout: bool
+) -> dict[str, Any]:
     columns: dict[str, Any] = {}
-    for prefix, moments in (("", path.forward), ("grad_", path.backward)):
+    for prefix, ends, joints in (
+        ("", (start, path.readout), path.forward),
+        ("grad_", (path.embedding, cotangent), path.backward),
+    ):
         for name in ("variance", "covariance", "deviation"):
-            columns[prefix + name] = _stacked([getattr(m, name) for m in moments], shape)
+            columns[prefix + name] = _column(name, joints, ends if path.several else None, shape)
         if model.tokens == 1:
             columns[prefix + "covariance"] = np.full_like(columns[prefix + "variance"], np.nan)
             columns[prefix + "deviation"] = columns[prefix + "covariance"]
-    columns["skip_gain"] = np.cumprod(_stacked([*path.skips, 1.0], shape)[::-1], axis=0)[::-1]
-    columns |= allowances(columns, model.width, model.tokens, through_readout=through_readout)
-    attributes = {"witness": "theory", "model": repr(model), "width": model.width, "depth": model.depth}
-    return table(columns, model.depth, attributes | {"tokens": model.tokens}, dims).assign_coords(coords)
+    columns["skip_gain"] = _skip_gain(path, shape)
+    if path.several:
+        return columns | allowances_of_streams(columns, _kept(path, shape), model.width, model.tokens)
+    return columns | allowances(columns, model.width, model.tokens, through_readout=through_readout)
 
 
-class Path(NamedTuple):
-    """Moments along a network.
-
-    Attributes:
-        forward, backward: of the stream and of its cotangent, at blocks 0 ... depth.
-        skips: gain of each block's skip path, blocks 1 ... depth.
-    """
-
-    forward: list[Moments]
-    backward: list[Moments]
-    skips: list[Scalar]
-
-
-def propagate_moments(model: Model, start: Moments, cotangent: Moments, *, through_readout: bool = False) -> Path:
-    """The network's moments from those at its two ends; floats or arrays.
-
-    Example:
-        >>> from propagate.model import Model
-        >>> path = propagate_moments(Model("postnorm", depth=3), Moments(1.0, 1.0), Moments(1.0, 1.0))
-        >>> len(path.forward), path.forward[-1].variance
-        (4, 1.0)
-    """
-    placement, depth = model.equations, model.depth
-
-    def block_map(equations: Callable[[Any, Any], Any], index: int, x: Moments) -> BlockMap:
-        block = block_of(model, index)
-        return read(lambda stream: _single(equations(stream, block)), block.tape, x)
-
-    forward = [block_map(placement.embed, 0, start).output]
-    maps = []
-    for index in range(1, depth + 1):
-        maps.append(block_map(placement.block, index, forward[-1]))
-        forward.append(maps[-1].output)
-    if through_readout:
-        cotangent = block_map(placement.readout, depth + 1, forward[-1]).pull(cotangent)
-    backward = [cotangent]
-    for done in reversed(maps):
-        backward.append(done.pull(backward[-1]))
-    return Path(forward, backward[::-1], [done.skip for done in maps])
-
-
-def block_of(model: Model, index: int) -> Block:
-    """The block a placement's equations see at `index`: 0 for the embedding, depth + 1 for the readout."""
-    gains = model.gains(max(index, 1))
-    return Block(
-        index=index,
-        depth=model.depth,
-        first=index == 1,
-        last=index == model.depth,
-        tape=Tape(),
-        attention_map=attention(model.tokens, model.logit_std**2, gains.value * gains.attention_out),
-        ffn_map=ffn(ACTIVATIONS[model.activation], gains.ffn_in, gains.ffn_out),
-    )
-
-
-def _stacked(values: list[Scalar], shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _stacked(values: Sequence[Scalar], shape: tuple[int, ...]) -> Array:
     if not shape:
         return np.array(values, dtype=float)
     return np.stack([np.broadcast_to(np.asarray(value, dtype=float), shape) for value in values])
 
 
-def _single(stream: Any) -> Stream:
-    if not isinstance(stream, Stream):
-        raise TypeError(f"a placement must return one stream, got {stream!r}")
-    return stream
+def _column(name: str, joints: list[Joint], ends: tuple[Moments, Moments] | None, shape: tuple[int, ...]) -> Array:
+    """One quantity along the network: (block, ...), or (block, stream, ...) with the two ends under "joined"."""
+    streams = [_stacked([getattr(joint[i][i], name) for joint in joints], shape) for i in range(len(joints[0]))]
+    if ends is None:
+        return streams[0]
+    joined = np.full_like(streams[0], np.nan)
+    joined[0], joined[-1] = (getattr(end, name) for end in ends)
+    return np.stack([*streams, joined], axis=1)
 
 
-def _aligned(**starts: Any) -> tuple[list[Scalar], tuple[str, ...], dict[str, Any]]:
-    """Numbers as floats; DataArrays broadcast by dimension name."""
-    for name, start in starts.items():
-        kind = getattr(getattr(start, "dtype", None), "kind", None)
-        if isinstance(start, bool) or not (isinstance(start, numbers.Real) or kind in ("i", "u", "f")):
-            raise ModelError(f"{name} must be a number or a DataArray of numbers, got {start!r}")
-    if not any(hasattr(start, "dims") for start in starts.values()):
-        return [_float(name, start) for name, start in starts.items()], (), {}
-    import xarray as xr
-
-    arrays = xr.broadcast(*(xr.DataArray(start) for start in starts.values()))
-    coords = {str(name): array for array in arrays for name, array in array.coords.items()}
-    return [array.to_numpy().astype(float) for array in arrays], tuple(map(str, arrays[0].dims)), coords
+def _skip_gain(path: Path, shape: tuple[int, ...]) -> Array:
+    """Square of the factor that a cotangent returns with along the skips alone."""
+    factors = list(path.readout_skips) if path.several else [1.0]
+    found = [[factor * factor for factor in factors]]
+    for skips in reversed(path.skips):
+        factors = [sum(f * row[j] for f, row in zip(factors, skips, strict=True)) for j in range(len(factors))]
+        found.append([factor * factor for factor in factors])
+    if not path.several:
+        return _stacked([block[0] for block in found[::-1]], shape)
+    ends = (np.nan,) * len(found)
+    return np.stack([_stacked(stream, shape) for stream in (*zip(*found[::-1], strict=True), ends)], axis=1)
 
 
-def _float(name: str, value: Any) -> float:
-    try:
-        return float(value)
-    except TypeError:
-        raise ModelError(f"{name} must be a number or a DataArray, with named dimensions, got {value!r}") from None
-
-
-def _moments(variance_name: str, covariance_name: str, variance: Scalar, covariance: Scalar, tokens: int) -> Moments:
-    """Checked: finite, and the covariance one that `tokens` tokens of this variance can have."""
-    for name, value in ((variance_name, variance), (covariance_name, covariance)):
-        if not np.all(np.isfinite(value)):
-            raise ModelError(f"{name} must be finite, got {value!r}")
-    if np.any(np.asarray(variance) < 0) or (variance_name == "variance" and np.any(np.asarray(variance) == 0)):
-        raise ModelError(f"{variance_name} must be positive, got {variance!r}")
-    lowest = -1 / (tokens - 1) if tokens > 1 else -math.inf
-    bad = (np.asarray(covariance) > variance) | (np.asarray(covariance) < lowest * np.asarray(variance) - 1e-12)
-    if np.any(bad):
-        allowed = f"between -{variance_name} / (tokens - 1) and {variance_name}"
-        raise ModelError(f"{covariance_name} must lie {allowed}, got {covariance!r} with {variance_name}={variance!r}")
-    return Moments(variance, variance - covariance)
+def _kept(path: Path, shape: tuple[int, ...]) -> Array:
+    """Share of the variance of what leaves a block that its skips kept, (block, ...): the least of all streams."""
+    shares = []
+    for entering, leaving, skips in zip(path.forward[:-1], path.forward[1:], path.skips, strict=True):
+        streams = range(len(skips))
+        powers = [sum(row[i] * row[j] * entering[i][j].variance for i in streams for j in streams) for row in skips]
+        shares.append([power / leaving[i][i].variance for i, power in enumerate(powers)])
+    columns = [_stacked(stream, shape) for stream in zip(*shares, strict=True)]
+    return np.asarray(np.min(columns, axis=0))

@@ -56,6 +56,21 @@ def _hermite_basis(terms: int, step: float) -> tuple[Array, Array]:
     return z, basis * (root_density * step)
 
 
+def coefficients(phi: Elementwise, variances: Array) -> Array:
+    """Hermite coefficients of phi(sqrt(variance) z), a row for each variance, as many as any of them needs.
+
+    Example: z^2 has the coefficients 1 and sqrt(2) of degrees 0 and 2.
+        >>> coefficients(np.square, np.array([1.0])).round(12).tolist()
+        [[1.0, 0.0, 1.414213562373]]
+    """
+    octave = max(0, math.ceil(math.log2(max(float(variances.max()), 1.0))))
+    z, basis = _hermite_basis(128 * 2**octave, 0.04 * 2 ** (-octave / 2))
+    rows = phi(np.sqrt(variances)[:, None] * z) @ basis.T
+    squares = rows**2
+    needed = (squares > 1e-22 * squares.sum(axis=1, keepdims=True)).any(axis=0)
+    return np.asarray(rows[:, : int(np.flatnonzero(needed)[-1]) + 1])
+
+
 @lru_cache(maxsize=4096)
 def series_of(phi: Elementwise, variance: float) -> tuple[Series, Series]:
     """The series of K and S at this variance: squared Hermite coefficients of phi(sqrt(variance) z), and n times them.
@@ -63,16 +78,24 @@ def series_of(phi: Elementwise, variance: float) -> tuple[Series, Series]:
     The number of terms and the step follow the distance of the poles of phi from the real axis, pi / 2 or more over
     sqrt(variance). The trapezoid rule is then exact to rounding; Gauss-Hermite nodes are not at large variance.
     """
-    octave = max(0, math.ceil(math.log2(max(variance, 1.0))))
-    z, basis = _hermite_basis(128 * 2**octave, 0.04 * 2 ** (-octave / 2))
-    squares = (basis @ phi(math.sqrt(variance) * z)) ** 2
-    squares = squares[: int(np.flatnonzero(squares > 1e-22 * squares.sum())[-1]) + 1]
+    squares = coefficients(phi, np.array([variance]))[0] ** 2
     degrees = np.arange(len(squares), dtype=float)
     slopes = (degrees * squares)[1:] / variance
     return (
         Series(degrees, squares, float(squares.sum())),
         Series(degrees[:-1], slopes, float(slopes.sum())),
     )
+
+
+def mean(f: Elementwise, variance: float) -> float:
+    """E f(u) for a centred Gaussian of this variance.
+
+    Example:
+        >>> round(mean(lambda u: u * u, 4.0), 12)
+        4.0
+    """
+    u, weight = _gaussian(variance)
+    return float(weight @ f(u))
 
 
 def on_plane(f: Elementwise, variance: float, deviation: float) -> tuple[float, float]:
@@ -90,21 +113,43 @@ def on_plane(f: Elementwise, variance: float, deviation: float) -> tuple[float, 
         >>> [round(value, 9) for value in on_plane(lambda u: u, 100.0, 25.0)]
         [100.0, 25.0]
     """
+    return square_on_line(f, variance), drop_on_plane(f, variance, variance, deviation)
+
+
+def square_on_line(f: Elementwise, variance: float) -> float:
+    """E f(u)^2. Raises as `on_plane`.
+
+    Example:
+        >>> round(square_on_line(lambda u: u, 100.0), 9)
+        100.0
+    """
     if not variance <= LARGEST_VARIANCE:
         raise ModelError(
             f"the FFN's pre-activations reach a variance of {variance:.3g}; silu, tanh and swiglu cover up to"
             f" {LARGEST_VARIANCE:g} (lower the variance that enters the FFN)"
         )
     u, weight = _gaussian(variance)
-    square = float(weight @ f(u) ** 2)
+    return float(weight @ f(u) ** 2)
+
+
+def drop_on_plane(f: Elementwise, first: float, second: float, deviation: float) -> float:
+    """E (f(u) - f(v))^2 / 2 for variables of the `first` and `second` variance, and E (u - v)^2 / 2 = `deviation`.
+
+    Example:
+        >>> round(drop_on_plane(lambda u: u, 100.0, 64.0, 25.0), 9)
+        25.0
+    """
     if deviation <= 0:
-        return square, 0.0
-    half_sum, sum_weight = _gaussian(variance - deviation / 2)
+        return 0.0
+    # given half the difference, the half sum is Gaussian about a multiple of it
+    slope = (first - second) / (2 * deviation)
+    half_sum, sum_weight = _gaussian(max((first + second - deviation - slope * slope * deviation) / 2, 0.0))
     half_difference, difference_weight = _gaussian(deviation / 2)
     drop = 0.0
     for h, one in zip(half_difference, difference_weight, strict=True):
-        drop += float(one) * float(sum_weight @ (f(half_sum + h) - f(half_sum - h)) ** 2) / 2
-    return square, drop
+        s = half_sum + slope * h
+        drop += float(one) * float(sum_weight @ (f(s + h) - f(s - h)) ** 2) / 2
+    return drop
 
 
 def _gaussian(variance: float) -> tuple[Array, Array]:

@@ -5,24 +5,24 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from propagate.model import ACTIVATIONS as NAMES
-from propagate.model import ModelError, as_placement
-from propagate.placements import Placement
+from propagate.model import Model, ModelError, as_placement
+from propagate.placement import Layout, Placement, join, split
 from propagate.scaling import Gains, Scaling
 from propagate.theory import activations, softmax
 from propagate.theory.blocks import Block, Stream, Tape
 from propagate.theory.functions import Scalar
-from propagate.theory.moments import Atom, Combination, Moments
+from propagate.theory.moments import Combination, Joint, Moments, correlated, joint_moments
 from propagate.theory.sublayers import Sublayer, attention, ffn
 
 if TYPE_CHECKING:
     import sympy
 
-ARGUMENTS = ("q", "p", "gamma", "kappa")
+FORWARD, BACKWARD = ("q", "p"), ("gamma", "kappa")
 LONG = 60  # operations above which SymPy's general simplification takes many seconds
 
 
@@ -34,9 +34,12 @@ class Recursion:
         definitions: equations for the moments around each sublayer k = 1, 2, ...: `q_k`, `p_k` variance and covariance
             of what it reads, `a_k`, `b_k` of what it adds; `g_k`, `h_k` gradient variance and covariance that arrive
             at its output, `u_k`, `v_k` that it sends back.
-        variance, covariance: of the stream that leaves, when q and p are those of the stream that enters.
-        grad_variance, grad_covariance: of the cotangent at the stream that enters, when gamma and kappa are those of
-            the cotangent at the stream that leaves.
+        arguments: symbols for what enters at both ends: `q`, `p`, variance and covariance of the stream that enters,
+            `gamma`, `kappa` of the cotangent at the stream that leaves.
+        results: for each argument the same moment at the other end, as an equation for its name with a prime.
+
+    Where several streams enter, `q12` is the joint moment of streams 1 and 2, and so on. Numbers that pass from block
+    to block (Admin's skip) are `w1`, `w2`, ..., between the forward and the backward moments.
 
     Further symbols: `T` tokens; `g_a` the attention's gain (value times output) and `g_f` the FFN's; `l` the block's
     index, `L` the depth; `tau` the logit variance. Averages over a softmax, and activations without closed form, are
@@ -44,29 +47,54 @@ class Recursion:
     """
 
     definitions: tuple[sympy.Eq, ...]
-    variance: sympy.Expr
-    covariance: sympy.Expr
-    grad_variance: sympy.Expr
-    grad_covariance: sympy.Expr
+    arguments: tuple[sympy.Symbol, ...]
+    results: tuple[sympy.Eq, ...]
+
+    def result(self, name: str) -> sympy.Expr:
+        """The right side for one argument, by the argument's name.
+
+        Example:
+            >>> recursion("residual").result("gamma12")
+            gamma12/sqrt(a_1 + a_2*(a_1 + q11) + q11)
+        """
+        sides = {str(a): equation.rhs for a, equation in zip(self.arguments, self.results, strict=True)}
+        if name not in sides:
+            raise ModelError(f"result must be one of {', '.join(sides)}, got {name!r}")
+        return sides[name]
+
+    @property
+    def variance(self) -> sympy.Expr:
+        """Of the stream that leaves, when q and p are those of the stream that enters."""
+        return self.result("q")
+
+    @property
+    def covariance(self) -> sympy.Expr:
+        """Of the stream that leaves."""
+        return self.result("p")
+
+    @property
+    def grad_variance(self) -> sympy.Expr:
+        """Of the cotangent at the stream that enters, when gamma and kappa are those at the stream that leaves."""
+        return self.result("gamma")
+
+    @property
+    def grad_covariance(self) -> sympy.Expr:
+        """Of the cotangent at the stream that enters."""
+        return self.result("kappa")
 
     def equations(self) -> list[sympy.Eq]:
-        """The definitions, then the four results with primes."""
-        import sympy
-
-        names = (r"q'", r"p'", r"\gamma'", r"\kappa'")
-        sides = (self.variance, self.covariance, self.grad_variance, self.grad_covariance)
-        results = [sympy.Eq(sympy.Symbol(name), side, evaluate=False) for name, side in zip(names, sides, strict=True)]
-        return [*self.definitions, *results]
+        """The definitions, then the results with primes."""
+        return [*self.definitions, *self.results]
 
     def closed(self) -> tuple[sympy.Expr, ...]:
-        """The four results with every definition put in: functions of q, p, gamma, kappa and the parameters."""
-        sides = [self.variance, self.covariance, self.grad_variance, self.grad_covariance]
+        """The results with every definition put in: functions of the arguments and the parameters."""
+        sides = [equation.rhs for equation in self.results]
         for definition in reversed(self.definitions):
             sides = [side.subs(definition.lhs, definition.rhs) for side in sides]
         return tuple(sides)
 
     def lambdify(self, **values: float) -> Callable[..., tuple[float, ...]]:
-        """The map as a numeric function of (q, p, gamma, kappa), with every other symbol given a value.
+        """The map as a numeric function of the arguments, in order, with every other symbol given a value.
 
         Raises:
             ModelError: names the symbols that were given no value.
@@ -80,11 +108,10 @@ class Recursion:
 
         parameters = {_symbol(name): value for name, value in values.items()}
         sides = [sympy.sympify(side).subs(parameters) for side in self.closed()]
-        arguments = [_symbol(name) for name in ARGUMENTS]
-        missing = set().union(*(side.free_symbols for side in sides)) - set(arguments)
+        missing = set().union(*(side.free_symbols for side in sides)) - set(self.arguments)
         if missing:
             raise ModelError(f"lambdify needs values for {', '.join(sorted(map(str, missing)))}")
-        function: Callable[..., tuple[float, ...]] = sympy.lambdify(arguments, sides, [_named(), "math"], cse=True)
+        function: Callable[..., tuple[float, ...]] = sympy.lambdify(self.arguments, sides, [_named(), "math"], cse=True)
         return function
 
     def _repr_latex_(self) -> str:
@@ -101,57 +128,130 @@ def recursion(
     placement: str | Placement,
     *,
     activation: str = "relu",
+    norm: str = "rms",
     logit_std: float | str = 0.0,
     scaling: Scaling | None = None,
+    index: int | None = None,
+    depth: int | None = None,
 ) -> Recursion:
-    """One interior block of a placement, as SymPy equations.
+    """One block of a placement, as SymPy equations: an interior one unless `index` says otherwise.
 
     Args:
         placement: a name or an instance.
-        activation: as in `Model`.
+        activation, norm: as in `Model`.
         logit_std: 0 for uniform attention, a number, or "symbol" for the symbol tau (= logit_std^2).
         scaling: multiplies the symbols g_a and g_f.
+        index, depth: numbers in place of the symbols l and L. Mix-LN needs both: which of its two kinds a block is
+            depends on them.
 
     Raises:
-        ModelError: for an unknown name or value.
+        ModelError: for an unknown name or value, or a placement that needs numbers and was given none.
 
     Example:
         >>> print(recursion("prenorm").variance)
         a_1 + a_2 + q
     """
     equations = as_placement(placement)
-    if activation not in NAMES:
-        raise ModelError(f"activation must be one of {', '.join(NAMES)}, got {activation!r}")
-    q, p, gamma, kappa = (_symbol(name) for name in ARGUMENTS)
+    if (depth is None and index is not None) or not (index is None or 1 <= index <= (depth or 0)):
+        raise ModelError(f"index must be between 1 and depth, got index={index!r} with depth={depth!r}")
+    model = Model(equations, depth=depth or 3, activation=activation, norm=norm)
     definitions: list[sympy.Eq] = []
-    block = _interior(equations, activation, _logit_variance(logit_std), scaling, definitions)
-    source = Stream(Combination.of(Atom(Moments(q, q - p))), block.tape)
-    output = equations.block(source, block)
-    left = output.value.moments()
-    cotangent = Combination.of(Atom(Moments(gamma, gamma - kappa)))
-    back = block.tape.pull(output, cotangent, source).moments()
-    sides = (_tidy(side) for side in (left.variance, left.covariance, back.variance, back.covariance))
-    return Recursion(tuple(definitions), *sides)
+    block = _block(model, _logit_variance(logit_std), scaling, definitions, index, depth)
+    try:
+        layout, streams = _entering(equations, block)
+        definitions.clear()
+        joint = _symbols(FORWARD, streams)
+        entered = correlated(joint)
+        sources = [Stream(Combination.of(atom), block.tape) for atom in entered]
+        outputs, after = split(equations.block(join(sources, layout), block), Stream)
+    except TypeError as error:  # SymPy's, when an equation asks whether a symbol is less than another
+        if "truth value of Relational" not in str(error):
+            raise
+        name = type(equations).__name__
+        raise ModelError(
+            f"index and depth must be numbers for {name}, whose equations depend on which is less"
+        ) from None
+    left = joint_moments([output.value for output in outputs])
+    cotangents = _symbols(BACKWARD, streams)
+    arriving = [Combination.of(atom) for atom in correlated(cotangents)]
+    back = joint_moments(block.tape.pull(outputs, arriving, sources))
+    pairs = [*_pairs(joint, left), *_numbers(layout, after), *_pairs(cotangents, back)]
+    return Recursion(tuple(definitions), tuple(a for a, _ in pairs), tuple(_primed(*pair) for pair in pairs))
 
 
-def _interior(
-    placement: Placement, activation: str, logit_variance: Scalar, scaling: Scaling | None, definitions: list[Any]
+def _entering(placement: Placement, block: Block) -> tuple[Layout, int]:
+    """What enters a block, as `embed` makes it: where streams stand, with symbols for numbers, and how many streams."""
+    ((plain,),) = _symbols(FORWARD, 1)
+    (token,) = correlated(((plain,),))
+    streams, layout = split(placement.embed(Stream(Combination.of(token), block.tape), block), Stream)
+    block.tape.steps.clear()
+    if layout is None:
+        return None, 1
+    number = itertools.count(1)
+    return tuple(None if leaf is None else _symbol(f"w{next(number)}") for leaf in layout), len(streams)
+
+
+def _symbols(names: tuple[str, str], streams: int) -> Joint:
+    """Symbols for the joint moments of streams that enter together."""
+
+    def entry(i: int, j: int) -> Moments:
+        label = "" if streams == 1 else f"{min(i, j) + 1}{max(i, j) + 1}"
+        variance, covariance = _symbol(names[0] + label, real=i != j), _symbol(names[1] + label)
+        return Moments(variance, variance - covariance)
+
+    return tuple(tuple(entry(i, j) for j in range(streams)) for i in range(streams))
+
+
+def _pairs(before: Joint, after: Joint) -> list[tuple[Any, Any]]:
+    """Every moment that enters, with the same moment of what leaves."""
+    return [
+        (getattr(before[i][j], name), getattr(after[i][j], name))
+        for i in range(len(before))
+        for j in range(i, len(before))
+        for name in ("variance", "covariance")
+    ]
+
+
+def _numbers(before: Layout, after: Layout) -> list[tuple[Any, Any]]:
+    """The same for the plain numbers of a state."""
+    pairs = zip(before or (), after or (), strict=True)
+    return [(number, changed) for number, changed in pairs if number is not None]
+
+
+def _primed(argument: Any, value: Any) -> sympy.Eq:
+    import sympy
+
+    greek = "\\" if str(argument)[0] in "gk" else ""
+    return sympy.Eq(sympy.Symbol(f"{greek}{argument}'"), _tidy(value), evaluate=False)
+
+
+def _block(
+    model: Model,
+    logit_variance: Scalar,
+    scaling: Scaling | None,
+    definitions: list[Any],
+    given_index: int | None,
+    given_depth: int | None,
 ) -> Block:
-    index, depth, tokens, gain_a, gain_f = (_symbol(name) for name in ("l", "L", "T", "g_a", "g_f"))
-    gains = Gains(attention_out=gain_a, ffn_out=gain_f) * placement.gains(index, depth)
+    import sympy
+
+    index = _symbol("l") if given_index is None else sympy.Integer(given_index)
+    depth = _symbol("L") if given_depth is None else sympy.Integer(given_depth)
+    tokens, gain_a, gain_f = (_symbol(name) for name in ("T", "g_a", "g_f"))
+    gains = Gains(attention_out=gain_a, ffn_out=gain_f) * model.equations.gains(index, depth)
     if scaling is not None:
         gains = gains * scaling.gains(index, depth)
     number = itertools.count(1)
-    attention_map = attention(tokens, logit_variance, gains.value * gains.attention_out)
-    ffn_map = ffn(activations.ACTIVATIONS[activation], gains.ffn_in, gains.ffn_out)
+    ffn_map = ffn(activations.ACTIVATIONS[model.activation], gains, centred=model.norm == "layer")
     return Block(
         index=index,
         depth=depth,
-        first=False,
-        last=False,
+        first=given_index == 1,
+        last=given_index is not None and given_index == given_depth,
         tape=Tape(),
-        attention_map=_naming(attention_map, number, definitions),
+        attention_map=_naming(attention(tokens, logit_variance, gains), number, definitions),
         ffn_map=_naming(ffn_map, number, definitions),
+        inner_norms=model.inner_norms,
     )
 
 
@@ -170,19 +270,19 @@ def _naming(sublayer: Sublayer, number: Iterator[int], definitions: list[Any]) -
             definitions.append(sympy.Eq(stand_ins[-1], value, evaluate=False))
         return Moments(stand_ins[0], stand_ins[0] - stand_ins[1])
 
-    def apply(x: Moments) -> tuple[Moments, Callable[[Moments], Moments]]:
+    def apply(x: Moments, normed: frozenset[str]) -> tuple[Moments, Callable[[Moments], Moments]]:
         k = next(number)
-        output, pull = sublayer(define("qp", k, x))
+        output, pull = sublayer(define("qp", k, x), normed)
         return define("ab", k, output), lambda g: define("uv", k, pull(define("gh", k, g)))
 
     return apply
 
 
-def _symbol(name: str) -> Any:
-    """Covariances may have either sign; everything else is positive."""
+def _symbol(name: str, *, real: bool = False) -> Any:
+    """Covariances, and joint moments of two streams, may have either sign; everything else is positive."""
     import sympy
 
-    return sympy.Symbol(name, real=True) if name[0] in "pbhvk" else sympy.Symbol(name, positive=True)
+    return sympy.Symbol(name, real=True) if real or name[0] in "pbhvk" else sympy.Symbol(name, positive=True)
 
 
 def _logit_variance(logit_std: float | str) -> Any:
@@ -225,4 +325,5 @@ def _named() -> dict[str, Callable[..., float]]:
     for name in ("silu", "tanh"):
         for part in ("value", "slope"):
             named[f"{name}_{part}"] = kernel(getattr(activations.ACTIVATIONS[name], part))
+        named[f"{name}_mean_slope"] = partial(activations.mean_slope, name)
     return named

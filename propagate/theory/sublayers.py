@@ -1,9 +1,10 @@
 """Moment maps of the sublayers, forward and backward, in the limit of infinite width.
 
-A sublayer is a function of its input's moments. It returns the moments of its output and a pull: the function that
-takes the moments of the cotangent at its output to those of the cotangent it sends back to its input.
+A sublayer is a function of its input's moments, and of the names of its inner projections that are normed. It returns
+the moments of its output and a pull: the function that takes the moments of the cotangent at its output to those of the
+cotangent it sends back to its input.
 Assumptions: fresh Gaussian weights, tokens exchangeable, tokens far fewer than the width. All maps are exact as the
-width (and the width of an attention head) grows.
+width, the width of an attention head and, where the heads' joint output is normed, their number grow.
 """
 
 from __future__ import annotations
@@ -11,30 +12,45 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 
+from propagate.scaling import Gains
 from propagate.theory.activations import Activation
 from propagate.theory.functions import Scalar
 from propagate.theory.moments import Moments
 from propagate.theory.softmax import softmax_averages
 
 Pull = Callable[[Moments], Moments]
-Sublayer = Callable[[Moments], tuple[Moments, Pull]]
+Sublayer = Callable[[Moments, frozenset[str]], tuple[Moments, Pull]]
+NOTHING: frozenset[str] = frozenset()
 
 
 @lru_cache(maxsize=256)
-def ffn(activation: Activation, gain_in: Scalar, gain_out: Scalar) -> Sublayer:
-    """A feed-forward layer W_out phi(W_in x); its output has variance gain_out^2 at gain_in = 1 and unit variance.
+def ffn(activation: Activation, gains: Gains, *, centred: bool = False) -> Sublayer:
+    """A feed-forward layer W_out phi(W_in x); its output has variance ffn_out^2 at ffn_in = 1 and unit variance.
 
-    Example:
+    With "hidden" normed the output has variance ffn_out^2 whatever enters. A LayerNorm (`centred`) then also removes
+    the mean of phi over the hidden units, so the tokens' correlation falls; an RMSNorm keeps it.
+
+    Example: ReLU on uncorrelated tokens leaves them correlated by 1/pi, but for LayerNorm.
         >>> from propagate.theory.activations import ACTIVATIONS
-        >>> ffn(ACTIVATIONS["relu"], 1.0, 0.5)(Moments(2.0, 0.0))[0]
-        Moments(variance=0.5, deviation=0.0)
+        >>> relu, x = ACTIVATIONS["relu"], Moments(2.0, 2.0)
+        >>> ffn(relu, Gains(ffn_out=0.5))(x, NOTHING)[0].variance
+        0.5
+        >>> [round(ffn(relu, Gains(), centred=c)(x, frozenset({"hidden"}))[0].covariance, 4) for c in (False, True)]
+        [0.3183, 0.0]
     """
-    scale_in, scale_out = gain_in * gain_in, gain_out * gain_out / activation.value(1.0, 0.0)[0]
+    scale_in, power = gains.ffn_in * gains.ffn_in, gains.ffn_out * gains.ffn_out
+    plain_scale = power / activation.value(1.0, 0.0)[0]
 
-    def apply(x: Moments) -> tuple[Moments, Pull]:
+    def apply(x: Moments, normed: frozenset[str] = NOTHING) -> tuple[Moments, Pull]:
         variance, deviation = scale_in * x.variance, scale_in * x.deviation
         value, value_drop = activation.value(variance, deviation)
         slope, slope_drop = activation.slope(variance, deviation)
+        if "hidden" in normed:
+            if centred:
+                value = activation.value(variance, variance)[1]  # less the value at correlation 0, the squared mean
+            scale_out = power / value
+        else:
+            scale_out = plain_scale
         scale = scale_in * scale_out
 
         def pull(g: Moments) -> Moments:
@@ -46,47 +62,62 @@ def ffn(activation: Activation, gain_in: Scalar, gain_out: Scalar) -> Sublayer:
 
 
 @lru_cache(maxsize=256)
-def attention(tokens: Scalar, logit_variance: Scalar, gain: Scalar) -> Sublayer:
-    """Softmax self-attention over all tokens, with `gain` the product of the value's and the output's.
+def attention(tokens: Scalar, logit_variance: Scalar, gains: Gains) -> Sublayer:
+    """Softmax self-attention over all tokens.
 
-    `logit_variance` is the variance of a logit between unit-variance, uncorrelated tokens. The logits of one row have a
-    common part, which the softmax ignores; what is left has variance logit_variance * variance * deviation, and two
-    rows' logits are correlated as the tokens are.
+    `logit_variance` is the variance of a logit between unit-variance, uncorrelated tokens at gains 1. The logits of one
+    row have a common part, which the softmax ignores; what is left has variance logit_variance * variance * deviation,
+    and two rows' logits are correlated as the tokens are. A normed projection has variance 1 in place of its gain
+    squared times the input's variance, forward and backward.
 
     Backward, the cotangent returns through the values, the queries and the keys. Those three are uncorrelated. The sum
     over tokens of the keys' cotangent vanishes, so that path lives in the token-deviation mode alone.
 
     Example: uniform attention averages over tokens, so all outputs are alike.
-        >>> attention(4, 0.0, 1.0)(Moments(1.0, 1.0))[0]
+        >>> attention(4, 0.0, Gains())(Moments(1.0, 1.0), NOTHING)[0]
         Moments(variance=0.25, deviation=0.0)
     """
-    power = gain * gain
+    out = gains.attention_out * gains.attention_out
+    squares = {"query": gains.query * gains.query, "key": gains.key * gains.key, "value": gains.value * gains.value}
+    plain_logit, plain_power = logit_variance * squares["query"] * squares["key"], out * squares["value"]
+
+    def powers(x: Moments, normed: frozenset[str]) -> tuple[Scalar, Scalar]:
+        """Of a logit and of the output, for each unit of variance that enters."""
+        if not normed:
+            return plain_logit, plain_power
+        query, key, value = (1 / x.variance if name in normed else square for name, square in squares.items())
+        return logit_variance * query * key, out * value
+
     if tokens == 1:  # nothing to choose from: attention is a linear layer
 
-        def linear(x: Moments) -> tuple[Moments, Pull]:
+        def linear(x: Moments, normed: frozenset[str] = NOTHING) -> tuple[Moments, Pull]:
+            power = out / x.variance if "heads" in normed else powers(x, normed)[1]
             return _scaled(x, power), lambda g: _scaled(g, power)
 
         return linear
     others = tokens - 1
     uniform_slope = others / tokens**2
 
-    def apply(x: Moments) -> tuple[Moments, Pull]:
-        logit_spread = logit_variance * x.variance * x.deviation
+    def apply(x: Moments, normed: frozenset[str] = NOTHING) -> tuple[Moments, Pull]:
+        logit_power, power = powers(x, normed)
+        logit_spread = logit_power * x.variance * x.deviation
         second, overlap, self_slope, cross_slope = softmax_averages(tokens, logit_spread, x.covariance / x.variance)
-        mean_mode = x.covariance + x.deviation / tokens
+        attended = x.covariance + x.deviation / tokens + x.deviation * second
+        if "heads" in normed:
+            power = out / attended
 
         def pull(g: Moments) -> Moments:
             mean = (g.variance + others * g.covariance) / tokens
             value = mean + g.variance * second + others * g.covariance * overlap
             value_deviation = tokens / others * g.variance * second + tokens * g.covariance * overlap
             own, cross = g.variance * (uniform_slope + self_slope), g.covariance * (uniform_slope + cross_slope)
-            per_logit = logit_variance * x.deviation
+            per_logit = logit_power * x.deviation
             query, query_deviation = per_logit * x.deviation * own, per_logit * x.deviation * (own - cross)
             key = per_logit * (x.variance * own + others * x.covariance * cross)
             key_deviation = key * tokens / others
             return Moments(power * (value + query + key), power * (value_deviation + query_deviation + key_deviation))
 
-        return Moments(power * (mean_mode + x.deviation * second), power * x.deviation * (second - overlap)), pull
+        return Moments(power * attended, power * x.deviation * (second - overlap)), pull
 
     return apply
 

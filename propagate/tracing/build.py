@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -23,25 +23,8 @@ Make = Callable[[], nn.Module]
 M = TypeVar("M", bound=nn.Module)
 
 
-KNOWN = frozenset(
-    [
-        "placement",
-        "depth",
-        "width",
-        "tokens",
-        "heads",
-        "activation",
-        "ffn_ratio",
-        "norm",
-        "causal",
-        "weights",
-        "logit_std",
-        "value_gain",
-        "attention_gain",
-        "ffn_gain",
-        "scaling",
-    ]
-)
+KNOWN = frozenset({"placement", "depth", "width", "tokens", "heads", "activation", "ffn_ratio", "norm", "normed"})
+KNOWN |= {"causal", "weights", "logit_std", "value_gain", "attention_gain", "ffn_gain", "scaling"}
 """Fields of a `Model` that the modules here follow; with any other a model is refused, unless it has its default."""
 
 
@@ -71,13 +54,22 @@ class Verbs:
         return self.index == self.model.depth
 
     def norm(self, x: Tensor) -> Tensor:
-        return self._call("norm", lambda: layers.norm(self.model), x)
+        return self._call("norm", lambda: layers.norm(self.model, self.model.width), x)
 
-    def attention(self, x: Tensor) -> Tensor:
-        return self._call("attention", lambda: layers.attention(self.model, self.gains), x)
+    def attention(self, x: Tensor, normed: Sequence[str] = ()) -> Tensor:
+        inside = self.model.inner_norms("attention", normed)
+        return self._call("attention", lambda: layers.attention(self.model, self.gains, inside), x)
 
-    def ffn(self, x: Tensor) -> Tensor:
-        return self._call("ffn", lambda: layers.FeedForward(self.model, self.gains), x)
+    def ffn(self, x: Tensor, normed: Sequence[str] = ()) -> Tensor:
+        inside = self.model.inner_norms("ffn", normed)
+        return self._call("ffn", lambda: layers.FeedForward(self.model, self.gains, inside), x)
+
+    def tanh(self, x: Tensor) -> Tensor:
+        return torch.tanh(x)
+
+    def std(self, x: Tensor) -> Tensor:
+        """Of the batch at hand, at every call; a constant to the gradient."""
+        return x.detach().square().mean().sqrt()
 
     def _call(self, verb: str, make: Make, x: Tensor) -> Tensor:
         self.calls[verb] += 1
@@ -110,7 +102,10 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """Blocks 1 ... depth between the placement's embedding and readout: (..., tokens, width) to the same shape."""
+    """Blocks 1 ... depth between the placement's embedding and readout: (..., tokens, width) to the same shape.
+
+    What passes between blocks is a stream or, where the placement has several, a tuple.
+    """
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -126,10 +121,10 @@ class Network(nn.Module):
             raise TypeError(f"a placement must return one stream, got {x!r}")
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.embed(x)
+        state = self.embed(x)
         for block in self.blocks:
-            x = block(x)
-        output: Tensor = self.readout(x)
+            state = block(state)
+        output: Tensor = self.readout(state)
         return output
 
 

@@ -65,7 +65,7 @@ class MeasuredGains:
     blocks: tuple[Gains, ...]
 
     def gains(self, index: Number, depth: Number) -> Gains:
-        return self.blocks[int(index) - 1]
+        return self.blocks[min(int(index), len(self.blocks)) - 1]  # the readout, past the last block, has no matrix
 
 
 def describe(module: nn.Module, *, tokens: int = 32, blocks: Blocks = None) -> Description:

@@ -44,8 +44,8 @@ def trace(
         inputs: what the model is called with: a tensor, a tuple of arguments or a mapping of keyword arguments.
         loss: from the model's output to a scalar, whose gradient is traced. By default a standard normal cotangent
             enters at the stream that leaves the last block, on the tokens that count: `simulate`'s grad_variance of 1.
-        blocks: where the residual stream runs: modules, their container or its dotted path. By default the list of
-            equal blocks that holds the most parameters.
+        blocks: where the residual stream (of several, the first) runs: modules, their container or its dotted path. By
+            default the list of equal blocks that holds the most parameters.
         mask: (sequences, tokens), true for tokens that count. By default the inputs' `attention_mask`, if they have
             one, and else all. Pass one to leave out special tokens too. `attrs` state how many counted.
         seed: of the cotangents.

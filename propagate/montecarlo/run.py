@@ -1,0 +1,173 @@
+"""One batch of random networks, forward and backward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from propagate.model import Model
+from propagate.montecarlo.backend import Array, Backend, choose_backend
+from propagate.montecarlo.blocks import State, StatePull, block_of, read_state
+from propagate.montecarlo.cuda.weightless import Fused
+from propagate.montecarlo.laws import LAWS
+from propagate.montecarlo.normals import Normals
+from propagate.montecarlo.samplers import Sampler, dense
+from propagate.montecarlo.starts import Start, with_gram
+from propagate.montecarlo.statistics import Floats, moments_on, token_moments
+from propagate.montecarlo.weightless import weightless
+from propagate.placement import check_streams
+
+Moments = Callable[[Array], tuple[Array, ...]]
+SAMPLERS: dict[str, Callable[[Normals], Sampler]] = {"dense": dense, "weightless": weightless}
+INPUT_SITE, COTANGENT_SITE = 0, 1  # below CALLS * MATRICES, where the first block's sites begin
+
+
+@dataclass(frozen=True)
+class Network:
+    """What all draws of a run have in common: plain data, which can be sent to a worker."""
+
+    model: Model
+    backend: str
+    precision: str
+    sampler: str
+    seed: int
+    start: Start
+    through_readout: bool
+    segment: int
+
+
+def run_halving(network: Network, draws: range) -> dict[str, Floats]:
+    """`run`, in two halves where memory does not hold all draws at once."""
+    backend = choose_backend(network.backend, network.precision)
+    try:
+        return run(
+            network.model,
+            backend,
+            network.sampler,
+            network.seed,
+            draws,
+            network.start,
+            through_readout=network.through_readout,
+            segment=network.segment,
+        )
+    except MemoryError:  # CuPy's own is one too
+        if len(draws) == 1:
+            raise
+    middle = len(draws) // 2
+    halves = [run_halving(network, half) for half in (draws[:middle], draws[middle:])]
+    return {name: np.concatenate([half[name] for half in halves]) for name in halves[0]}
+
+
+def run(
+    model: Model,
+    backend: Backend,
+    sampler_name: str,
+    seed: int,
+    draws: range,
+    start: Start,
+    *,
+    through_readout: bool,
+    segment: int | None = None,
+) -> dict[str, Floats]:
+    """One batch of draws: for each quantity an array (draws, depth + 1), or (draws, depth + 1, streams + 1).
+
+    Of the way forward, `segment` blocks at a time are remembered, by default all; others are run again on the way back.
+    """
+    normals = Normals(backend, seed, draws)
+    segment = segment or model.depth
+    if sampler_name != "weightless" or backend.name == "numpy":
+        return _pass(model, normals, _sampler_of(sampler_name, model, normals), start, through_readout, segment)
+    sampler = Fused(normals, backend.xp.zeros(len(draws), dtype=bool))
+    found = _pass(model, normals, sampler, start, through_readout, segment)
+    for row in np.flatnonzero(backend.to_host(sampler.unsound)):
+        alone = Normals(backend, seed, draws[row : row + 1])
+        again = _pass(model, alone, weightless(alone), start, through_readout, segment)
+        for name, values in again.items():
+            found[name][row] = values[0]
+    return found
+
+
+def _pass(
+    model: Model, normals: Normals, sampler: Sampler, start: Start, through_readout: bool, segment: int
+) -> dict[str, Floats]:
+    """Forward and backward through one batch of networks."""
+    backend, placement = normals.backend, model.equations
+    averages, resolved = moments_on(backend), not (start.exchangeable and model.exchangeable)
+    firsts = range(1, model.depth + 1, segment)
+
+    def moments(x: Array) -> tuple[Array, ...]:
+        return (*averages(x), token_moments(x)) if resolved else averages(x)
+
+    def block(index: int) -> Any:
+        return block_of(model, backend, sampler, index)
+
+    def blocks(first: int, state: State) -> tuple[State, list[tuple[Array, ...]], list[StatePull]]:
+        """The segment that begins with block `first`: the state that leaves, moments and pulls of each block."""
+        of_blocks, pulls = [], []
+        for index in range(first, min(first + firsts.step, model.depth + 1)):
+            entered = len(state.streams)
+            state, pull = read_state(placement.block, block(index), state)
+            check_streams(placement, "block", found=len(state.streams), expected=entered)
+            of_blocks.append(_moments(backend, moments, state.streams))
+            pulls.append(pull)
+        return state, of_blocks, pulls
+
+    if start.inputs is None:
+        x = with_gram(start.input_root, normals, INPUT_SITE, model.width)
+    else:
+        inputs = backend.xp.asarray(start.inputs, dtype=backend.dtype)
+        x = backend.xp.repeat(inputs[None], len(normals.draws), axis=0)
+    state, pull_embed = read_state(placement.embed, block(0), State((x,)))
+    streams = len(state.streams)
+    forward = [_moments(backend, moments, state.streams, x)]
+    entering: list[State] = []
+    pulls: list[StatePull] = []
+    for first in firsts:
+        entering.append(state)
+        pulls.clear()  # before the next ones are made
+        state, of_blocks, pulls = blocks(first, state)
+        forward += of_blocks
+    cotangent = with_gram(start.cotangent_root, normals, COTANGENT_SITE, model.width)
+    cotangents = (cotangent,)
+    if through_readout or streams > 1:
+        readout, pull = read_state(placement.readout, block(model.depth + 1), state)
+        check_streams(placement, "readout", found=len(readout.streams), expected=1)
+        forward[-1] = _moments(backend, moments, state.streams, *readout.streams)
+        cotangents = pull(cotangents)
+    backward = [_moments(backend, moments, cotangents, cotangent)]
+    for first in reversed(firsts):
+        state = entering.pop()
+        if not pulls:
+            pulls = blocks(first, state)[2]
+        while pulls:
+            cotangents = pulls.pop()(cotangents)  # a block's weights are freed as soon as they are used
+            backward.append(_moments(backend, moments, cotangents))
+    if streams > 1:
+        backward[-1] = _moments(backend, moments, cotangents, *pull_embed(cotangents))
+    return _columns("", forward, backend) | _columns("grad_", backward[::-1], backend)
+
+
+def _moments(
+    backend: Backend, moments: Moments, streams: tuple[Array, ...], joined: Array | None = None
+) -> tuple[Array, ...]:
+    """Second moments of each draw; of several streams, and of what they are joined in, along a second axis."""
+    if len(streams) == 1:
+        return moments(streams[0])
+    places = [moments(stream) for stream in streams]
+    places.append(tuple(place * math.nan for place in places[0]) if joined is None else moments(joined))
+    return tuple(backend.xp.stack(quantity, axis=1) for quantity in zip(*places, strict=True))
+
+
+def _sampler_of(name: str, model: Model, normals: Normals) -> Sampler:
+    return dense(normals, LAWS[model.weights]) if name == "dense" else SAMPLERS[name](normals)
+
+
+def _columns(prefix: str, moments: list[tuple[Array, ...]], backend: Backend) -> dict[str, Floats]:
+    """For each name an array (draws, blocks), with further axes for streams and, of single tokens, for tokens."""
+    names = ("variance", "covariance", "deviation", "token_variance")
+    stacked = (backend.to_host(backend.xp.stack(values, axis=1)) for values in zip(*moments, strict=True))
+    return {prefix + name: values for name, values in zip(names, stacked, strict=False)}

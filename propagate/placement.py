@@ -1,0 +1,200 @@
+"""The language in which normalisation placements are written, and their registry.
+
+A placement is read by every witness: the theory passes in streams of moments, the simulation streams of arrays,
+SymPy streams of symbols. `x` is a stream: it can be added to a stream and multiplied by a number. `block` offers
+sublayers and norms, and knows `index` (1 ... depth), `depth`, `first` and `last`. Every call of a sublayer is a fresh,
+independent one. What passes from block to block is a stream, or a tuple of streams and plain numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, Self, TypeVar, dataclass_transform
+
+from propagate.scaling import Gains, Number
+
+EQUATIONS = "propagate.placements"  # the module of the placements that come with the package
+
+
+class Stream(Protocol):
+    """What an equation may do with a stream. `x * 2`, `2 * x`, `x / 2` and `x + y`."""
+
+    def __add__(self, other: Self) -> Self: ...
+    def __mul__(self, factor: Number) -> Self: ...
+    def __rmul__(self, factor: Number) -> Self: ...
+    def __truediv__(self, divisor: Number) -> Self: ...
+
+
+S = TypeVar("S", bound=Stream)
+
+
+class Block(Protocol[S]):
+    """What an equation may do inside a block."""
+
+    @property
+    def index(self) -> Number: ...
+    @property
+    def depth(self) -> Number: ...
+    @property
+    def first(self) -> bool: ...
+    @property
+    def last(self) -> bool: ...
+
+    def attention(self, x: S, normed: Sequence[str] = ()) -> S:
+        """Self-attention. `normed` names inner projections that pass the model's norm: "query", "key" and "value",
+        head by head, and "heads", the heads' joint output, before the output projection."""
+        ...
+
+    def ffn(self, x: S, normed: Sequence[str] = ()) -> S:
+        """The feed-forward layer. `normed=("hidden",)` puts the model's norm before its output matrix."""
+        ...
+
+    def norm(self, x: S) -> S:
+        """The model's norm, token by token."""
+        ...
+
+    def tanh(self, x: S) -> S:
+        """Hyperbolic tangent, coordinate by coordinate. `x` must be a stream of Gaussian coordinates, as every sum of
+        embeddings and sublayers' outputs is: no tanh may have gone into it but through a sublayer."""
+        ...
+
+    def std(self, x: S) -> Number:
+        """Root mean square of a stream over tokens and coordinates, a plain number: a constant to the gradient."""
+        ...
+
+
+@dataclass_transform(frozen_default=True)
+class Placement:
+    """Base of every placement. Subclass it and write `block`; annotated attributes become dataclass fields.
+
+    Subclassing registers the placement under its class name, in lower case, so that `Model(placement="mynorm")` finds
+    it. `embed` and `readout` are the identity and `gains` are all 1 unless a subclass says otherwise. `embed` may make
+    several streams of one; `block` then takes and returns the tuple, and `readout` must join them into one stream.
+
+    Example:
+        >>> class WeightedPostNorm(Placement):
+        ...     skip: float = 2.0
+        ...
+        ...     def block(self, x, block):
+        ...         y = block.norm(self.skip * x + block.attention(x))
+        ...         return block.norm(self.skip * y + block.ffn(y))
+        >>> placement("weighted postnorm").skip
+        2.0
+    """
+
+    citation: ClassVar[str] = ""
+    """Where the equations come from: an arXiv id, or a key of `propagate.references`."""
+    also: ClassVar[tuple[str, ...]] = ()
+    """Further names it is found under."""
+
+    def __init_subclass__(cls) -> None:
+        for name in (cls.__name__, *cls.__dict__.get("also", ())):
+            known = _REGISTRY.get(_key(name))
+            if known is not None and known.__module__ == EQUATIONS != cls.__module__:
+                raise ValueError(f"a placement called {name} comes with the package; choose another name")
+            _REGISTRY[_key(name)] = cls
+        dataclass(frozen=True)(cls)
+
+    def embed(self, x: Any, block: Any) -> Any:
+        """The stream (or streams) at block 0, from the embedded tokens. `block` offers `norm`."""
+        return x
+
+    def block(self, x: Any, block: Any) -> Any:
+        """What leaves a block, from what enters it."""
+        raise NotImplementedError(f"{type(self).__name__} must define block(self, x, block)")
+
+    def readout(self, x: Any, block: Any) -> Any:
+        """The stream that the output head reads, from what leaves the last block. `block` offers `norm`."""
+        return x
+
+    def gains(self, index: Number, depth: Number) -> Gains:
+        """The placement's own factors on the initial weights of block `index`."""
+        return Gains()
+
+
+_REGISTRY: dict[str, type[Placement]] = {}
+
+
+def _key(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
+def placements() -> dict[str, type[Placement]]:
+    """Every registered placement by name, in alphabetical order. Further names (`Placement.also`) are left out.
+
+    Example:
+        >>> "spannorm" in placements()
+        True
+    """
+    return {name: kind for name, kind in sorted(_REGISTRY.items()) if name == _key(kind.__name__)}
+
+
+def placement(name: str) -> Placement:
+    """The placement registered under `name`, with its default fields; case, spaces and hyphens are ignored.
+
+    Raises:
+        LookupError: for an unknown name, with the nearest names.
+        TypeError: for a placement whose fields have no defaults; pass an instance instead.
+
+    Example:
+        >>> placement("Peri-LN"), placement("sandwich")
+        (PeriLN(), PeriLN())
+    """
+    key = _key(name)
+    if key not in _REGISTRY:
+        near = difflib.get_close_matches(key, _REGISTRY, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(_REGISTRY))}"
+        raise LookupError(f"unknown placement {name!r}; {hint}")
+    kind = _REGISTRY[key]
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]  # every subclass is made a dataclass on registration
+    required = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
+    if required:
+        raise TypeError(f"placement {name!r} needs {', '.join(required)}; pass an instance, {kind.__name__}(...)")
+    return kind()
+
+
+Layout = tuple[Any, ...] | None
+"""Where the streams of a state stand: None for one stream alone, else the tuple with None in each stream's place."""
+
+
+def split(state: Any, kind: type) -> tuple[tuple[Any, ...], Layout]:
+    """The streams of a state, instances of `kind`, in order, and the layout they stand in.
+
+    Raises:
+        TypeError: for what is neither a stream nor a tuple of streams and numbers.
+
+    Example: strings for streams.
+        >>> split("x", str), split(("x", 2.0, "y"), str)
+        ((('x',), None), (('x', 'y'), (None, 2.0, None)))
+    """
+    if isinstance(state, kind):
+        return (state,), None
+    leaves = state if isinstance(state, tuple) else ()
+    streams = tuple(leaf for leaf in leaves if isinstance(leaf, kind))
+    if not streams or any(leaf is None or isinstance(leaf, tuple | list) for leaf in leaves):
+        raise TypeError(f"a placement must return one stream, or a tuple of streams and numbers, got {state!r}")
+    return streams, tuple(None if isinstance(leaf, kind) else leaf for leaf in leaves)
+
+
+def check_streams(placement: Placement, part: str, *, found: int, expected: int) -> None:
+    """TypeError unless a part of a placement returned as many streams as it must."""
+    if found != expected:
+        rule = "join them into one stream" if part == "readout" else f"return as many as embed, {expected}"
+        raise TypeError(f"{type(placement).__name__}.{part} returned {found} streams and must {rule}")
+
+
+def join(streams: Sequence[Any], layout: Layout) -> Any:
+    """The state with these streams in this layout, the inverse of `split`.
+
+    Example:
+        >>> join(["x", "y"], (None, 2.0, None))
+        ('x', 2.0, 'y')
+    """
+    if layout is None:
+        (stream,) = streams
+        return stream
+    following = iter(streams)
+    return tuple(next(following) if leaf is None else leaf for leaf in layout)

@@ -1,0 +1,102 @@
+"""The network's moments, block by block, at either resolution: pairs of numbers or Gram matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from propagate.model import Model
+from propagate.placement import check_streams
+from propagate.theory.activations import ACTIVATIONS
+from propagate.theory.blocks import Block, BlockMap, State, Tape, alone, read
+from propagate.theory.functions import Scalar
+from propagate.theory.moments import Joint
+from propagate.theory.sublayers import attention, ffn
+
+
+class Path(NamedTuple):
+    """Moments along a network.
+
+    Attributes:
+        forward, backward: of the streams and of their cotangents, at blocks 0 ... depth.
+        skips: factors along each block's skips, blocks 1 ... depth (`BlockMap.skips`).
+        readout: of what the output head reads.
+        embedding: of the cotangent at the embedded tokens, before `embed`.
+        readout_skips: factors along the readout's skips.
+    """
+
+    forward: list[Joint]
+    backward: list[Joint]
+    skips: list[tuple[tuple[Scalar, ...], ...]]
+    readout: Any
+    embedding: Any
+    readout_skips: tuple[Scalar, ...]
+
+    @property
+    def several(self) -> bool:
+        """Whether more than one stream passes from block to block."""
+        return len(self.forward[0]) > 1
+
+
+def propagate_moments(
+    model: Model,
+    start: Any,
+    cotangent: Any,
+    *,
+    through_readout: bool = False,
+    block_at: Callable[[int], Block] | None = None,
+) -> Path:
+    """The network's moments from those at its two ends; floats or arrays, or Gram matrices with blocks to match.
+
+    Where several streams pass from block to block the cotangent enters behind the readout, which joins them.
+    `block_at` makes the block of an index; by default one for exchangeable tokens.
+
+    Example:
+        >>> from propagate.theory.moments import Moments
+        >>> path = propagate_moments(Model("postnorm", depth=3), Moments(1.0, 1.0), Moments(1.0, 1.0))
+        >>> len(path.forward), path.forward[-1][0][0].variance
+        (4, 1.0)
+    """
+    placement, depth = model.equations, model.depth
+
+    def block_map(equations: Callable[[Any, Any], Any], index: int, state: State) -> BlockMap:
+        block = block_at(index) if block_at else block_of(model, index)
+        return read(lambda streams: equations(streams, block), block.tape, state)
+
+    embed = block_map(placement.embed, 0, alone(start))
+    states, maps = [embed.output], []
+    for index in range(1, depth + 1):
+        maps.append(block_map(placement.block, index, states[-1]))
+        states.append(maps[-1].output)
+        check_streams(placement, "block", found=len(states[-1].joint), expected=len(states[0].joint))
+    readout = block_map(placement.readout, depth + 1, states[-1])
+    check_streams(placement, "readout", found=len(readout.output.joint), expected=1)
+    entering: Joint = ((cotangent,),)
+    if through_readout or len(states[-1].joint) > 1:
+        entering = readout.pull(entering)
+    backward = [entering]
+    for done in reversed(maps):
+        backward.append(done.pull(backward[-1]))
+    return Path(
+        forward=[state.joint for state in states],
+        backward=backward[::-1],
+        skips=[done.skips for done in maps],
+        readout=readout.output.joint[0][0],
+        embedding=embed.pull(backward[-1])[0][0],
+        readout_skips=readout.skips[0],
+    )
+
+
+def block_of(model: Model, index: int) -> Block:
+    """The block a placement's equations see at `index`: 0 for the embedding, depth + 1 for the readout."""
+    gains = model.gains(max(index, 1))
+    return Block(
+        index=index,
+        depth=model.depth,
+        first=index == 1,
+        last=index == model.depth,
+        tape=Tape(),
+        attention_map=attention(model.tokens, model.logit_std**2, gains),
+        ffn_map=ffn(ACTIVATIONS[model.activation], gains, centred=model.norm == "layer"),
+        inner_norms=model.inner_norms,
+    )

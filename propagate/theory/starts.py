@@ -1,0 +1,79 @@
+"""What enters a prediction, checked: pairs of moments or Gram matrices."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+import numpy as np
+
+from propagate.model import ModelError
+from propagate.theory.functions import Scalar
+from propagate.theory.gram import Gram
+from propagate.theory.moments import Moments
+
+
+def aligned(**starts: Any) -> tuple[list[Scalar], tuple[str, ...], dict[str, Any]]:
+    """Numbers as floats; DataArrays broadcast by dimension name."""
+    for name, start in starts.items():
+        kind = getattr(getattr(start, "dtype", None), "kind", None)
+        if isinstance(start, bool) or not (isinstance(start, numbers.Real) or kind in ("i", "u", "f")):
+            raise ModelError(f"{name} must be a number or a DataArray of numbers, got {start!r}")
+    if not any(hasattr(start, "dims") for start in starts.values()):
+        return [_float(name, start) for name, start in starts.items()], (), {}
+    import xarray as xr
+
+    arrays = xr.broadcast(*(xr.DataArray(start) for start in starts.values()))
+    coords = {str(name): array for array in arrays for name, array in array.coords.items()}
+    return [array.to_numpy().astype(float) for array in arrays], tuple(map(str, arrays[0].dims)), coords
+
+
+def _float(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except TypeError:
+        raise ModelError(f"{name} must be a number or a DataArray, with named dimensions, got {value!r}") from None
+
+
+def moments_of(variance_name: str, covariance_name: str, variance: Scalar, covariance: Scalar, tokens: int) -> Moments:
+    """Checked: finite, and the covariance one that `tokens` tokens of this variance can have."""
+    for name, value in ((variance_name, variance), (covariance_name, covariance)):
+        if not np.all(np.isfinite(value)):
+            raise ModelError(f"{name} must be finite, got {value!r}")
+    if np.any(np.asarray(variance) < 0) or (variance_name == "variance" and np.any(np.asarray(variance) == 0)):
+        raise ModelError(f"{variance_name} must be positive, got {variance!r}")
+    lowest = -1 / (tokens - 1) if tokens > 1 else -math.inf
+    bad = (np.asarray(covariance) > variance) | (np.asarray(covariance) < lowest * np.asarray(variance) - 1e-12)
+    if np.any(bad):
+        allowed = f"between -{variance_name} / (tokens - 1) and {variance_name}"
+        raise ModelError(f"{covariance_name} must lie {allowed}, got {covariance!r} with {variance_name}={variance!r}")
+    return Moments(variance, variance - covariance)
+
+
+def gram_of(name: str, matrix: Any, moments: Moments, tokens: int) -> Gram:
+    """The Gram matrix that was given, checked, or that of exchangeable tokens with these moments.
+
+    Raises:
+        ModelError: unless it is a finite, symmetric, positive semi-definite (tokens, tokens) matrix, for the stream
+            (`name` "gram") with a positive diagonal.
+
+    Example:
+        >>> gram_of("gram", None, Moments(1.0, 0.25), 2).matrix.tolist()
+        [[1.0, 0.75], [0.75, 1.0]]
+    """
+    if matrix is None:
+        return Gram.exchangeable(moments.variance, moments.deviation, tokens)
+    try:
+        dense = np.asarray(matrix, dtype=float)
+    except (TypeError, ValueError):
+        raise ModelError(f"{name} must be an array of numbers, got {type(matrix).__name__}") from None
+    if dense.shape != (tokens, tokens):
+        raise ModelError(f"{name} must have shape {(tokens, tokens)}, got {dense.shape}")
+    if not np.isfinite(dense).all():
+        raise ModelError(f"{name} must be finite")
+    if not np.allclose(dense, dense.T) or np.linalg.eigvalsh(dense)[0] < -1e-9 * np.trace(dense):
+        raise ModelError(f"{name} must be symmetric and positive semi-definite")
+    if name == "gram" and not (dense.diagonal() > 0).all():
+        raise ModelError("gram must have a positive diagonal: a norm would divide by zero")
+    return Gram.of((dense + dense.T) / 2)

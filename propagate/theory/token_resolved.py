@@ -1,0 +1,169 @@
+"""The network's moments token by token: blocks for Gram matrices, and the table of what they give."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from propagate.model import Model
+from propagate.theory.blocks import Block, Tape
+from propagate.theory.finite_width import allowances, allowances_of_streams
+from propagate.theory.gram import Array, Gram
+from propagate.theory.gram_elementwise import tanh
+from propagate.theory.gram_softmax import REPLICAS, Attention, default_samples
+from propagate.theory.gram_sublayers import attention, ffn
+from propagate.theory.network import Path, propagate_moments
+
+TOKEN_COLUMNS = {"variance": "token_variance", "grad_variance": "grad_token_variance"}
+
+
+def propagate_grams(
+    model: Model, start: Gram, cotangent: Gram, *, through_readout: bool = False, samples: int | None = None
+) -> Path:
+    """The network's Gram matrices, (replicas, tokens, tokens) each, from those at its two ends.
+
+    Args:
+        model: the network.
+        start, cotangent: (tokens, tokens).
+        through_readout: the cotangent enters behind the readout.
+        samples: draws of the attention logits a sublayer; by default about 2^13 rows.
+
+    Example:
+        >>> one = Gram.of(np.eye(4))
+        >>> path = propagate_grams(Model("postnorm", depth=2, tokens=4, causal=True, logit_std=0.0), one, one)
+        >>> path.forward[-1][0][0].variance.round(12).tolist()
+        [[1.0, 1.0, 1.0, 1.0]]
+    """
+    start, cotangent = (_repeated(gram, replicas_of(model)) for gram in (start, cotangent))
+    return propagate_moments(
+        model, start, cotangent, through_readout=through_readout, block_at=lambda index: block_of(model, index, samples)
+    )
+
+
+def replicas_of(model: Model) -> int:
+    """How many independent evaluations: one where no logits are drawn.
+
+    Example:
+        >>> replicas_of(Model("prenorm", depth=1, logit_std=0.0)), replicas_of(Model("prenorm", depth=1))
+        (1, 8)
+    """
+    return 1 if _attention(model, 16, (0, 0)).exact else REPLICAS
+
+
+def block_of(model: Model, index: int, samples: int | None) -> Block:
+    """The block a placement's equations see at `index`: 0 for the embedding, depth + 1 for the readout."""
+    gains = model.gains(max(index, 1))
+    calls = itertools.count()
+    drawn = samples or default_samples(model.tokens)
+
+    def attention_map(x: Gram, normed: frozenset[str]) -> tuple[Gram, Callable[[Gram], Gram]]:
+        kind = _attention(model, drawn, (index, next(calls)))
+        out, scales = gains.attention_out, {"query": gains.query, "key": gains.key, "value": gains.value}
+        return attention(kind, **scales, out=out)(x, normed)
+
+    return Block(
+        index=index,
+        depth=model.depth,
+        first=index == 1,
+        last=index == model.depth,
+        tape=Tape(),
+        attention_map=attention_map,
+        ffn_map=ffn(model.activation, gains.ffn_in, gains.ffn_out, centred=model.norm == "layer"),
+        inner_norms=model.inner_norms,
+        tanh_map=tanh,
+    )
+
+
+def _attention(model: Model, samples: int, seed: tuple[int, int]) -> Attention:
+    visible = tuple(tuple(row) for row in model.visible.tolist())
+    return Attention(visible, model.logit_std**2, model.frequencies, samples, seed)
+
+
+def _repeated(gram: Gram, replicas: int) -> Gram:
+    return Gram(*(np.repeat(part[None], replicas, axis=0) for part in gram))
+
+
+def columns(
+    model: Model, start: Gram, cotangent: Gram, *, through_readout: bool, samples: int | None
+) -> tuple[dict[str, Array], bool]:
+    """The table's columns, and whether they have an axis of streams.
+
+    Means over tokens and over pairs of tokens, and each token's own variance; each the mean over replicas, and
+    `<name>_se` its standard error where there are several: the theory's own, of the attention logits it drew.
+    """
+    path = propagate_grams(model, start, cotangent, through_readout=through_readout, samples=samples)
+    replicas = replicas_of(model)
+    start, cotangent = _repeated(start, replicas), _repeated(cotangent, replicas)
+    of_replicas: dict[str, Array] = {}
+    for prefix, ends, joints in (
+        ("", (start, path.readout), path.forward),
+        ("grad_", (path.embedding, cotangent), path.backward),
+    ):
+        streams = [_statistics([joint[i][i] for joint in joints], start) for i in range(len(joints[0]))]
+        for name in streams[0]:
+            of_replicas[prefix + name] = np.stack([stream[name] for stream in streams], axis=2)
+            if path.several:
+                joined = np.full_like(streams[0][name], np.nan)
+                joined[0], joined[-1] = (_statistics([end], start)[name][0] for end in ends)
+                of_replicas[prefix + name] = np.insert(of_replicas[prefix + name], len(streams), joined, axis=2)
+    found: dict[str, Array] = {}
+    for name, values in of_replicas.items():
+        found[name] = values.mean(axis=1)
+        if replicas > 1:
+            found[f"{name}_se"] = values.std(axis=1, ddof=1) / np.sqrt(replicas)
+    skip = _skip_powers(path, start.variance.shape)
+    found["skip_gain"] = skip.mean(axis=-1)
+    of_tokens = {name: found[token] for name, token in TOKEN_COLUMNS.items()}
+    of_tokens |= {"skip_gain": skip, "grad_deviation": found["grad_token_variance"]}
+    if path.several:
+        kept = _kept(path)
+        found |= allowances_of_streams(found, kept.mean(axis=-1), model.width, model.tokens)
+        stated = allowances_of_streams(of_tokens, kept, model.width, model.tokens)
+    else:
+        found |= allowances(found, model.width, model.tokens, through_readout=through_readout)
+        stated = allowances(of_tokens, model.width, model.tokens, through_readout=through_readout)
+    found |= {f"{token}_allowance": stated[f"{name}_allowance"] for name, token in TOKEN_COLUMNS.items()}
+    return {name: values if path.several else values[:, 0] for name, values in found.items()}, path.several
+
+
+def _statistics(grams: list[Any], like: Gram) -> dict[str, Array]:
+    """Arrays of shape (blocks, replicas), and with a last axis of tokens for the tokens' own."""
+    known = [gram if isinstance(gram, Gram) else like.weighted(0.0) for gram in grams]
+    of_tokens = np.stack([gram.variance for gram in known])
+    tokens = of_tokens.shape[-1]
+    pairs = max(tokens * (tokens - 1), 1)
+    none = np.nan if tokens == 1 else 0.0
+    apart = np.stack([gram.deviation.sum(axis=(-1, -2)) for gram in known]) / pairs + none
+    mean_mode = np.stack([gram.matrix.sum(axis=(-1, -2)) for gram in known]) / tokens**2
+    return {
+        "variance": of_tokens.mean(axis=-1),
+        # from the mean mode, so that it is not the difference of large numbers
+        "covariance": mean_mode - apart / tokens,
+        "deviation": apart,
+        "token_variance": of_tokens,
+    }
+
+
+def _skip_powers(path: Path, shape: tuple[int, ...]) -> Array:
+    """(blocks, streams, tokens): square of the factor that a cotangent returns with along the skips alone."""
+    factors = list(path.readout_skips) if path.several else [1.0]
+    found = [factors]
+    for skips in reversed(path.skips):
+        factors = [sum(f * row[j] for f, row in zip(factors, skips, strict=True)) for j in range(len(factors))]
+        found.append(factors)
+    powers = np.array([[np.broadcast_to(np.square(f), shape).mean(axis=0) for f in block] for block in found[::-1]])
+    return np.insert(powers, powers.shape[1], np.nan, axis=1) if path.several else powers
+
+
+def _kept(path: Path) -> Array:
+    """(blocks, tokens): share of the variance of what leaves a block that its skips kept, the least of all streams."""
+    shares = []
+    for entering, leaving, skips in zip(path.forward[:-1], path.forward[1:], path.skips, strict=True):
+        streams = range(len(skips))
+        powers = [sum(row[i] * row[j] * entering[i][j].variance for i in streams for j in streams) for row in skips]
+        ratios = [power / leaving[i][i].variance for i, power in enumerate(powers)]
+        shares.append(np.min(ratios, axis=0).mean(axis=0))
+    return np.array(shares)

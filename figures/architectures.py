@@ -34,8 +34,9 @@ allowance included; largest |z| over all quantities and blocks: {worst}. With {d
 the largest relative difference of variance or gradient variance at any block: {apart} (standard errors reach 6 %).
 
 What the theory leaves out, as `describe` says it: {unread}. Biases start at zero; embeddings enter by the start.
-Rotary positions and eps matter little here: logits spread by 0.2 (Qwen3, which norms queries and keys: 1), and eps
-counts only where the embedding's variance is as small as 4e-4, in the first block. GPT-2 divides its output matrices
+Rotary positions of whole heads are in the theory; those of a quarter of each head (StableLM) are not and matter little,
+since logits spread by 0.2. So does eps, which counts only where the embedding's variance is as small as 4e-4, in the
+first block. Qwen3 norms queries and keys: its logits spread by 1 whatever the matrices. GPT-2 divides its output matrices
 by sqrt(2 depth); that is in the gains read. Gradients grow steeply towards the embedding in PreNorm models because
 their embeddings are small: the first norm divides by their standard deviation, 0.02.
 

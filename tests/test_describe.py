@@ -62,7 +62,9 @@ def test_what_build_made_describes_itself() -> None:
 def test_what_could_not_be_read_is_said() -> None:
     module = make("Qwen3", **SMALL)
     model, said = pg.describe(module)
-    assert said == ("eps 1e-06 of the norms", "rotary positions")
+    assert said == ("eps 1e-06 of the norms",)
+    assert model.rope == 10000.0
+    assert pg.describe(make("StableLM", **SMALL)).unread[1].startswith("rotary positions of parts")
     assert model.logit_std == pytest.approx(1.0)  # queries and keys are normed
     with torch.no_grad():
         module.layers[1].input_layernorm.weight[3] = 2

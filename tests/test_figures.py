@@ -61,7 +61,7 @@ def test_the_figures_that_are_promised_exist() -> None:
     ("asked", "message"),
     [
         (["rank_colapse"], "got 'rank_colapse'; did you mean rank_collapse"),
-        (["zzz"], "figure must be one of forward_variance, gradient_variance, rank_collapse, skip_path, got 'zzz'"),
+        (["zzz"], f"figure must be one of {', '.join(sorted([*NAMES, 'architectures', 'trained']))}, got 'zzz'"),
         (["skip_path", "nonesuch"], "got 'nonesuch'"),
     ],
 )

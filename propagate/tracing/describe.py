@@ -122,6 +122,7 @@ def describe(module: nn.Module, *, tokens: int = 32, blocks: Blocks = None) -> D
         ffn_ratio=hidden / width,
         norm="layer" if any("LayerNorm" in type(part).__name__ for part in norms) else "rms",
         causal=causal,
+        rope=_rope(getattr(module, "config", None)),
         logit_std=sum(logits) / len(logits),
         scaling=MeasuredGains(gains),
     )
@@ -197,6 +198,13 @@ def _logit_factor(block: nn.Module) -> float:
     return 1.0
 
 
+def _rope(config: Any) -> float | None:
+    """Base of the rotary positions, if there are any and they turn whole heads."""
+    given = getattr(config, "rope_parameters", None) or {}
+    whole = given.get("rope_type", "default") == "default" and given.get("partial_rotary_factor", 1.0) == 1.0
+    return float(given["rope_theta"]) if whole and "rope_theta" in given else None
+
+
 def _unread(blocks: Sequence[nn.Module], norms: Sequence[nn.Module], config: Any, logits: Sequence[float]) -> list[str]:
     """What a model has and a `Model` has not, as far as it can be seen."""
     words = []
@@ -211,6 +219,6 @@ def _unread(blocks: Sequence[nn.Module], norms: Sequence[nn.Module], config: Any
         words.append("learned gains of the norms that are not all one")
     if max(logits) > 1.1 * min(logits):
         words.append("logits whose spread differs between blocks; their mean is taken")
-    if getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None):
-        words.append("rotary positions")
+    if getattr(config, "rope_parameters", None) and _rope(config) is None:
+        words.append("rotary positions of parts of the heads, or rescaled ones")
     return words

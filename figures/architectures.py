@@ -36,9 +36,9 @@ the largest relative difference of variance or gradient variance at any block: {
 What the theory leaves out, as `describe` says it: {unread}. Biases start at zero; embeddings enter by the start.
 Rotary positions of whole heads are in the theory; those of a quarter of each head (StableLM) are not and matter little,
 since logits spread by 0.2. So does eps, which counts only where the embedding's variance is as small as 4e-4, in the
-first block. Qwen3 norms queries and keys: its logits spread by 1 whatever the matrices. GPT-2 divides its output matrices
-by sqrt(2 depth); that is in the gains read. Gradients grow steeply towards the embedding in PreNorm models because
-their embeddings are small: the first norm divides by their standard deviation, 0.02.
+first block. Qwen3 norms queries and keys: its logits spread by 1 whatever the matrices. GPT-2 divides its output
+matrices by sqrt(2 depth); that is in the gains read. Gradients grow steeply towards the embedding in PreNorm models
+because their embeddings are small: the first norm divides by their standard deviation, 0.02.
 
 Measured by `figures/measure_models.py` on two CPU cores in float32, {seconds} s for each trace of one model
 (forward, backward and making it included); stored in `measured/models.json`. Seeds 0 ... {last}.

@@ -60,7 +60,7 @@ _NETWORK_OPTIONS = [
     _network("Coordinates of the stream.", int, 512, "--width", "-d"),
     _network("Tokens in the sequence.", int, 32, "--tokens", "-T"),
     _network("Attention heads; they divide the width.", int, 8, "--heads"),
-    _network("linear, relu, gelu, silu, tanh or swiglu.", str, "relu", "--activation", "-a"),
+    _network("linear, relu, squared_relu, gelu, silu, tanh, swiglu or geglu.", str, "relu", "--activation", "-a"),
     _network("Hidden width of the FFN over the width.", float, 4.0, "--ffn-ratio"),
     _network("rms or layer.", str, "rms", "--norm"),
     _network("Tokens attend to themselves and earlier ones only.", bool, False, "--causal"),

@@ -11,7 +11,7 @@ from typing import Any
 from propagate.placements import Placement, placement
 from propagate.scaling import Gains, Number, Scaling
 
-ACTIVATIONS = ("linear", "relu", "gelu", "silu", "tanh", "swiglu")
+ACTIVATIONS = ("linear", "relu", "squared_relu", "gelu", "silu", "tanh", "swiglu", "geglu")
 NORMS = ("rms", "layer")
 
 
@@ -32,7 +32,7 @@ class Model:
         width: coordinates of the residual stream.
         tokens: tokens in the sequence.
         heads: attention heads; they divide the width.
-        activation: "linear", "relu", "gelu", "silu", "tanh" or "swiglu".
+        activation: "linear", "relu", "squared_relu", "gelu", "silu", "tanh", "swiglu" or "geglu".
         ffn_ratio: hidden width of the FFN over `width` (each half of a gated FFN has this width).
         norm: "rms" (RMSNorm) or "layer" (LayerNorm), without learned gain and bias.
         causal: a token attends to itself and to earlier tokens only.

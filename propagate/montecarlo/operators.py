@@ -73,6 +73,12 @@ def relu(backend: Backend, x: Array) -> tuple[Array, Pull]:
     return x * positive, lambda g: g * positive
 
 
+def squared_relu(backend: Backend, x: Array) -> tuple[Array, Pull]:
+    """max(x, 0)^2 (arXiv:2109.08668)."""
+    positive = x * (x > 0)
+    return positive * positive, lambda g: 2 * g * positive
+
+
 def gelu(backend: Backend, x: Array) -> tuple[Array, Pull]:
     """x Phi(x), with the exact normal distribution function."""
     cumulative = 0.5 * (1 + backend.erf(x / math.sqrt(2)))
@@ -91,26 +97,32 @@ def tanh(backend: Backend, x: Array) -> tuple[Array, Pull]:
     return y, lambda g: g * (1 - y * y)
 
 
-def swiglu(backend: Backend, x: Array) -> tuple[Array, Pull]:
-    """silu(first half of x) times the second half; the last axis halves."""
-    gate, value = backend.xp.split(x, 2, axis=-1)
-    gated, pull_gate = silu(backend, gate)
+def gated(activation: Operator) -> Operator:
+    """The activation of the first half of x, times the second half; the last axis halves (arXiv:2002.05202)."""
 
-    def pull(g: Array) -> Array:
-        return backend.xp.concatenate([pull_gate(g * value), g * gated], axis=-1)
+    def operator(backend: Backend, x: Array) -> tuple[Array, Pull]:
+        gate, value = backend.xp.split(x, 2, axis=-1)
+        opened, pull_gate = activation(backend, gate)
 
-    return gated * value, pull
+        def pull(g: Array) -> Array:
+            return backend.xp.concatenate([pull_gate(g * value), g * opened], axis=-1)
+
+        return opened * value, pull
+
+    return operator
 
 
 ACTIVATIONS: dict[str, Operator] = {
     "linear": linear,
     "relu": relu,
+    "squared_relu": squared_relu,
     "gelu": gelu,
     "silu": silu,
     "tanh": tanh,
-    "swiglu": swiglu,
+    "swiglu": gated(silu),
+    "geglu": gated(gelu),
 }
-GATED = ("swiglu",)
+GATED = {"swiglu": "silu", "geglu": "gelu"}  # and the activation of the gate
 
 
 @lru_cache(maxsize=16)
@@ -122,7 +134,7 @@ def output_rms(activation: str) -> float:
         0.5
     """
     host = choose_backend("numpy")
-    core = ACTIVATIONS["silu" if activation in GATED else activation]  # E (silu(u) w)^2 = E silu(u)^2
+    core = ACTIVATIONS[GATED.get(activation, activation)]  # E (silu(u) w)^2 = E silu(u)^2
 
     def integrand(z: float) -> float:
         return float(core(host, np.array([z]))[0][0] ** 2) * math.exp(-z * z / 2) / math.sqrt(2 * math.pi)

@@ -32,6 +32,9 @@ class Model:
         width: coordinates of the residual stream.
         tokens: tokens in the sequence.
         heads: attention heads; they divide the width.
+        key_value_heads: heads that have keys and values of their own (grouped-query attention, arXiv:2305.13245); they
+            divide `heads`, which share them in groups. None means all of them, 1 is multi-query attention. Expected
+            second moments do not depend on it, forward or backward, at any width; their fluctuations do.
         activation: "linear", "relu", "squared_relu", "gelu", "silu", "tanh", "swiglu" or "geglu".
         ffn_ratio: hidden width of the FFN over `width` (each half of a gated FFN has this width).
         norm: "rms" (RMSNorm) or "layer" (LayerNorm), without learned gain and bias.
@@ -57,6 +60,7 @@ class Model:
     width: int = 512
     tokens: int = 32
     heads: int = 8
+    key_value_heads: int | None = None
     activation: str = "relu"
     ffn_ratio: float = 4.0
     norm: str = "rms"
@@ -72,6 +76,8 @@ class Model:
         object.__setattr__(self, "placement", as_placement(self.placement))
         for field in ("depth", "width", "tokens", "heads"):
             object.__setattr__(self, field, _integer(field, getattr(self, field)))
+        if self.key_value_heads is not None:
+            object.__setattr__(self, "key_value_heads", _integer("key_value_heads", self.key_value_heads))
         _choice("activation", self.activation, ACTIVATIONS)
         _choice("norm", self.norm, NORMS)
         for field in ("logit_std", "value_gain", "attention_gain", "ffn_gain"):
@@ -80,6 +86,11 @@ class Model:
         check_flag("causal", self.causal)
         if self.width % self.heads:
             raise ModelError(f"heads must divide the width, got heads={self.heads} for width={self.width}")
+        if self.heads % self.kv_heads:
+            raise ModelError(
+                f"key_value_heads must divide the heads, got key_value_heads={self.key_value_heads}"
+                f" for heads={self.heads}"
+            )
         smallest = 1 if self.norm == "rms" else 3
         if self.width < smallest:
             raise ModelError(f"width must be at least {smallest} for norm={self.norm!r}, got {self.width}")
@@ -94,6 +105,11 @@ class Model:
     def hidden(self) -> int:
         """Hidden width of the FFN."""
         return round(self.ffn_ratio * self.width)
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads that have keys and values of their own."""
+        return self.heads if self.key_value_heads is None else self.key_value_heads
 
     @property
     def equations(self) -> Placement:

@@ -137,24 +137,39 @@ def _uniform(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
     xp, tokens = block.backend.xp, x.shape[-2]
     weights = xp.tril(xp.ones((tokens, tokens))) if block.model.causal else xp.ones((tokens, tokens))
     weights = weights / weights.sum(axis=-1, keepdims=True)
-    values, pull = block.sampler(x, site, block.model.width)
-    return weights @ values, lambda g: pull(weights.T @ g)
+    heads, size = block.model.kv_heads, block.model.width // block.model.heads
+    values, pull = block.sampler(x, site, heads * size)
+    if heads == block.model.heads:
+        return weights @ values, lambda g: pull(weights.T @ g)
+    split = (x.shape[0], tokens, heads, 1, size)  # every value head serves a group of the heads
+    groups = (x.shape[0], tokens, heads, block.model.heads // heads, size)
+    shared = xp.broadcast_to((weights @ values).reshape(split), groups).reshape(x.shape)
+    return shared, lambda g: pull(weights.T @ g.reshape(groups).sum(axis=3).reshape(values.shape))
 
 
 def _softmax_heads(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
     """Softmax attention of all heads, concatenated: (draws, tokens, width) -> the same shape."""
     model, xp = block.model, block.backend.xp
     draws, tokens, width = x.shape
-    size = width // model.heads
+    size, group = width // model.heads, model.heads // model.kv_heads
+    shared_width = width // group
 
     def split(array: Array) -> Array:
-        return array.reshape(draws, tokens, model.heads, size).swapaxes(1, 2)
+        return array.reshape(draws, tokens, -1, size).swapaxes(1, 2)
 
     def merge(array: Array) -> Array:
-        return array.swapaxes(1, 2).reshape(draws, tokens, width)
+        return array.swapaxes(1, 2).reshape(draws, tokens, -1)
 
-    projected, pull_projection = block.sampler(x, site, 3 * width)
-    query, key, value = (split(part) for part in xp.split(projected, 3, axis=-1))
+    def spread(array: Array) -> Array:
+        """A key or value head to every query head of its group."""
+        return xp.repeat(array, group, axis=1) if group > 1 else array
+
+    def gather(array: Array) -> Array:
+        return array.reshape(draws, -1, group, tokens, size).sum(axis=2) if group > 1 else array
+
+    projected, pull_projection = block.sampler(x, site, width + 2 * shared_width)
+    query, key, value = (split(part) for part in xp.split(projected, (width, width + shared_width), axis=-1))
+    key, value = spread(key), spread(value)
     scale = model.logit_std / math.sqrt(size)
     logits = scale * (query @ key.swapaxes(-1, -2))
     if model.causal:
@@ -166,8 +181,8 @@ def _softmax_heads(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
         logit_cotangent = scale * pull_softmax(g @ value.swapaxes(-1, -2))
         parts = (
             logit_cotangent @ key,
-            logit_cotangent.swapaxes(-1, -2) @ query,
-            weights.swapaxes(-1, -2) @ g,
+            gather(logit_cotangent.swapaxes(-1, -2) @ query),
+            gather(weights.swapaxes(-1, -2) @ g),
         )
         return pull_projection(xp.concatenate([merge(part) for part in parts], axis=-1))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from propagate.experts import Experts
 from propagate.model import Model, ModelError
 from propagate.placements import Placement, placement, placements
 from propagate.scaling import Gains, ScaleInit
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Experts",
     "Gains",
     "Model",
     "ModelError",

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
-import math
-import numbers
 from dataclasses import dataclass
 from typing import Any
 
+from propagate.checks import ModelError as ModelError
+from propagate.checks import check_flag as check_flag
+from propagate.checks import choice as _choice
+from propagate.checks import integer as _integer
+from propagate.checks import number as _number
+from propagate.experts import Experts
 from propagate.placements import Placement, placement
 from propagate.scaling import Gains, Number, Scaling
 
 ACTIVATIONS = ("linear", "relu", "squared_relu", "gelu", "silu", "tanh", "swiglu", "geglu")
 NORMS = ("rms", "layer")
-
-
-class ModelError(ValueError):
-    """A field that makes no sense: the message, one line, names the field, the value and what is allowed."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,9 @@ class Model:
         attention_gain: gain of the attention's output projection.
         ffn_gain: root mean square of the FFN's output when its input has variance 1.
         scaling: anything with `gains(index, depth)`, such as `ScaleInit()`; None means no scaling.
-        experts: mixture of experts; only None (a dense FFN) is supported so far.
+        experts: an `Experts` puts a mixture of experts in place of every FFN; None is a dense FFN.
+        dropout: probability with which an entry of a branch's output is set to 0, the others being divided by
+            1 - dropout; masks are independent between tokens, and the cotangent meets the same one.
 
     Raises:
         ModelError: names the field, the value and what is allowed.
@@ -70,7 +68,8 @@ class Model:
     attention_gain: float = 1.0
     ffn_gain: float = 1.0
     scaling: Scaling | None = None
-    experts: None = None
+    experts: Experts | None = None
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "placement", as_placement(self.placement))
@@ -99,7 +98,15 @@ class Model:
         if self.scaling is not None and not callable(getattr(self.scaling, "gains", None)):
             raise ModelError(f"scaling must be None or have gains(index, depth), got {self.scaling!r}")
         if self.experts is not None:
-            raise ModelError(f"experts must be None (mixtures of experts are not supported yet), got {self.experts!r}")
+            if not isinstance(self.experts, Experts):
+                raise ModelError(f"experts must be None or propagate.Experts, such as Experts(8), got {self.experts!r}")
+            if self.hidden % self.experts.split:
+                raise ModelError(
+                    f"experts.split must divide the hidden width, got split={self.experts.split} for {self.hidden}"
+                )
+        object.__setattr__(self, "dropout", _number("dropout", self.dropout, positive=False))
+        if self.dropout >= 1:
+            raise ModelError(f"dropout must be below 1, got {self.dropout!r}")
 
     @property
     def hidden(self) -> int:
@@ -130,12 +137,6 @@ def check_model(model: Any) -> None:
         raise ModelError(f"model must be a propagate.Model, got {model!r}")
 
 
-def check_flag(name: str, value: Any) -> None:
-    """ModelError unless it is True or False."""
-    if not isinstance(value, bool):
-        raise ModelError(f"{name} must be True or False, got {value!r}")
-
-
 def as_placement(value: Any) -> Placement:
     """A placement from its name, or the instance itself; ModelError otherwise."""
     if isinstance(value, Placement):
@@ -146,29 +147,3 @@ def as_placement(value: Any) -> Placement:
         return placement(value)
     except (LookupError, TypeError) as error:
         raise ModelError(str(error)) from None
-
-
-def _choice(field: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value in allowed:
-        return
-    near = difflib.get_close_matches(str(value).lower(), allowed, n=2, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise ModelError(f"{field} must be one of {', '.join(allowed)}, got {value!r}{hint}")
-
-
-def _integer(field: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ModelError(f"{field} must be a whole number, got {value!r}")
-    if value < 1:
-        raise ModelError(f"{field} must be at least 1, got {value!r}")
-    return int(value)
-
-
-def _number(field: str, value: Any, *, positive: bool) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ModelError(f"{field} must be a number, got {value!r}")
-    if not math.isfinite(value):
-        raise ModelError(f"{field} must be finite, got {value!r}")
-    if value < 0 or (positive and value == 0):
-        raise ModelError(f"{field} must be {'positive' if positive else 'at least 0'}, got {value!r}")
-    return float(value)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from propagate.model import Model
+from propagate.model import Model, ModelError
 from propagate.montecarlo.backend import Array, Backend
-from propagate.montecarlo.operators import ACTIVATIONS, GATED, NORMS, Pull, output_rms, softmax
+from propagate.montecarlo.experts import mixture
+from propagate.montecarlo.normals import Normals
+from propagate.montecarlo.operators import ACTIVATIONS, GATED, NORMS, Pull, dropout, output_rms, softmax
 from propagate.montecarlo.samplers import Sampler
 from propagate.scaling import Gains
 
-MATRICES = 4  # sites that one sublayer call may use
-CALLS = 16  # sublayer calls that one block may make
+MATRICES = 4  # sites in the range that a call of an operator owns
+CALLS = 16  # ranges that a block may use: one a sublayer call, one more for shared experts, one more for dropout
 
 
 @dataclass(eq=False, slots=True)
@@ -73,6 +74,7 @@ class Block:
     index: int
     gains: Gains
     sites: Iterator[int]
+    normals: Normals | None = None
 
     @property
     def depth(self) -> int:
@@ -90,18 +92,43 @@ class Block:
         return x.apply(lambda value: NORMS[self.model.norm](self.backend, value))
 
     def attention(self, x: Stream) -> Stream:
-        site = next(self.sites)
-        return x.apply(lambda value: _attention(self, site, value))
+        site = self._site()
+        return self._dropped(x.apply(lambda value: _attention(self, site, value)))
 
     def ffn(self, x: Stream) -> Stream:
-        site = next(self.sites)
-        return x.apply(lambda value: _ffn(self, site, value))
+        """The dense FFN or the mixture of experts, whichever the model has."""
+        site = self._site()
+        experts = self.model.experts
+        if experts is None:
+            return self._dropped(x.apply(lambda value: _ffn(self, site, value, self.model.hidden)))
+        y = x.apply(lambda value: mixture(self, site, value))
+        if experts.shared:  # side by side they are one FFN, as many times as wide
+            shared_site, hidden = self._site(), experts.shared * self.model.hidden
+            y = y + x.apply(lambda value: _ffn(self, shared_site, value, hidden)) * math.sqrt(experts.shared)
+        return self._dropped(y)
+
+    def _site(self) -> int:
+        """The first site of a range of MATRICES that nothing else has."""
+        site = next(self.sites, None)
+        if site is None:
+            raise ModelError(f"a block may use at most {CALLS} sublayers, shared experts and dropouts together")
+        return site
+
+    def _dropped(self, x: Stream) -> Stream:
+        if self.model.dropout == 0:
+            return x
+        assert self.normals is not None
+        noise = self.normals(self._site(), x.value.shape[1:])
+        return x.apply(lambda value: dropout(self.backend, value, noise, self.model.dropout))
 
 
-def block_of(model: Model, backend: Backend, sampler: Sampler, index: int) -> Block:
-    """The block a placement's equations see at `index`: 0 for the embedding, depth + 1 for the readout."""
-    sites = itertools.count(index * CALLS * MATRICES, MATRICES)
-    return Block(model, backend, sampler, index, model.gains(max(index, 1)), sites)
+def block_of(model: Model, backend: Backend, sampler: Sampler, index: int, normals: Normals | None = None) -> Block:
+    """The block a placement's equations see at `index`: 0 for the embedding, depth + 1 for the readout.
+
+    `normals` decide what dropout drops; a model without dropout needs none.
+    """
+    sites = iter(range(index * CALLS * MATRICES, (index + 1) * CALLS * MATRICES, MATRICES))
+    return Block(model, backend, sampler, index, model.gains(max(index, 1)), sites, normals)
 
 
 def read(equations: Callable[[Any, Block], Any], block: Block, x: Array) -> tuple[Array, Pull]:
@@ -114,10 +141,9 @@ def read(equations: Callable[[Any, Block], Any], block: Block, x: Array) -> tupl
     return output.value, lambda g: tape.pull(output, g, source)
 
 
-def _ffn(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
+def _ffn(block: Block, site: int, x: Array, hidden: int) -> tuple[Array, Pull]:
     model, gains = block.model, block.gains
-    hidden = model.hidden * (2 if model.activation in GATED else 1)
-    before, pull_in = block.sampler(x, site, hidden)
+    before, pull_in = block.sampler(x, site, hidden * (2 if model.activation in GATED else 1))
     after, pull_activation = ACTIVATIONS[model.activation](block.backend, before * gains.ffn_in)
     y, pull_out = block.sampler(after, site + 1, model.width)
     scale = gains.ffn_out / output_rms(model.activation)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from statistics import NormalDist
 
 import numpy as np
 from scipy.integrate import quad
@@ -60,6 +61,22 @@ def softmax(backend: Backend, logits: Array) -> tuple[Array, Pull]:
     weights = backend.xp.exp(logits - logits.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     return weights, lambda g: weights * (g - (g * weights).sum(axis=-1, keepdims=True))
+
+
+def dropout(backend: Backend, x: Array, noise: Array, probability: float) -> tuple[Array, Pull]:
+    """x with entries set to 0 with this probability, the others divided by 1 - probability.
+
+    Args:
+        noise: independent standard normals of the shape of x, which decide.
+
+    Example:
+        >>> x, noise = np.ones((1, 1, 4)), np.array([[[-2.0, -1.0, 1.0, 2.0]]])
+        >>> dropout(choose_backend("numpy"), x, noise, 0.5)[0].tolist()
+        [[[0.0, 0.0, 2.0, 2.0]]]
+    """
+    mask = noise > NormalDist().inv_cdf(probability)
+    scale = 1 / (1 - probability)
+    return x * mask * scale, lambda g: g * mask * scale
 
 
 def linear(backend: Backend, x: Array) -> tuple[Array, Pull]:

@@ -132,7 +132,7 @@ def run(
     placement = model.equations
 
     def block(index: int) -> Any:
-        return block_of(model, backend, sampler, index)
+        return block_of(model, backend, sampler, index, normals)
 
     if start.inputs is None:
         x = with_gram(start.input_root, normals, INPUT_SITE, model.width)
@@ -183,11 +183,13 @@ def _batch(model: Model, backend: Backend, sampler_name: str, memory: int | None
     if memory is None:
         memory = MEMORY if backend.name == "numpy" else backend.xp.cuda.Device().mem_info[0] // 2
     _whole("memory", memory, at_least=1)
-    d, n, t = model.width, model.hidden * (2 if model.activation in GATED else 1), model.tokens
+    experts = 1 if model.experts is None else model.experts.count + model.experts.shared
+    d, m, t = model.width, model.hidden * experts, model.tokens
+    n = m * (2 if model.activation in GATED else 1)
     if sampler_name == "dense":
-        weights = 4 * d * d + d * n + model.hidden * d
+        weights = 4 * d * d + d * n + m * d
     else:  # rows and seen normals of four maps
-        weights = t * ((3 * d + model.hidden) + (5 * d + n))
+        weights = t * ((3 * d + m) + (5 * d + n))
     activations = t * (14 * d + 5 * n) + 3 * model.heads * t * t
     return max(1, int(memory // (8 * model.depth * (weights + activations))))
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from propagate.theory.functions import Scalar
+from propagate.theory.functions import Scalar, sqrt
 from propagate.theory.moments import Atom, Combination, Moments
 from propagate.theory.sublayers import Sublayer
 
@@ -79,16 +79,32 @@ class Block:
     tape: Tape
     attention_map: Sublayer
     ffn_map: Sublayer
+    ffn_keeps: Callable[[Moments], Scalar] | None = None
+    dropout: float = 0.0
 
     def norm(self, x: Stream) -> Stream:
         scale = x.value.moments().norm_scale()
         return self.tape.record(x.value * scale, (x, lambda cotangent: cotangent * scale))
 
     def attention(self, x: Stream) -> Stream:
-        return _branch(self.tape, self.attention_map, x)
+        return self._dropped(_branch(self.tape, self.attention_map, x))
 
     def ffn(self, x: Stream) -> Stream:
-        return _branch(self.tape, self.ffn_map, x)
+        y = _branch(self.tape, self.ffn_map, x)
+        if self.ffn_keeps is not None:
+            y = y + x * self.ffn_keeps(x.value.moments())
+        return self._dropped(y)
+
+    def _dropped(self, x: Stream) -> Stream:
+        """Dropout multiplies by masks of mean 1: it adds a stream uncorrelated with all else, also between tokens."""
+        if self.dropout == 0:
+            return x
+        odds = sqrt(self.dropout / (1 - self.dropout))
+
+        def noisy(value: Combination) -> Combination:
+            return value + Combination.of(Atom(value.moments().unshared().times(odds)))
+
+        return self.tape.record(noisy(x.value), (x, noisy))
 
 
 def _branch(tape: Tape, sublayer: Sublayer, x: Stream) -> Stream:

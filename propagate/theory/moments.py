@@ -42,6 +42,15 @@ class Moments(NamedTuple):
         weight = coefficient * coefficient
         return Moments(weight * self.variance, weight * self.deviation)
 
+    def product(self, other: Moments) -> Moments:
+        """Of the coordinatewise product with an independent stream: second moments multiply, token by token."""
+        deviation = self.variance * other.deviation + self.deviation * other.covariance
+        return Moments(self.variance * other.variance, deviation)
+
+    def unshared(self) -> Moments:
+        """Of a stream with this variance whose tokens are uncorrelated."""
+        return Moments(self.variance, self.variance)
+
     def norm_scale(self) -> Scalar:
         """What a norm multiplies the stream by."""
         return 1 / sqrt(self.variance)

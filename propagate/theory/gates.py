@@ -1,0 +1,166 @@
+"""Averages of a router's gates over its Gaussian logits, for a token alone and for two tokens.
+
+With many coordinates the logits of a token are independent normals of one variance, and those of two tokens are
+correlated as the tokens are. Nothing here has a width. A top-k choice of softmax weights has no closed form, so the
+averages are sampled, from the same normals every time; two tokens' correlation enters as the angle theta between them,
+in which averages are smooth (where the choice may change, they fall off like theta, not like theta^2), and a polynomial
+in theta is fitted to them.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from propagate.experts import Experts
+from propagate.model import ModelError
+from propagate.theory.functions import Scalar, is_plain, is_symbolic
+from propagate.theory.moments import Moments
+
+Array = NDArray[np.float64]
+LOGITS = 2**20  # sampled for each token; the sample is this over the number of candidates
+ANGLES = np.linspace(0.12, math.pi, 14)
+DEGREE = 7
+
+
+class Gates(NamedTuple):
+    """Averages of gates g_te of token t, times `factor` already: of one token, and their drop to two.
+
+    Attributes:
+        kept: E k_t, with k_t the sum of the gates of the identity experts.
+        kept_spread: variance of k_t, and its excess over the covariance of k_t and k_s.
+        routed: sum over FFN experts e of E g_te^2, and its excess over that of E g_te g_se.
+        routed_slope, kept_slope: of the derivatives by the logits r: E |d g_te / d r_t|^2 summed over FFN experts e,
+            and E |d k_t / d r_t|^2, and their excess over the scalar product for two tokens.
+    """
+
+    kept: Scalar
+    kept_spread: Moments
+    routed: Moments
+    routed_slope: Moments
+    kept_slope: Moments
+
+
+def gate_averages(experts: Experts, logit_variance: Scalar, loss: Scalar) -> Gates:
+    """The averages for logits of this variance, and for tokens of correlation 1 - loss.
+
+    Sampled: `gate_errors` states their standard errors.
+
+    Example: two chosen of eight, as good as independent, rarely coincide.
+        >>> routed = gate_averages(Experts(count=8, top_k=2), 1.0, 1.0).routed
+        >>> round(routed.variance, 2), round(8 * routed.covariance, 1)
+        (0.55, 1.0)
+    """
+    if is_symbolic(logit_variance, loss):
+        raise ModelError("experts have no closed form: predict evaluates them, recursion cannot")
+    if is_plain(logit_variance, loss):
+        return _at(experts, float(logit_variance), float(loss))
+    columns = np.vectorize(lambda v, x: tuple(np.hstack(_at(experts, v, x))), otypes=[float] * 9)
+    found = columns(logit_variance, loss)
+    return Gates(found[0], *(Moments(*found[i : i + 2]) for i in (1, 3, 5, 7)))
+
+
+def gate_errors(experts: Experts, logit_variance: float) -> Array:
+    """Standard errors of the averages of one token in `Gates`: kept, kept_spread, routed, routed_slope, kept_slope.
+
+    Example:
+        >>> bool(gate_errors(Experts(count=8, top_k=2), 1.0)[2] < 5e-4)
+        True
+    """
+    return _table(experts, _rounded(logit_variance)).errors
+
+
+def _at(experts: Experts, logit_variance: float, loss: float) -> Gates:
+    table = _table(experts, _rounded(logit_variance))
+    theta = 2 * math.asin(math.sqrt(min(max(loss / 2, 0.0), 1.0)))
+    drops = theta**table.power * np.polynomial.polynomial.polyval(theta, table.series)
+    return Gates(table.kept, *(Moments(float(a), float(d)) for a, d in zip(table.alone, drops, strict=True)))
+
+
+def _rounded(value: float) -> float:
+    """Behind a norm the variance is 1 but for rounding, which must not make a new table."""
+    return float(f"{value:.12g}")
+
+
+class _Table(NamedTuple):
+    kept: float
+    alone: Array  # one token
+    power: int  # the drops are theta^power times
+    series: Array  # a polynomial in theta, coefficients along the first axis
+    errors: Array
+
+
+@lru_cache(maxsize=512)
+def _table(experts: Experts, logit_variance: float) -> _Table:
+    first, second = _normals(experts.candidates)
+    root = math.sqrt(logit_variance)
+    one = _sample(experts, root * first)
+    alone, errors = _mean(one, one)
+    kept = float(one.kept.mean()) if experts.softmax == "before" else _symmetric_share(experts)
+    alone[0] -= kept * kept
+    power = 2 if experts.chosen == experts.candidates else 1  # with every candidate chosen no choice can change
+    drops = []
+    for theta in ANGLES:
+        other = _sample(experts, root * (math.cos(theta) * first + math.sin(theta) * second))
+        pairs = [_mean(*tokens)[0] for tokens in ((one, one), (other, other), (one, other))]
+        drops.append(((pairs[0] + pairs[1]) / 2 - pairs[2]) / theta**power)
+    weight = np.sqrt(np.sin(ANGLES / 2))  # small angles change few choices: fewer samples bear on them
+    series = np.polynomial.polynomial.polyfit(ANGLES, np.array(drops), DEGREE, w=weight)
+    errors = np.array([float(one.kept.std()) / math.sqrt(len(first)), *errors])
+    return _Table(kept, alone, power, series, errors)
+
+
+def _symmetric_share(experts: Experts) -> float:
+    """Gates that sum to `factor`, and no candidate better than another."""
+    return experts.factor * experts.identity / experts.candidates
+
+
+@lru_cache(maxsize=4)
+def _normals(candidates: int) -> Array:
+    return np.random.default_rng(20260122).standard_normal((2, max(LOGITS // candidates, 2**10), candidates))
+
+
+class _Sample(NamedTuple):
+    """Of one token, samples along the first axis: the softmax, the gates, and the sum of the last gates."""
+
+    softmax: Array
+    gates: Array
+    kept: Array
+    routed: int
+
+
+def _sample(experts: Experts, logits: Array) -> _Sample:
+    dropped = experts.candidates - experts.chosen
+    least = np.partition(logits, dropped, axis=-1)[:, dropped, None]
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    gates = np.where(logits >= least, weights, 0.0)
+    if experts.softmax == "after":
+        weights = gates
+    total = weights.sum(axis=-1, keepdims=True)
+    gates = gates * (experts.factor / total)
+    return _Sample(weights / total, gates, gates[:, experts.routed :].sum(axis=-1), experts.routed)
+
+
+def _mean(t: _Sample, s: _Sample) -> tuple[Array, list[float]]:
+    """Means over samples of the four products in `Gates`, and their standard errors.
+
+    With gates g = (chosen or not) p of a softmax p, d g_j / d r_e = g_j ((j = e) - p_e). The scalar product over e of
+    two tokens' rows j and i is g_j g'_i ((j = i) - p'_j - p_i + p . p').
+    """
+    routed, n = t.routed, len(t.gates)
+    both = np.einsum("ne,ne->n", t.softmax, s.softmax)
+    product = t.gates * s.gates
+    own, crossed = product[:, :routed], (t.softmax + s.softmax)[:, :routed]
+    routed_slope = own.sum(axis=-1) * (1 + both) - np.einsum("ne,ne->n", own, crossed)
+    kept_slope = (
+        product[:, routed:].sum(axis=-1)
+        - s.kept * np.einsum("ne,ne->n", t.gates[:, routed:], s.softmax[:, routed:])
+        - t.kept * np.einsum("ne,ne->n", s.gates[:, routed:], t.softmax[:, routed:])
+        + t.kept * s.kept * both
+    )
+    columns = (t.kept * s.kept, own.sum(axis=-1), routed_slope, kept_slope)
+    return np.array([c.mean() for c in columns]), [float(c.std()) / math.sqrt(n) for c in columns]

@@ -18,7 +18,7 @@ class Experts:
     Attributes:
         count: routed FFN experts.
         top_k: candidates chosen for a token.
-        router_std: standard deviation of a router logit at unit-variance input.
+        router_std: standard deviation of a router logit at unit-variance input; positive, for equal logits choose nothing.
         softmax: "after" the choice, over the chosen logits, so that gates sum to 1 (Mixtral, arXiv:2401.04088); or
             "before" it, over all logits, and not renormalised (Switch Transformer, arXiv:2101.03961).
         shared: FFN experts that every token uses with weight 1, outside the router (DeepSeekMoE, arXiv:2401.06066).
@@ -50,7 +50,7 @@ class Experts:
     def __post_init__(self) -> None:
         for field, at_least in (("count", 1), ("top_k", 1), ("shared", 0), ("identity", 0), ("split", 1)):
             object.__setattr__(self, field, integer(f"experts.{field}", getattr(self, field), at_least=at_least))
-        object.__setattr__(self, "router_std", number("experts.router_std", self.router_std, positive=False))
+        object.__setattr__(self, "router_std", number("experts.router_std", self.router_std, positive=True))
         choice("experts.softmax", self.softmax, ("after", "before"))
         if self.gain is not None:
             object.__setattr__(self, "gain", number("experts.gain", self.gain, positive=False))

@@ -22,8 +22,8 @@ from propagate.theory.functions import Scalar, is_plain, is_symbolic
 from propagate.theory.moments import Moments
 
 Array = NDArray[np.float64]
-LOGITS = 2**20  # sampled for each token; the sample is this over the number of candidates
-ANGLES = np.linspace(0.12, math.pi, 14)
+LOGITS = 2**19  # sampled for each token; the sample is this over the number of candidates
+ANGLES = np.linspace(0.12, math.pi, 12)
 DEGREE = 7
 
 
@@ -99,19 +99,50 @@ def _table(experts: Experts, logit_variance: float) -> _Table:
     first, second = _normals(experts.candidates)
     root = math.sqrt(logit_variance)
     one = _sample(experts, root * first)
-    alone, errors = _mean(one, one)
+    columns = _products(one, one)
+    own = columns.mean(axis=1)
     kept = float(one.kept.mean()) if experts.softmax == "before" else _symmetric_share(experts)
-    alone[0] -= kept * kept
-    power = 2 if experts.chosen == experts.candidates else 1  # with every candidate chosen no choice can change
     drops = []
     for theta in ANGLES:
         other = _sample(experts, root * (math.cos(theta) * first + math.sin(theta) * second))
-        pairs = [_mean(*tokens)[0] for tokens in ((one, one), (other, other), (one, other))]
-        drops.append(((pairs[0] + pairs[1]) / 2 - pairs[2]) / theta**power)
-    weight = np.sqrt(np.sin(ANGLES / 2))  # small angles change few choices: fewer samples bear on them
-    series = np.polynomial.polynomial.polyfit(ANGLES, np.array(drops), DEGREE, w=weight)
-    errors = np.array([float(one.kept.std()) / math.sqrt(len(first)), *errors])
-    return _Table(kept, alone, power, series, errors)
+        drops.append(_drop(one, other).mean(axis=1))
+    if experts.chosen == experts.candidates:  # no choice can change: the drop begins with theta^2
+        power, series = 2, _fitted(np.array(drops) / ANGLES[:, None] ** 2)
+    else:
+        start = _rate_of_changed_choices(experts, logit_variance)
+        rest = _fitted((np.array(drops) / ANGLES[:, None] - start) / ANGLES[:, None])
+        power, series = 1, np.vstack([start, rest])
+    errors = np.array([one.kept.std(), *columns.std(axis=1)]) / math.sqrt(len(first))
+    return _Table(kept, own - [kept * kept, 0, 0, 0], power, series, errors)
+
+
+def _fitted(values: Array) -> Array:
+    """Coefficients of the polynomials that take these values at ANGLES; few samples bear on the small angles."""
+    weight = np.sqrt(np.sin(ANGLES / 2)) * ANGLES
+    return np.asarray(np.polynomial.polynomial.polyfit(ANGLES, values, DEGREE, w=weight))
+
+
+def _rate_of_changed_choices(experts: Experts, logit_variance: float) -> Array:
+    """The drops over theta, for theta to 0: what a changed choice drops, times how often one changes.
+
+    A choice changes where the last chosen and the first left out are closer than the difference of their changes, of
+    variance 2 theta^2 logit_variance and mean positive part theta sqrt(logit_variance / pi). They tie where one
+    logit equals the largest but (chosen - 1) of the others; its density there, summed over candidates, is that of
+    a tie. So samples with a tie are made, and weighted.
+    """
+    logits = math.sqrt(logit_variance) * _normals(experts.candidates)[0]
+    rows = np.arange(len(logits))
+    tied = rows % experts.candidates
+    logits[rows, tied] = -np.inf
+    place = experts.candidates - experts.chosen
+    last = np.partition(logits, place, axis=-1)[:, place]
+    pair = []
+    for side in (-1, 1):
+        logits[rows, tied] = last + side * 1e-9
+        pair.append(_sample(experts, logits))
+    density = np.exp(-(last**2) / (2 * logit_variance)) / math.sqrt(2 * math.pi * logit_variance)
+    weight = experts.candidates * density * math.sqrt(logit_variance / math.pi)
+    return np.asarray((weight * _drop(*pair)).mean(axis=1))
 
 
 def _symmetric_share(experts: Experts) -> float:
@@ -145,13 +176,18 @@ def _sample(experts: Experts, logits: Array) -> _Sample:
     return _Sample(weights / total, gates, gates[:, experts.routed :].sum(axis=-1), experts.routed)
 
 
-def _mean(t: _Sample, s: _Sample) -> tuple[Array, list[float]]:
-    """Means over samples of the four products in `Gates`, and their standard errors.
+def _drop(t: _Sample, s: _Sample) -> Array:
+    """Of each product, the mean of its two squares less itself."""
+    return (_products(t, t) + _products(s, s)) / 2 - _products(t, s)
+
+
+def _products(t: _Sample, s: _Sample) -> Array:
+    """Of every sample the four products in `Gates`: an array of shape (4, samples).
 
     With gates g = (chosen or not) p of a softmax p, d g_j / d r_e = g_j ((j = e) - p_e). The scalar product over e of
     two tokens' rows j and i is g_j g'_i ((j = i) - p'_j - p_i + p . p').
     """
-    routed, n = t.routed, len(t.gates)
+    routed = t.routed
     both = np.einsum("ne,ne->n", t.softmax, s.softmax)
     product = t.gates * s.gates
     own, crossed = product[:, :routed], (t.softmax + s.softmax)[:, :routed]
@@ -162,5 +198,4 @@ def _mean(t: _Sample, s: _Sample) -> tuple[Array, list[float]]:
         - t.kept * np.einsum("ne,ne->n", s.gates[:, routed:], t.softmax[:, routed:])
         + t.kept * s.kept * both
     )
-    columns = (t.kept * s.kept, own.sum(axis=-1), routed_slope, kept_slope)
-    return np.array([c.mean() for c in columns]), [float(c.std()) / math.sqrt(n) for c in columns]
+    return np.array([t.kept * s.kept, own.sum(axis=-1), routed_slope, kept_slope])

@@ -34,11 +34,12 @@ def integer(field: str, value: Any, *, at_least: int = 1, at_most: int | None = 
     """The value as an int; ModelError unless it is a whole number from `at_least` to `at_most`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise ModelError(f"{field} must be a whole number, got {value!r}")
-    if value < at_least:
+    whole = int(value)
+    if whole < at_least:
         raise ModelError(f"{field} must be at least {at_least}, got {value!r}")
-    if at_most is not None and value > at_most:
+    if at_most is not None and whole > at_most:
         raise ModelError(f"{field} must be at most {at_most}, got {value!r}")
-    return int(value)
+    return whole
 
 
 def number(field: str, value: Any, *, positive: bool) -> float:

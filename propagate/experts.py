@@ -18,7 +18,8 @@ class Experts:
     Attributes:
         count: routed FFN experts.
         top_k: candidates chosen for a token.
-        router_std: standard deviation of a router logit at unit-variance input; positive, for equal logits choose nothing.
+        router_std: standard deviation of a router logit at unit-variance input; positive, since equal
+            logits leave nothing to choose by.
         softmax: "after" the choice, over the chosen logits, so that gates sum to 1 (Mixtral, arXiv:2401.04088); or
             "before" it, over all logits, and not renormalised (Switch Transformer, arXiv:2101.03961).
         shared: FFN experts that every token uses with weight 1, outside the router (DeepSeekMoE, arXiv:2401.06066).

@@ -22,7 +22,7 @@ from propagate.theory.functions import Scalar, is_plain, is_symbolic
 from propagate.theory.moments import Moments
 
 Array = NDArray[np.float64]
-LOGITS = 2**19  # sampled for each token; the sample is this over the number of candidates
+LOGITS = 2**18  # sampled for each token; the sample is this over the number of candidates
 ANGLES = np.linspace(0.12, math.pi, 12)
 DEGREE = 7
 
@@ -65,7 +65,7 @@ def gate_averages(experts: Experts, logit_variance: Scalar, loss: Scalar) -> Gat
 
 
 def gate_errors(experts: Experts, logit_variance: float) -> Array:
-    """Standard errors of the averages of one token in `Gates`: kept, kept_spread, routed, routed_slope, kept_slope.
+    """Standard errors of the averages in `Gates`, in order: of one token or two independent ones, whichever is larger.
 
     Example:
         >>> bool(gate_errors(Experts(count=8, top_k=2), 1.0)[2] < 5e-4)
@@ -77,7 +77,7 @@ def gate_errors(experts: Experts, logit_variance: float) -> Array:
 def _at(experts: Experts, logit_variance: float, loss: float) -> Gates:
     table = _table(experts, _rounded(logit_variance))
     theta = 2 * math.asin(math.sqrt(min(max(loss / 2, 0.0), 1.0)))
-    drops = theta**table.power * np.polynomial.polynomial.polyval(theta, table.series)
+    drops: Array = theta**table.power * np.polynomial.polynomial.polyval(theta, table.series)
     return Gates(table.kept, *(Moments(float(a), float(d)) for a, d in zip(table.alone, drops, strict=True)))
 
 
@@ -112,7 +112,9 @@ def _table(experts: Experts, logit_variance: float) -> _Table:
         start = _rate_of_changed_choices(experts, logit_variance)
         rest = _fitted((np.array(drops) / ANGLES[:, None] - start) / ANGLES[:, None])
         power, series = 1, np.vstack([start, rest])
-    errors = np.array([one.kept.std(), *columns.std(axis=1)]) / math.sqrt(len(first))
+    independent = _products(one, _sample(experts, root * second))
+    errors = np.maximum(columns.std(axis=1), independent.std(axis=1))
+    errors = np.array([one.kept.std() if experts.softmax == "before" else 0.0, *errors]) / math.sqrt(len(first))
     return _Table(kept, own - [kept * kept, 0, 0, 0], power, series, errors)
 
 

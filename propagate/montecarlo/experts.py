@@ -37,8 +37,7 @@ def gates(backend: Backend, experts: Experts, logits: Array) -> tuple[Array, Pul
         weights, pull = softmax(backend, xp.where(chosen, logits, -xp.inf))
         return weights * experts.factor, lambda g: pull(g * experts.factor)
     weights, pull = softmax(backend, logits)
-    kept = chosen * experts.factor
-    return weights * kept, lambda g: pull(g * kept)
+    return weights * chosen * experts.factor, lambda g: pull(g * chosen * experts.factor)
 
 
 def mixture(block: Block, site: int, x: Array) -> tuple[Array, Pull]:

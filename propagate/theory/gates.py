@@ -77,7 +77,7 @@ def gate_errors(experts: Experts, logit_variance: float) -> Array:
 def _at(experts: Experts, logit_variance: float, loss: float) -> Gates:
     table = _table(experts, _rounded(logit_variance))
     theta = 2 * math.asin(math.sqrt(min(max(loss / 2, 0.0), 1.0)))
-    drops: Array = theta**table.power * np.polynomial.polynomial.polyval(theta, table.series)
+    drops = theta**table.power * np.asarray(np.polynomial.polynomial.polyval(theta, table.series))
     return Gates(table.kept, *(Moments(float(a), float(d)) for a, d in zip(table.alone, drops, strict=True)))
 
 

@@ -22,7 +22,7 @@ from propagate.theory.functions import Scalar, is_plain, is_symbolic
 from propagate.theory.moments import Moments
 
 Array = NDArray[np.float64]
-LOGITS = 2**18  # sampled for each token; the sample is this over the number of candidates
+LOGITS = 2**19  # sampled for each token; the sample is this over the number of candidates
 ANGLES = np.linspace(0.12, math.pi, 12)
 DEGREE = 7
 
@@ -102,20 +102,43 @@ def _table(experts: Experts, logit_variance: float) -> _Table:
     columns = _products(one, one)
     own = columns.mean(axis=1)
     kept = float(one.kept.mean()) if experts.softmax == "before" else _symmetric_share(experts)
+    independent = _products(one, _sample(experts, root * second))
+    control = independent - _of_independent_tokens(experts, one)[:, None]
     drops = []
     for theta in ANGLES:
         other = _sample(experts, root * (math.cos(theta) * first + math.sin(theta) * second))
-        drops.append(_drop(one, other).mean(axis=1))
+        drops.append(_controlled_mean(_drop(one, other), control))
     if experts.chosen == experts.candidates:  # no choice can change: the drop begins with theta^2
         power, series = 2, _fitted(np.array(drops) / ANGLES[:, None] ** 2)
     else:
         start = _rate_of_changed_choices(experts, logit_variance)
         rest = _fitted((np.array(drops) / ANGLES[:, None] - start) / ANGLES[:, None])
         power, series = 1, np.vstack([start, rest])
-    independent = _products(one, _sample(experts, root * second))
     errors = np.maximum(columns.std(axis=1), independent.std(axis=1))
     errors = np.array([one.kept.std() if experts.softmax == "before" else 0.0, *errors]) / math.sqrt(len(first))
     return _Table(kept, own - [kept * kept, 0, 0, 0], power, series, errors)
+
+
+def _of_independent_tokens(experts: Experts, one: _Sample) -> Array:
+    """The four products' means: products of means, which are alike for all candidates. N routed, I identity experts.
+
+    A gate's mean derivative by its own logit is a, by any other b.
+    """
+    n, identity, routed = experts.candidates, experts.identity, experts.routed
+    gate = float(one.gates.sum(axis=-1).mean()) / n
+    met = float((one.gates * one.softmax).sum(axis=-1).mean()) / n
+    a = gate - met
+    b = (met - float((one.gates.sum(axis=-1) * one.softmax.sum(axis=-1)).mean()) / n) / max(n - 1, 1)
+    kept_slope = identity * (a + (identity - 1) * b) ** 2 + routed * (identity * b) ** 2
+    return np.array([(identity * gate) ** 2, routed * gate**2, routed * (a * a + (n - 1) * b * b), kept_slope])
+
+
+def _controlled_mean(samples: Array, control: Array) -> Array:
+    """Mean over samples, less what samples of known mean 0 say of its error (control variates)."""
+    centred = control - control.mean(axis=1, keepdims=True)
+    spread = (centred**2).mean(axis=1)
+    slope = np.divide((samples * centred).mean(axis=1), spread, out=np.zeros(len(spread)), where=spread > 1e-24)
+    return np.asarray(samples.mean(axis=1) - slope * control.mean(axis=1))
 
 
 def _fitted(values: Array) -> Array:

@@ -117,8 +117,8 @@ def test_the_published_numbers() -> None:
         (2.0, 0.6, {"kappa": 0.1803}),
     ):
         layer = theory.mixture(ACTIVATIONS["relu"], 1.0, 1.0, Experts(8, 2, router_std))
-        x, pull = layer(Moments(1.0, 1.0 - correlation))
-        g = pull(Moments(1.0, 0.5))
+        x, _, pull = layer(Moments(1.0, 1.0 - correlation))
+        g = pull(Moments(1.0, 0.5), [])
         found = {"q": x.variance, "p": x.covariance, "gamma": g.variance, "kappa": g.covariance}
         for name, value in expected.items():  # sampled there and here
             assert found[name] == pytest.approx(value, rel=4e-3), name
@@ -127,9 +127,10 @@ def test_the_published_numbers() -> None:
 def test_one_expert_that_is_always_chosen_is_a_dense_ffn() -> None:
     x, g = Moments(1.3, 0.4), Moments(0.7, 0.6)
     dense_out, dense_pull = ffn(ACTIVATIONS["gelu"], 0.8, 1.2)(x)
-    out, pull = theory.mixture(ACTIVATIONS["gelu"], 0.8, 1.2, Experts(1, 1))(x)
+    out, kept, pull = theory.mixture(ACTIVATIONS["gelu"], 0.8, 1.2, Experts(1, 1))(x)
+    assert kept == 0
     assert tuple(out) == pytest.approx(tuple(dense_out), rel=1e-12)
-    assert tuple(pull(g)) == pytest.approx(tuple(dense_pull(g)), rel=1e-12)
+    assert tuple(pull(g, [])) == pytest.approx(tuple(dense_pull(g)), rel=1e-12)
 
 
 def test_compensated_splitting_keeps_the_variance_of_even_gates() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from propagate.theory.experts import Mixture, lacking
 from propagate.theory.functions import Scalar, sqrt
 from propagate.theory.moments import Atom, Combination, Moments
 from propagate.theory.sublayers import Sublayer
@@ -79,21 +80,27 @@ class Block:
     tape: Tape
     attention_map: Sublayer
     ffn_map: Sublayer
-    ffn_keeps: Callable[[Moments], Scalar] | None = None
+    experts_map: Mixture | None = None
     dropout: float = 0.0
 
     def norm(self, x: Stream) -> Stream:
         scale = x.value.moments().norm_scale()
-        return self.tape.record(x.value * scale, (x, lambda cotangent: cotangent * scale))
+        return self.tape.record(x.value * scale, (x, lambda cotangent: (cotangent * scale).orthogonal_to(x.value)))
 
     def attention(self, x: Stream) -> Stream:
         return self._dropped(_branch(self.tape, self.attention_map, x))
 
     def ffn(self, x: Stream) -> Stream:
-        y = _branch(self.tape, self.ffn_map, x)
-        if self.ffn_keeps is not None:
-            y = y + x * self.ffn_keeps(x.value.moments())
-        return self._dropped(y)
+        """The dense FFN or the mixture of experts, whichever the model has."""
+        if self.experts_map is None:
+            return self._dropped(_branch(self.tape, self.ffn_map, x))
+        output, kept, pull = self.experts_map(x.value.moments())
+        atom = Atom(output)
+
+        def back(cotangent: Combination) -> Combination:
+            return Combination.of(Atom(pull(cotangent.moments(), lacking(cotangent, atom))))
+
+        return self._dropped(self.tape.record(Combination.of(atom), (x, back)) + x * kept)
 
     def _dropped(self, x: Stream) -> Stream:
         """Dropout multiplies by masks of mean 1: it adds a stream uncorrelated with all else, also between tokens."""

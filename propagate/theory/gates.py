@@ -36,6 +36,8 @@ class Gates(NamedTuple):
         routed: sum over FFN experts e of E g_te^2, and its excess over that of E g_te g_se.
         routed_slope, kept_slope: of the derivatives by the logits r: E |d g_te / d r_t|^2 summed over FFN experts e,
             and E |d k_t / d r_t|^2, and their excess over the scalar product for two tokens.
+        along_own, along_one: with the derivative of sum_e g_te w_e over FFN experts by the logits of t, for weights
+            w = g_t each token's own gates, the same; and with those of one of the two tokens as weights for both.
     """
 
     kept: Scalar
@@ -43,6 +45,8 @@ class Gates(NamedTuple):
     routed: Moments
     routed_slope: Moments
     kept_slope: Moments
+    along_own: Moments
+    along_one: Moments
 
 
 def gate_averages(experts: Experts, logit_variance: Scalar, loss: Scalar) -> Gates:
@@ -59,16 +63,16 @@ def gate_averages(experts: Experts, logit_variance: Scalar, loss: Scalar) -> Gat
         raise ModelError("experts have no closed form: predict evaluates them, recursion cannot")
     if is_plain(logit_variance, loss):
         return _at(experts, float(logit_variance), float(loss))
-    columns = np.vectorize(lambda v, x: tuple(np.hstack(_at(experts, v, x))), otypes=[float] * 9)
+    columns = np.vectorize(lambda v, x: tuple(np.hstack(_at(experts, v, x))), otypes=[float] * 13)
     found = columns(logit_variance, loss)
-    return Gates(found[0], *(Moments(*found[i : i + 2]) for i in (1, 3, 5, 7)))
+    return Gates(found[0], *(Moments(*found[i : i + 2]) for i in range(1, 13, 2)))
 
 
 def gate_errors(experts: Experts, logit_variance: float) -> Array:
     """Standard errors of the averages in `Gates`, in order: of one token or two independent ones, whichever is larger.
 
     Example:
-        >>> bool(gate_errors(Experts(count=8, top_k=2), 1.0)[2] < 5e-4)
+        >>> bool(gate_errors(Experts(count=8, top_k=2), 1.0)[2] < 1e-3)
         True
     """
     return _table(experts, _rounded(logit_variance)).errors
@@ -103,11 +107,13 @@ def _table(experts: Experts, logit_variance: float) -> _Table:
     own = columns.mean(axis=1)
     kept = float(one.kept.mean()) if experts.softmax == "before" else _symmetric_share(experts)
     independent = _products(one, _sample(experts, root * second))
-    control = independent - _of_independent_tokens(experts, one)[:, None]
+    control = np.zeros_like(independent)
+    control[:4] = independent[:4] - _of_independent_tokens(experts, one)[:, None]
     drops = []
     for theta in ANGLES:
         other = _sample(experts, root * (math.cos(theta) * first + math.sin(theta) * second))
-        drops.append(_controlled_mean(_drop(one, other), control))
+        drop = (columns + _products(other, other)) / 2 - _products(one, other)
+        drops.append(_controlled_mean(drop, control))
     if experts.chosen == experts.candidates:  # no choice can change: the drop begins with theta^2
         power, series = 2, _fitted(np.array(drops) / ANGLES[:, None] ** 2)
     else:
@@ -116,11 +122,11 @@ def _table(experts: Experts, logit_variance: float) -> _Table:
         power, series = 1, np.vstack([start, rest])
     errors = np.maximum(columns.std(axis=1), independent.std(axis=1))
     errors = np.array([one.kept.std() if experts.softmax == "before" else 0.0, *errors]) / math.sqrt(len(first))
-    return _Table(kept, own - [kept * kept, 0, 0, 0], power, series, errors)
+    return _Table(kept, own - [kept * kept, 0, 0, 0, 0, 0], power, series, errors)
 
 
 def _of_independent_tokens(experts: Experts, one: _Sample) -> Array:
-    """The four products' means: products of means, which are alike for all candidates. N routed, I identity experts.
+    """The first four products' means: products of means, which are alike for all candidates.
 
     A gate's mean derivative by its own logit is a, by any other b.
     """
@@ -181,24 +187,30 @@ def _normals(candidates: int) -> Array:
 
 
 class _Sample(NamedTuple):
-    """Of one token, samples along the first axis: the softmax, the gates, and the sum of the last gates."""
+    """Of one token, samples along the first axis: the softmax p, the gates, the sum of the identity experts' gates, and
+    the derivative of sum_e g_e w_e over FFN experts by the logits, with the gates themselves as weights w.
+    """
 
     softmax: Array
     gates: Array
     kept: Array
+    along: Array
     routed: int
 
 
 def _sample(experts: Experts, logits: Array) -> _Sample:
-    dropped = experts.candidates - experts.chosen
+    dropped, routed = experts.candidates - experts.chosen, experts.routed
     least = np.partition(logits, dropped, axis=-1)[:, dropped, None]
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
     gates = np.where(logits >= least, weights, 0.0)
     if experts.softmax == "after":
         weights = gates
     total = weights.sum(axis=-1, keepdims=True)
-    gates = gates * (experts.factor / total)
-    return _Sample(weights / total, gates, gates[:, experts.routed :].sum(axis=-1), experts.routed)
+    softmax, gates = weights / total, gates * (experts.factor / total)
+    squares = np.einsum("ne,ne->n", gates[:, :routed], gates[:, :routed])
+    along = -softmax * squares[:, None]
+    along[:, :routed] += gates[:, :routed] ** 2
+    return _Sample(softmax, gates, gates[:, routed:].sum(axis=-1), along, routed)
 
 
 def _drop(t: _Sample, s: _Sample) -> Array:
@@ -207,20 +219,26 @@ def _drop(t: _Sample, s: _Sample) -> Array:
 
 
 def _products(t: _Sample, s: _Sample) -> Array:
-    """Of every sample the four products in `Gates`: an array of shape (4, samples).
+    """Of every sample the six products in `Gates`: an array of shape (6, samples).
 
     With gates g = (chosen or not) p of a softmax p, d g_j / d r_e = g_j ((j = e) - p_e). The scalar product over e of
     two tokens' rows j and i is g_j g'_i ((j = i) - p'_j - p_i + p . p').
     """
     routed = t.routed
-    both = np.einsum("ne,ne->n", t.softmax, s.softmax)
+    both = _dot(t.softmax, s.softmax)
     product = t.gates * s.gates
-    own, crossed = product[:, :routed], (t.softmax + s.softmax)[:, :routed]
-    routed_slope = own.sum(axis=-1) * (1 + both) - np.einsum("ne,ne->n", own, crossed)
-    kept_slope = (
-        product[:, routed:].sum(axis=-1)
-        - s.kept * np.einsum("ne,ne->n", t.gates[:, routed:], s.softmax[:, routed:])
-        - t.kept * np.einsum("ne,ne->n", s.gates[:, routed:], t.softmax[:, routed:])
-        + t.kept * s.kept * both
-    )
-    return np.array([t.kept * s.kept, own.sum(axis=-1), routed_slope, kept_slope])
+    own = product[:, :routed]
+    overlap = own.sum(axis=-1)
+    routed_slope = overlap * (1 + both) - _dot(own, t.softmax[:, :routed]) - _dot(own, s.softmax[:, :routed])
+    kept_slope = t.kept * s.kept * both
+    if routed < product.shape[1]:
+        kept_slope += product[:, routed:].sum(axis=-1)
+        kept_slope -= s.kept * _dot(t.gates[:, routed:], s.softmax[:, routed:])
+        kept_slope -= t.kept * _dot(s.gates[:, routed:], t.softmax[:, routed:])
+    along_one = _dot(t.along[:, :routed] + s.along[:, :routed], own)
+    along_one -= overlap * (_dot(t.along, s.softmax) + _dot(s.along, t.softmax))
+    return np.array([t.kept * s.kept, overlap, routed_slope, kept_slope, _dot(t.along, s.along), along_one / 2])
+
+
+def _dot(a: Array, b: Array) -> Array:
+    return np.asarray(np.einsum("ne,ne->n", a, b))

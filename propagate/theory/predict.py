@@ -13,7 +13,7 @@ from propagate.model import Model, ModelError, check_flag, check_model
 from propagate.table import table
 from propagate.theory.activations import ACTIVATIONS
 from propagate.theory.blocks import Block, BlockMap, Stream, Tape, read
-from propagate.theory.experts import kept_by, mixture
+from propagate.theory.experts import mixture
 from propagate.theory.finite_width import allowances
 from propagate.theory.functions import Scalar
 from propagate.theory.moments import Moments
@@ -127,11 +127,7 @@ def propagate_moments(model: Model, start: Moments, cotangent: Moments, *, throu
 def block_of(model: Model, index: int) -> Block:
     """The block a placement's equations see at `index`: 0 for the embedding, depth + 1 for the readout."""
     gains = model.gains(max(index, 1))
-    activation = ACTIVATIONS[model.activation]
-    if model.experts is None:
-        ffn_map = ffn(activation, gains.ffn_in, gains.ffn_out)
-    else:
-        ffn_map = mixture(activation, gains.ffn_in, gains.ffn_out, model.experts)
+    dense = ACTIVATIONS[model.activation], gains.ffn_in, gains.ffn_out
     return Block(
         index=index,
         depth=model.depth,
@@ -139,8 +135,8 @@ def block_of(model: Model, index: int) -> Block:
         last=index == model.depth,
         tape=Tape(),
         attention_map=attention(model.tokens, model.logit_std**2, gains.value * gains.attention_out),
-        ffn_map=ffn_map,
-        ffn_keeps=kept_by(model.experts),
+        ffn_map=ffn(*dense),
+        experts_map=None if model.experts is None else mixture(*dense, model.experts),
         dropout=model.dropout,
     )
 

@@ -11,6 +11,7 @@ import propagate as pg
 from propagate import Experts
 from propagate.montecarlo.backend import choose_backend
 from propagate.montecarlo.experts import gates as array_gates
+from propagate.theory import blocks
 from propagate.theory import experts as theory
 from propagate.theory.activations import ACTIVATIONS
 from propagate.theory.gates import Gates, gate_averages, gate_errors
@@ -219,6 +220,35 @@ def test_wrong_maps_are_rejected(wrong, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(theory, "gate_averages", lambda *arguments: wrong(gate_averages(*arguments)))
     theory.mixture.cache_clear()
     assert not pg.compare(pg.predict(model, **START), seen).agrees.sel(quantity=quantity)
+
+
+class FeedForwardNormed(pg.Placement):
+    """The norm behind the sum makes the cotangent orthogonal to it."""
+
+    def block(self, x, block):
+        return block.norm(x + block.ffn(x))
+
+
+def test_a_norm_behind_the_sum_quenches_the_router_s_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gates that are not renormalised scale the output, which the norm undoes: their cotangent sees that."""
+    kind = Experts(8, 2, softmax="before", gain=4.0)
+    size = {"depth": 1, "width": 384, "tokens": 4, "heads": 1, "ffn_ratio": 0.5}
+    model = pg.Model(FeedForwardNormed(), experts=kind, **size)
+    seen = pg.simulate(model, draws=300, seed=1, backend="numpy", **START)
+    with pytest.warns(UserWarning, match="squared gates"):
+        said = pg.predict(model, **START)
+    right = pg.compare(said, seen)
+    assert right.attrs["agrees"] == 1, right.worst_z.to_series().to_dict()
+    monkeypatch.setattr(blocks, "lacking", lambda cotangent, output: [])
+    with pytest.warns(UserWarning, match="squared gates"):
+        wrong = pg.compare(pg.predict(model, **START), seen)
+    assert not wrong.agrees.sel(quantity="grad_variance")
+
+
+@pytest.mark.parametrize("kind", [KINDS["two of eight"], KINDS["identity"], KINDS["split"], None])
+def test_even_gates_give_no_warning(kind: Experts | None, recwarn: pytest.WarningsRecorder) -> None:
+    pg.predict(network(kind), **START)
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("placement", ["prenorm", "postnorm", "spannorm"])

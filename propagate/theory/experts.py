@@ -19,6 +19,7 @@ cotangent that comes from a later block, and in g . x of identity experts.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -26,7 +27,7 @@ from typing import NamedTuple
 from propagate.experts import Experts
 from propagate.theory.activations import Activation
 from propagate.theory.functions import Scalar, sqrt
-from propagate.theory.gates import gate_averages
+from propagate.theory.gates import gate_averages, unevenness
 from propagate.theory.moments import Atom, Combination, Moments
 
 
@@ -42,6 +43,28 @@ class Along(NamedTuple):
     energy: Moments
     share: Scalar
     sum: Moments
+
+
+UNEVEN = 0.5
+
+
+def warn_if_uneven(experts: Experts | None) -> None:
+    """A UserWarning where tokens' gates differ so much that their means mislead behind a norm.
+
+    Measured for one sublayer behind a skip, normed after the sum, ReLU, width 384: gradient variances 1 to 5 % above
+    prediction for top-1 of 8 with softmax before the choice (unevenness 0.7), gains 2 and 4, and 38 to 45 % over six
+    blocks of SpanNorm and PostNorm at gain 4. Top-2 of 8 with softmax after (0.13): within 1 %, and 6 % +- 3 %.
+    """
+    if experts is None:
+        return
+    spread = unevenness(experts, experts.router_std**2)
+    if spread > UNEVEN:
+        warnings.warn(
+            f"the sum of a token's squared gates varies by {spread:.0%} between tokens, and predict takes its mean:"
+            " behind norms, gradients were measured 1 to 6 % off a block; check with simulate",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 Mixture = Callable[[Moments], tuple[Moments, Scalar, Callable[[Moments, Sequence[Along]], Moments]]]

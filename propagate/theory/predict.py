@@ -13,7 +13,7 @@ from propagate.model import Model, ModelError, check_flag, check_model
 from propagate.table import table
 from propagate.theory.activations import ACTIVATIONS
 from propagate.theory.blocks import Block, BlockMap, Stream, Tape, read
-from propagate.theory.experts import mixture
+from propagate.theory.experts import mixture, warn_if_uneven
 from propagate.theory.finite_width import allowances
 from propagate.theory.functions import Scalar
 from propagate.theory.moments import Moments
@@ -49,6 +49,9 @@ def predict(
         what the gradient variance would be if the cotangent returned along the skips alone. Dimensions of
         DataArray arguments follow `block`. With one token the covariances are NaN.
 
+    Warns:
+        UserWarning: where experts' gates are so uneven that their means mislead.
+
     Raises:
         ModelError: for a start that is no second moment, or a model the theory does not cover.
 
@@ -62,6 +65,7 @@ def predict(
     check_flag("through_readout", through_readout)
     if model.causal:
         raise ModelError("causal must be False for predict: exchangeable tokens have no order (simulate can do it)")
+    warn_if_uneven(model.experts)
     values, dims, coords = _aligned(
         variance=variance, covariance=covariance, grad_variance=grad_variance, grad_covariance=grad_covariance
     )

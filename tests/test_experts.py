@@ -97,7 +97,7 @@ def test_nearly_equal_tokens_seldom_choose_differently(kind: Experts) -> None:
     assert abs(smooth / samples.mean() - 1) > 4 * error
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("kind", [KINDS["two of eight"], KINDS["split"], KINDS["all chosen"]])
 def test_bounds_and_monotony(kind: Experts) -> None:
     """Proposition 21: the sum of squares lies in [1/k, 1], the overlap between 1/candidates and it, rising with c."""
     plain = dataclasses.replace(kind, softmax="after", identity=0, gain=1.0)

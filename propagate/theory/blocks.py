@@ -85,6 +85,9 @@ class Block:
 
     def norm(self, x: Stream) -> Stream:
         scale = x.value.moments().norm_scale()
+        if self.experts_map is None:
+            return self.tape.record(x.value * scale, (x, lambda cotangent: cotangent * scale))
+        # one direction of very many, which only the gates of experts notice
         return self.tape.record(x.value * scale, (x, lambda cotangent: (cotangent * scale).orthogonal_to(x.value)))
 
     def attention(self, x: Stream) -> Stream:

@@ -11,7 +11,17 @@ from propagate.model import Model, ModelError
 from propagate.montecarlo.backend import Array, Backend
 from propagate.montecarlo.experts import mixture
 from propagate.montecarlo.normals import Normals
-from propagate.montecarlo.operators import ACTIVATIONS, GATED, NORMS, Pull, dropout, output_rms, softmax
+from propagate.montecarlo.operators import (
+    ACTIVATIONS,
+    GATED,
+    NORMS,
+    Pull,
+    dropout,
+    in_one_pass,
+    one_pass_attention,
+    output_rms,
+    softmax,
+)
 from propagate.montecarlo.samplers import Sampler
 from propagate.scaling import Gains
 
@@ -144,10 +154,15 @@ def read(equations: Callable[[Any, Block], Any], block: Block, x: Array) -> tupl
 def _ffn(block: Block, site: int, x: Array, hidden: int) -> tuple[Array, Pull]:
     model, gains = block.model, block.gains
     before, pull_in = block.sampler(x, site, hidden * (2 if model.activation in GATED else 1))
-    after, pull_activation = ACTIVATIONS[model.activation](block.backend, before * gains.ffn_in)
+    after, pull_activation = ACTIVATIONS[model.activation](block.backend, _times(before, gains.ffn_in))
     y, pull_out = block.sampler(after, site + 1, model.width)
     scale = gains.ffn_out / output_rms(model.activation)
-    return y * scale, lambda g: pull_in(pull_activation(pull_out(g * scale)) * gains.ffn_in)
+    return _times(y, scale), lambda g: pull_in(_times(pull_activation(pull_out(_times(g, scale))), gains.ffn_in))
+
+
+def _times(x: Array, factor: float) -> Array:
+    """Most factors are 1, and a pass over the array is not free."""
+    return x if factor == 1 else x * factor
 
 
 def _attention(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
@@ -155,7 +170,7 @@ def _attention(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
     heads_out, pull_heads = (_uniform if model.logit_std == 0 else _softmax_heads)(block, site, x)
     y, pull_out = block.sampler(heads_out, site + 1, model.width)
     scale = gains.value * gains.attention_out
-    return y * scale, lambda g: pull_heads(pull_out(g * scale))
+    return _times(y, scale), lambda g: pull_heads(pull_out(_times(g, scale)))
 
 
 def _uniform(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
@@ -194,6 +209,10 @@ def _softmax_heads(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
         return array.reshape(draws, -1, group, tokens, size).sum(axis=2) if group > 1 else array
 
     projected, pull_projection = block.sampler(x, site, width + 2 * shared_width)
+    if group == 1 and in_one_pass(block.backend, tokens):
+        scale = model.logit_std / math.sqrt(size)
+        out, pull_heads = one_pass_attention(projected, model.heads, scale, causal=model.causal)
+        return out, lambda g: pull_projection(pull_heads(g))
     query, key, value = (split(part) for part in xp.split(projected, (width, width + shared_width), axis=-1))
     key, value = spread(key), spread(value)
     scale = model.logit_std / math.sqrt(size)

@@ -248,9 +248,9 @@ def _dot(a: Array, b: Array) -> Array:
 def unevenness(experts: Experts, logit_variance: float) -> float:
     """Standard deviation between tokens of sum_e g_te^2 + k_t^2, over its mean: how unlike in size outputs are.
 
-    Example: sums of two squares, of gates that sum to 1, differ by a fifth.
-        >>> round(unevenness(Experts(count=8, top_k=2), 1.0), 1)
-        0.2
+    Example: sums of two squares, of gates that sum to 1, differ by an eighth.
+        >>> round(unevenness(Experts(count=8, top_k=2), 1.0), 2)
+        0.13
     """
     one = _sample(experts, math.sqrt(logit_variance) * _normals(experts.candidates)[0])
     squares = _dot(one.gates[:, : one.routed], one.gates[:, : one.routed]) + one.kept**2

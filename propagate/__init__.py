@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import propagate.placements  # noqa: F401  # registers those that come with the package
+from propagate.experts import Experts
 from propagate.model import Model, ModelError
 from propagate.placement import Placement, placement, placements
 from propagate.scaling import Gains, ScaleInit
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Divergence",
+    "Experts",
     "Gains",
     "Model",
     "ModelError",

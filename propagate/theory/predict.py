@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from propagate.model import Model, ModelError, check_flag, check_model
 from propagate.table import STREAM, table
+from propagate.theory.experts import warn_if_uneven
 from propagate.theory.finite_width import allowances, allowances_of_streams
 from propagate.theory.functions import Scalar
 from propagate.theory.moments import Joint, Moments
@@ -68,6 +69,9 @@ def predict(
         the embedded tokens before `embed`, at the last block what leaves the readout; in between it is NaN. The
         cotangent of such a placement always enters behind the readout.
 
+    Warns:
+        UserWarning: where experts' gates are so uneven that their means mislead.
+
     Raises:
         ModelError: for a start that is no second moment, or a model the theory does not cover.
 
@@ -79,6 +83,7 @@ def predict(
     """
     check_model(model)
     check_flag("through_readout", through_readout)
+    warn_if_uneven(model.experts)
     values, dims, coords = aligned(
         variance=variance, covariance=covariance, grad_variance=grad_variance, grad_covariance=grad_covariance
     )

@@ -224,7 +224,7 @@ def placements() -> None:
     for name, kind in pg.placements().items():
         try:
             rows.append((name, escape(pg.equations(name)), norms_on_skip(name), kind.citation))
-        except ModelError:  # a field without default: there are no equations before it has a value
+        except (ModelError, NotImplementedError):  # no equations yet: a field has no default, or there is no `block`
             rows.append((name, "", "", kind.citation))
     _print_table(("name", "equations of a block", "norms on the skip", "source"), rows)
 

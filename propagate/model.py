@@ -31,9 +31,6 @@ class Model:
         width: coordinates of the residual stream.
         tokens: tokens in the sequence.
         heads: attention heads; they divide the width.
-        key_value_heads: heads that have keys and values of their own (grouped-query attention, arXiv:2305.13245); they
-            divide `heads`, which share them in groups. None means all of them, 1 is multi-query attention. Expected
-            second moments do not depend on it, forward or backward, at any width; their fluctuations do.
         activation: "linear", "relu", "squared_relu", "gelu", "silu", "tanh", "swiglu" or "geglu".
         ffn_ratio: hidden width of the FFN over `width` (each half of a gated FFN has this width).
         norm: "rms" (RMSNorm) or "layer" (LayerNorm), without learned gain and bias.
@@ -57,6 +54,9 @@ class Model:
         experts: an `Experts` puts a mixture of experts in place of every FFN; None is a dense FFN.
         dropout: probability with which an entry of a branch's output is set to 0, the others being divided by
             1 - dropout; masks are independent between tokens, and the cotangent meets the same one.
+        key_value_heads: heads that have keys and values of their own (grouped-query attention, arXiv:2305.13245); they
+            divide `heads`, which share them in groups. None means all of them, 1 is multi-query attention. Expected
+            second moments do not depend on it, forward or backward, at any width; their fluctuations do.
 
     Raises:
         ModelError: names the field, the value and what is allowed.
@@ -71,7 +71,6 @@ class Model:
     width: int = 512
     tokens: int = 32
     heads: int = 8
-    key_value_heads: int | None = None
     activation: str = "relu"
     ffn_ratio: float = 4.0
     norm: str = "rms"
@@ -88,6 +87,7 @@ class Model:
     weights: str = "normal"
     experts: Experts | None = None
     dropout: float = 0.0
+    key_value_heads: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "placement", as_placement(self.placement))

@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 import propagate as pg
-from propagate import Experts
+from propagate import Experts, Gains
 from propagate.montecarlo.backend import choose_backend
 from propagate.montecarlo.experts import gates as array_gates
 from propagate.theory import blocks
@@ -127,7 +127,7 @@ def test_the_published_numbers() -> None:
 
 def test_one_expert_that_is_always_chosen_is_a_dense_ffn() -> None:
     x, g = Moments(1.3, 0.4), Moments(0.7, 0.6)
-    dense_out, dense_pull = ffn(ACTIVATIONS["gelu"], 0.8, 1.2)(x)
+    dense_out, dense_pull = ffn(ACTIVATIONS["gelu"], Gains(ffn_in=0.8, ffn_out=1.2))(x)
     out, kept, pull = theory.mixture(ACTIVATIONS["gelu"], 0.8, 1.2, Experts(1, 1))(x)
     assert kept == 0
     assert tuple(out) == pytest.approx(tuple(dense_out), rel=1e-12)

@@ -30,7 +30,7 @@ def network(name: str) -> tuple[pg.Model, dict[str, float]]:
 def test_the_registry_is_whole() -> None:
     """The names of the design notes, and what they are also called."""
     assert len(PLACEMENTS) == 24
-    assert pg.placement("Sandwich-LN") == pg.placement("Peri-LN")
+    assert pg.placement("Sandwich-LN") == pg.placement("sandwichnorm")
 
 
 @pytest.mark.parametrize("name", NEW)

@@ -40,6 +40,7 @@ class Tape:
     block's arrays until Python's collector happens to run.
     """
 
+    backend: Backend
     steps: list[tuple[int, int, Pull]] = field(default_factory=list)
     streams: int = 0
 
@@ -52,11 +53,11 @@ class Tape:
         """The cotangents at `sources`, from those at the streams numbered `outputs`."""
         arrived: dict[int, Array] = {}
         for number, cotangent in zip(outputs, cotangents, strict=True):
-            arrived[number] = arrived[number] + cotangent if number in arrived else cotangent
+            arrived[number] = self.backend.add(arrived[number], cotangent) if number in arrived else cotangent
         for made, stream, pull in reversed(self.steps):
             if made in arrived:
                 part = pull(arrived[made])
-                arrived[stream] = arrived[stream] + part if stream in arrived else part
+                arrived[stream] = self.backend.add(arrived[stream], part) if stream in arrived else part
         return tuple(arrived[x.number] if x.number in arrived else 0 * x.value for x in sources)
 
 
@@ -80,7 +81,7 @@ class Stream:
         return self._derive(value, (self, pull))
 
     def __add__(self, other: Stream) -> Stream:
-        return self._derive(self.value + other.value, (self, lambda g: g), (other, lambda g: g))
+        return self._derive(self.tape.backend.add(self.value, other.value), (self, lambda g: g), (other, lambda g: g))
 
     def __mul__(self, factor: float | Array) -> Stream:
         return self.apply(lambda x: (x * factor, lambda g: g * factor))
@@ -175,7 +176,7 @@ class State(NamedTuple):
 
 def read_state(equations: Callable[[Any, Block], Any], block: Block, state: State) -> tuple[State, StatePull]:
     """Run a placement's equations on a state: what leaves, and the pull from its cotangents to the state's."""
-    tape = Tape()
+    tape = Tape(block.backend)
     sources = [tape.stream(x) for x in state.streams]
     outputs, layout = split(equations(join(sources, state.layout), block), Stream)
     numbers = [output.number for output in outputs]

@@ -1,4 +1,4 @@
-"""Sums, activations and their pulls on a CUDA device, each one pass. The formulas are those of `montecarlo.operators`."""
+"""Sums, activations and their pulls on a CUDA device, one pass each; the formulas of `montecarlo.operators`."""
 
 from __future__ import annotations
 

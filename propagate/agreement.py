@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from propagate.model import ModelError
-from propagate.table import QUANTITIES
+from propagate.table import BY_MATRIX, QUANTITIES
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -25,9 +25,10 @@ def compare(prediction: xr.Dataset, measurement: xr.Dataset, *, threshold: float
     """Judge a measurement by a prediction.
 
     A quantity whose mean logarithm was measured (`log_<name>`) is compared on the log scale, with the geometric mean;
-    the others by their arithmetic mean. The error of a comparison is the standard error over draws and the
-    prediction's stated finite-width allowance, added in quadrature. `z` is the normal score of the resulting t
-    statistic with draws - 1 degrees of freedom, so that few draws do not pass for certainty.
+    the others by their arithmetic mean, and so is `param_grad`: queries and keys of few heads and tokens vary between
+    draws at any width, and it is their expectation that is predicted. The error of a comparison is the standard error
+    over draws and the prediction's stated finite-width allowance, added in quadrature. `z` is the normal score of the
+    resulting t statistic with draws - 1 degrees of freedom, so that few draws do not pass for certainty.
 
     Args:
         prediction: a table with any of the quantities over `block`, and `<name>_allowance` where it is not exact.
@@ -36,7 +37,8 @@ def compare(prediction: xr.Dataset, measurement: xr.Dataset, *, threshold: float
 
     Returns:
         A Dataset over `quantity` and `block`: `predicted`, `measured`, `standard_error`, `allowance` (the last two
-        relative to the prediction, for a covariance to the variance), `relative_error`, `z`; over `quantity`:
+        relative to the prediction, for a covariance to the variance), `relative_error`, `z`; over `quantity` (each
+        matrix's gradient is one, `param_grad[query]` for instance):
         `worst_z` and `agrees`; in `attrs`, `agrees` as 0 or 1. Entries with nothing to compare are NaN.
 
     Raises:
@@ -57,7 +59,8 @@ def compare(prediction: xr.Dataset, measurement: xr.Dataset, *, threshold: float
             raise ModelError(f"{name} must be an xarray.Dataset, got {given!r}")
         if "block" not in given.dims:
             raise ModelError(f"{name} must have the dimension block, got {', '.join(map(str, given.dims)) or 'none'}")
-    names = [name for name in QUANTITIES if name in prediction and name in measurement]
+    prediction, measurement = _by_matrix(prediction), _by_matrix(measurement)
+    names = [name for name in _names(prediction) if name in measurement]
     if not names:
         raise ModelError(f"the tables share none of {', '.join(QUANTITIES)}")
     if prediction.sizes["block"] != measurement.sizes["block"]:
@@ -85,11 +88,30 @@ def checked_threshold(threshold: float) -> float:
     return float(threshold)
 
 
+def _by_matrix(table: xr.Dataset) -> xr.Dataset:
+    """With a column for each matrix, `param_grad[query]` for instance, in place of a dimension."""
+    if "matrix" not in table.dims:
+        return table
+    return table.drop_dims("matrix").assign(
+        {
+            str(name).replace(BY_MATRIX, f"{BY_MATRIX}[{matrix}]"): values.sel(matrix=matrix, drop=True)
+            for name, values in table.data_vars.items()
+            if "matrix" in values.dims
+            for matrix in values.matrix.to_numpy().tolist()
+        }
+    )
+
+
+def _names(table: xr.Dataset) -> list[str]:
+    """The table's quantities, in the order of `QUANTITIES`; each matrix's is one."""
+    return [str(name) for wanted in QUANTITIES for name in table if str(name).split("[")[0] == wanted]
+
+
 def _judge(name: str, prediction: xr.Dataset, measurement: xr.Dataset, draws: int) -> dict[str, Floats]:
     predicted = _values(prediction, name)
     scale = np.abs(_values(prediction, name.replace("covariance", "variance")))
     allowance = _values(prediction, f"{name}_allowance", default=np.zeros_like(predicted))
-    if f"log_{name}" in measurement:
+    if f"log_{name}" in measurement and not name.startswith(BY_MATRIX):
         measured = np.exp(_values(measurement, f"log_{name}"))
         with np.errstate(divide="ignore", invalid="ignore"):
             difference = np.log(measured / predicted)
@@ -99,9 +121,10 @@ def _judge(name: str, prediction: xr.Dataset, measurement: xr.Dataset, draws: in
         compared = predicted > 1e-12 * floor
     else:
         measured = _values(measurement, name)
-        difference = (measured - predicted) / scale
+        with np.errstate(divide="ignore", invalid="ignore"):
+            difference = np.where(measured == predicted, 0.0, (measured - predicted) / scale)  # 0 of 0 is right
+            error = _values(measurement, f"{name}_se") / scale
         compared = np.isfinite(predicted)
-        error = _values(measurement, f"{name}_se") / scale
     return {
         "predicted": predicted,
         "measured": measured,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -19,12 +20,23 @@ MEANING = {
     "grad_variance": "E g_ti^2, g the cotangent of the stream",
     "grad_covariance": "E g_ti g_si, t != s",
     "grad_deviation": "grad_variance - grad_covariance, computed without cancellation",
+    "param_grad": "E |dLoss/dW|^2: squared Frobenius norm, W with entries of standard deviation gain / sqrt(fan_in)",
 }
 QUANTITIES = tuple(MEANING)
+BY_MATRIX = "param_grad"
+"""The quantity that has a dimension `matrix` besides `block`; the embedding, block 0, has no matrix: NaN there."""
 
 
-def table(variables: dict[str, Any], depth: int, attributes: dict[str, Any], dims: tuple[str, ...] = ()) -> xr.Dataset:
+def table(
+    variables: dict[str, Any],
+    depth: int,
+    attributes: dict[str, Any],
+    dims: tuple[str, ...] = (),
+    matrices: Sequence[str] = (),
+) -> xr.Dataset:
     """A Dataset over `block` 0 ... depth (and any further `dims`), with meanings and provenance.
+
+    `param_grad`, and what is said of it, has the dimension `matrix` after `block`, labelled by `matrices`.
 
     Example:
         >>> table({"variance": [1.0, 2.0]}, depth=1, attributes={"seed": 0}).sizes["block"]
@@ -33,8 +45,12 @@ def table(variables: dict[str, Any], depth: int, attributes: dict[str, Any], dim
     import xarray as xr
 
     data = xr.Dataset(
-        {name: (("block", *dims), values) for name, values in variables.items()},
-        coords={"block": ("block", range(depth + 1), {"long_name": "block (0: the embedding)"})},
+        {
+            name: (("block", *(("matrix",) if BY_MATRIX in name else ()), *dims), values)
+            for name, values in variables.items()
+        },
+        coords={"block": ("block", range(depth + 1), {"long_name": "block (0: the embedding)"})}
+        | ({"matrix": list(matrices)} if matrices else {}),
         attrs={key: value for key, value in attributes.items() if value is not None} | provenance(),
     )
     for name in data.variables:

@@ -104,8 +104,11 @@ def block_of(model: Model, backend: Backend, sampler: Sampler, index: int) -> Bl
     return Block(model, backend, sampler, index, model.gains(max(index, 1)), sites)
 
 
-def read(equations: Callable[[Any, Block], Any], block: Block, x: Array) -> tuple[Array, Pull]:
-    """Run a placement's equations on an array: the array that leaves, and the pull from its cotangent to x's."""
+def read(equations: Callable[[Any, Any], Any], block: Any, x: Array) -> tuple[Array, Pull]:
+    """Run a placement's equations on an array: the array that leaves, and the pull from its cotangent to x's.
+
+    `block` is a `Block`, or offers what it does.
+    """
     tape = Tape()
     source = Stream(x, tape)
     output = equations(source, block)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,7 @@ from propagate.montecarlo.blocks import block_of, read
 from propagate.montecarlo.checkpoint import load, save
 from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.operators import GATED, Pull
+from propagate.montecarlo.parameter_gradients import RecordedBlock, matrices, stacked
 from propagate.montecarlo.samplers import Sampler, dense
 from propagate.montecarlo.starts import Start, start_of, with_gram
 from propagate.montecarlo.statistics import Floats, second_moments
@@ -42,6 +43,7 @@ def simulate(
     gram: Any = None,
     inputs: Any = None,
     through_readout: bool = False,
+    parameter_gradients: bool = False,
     backend: Literal["auto", "numpy", "cupy"] = "auto",
     sampler: Literal["auto", "dense", "weightless"] = "auto",
     memory: int | None = None,
@@ -61,6 +63,7 @@ def simulate(
         gram: (tokens, tokens) second moments of the input tokens, in place of `variance` and `covariance`.
         inputs: (tokens, width) input tokens, the same in every draw, in place of `variance` and `covariance`.
         through_readout: the cotangent enters behind the readout instead.
+        parameter_gradients: measure the gradient of every weight matrix too, which costs two small Gram matrices each.
         backend: "auto" takes CuPy if a CUDA device answers.
         sampler: "dense" materialises every weight matrix. "weightless" never does, and has the same law at every
             width; its cost grows with tokens^2 width in place of tokens width^2. "auto" takes "weightless" where the
@@ -75,7 +78,8 @@ def simulate(
     Returns:
         A Dataset over `block` with the names of `predict`, the mean over draws, and `<name>_se`, its standard error.
         `log_variance`, `log_deviation`, `log_grad_variance`, `log_grad_deviation` are means of natural logarithms,
-        for quantities that are closer to log-normal at depth.
+        for quantities that are closer to log-normal at depth. With `parameter_gradients` also `param_grad` over block
+        and matrix, as in `predict`.
 
     Raises:
         ModelError: names the argument, the value and what is allowed.
@@ -88,6 +92,8 @@ def simulate(
     """
     check_model(model)
     check_flag("through_readout", through_readout)
+    check_flag("parameter_gradients", parameter_gradients)
+    names = matrices(model) if parameter_gradients else []
     if progress is not None:
         check_flag("progress", progress)
     if not isinstance(checkpoint, str | os.PathLike | None):
@@ -98,14 +104,14 @@ def simulate(
     sampler_name = _sampler(sampler, model)
     start = start_of(model, variance, covariance, grad_variance, grad_covariance, gram, inputs)
     batch = _batch(model, host, sampler_name, memory)
-    identity = _identity(model, seed, start, through_readout, host, sampler_name)
+    identity = _identity(model, seed, start, through_readout, names, host, sampler_name)
     summary = load(checkpoint, identity)
     if summary.draws > draws:
         raise ModelError(f"draws must be at least the {summary.draws} that the checkpoint holds, got {draws}")
     with _progress(progress, draws, summary.draws) as advance:
         while summary.draws < draws:
             some = range(summary.draws, min(summary.draws + batch, draws))
-            summary.add(run(model, host, sampler_name, seed, some, start, through_readout=through_readout))
+            summary.add(run(model, host, sampler_name, seed, some, start, names, through_readout=through_readout))
             save(checkpoint, identity, summary)
             advance(len(some))
     attributes = {
@@ -120,13 +126,24 @@ def simulate(
         "backend": host.name,
         "device": host.device,
     }
-    return table(summary.variables(), model.depth, attributes)
+    return table(summary.variables(), model.depth, attributes, matrices=names)
 
 
 def run(
-    model: Model, backend: Backend, sampler_name: str, seed: int, draws: range, start: Start, *, through_readout: bool
+    model: Model,
+    backend: Backend,
+    sampler_name: str,
+    seed: int,
+    draws: range,
+    start: Start,
+    names: Sequence[str] = (),
+    *,
+    through_readout: bool,
 ) -> dict[str, Floats]:
-    """One batch of draws: for each quantity an array of shape (draws, depth + 1)."""
+    """One batch of draws: for each quantity an array of shape (draws, depth + 1).
+
+    With `names` of matrices, also `param_grad` of shape (draws, depth + 1, matrices).
+    """
     normals = Normals(backend, seed, draws)
     sampler = SAMPLERS[sampler_name](normals)
     placement = model.equations
@@ -141,8 +158,11 @@ def run(
     x, _ = read(placement.embed, block(0), x)
     forward = [second_moments(x)]
     pulls: list[Pull] = []
+    norms: list[dict[str, Array]] = []
     for index in range(1, model.depth + 1):
-        x, pull = read(placement.block, block(index), x)
+        entered = RecordedBlock(block(index)) if names else block(index)
+        x, pull = read(placement.block, entered, x)
+        norms.append(entered.norms if names else {})
         forward.append(second_moments(x))
         pulls.append(pull)
     cotangent = with_gram(start.cotangent_root, normals, COTANGENT_SITE, model.width)
@@ -153,7 +173,10 @@ def run(
     while pulls:
         cotangent = pulls.pop()(cotangent)  # a block's weights are freed as soon as they are used
         backward.append(second_moments(cotangent))
-    return _columns("", forward, backend) | _columns("grad_", backward[::-1], backend)
+    columns = _columns("", forward, backend) | _columns("grad_", backward[::-1], backend)
+    if names:
+        columns["param_grad"] = backend.to_host(stacked(backend.xp, norms, names, len(draws)))
+    return columns
 
 
 def _columns(prefix: str, moments: list[tuple[Array, ...]], backend: Backend) -> dict[str, Floats]:
@@ -192,13 +215,22 @@ def _batch(model: Model, backend: Backend, sampler_name: str, memory: int | None
     return max(1, int(memory // (8 * model.depth * (weights + activations))))
 
 
-def _identity(model: Model, seed: int, start: Start, through_readout: bool, backend: Backend, sampler_name: str) -> str:
+def _identity(
+    model: Model,
+    seed: int,
+    start: Start,
+    through_readout: bool,
+    names: list[str],
+    backend: Backend,
+    sampler_name: str,
+) -> str:
     """What a checkpoint must agree on before it is continued."""
     roots = {name: None if a is None else a.tolist() for name, a in vars(start).items()}
     what = {
         "model": repr(model),
         "seed": seed,
         "readout": through_readout,
+        "matrices": names,
         "backend": backend.name,
         "sampler": sampler_name,
         "start": roots,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from propagate.montecarlo.backend import Array
 
 Floats = NDArray[np.float64]
-POSITIVE = ("variance", "deviation", "grad_variance", "grad_deviation")
+POSITIVE = ("variance", "deviation", "grad_variance", "grad_deviation", "param_grad")
 """Quantities whose logarithm is averaged too: at depth they are closer to log-normal than to normal."""
 
 
@@ -75,7 +75,7 @@ class Summary:
         return next(iter(self.means.values())).count if self.means else 0
 
     def add(self, batch: dict[str, Floats]) -> None:
-        """Take in a batch: for each name an array of shape (draws, blocks)."""
+        """Take in a batch: for each name an array of shape (draws, blocks) or (draws, blocks, matrices)."""
         logs = {f"log_{name}": _log(batch[name]) for name in POSITIVE if name in batch}
         for name, values in (batch | logs).items():
             running = self.means.setdefault(name, RunningMean())

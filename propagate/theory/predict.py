@@ -13,9 +13,11 @@ from propagate.model import Model, ModelError, check_flag, check_model
 from propagate.table import table
 from propagate.theory.activations import ACTIVATIONS
 from propagate.theory.blocks import Block, BlockMap, Stream, Tape, read
-from propagate.theory.finite_width import allowances
+from propagate.theory.finite_width import allowances, matrix_allowances
 from propagate.theory.functions import Scalar
 from propagate.theory.moments import Moments
+from propagate.theory.parameter_gradients import MATRICES
+from propagate.theory.parameter_gradients import parameter_gradients as matrix_norms
 from propagate.theory.sublayers import attention, ffn
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ def predict(
     grad_variance: Any = 1.0,
     grad_covariance: Any = 0.0,
     through_readout: bool = False,
+    parameter_gradients: bool = False,
 ) -> xr.Dataset:
     """Variance, covariance and their gradient counterparts at every block, as the width goes to infinity.
 
@@ -40,13 +43,17 @@ def predict(
         grad_variance: E g^2 of the cotangent that enters at the stream that leaves the last block.
         grad_covariance: E g_t g_s of it.
         through_readout: the cotangent enters behind the readout (PreNorm's final norm) instead.
+        parameter_gradients: predict the gradient of every weight matrix too.
 
     Returns:
         A Dataset over `block` 0 ... depth with `variance`, `covariance`, `deviation`, `grad_variance`,
         `grad_covariance`, `grad_deviation`, each a second moment per coordinate; `<name>_allowance`, how far a
         network of the model's width may lie from it, relative to it (a covariance: to its variance); and `skip_gain`,
         what the gradient variance would be if the cotangent returned along the skips alone. Dimensions of
-        DataArray arguments follow `block`. With one token the covariances are NaN.
+        DataArray arguments follow `block`. With one token the covariances are NaN. With `parameter_gradients` also
+        `param_grad` over `block` and `matrix` ("query", "key", "value", "attention_out", "ffn_in", "ffn_gate",
+        "ffn_out"): the expected squared Frobenius norm of dLoss/dW, for W with entries of standard deviation
+        gain / sqrt(fan_in); NaN at block 0, which has no matrix.
 
     Raises:
         ModelError: for a start that is no second moment, or a model the theory does not cover.
@@ -59,6 +66,7 @@ def predict(
     """
     check_model(model)
     check_flag("through_readout", through_readout)
+    check_flag("parameter_gradients", parameter_gradients)
     if model.causal:
         raise ModelError("causal must be False for predict: exchangeable tokens have no order (simulate can do it)")
     values, dims, coords = _aligned(
@@ -78,8 +86,17 @@ def predict(
             columns[prefix + "deviation"] = columns[prefix + "covariance"]
     columns["skip_gain"] = np.cumprod(_stacked([*path.skips, 1.0], shape)[::-1], axis=0)[::-1]
     columns |= allowances(columns, model.width, model.tokens, through_readout=through_readout)
+    matrices: list[str] = []
+    if parameter_gradients:
+        norms = matrix_norms(model, lambda index: block_of(model, index), path.forward, path.backward)
+        matrices = [name for name in MATRICES if name in norms]
+        columns["param_grad"] = np.stack([_stacked([math.nan, *norms[name]], shape) for name in matrices], axis=1)
+        columns["param_grad_allowance"] = matrix_allowances(
+            columns, matrices, model.width, model.tokens, model.heads, model.logit_std
+        )
     attributes = {"witness": "theory", "model": repr(model), "width": model.width, "depth": model.depth}
-    return table(columns, model.depth, attributes | {"tokens": model.tokens}, dims).assign_coords(coords)
+    attributes |= {"tokens": model.tokens}
+    return table(columns, model.depth, attributes, dims, matrices).assign_coords(coords)
 
 
 class Path(NamedTuple):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 from propagate.theory.activations import Activation
 from propagate.theory.functions import Scalar
@@ -67,28 +68,62 @@ def attention(tokens: Scalar, logit_variance: Scalar, gain: Scalar) -> Sublayer:
             return _scaled(x, power), lambda g: _scaled(g, power)
 
         return linear
-    others = tokens - 1
-    uniform_slope = others / tokens**2
 
     def apply(x: Moments) -> tuple[Moments, Pull]:
-        logit_spread = logit_variance * x.variance * x.deviation
-        second, overlap, self_slope, cross_slope = softmax_averages(tokens, logit_spread, x.covariance / x.variance)
-        mean_mode = x.covariance + x.deviation / tokens
+        paths = attention_paths(tokens, logit_variance, x)
 
         def pull(g: Moments) -> Moments:
-            mean = (g.variance + others * g.covariance) / tokens
-            value = mean + g.variance * second + others * g.covariance * overlap
-            value_deviation = tokens / others * g.variance * second + tokens * g.covariance * overlap
-            own, cross = g.variance * (uniform_slope + self_slope), g.covariance * (uniform_slope + cross_slope)
-            per_logit = logit_variance * x.deviation
-            query, query_deviation = per_logit * x.deviation * own, per_logit * x.deviation * (own - cross)
-            key = per_logit * (x.variance * own + others * x.covariance * cross)
-            key_deviation = key * tokens / others
-            return Moments(power * (value + query + key), power * (value_deviation + query_deviation + key_deviation))
+            through = paths.pull(g)
+            return _scaled(through.value.plus(through.query).plus(through.key), power)
 
-        return Moments(power * (mean_mode + x.deviation * second), power * x.deviation * (second - overlap)), pull
+        return _scaled(paths.output, power), pull
 
     return apply
+
+
+class Cotangents(NamedTuple):
+    """What attention with unit gains sends back to its input, by the projection it comes through."""
+
+    value: Moments
+    query: Moments
+    key: Moments
+
+
+class AttentionPaths(NamedTuple):
+    """Attention with unit gains at one input: the moments of its output, and what a cotangent there sends back."""
+
+    output: Moments
+    pull: Callable[[Moments], Cotangents]
+
+
+def attention_paths(tokens: Scalar, logit_variance: Scalar, x: Moments) -> AttentionPaths:
+    """Attention at an input's moments, its three backward paths kept apart. See `attention`.
+
+    Example: uniform attention has no queries and keys to speak of.
+        >>> attention_paths(4, 0.0, Moments(1.0, 1.0)).pull(Moments(1.0, 1.0)).query.variance
+        0.0
+    """
+    others = tokens - 1
+    uniform_slope = others / tokens**2
+    logit_spread = logit_variance * x.variance * x.deviation
+    second, overlap, self_slope, cross_slope = softmax_averages(tokens, logit_spread, x.covariance / x.variance)
+    mean_mode = x.covariance + x.deviation / tokens
+
+    def pull(g: Moments) -> Cotangents:
+        mean = (g.variance + others * g.covariance) / tokens
+        value = mean + g.variance * second + others * g.covariance * overlap
+        value_deviation = tokens / others * g.variance * second + tokens * g.covariance * overlap
+        own, cross = g.variance * (uniform_slope + self_slope), g.covariance * (uniform_slope + cross_slope)
+        per_logit = logit_variance * x.deviation
+        query, query_deviation = per_logit * x.deviation * own, per_logit * x.deviation * (own - cross)
+        key = per_logit * (x.variance * own + others * x.covariance * cross)
+        return Cotangents(
+            value=Moments(value, value_deviation),
+            query=Moments(query, query_deviation),
+            key=Moments(key, key * tokens / others),
+        )
+
+    return AttentionPaths(Moments(mean_mode + x.deviation * second, x.deviation * (second - overlap)), pull)
 
 
 def _scaled(x: Moments, factor: Scalar) -> Moments:

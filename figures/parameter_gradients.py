@@ -40,7 +40,7 @@ Lines: theory in the limit of infinite width, from the token Gram matrices of ea
 cotangent; shaded: its stated allowance for finite width. Points: simulation, mean over independent networks ({draws} of
 unscaled PostNorm and SpanNorm, {light} of the others), bars ±1.96 standard errors. Where tokens have collapsed, the
 queries' gradient varies between networks by factors, and its mean, led by the largest, lies above the line: finite
-width, beyond what the band allows in the last blocks of unscaled PostNorm and SpanNorm. Keys behave like queries and the
+width, beyond the band in the last blocks of unscaled PostNorm and SpanNorm. Keys behave like queries and the
 attention's output matrix like the values; they are in the data. ScaleInit(0.5) multiplies the output matrices of
 attention and FFN by depth^(-1/2), and a smaller matrix has a larger gradient by as much: its ffn_out lies above
 ffn_in. The SpanNorm paper's own formula is not known to us.
@@ -128,9 +128,8 @@ def draw(data: xr.Dataset) -> Any:
             axis.set(yscale="log", title=f"{name}, {label}", xlim=(0, data.sizes["block"]), ylim=(1e-5, 10))
         for axis in axes[1]:
             axis.set_xlabel("block")
-        figure.supylabel(
-            r"$\|\partial\,\mathrm{Loss}/\partial W\|_F\ /\ (\sqrt{\mathrm{tokens}}\cdot\mathrm{width})$", fontsize=8
-        )
+        for axis in axes[:, 0]:
+            axis.set_ylabel(r"$\|\partial\,\mathrm{Loss}/\partial W\|_F$" + "\n" + r"($\sqrt{\mathrm{tokens}}$ width)")
         handles = [plots.entry(matrix, color=colour, linewidth=2.0) for matrix, colour in SHOWN.items()]
         plots.legend(figure, [*handles, *plots.key(scalings=False)])
     return figure

@@ -1,0 +1,444 @@
+"""How far single networks of finite width stray from the limit: relative standard deviations, to first order.
+
+A placement's equations are read with streams of energies (see `Energies`) that respond linearly to noise. Noise comes in
+where random matrices of finite size act:
+
+- a Gaussian matrix of n coordinates turns a Gram matrix G into one with Cov(G_ab, G_cd) = (G_ac G_bd + G_ad G_bc) / n,
+  so a mode of energy e and multiplicity m gets variance 2 e^2 / (m n);
+- two streams a, b that are uncorrelated in the limit have at width n an inner product of variance e_a e_b / (m n), and
+  their sum twice that inner product;
+- hidden units and heads are finitely many (`units`).
+
+Everything else - norms, activations, softmax, gains - answers by its derivative. To first order only the fluctuations
+of the two exchangeable energies matter: those that tell tokens apart average out. Between blocks the forward state is a
+Markov chain; the cotangent's response to the state it will meet is carried along, so that depth costs linear time.
+
+Left out: fluctuations of a head's logits beyond their Gaussian law (order 1 / head size), the correlation of a
+matrix's forward and backward noise, everything of second order.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from propagate.model import Model
+from propagate.theory.moments import Moments
+from propagate.theory.softmax import softmax_averages
+from propagate.theory.sublayers import Sublayer
+from propagate.theory.units import heads_backward, heads_forward, hidden_backward, hidden_forward, rounded
+
+Array = NDArray[np.float64]
+STEP = 1e-4  # relative, of the finite differences
+STATE, COTANGENT = (0, 1), (2, 3)  # sources of noise that stand for what enters a block
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A number and its derivative by each source of unit noise.
+
+    Example:
+        >>> x = Response(2.0, {0: 0.1})
+        >>> (x * x + 1.0).slopes
+        {0: 0.4}
+    """
+
+    value: float
+    slopes: dict[int, float] = field(default_factory=dict)
+
+    def __add__(self, other: Response | float) -> Response:
+        if not isinstance(other, Response):
+            return Response(self.value + other, self.slopes)
+        return combined(self.value + other.value, ((1.0, self), (1.0, other)))
+
+    __radd__ = __add__
+
+    def __mul__(self, other: Response | float) -> Response:
+        if not isinstance(other, Response):
+            return combined(self.value * other, ((float(other), self),))
+        return combined(self.value * other.value, ((other.value, self), (self.value, other)))
+
+    __rmul__ = __mul__
+
+    def power(self, exponent: float) -> Response:
+        """The number to a power."""
+        value = self.value**exponent
+        return combined(value, ((exponent * value / self.value, self),))
+
+
+def combined(value: float, parts: tuple[tuple[float, Response], ...]) -> Response:
+    """A number that depends on others, with its partial derivatives by them."""
+    slopes: dict[int, float] = {}
+    for factor, part in parts:
+        for source, slope in part.slopes.items():
+            slopes[source] = slopes.get(source, 0.0) + factor * slope
+    return Response(value, slopes)
+
+
+class Energies(NamedTuple):
+    """Energy of the token mean, variance + (T - 1) covariance, and of the deviations from it, variance - covariance."""
+
+    mean: Response
+    deviation: Response
+
+
+class Atom:
+    """A stream that is uncorrelated with every other atom in the limit."""
+
+    __slots__ = ("energies",)
+
+    def __init__(self, energies: Energies) -> None:
+        self.energies = energies
+
+
+Terms = dict[Atom, Response]
+
+
+@dataclass(eq=False)
+class Noise:
+    """Sources of unit noise in one block, and the sizes that set their strength."""
+
+    width: int
+    tokens: int
+    sources: Iterator[int] = field(default_factory=lambda: itertools.count(COTANGENT[-1] + 1))
+    pairs: dict[tuple[Atom, Atom], tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def others(self) -> int:
+        """Multiplicity of the deviation mode."""
+        return max(self.tokens - 1, 1)
+
+    def energies(self, terms: Terms) -> Energies:
+        """Of a linear combination of atoms: their own, and twice their inner products."""
+        found = []
+        for mode, multiplicity in ((0, 1), (1, self.others)):
+            total = Response(0.0)
+            for atom, coefficient in terms.items():
+                total = total + coefficient * coefficient * atom.energies[mode]
+            for one, other in itertools.combinations(terms, 2):
+                size = one.energies[mode].value * other.energies[mode].value
+                slope = 2 * terms[one].value * terms[other].value * math.sqrt(size / (multiplicity * self.width))
+                total = total + Response(0.0, {self._inner(one, other)[mode]: slope})
+            found.append(total)
+        return Energies(*found)
+
+    def _inner(self, one: Atom, other: Atom) -> tuple[int, int]:
+        known = self.pairs.get((one, other)) or self.pairs.get((other, one))
+        if known is None:
+            known = self.pairs[one, other] = next(self.sources), next(self.sources)
+        return known
+
+    def added(self, energies: Energies, relative: Array) -> Energies:
+        """With fresh noise of the given covariance, relative to the energies."""
+        root = _root(relative)
+        ids = next(self.sources), next(self.sources)
+        return Energies(
+            *(
+                energy + Response(0.0, {ids[0]: energy.value * row[0], ids[1]: energy.value * row[1]})
+                for energy, row in zip(energies, root, strict=True)
+            )
+        )
+
+    def gaussian(self, coordinates: float) -> Array:
+        """Relative covariance that a Gaussian matrix of so many coordinates brings."""
+        return np.diag([2.0, 2.0 / self.others]) / coordinates
+
+
+def _root(covariance: Array) -> Array:
+    values, vectors = np.linalg.eigh(covariance)
+    return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0)))
+
+
+def to_moments(mean: float, deviation: float, tokens: int) -> Moments:
+    """Moments of floats from the two energies.
+
+    Example:
+        >>> to_moments(2.0, 0.5, 4)
+        Moments(variance=0.875, deviation=0.5)
+    """
+    return Moments((mean + (tokens - 1) * deviation) / tokens, deviation)
+
+
+def to_energies(x: Moments, tokens: int) -> tuple[float, float]:
+    """The two energies of moments of floats."""
+    return tokens * x.variance - (tokens - 1) * x.deviation, x.deviation
+
+
+def mapped(function: Callable[[Moments], Moments], x: Energies, tokens: int) -> Energies:
+    """A map of moments on energies that respond to noise: its value, and its derivative by finite differences.
+
+    The steps go towards more alike tokens, where every map is defined.
+    """
+    at = (x.mean.value, x.deviation.value)
+    here = to_energies(function(to_moments(*at, tokens)), tokens)
+    slopes = []
+    for mode, sign in ((0, STEP), (1, -STEP)):
+        if at[mode] == 0 or (tokens == 1 and mode == 1):
+            slopes.append((0.0, 0.0))
+            continue
+        moved = tuple(value * (1 + sign * (i == mode)) for i, value in enumerate(at))
+        there = to_energies(function(to_moments(*moved, tokens)), tokens)
+        slopes.append(tuple((b - a) / (sign * at[mode]) for a, b in zip(here, there, strict=True)))
+    return Energies(*(combined(here[i], ((slopes[0][i], x.mean), (slopes[1][i], x.deviation))) for i in (0, 1)))
+
+
+Pull = Callable[[Terms], Terms]
+
+
+@dataclass(eq=False)
+class Tape:
+    """The steps of one block, as in `blocks.Tape`."""
+
+    noise: Noise
+    steps: list[tuple[Stream, Stream, Pull]] = field(default_factory=list)
+
+    def record(self, terms: Terms, *sources: tuple[Stream, Pull]) -> Stream:
+        stream = Stream(terms, self)
+        self.steps.extend((stream, source, pull) for source, pull in sources)
+        return stream
+
+    def pull(self, output: Stream, cotangent: Terms, source: Stream) -> Terms:
+        """The cotangent at `source`, from the one at `output`."""
+        arrived = {output: cotangent}
+        for made, stream, pull in reversed(self.steps):
+            if made in arrived:
+                part = pull(arrived[made])
+                arrived[stream] = _sum(arrived[stream], part) if stream in arrived else part
+        return arrived[source]
+
+
+def _sum(one: Terms, other: Terms) -> Terms:
+    total = dict(one)
+    for atom, coefficient in other.items():
+        total[atom] = total[atom] + coefficient if atom in total else coefficient
+    return total
+
+
+@dataclass(eq=False, slots=True)
+class Stream:
+    """A linear combination of atoms, with the arithmetic that placements use."""
+
+    terms: Terms
+    tape: Tape
+
+    def __add__(self, other: Stream) -> Stream:
+        return self.tape.record(_sum(self.terms, other.terms), (self, lambda g: g), (other, lambda g: g))
+
+    def __mul__(self, factor: Any) -> Stream:
+        scale = factor if isinstance(factor, Response) else float(factor)
+
+        def scaled(terms: Terms) -> Terms:
+            return {atom: coefficient * scale for atom, coefficient in terms.items()}
+
+        return self.tape.record(scaled(self.terms), (self, scaled))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: Any) -> Stream:
+        return self * (1 / divisor)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What a placement's equations see; `sublayers` are the limit's maps, attention and FFN."""
+
+    model: Model
+    index: int
+    first: bool
+    last: bool
+    tape: Tape
+    sublayers: tuple[Sublayer, Sublayer]
+    gain_in: float
+
+    @property
+    def depth(self) -> int:
+        return self.model.depth
+
+    def norm(self, x: Stream) -> Stream:
+        energies, tokens = self.tape.noise.energies(x.terms), self.model.tokens
+        return x * ((energies.mean + energies.deviation * float(tokens - 1)) * (1 / tokens)).power(-0.5)
+
+    def attention(self, x: Stream) -> Stream:
+        return self._branch(x, self.sublayers[0], self._attention_forward, self._attention_backward)
+
+    def ffn(self, x: Stream) -> Stream:
+        return self._branch(x, self.sublayers[1], self._ffn_forward, self._ffn_backward)
+
+    def _branch(
+        self,
+        x: Stream,
+        sublayer: Sublayer,
+        forward_noise: Callable[[Moments], Array],
+        backward_noise: Callable[[Moments, Moments], Array],
+    ) -> Stream:
+        noise, tokens = self.tape.noise, self.model.tokens
+        entered = noise.energies(x.terms)
+        at = to_moments(entered.mean.value, entered.deviation.value, tokens)
+        output = noise.added(mapped(lambda m: sublayer(m)[0], entered, tokens), forward_noise(at))
+
+        def pull(cotangent: Terms) -> Terms:
+            arrived = noise.energies(cotangent)
+            g = to_moments(arrived.mean.value, arrived.deviation.value, tokens)
+            by_cotangent = mapped(sublayer(at)[1], arrived, tokens)
+            by_state = mapped(lambda m: sublayer(m)[1](g), entered, tokens)
+            sent = Energies(*(a + b + -b.value for a, b in zip(by_cotangent, by_state, strict=True)))
+            return {Atom(noise.added(sent, backward_noise(at, g))): Response(1.0)}
+
+        return self.tape.record({Atom(output): Response(1.0)}, (x, pull))
+
+    def _ffn_forward(self, x: Moments) -> Array:
+        model, noise = self.model, self.tape.noise
+        variance = rounded(self.gain_in**2 * x.variance)
+        units = hidden_forward(model.activation, model.tokens, variance, _share(x))
+        return noise.gaussian(model.width) + units / model.hidden
+
+    def _ffn_backward(self, x: Moments, g: Moments) -> Array:
+        model, noise = self.model, self.tape.noise
+        variance = rounded(self.gain_in**2 * x.variance)
+        units = hidden_backward(model.activation, model.tokens, variance, _share(x), _share(g))
+        return noise.gaussian(model.width) + units / model.hidden
+
+    def _attention_forward(self, x: Moments) -> Array:
+        """The output matrix, the value matrix (whose two energies attention mixes) and the heads."""
+        model, noise = self.model, self.tape.noise
+        gaussian = noise.gaussian(model.width)
+        if model.tokens == 1:
+            return 2 * gaussian
+        spread = model.logit_std**2 * x.variance * x.deviation
+        second, overlap, _, _ = softmax_averages(model.tokens, spread, x.covariance / x.variance)
+        tokens, (mean, deviation) = model.tokens, to_energies(x, model.tokens)
+        own = deviation * (second - overlap)  # of the deviations at the output
+        variance = mean / tokens + deviation * second
+        out_mean = tokens * variance - (tokens - 1) * own
+        mixing = np.array([[mean / out_mean, 1 - mean / out_mean], [0.0, 1.0]])
+        found = gaussian + mixing @ gaussian @ mixing.T
+        return found + heads_forward(tokens, _logits(model, x), _share(x)) / model.heads
+
+    def _attention_backward(self, x: Moments, g: Moments) -> Array:
+        model, gaussian = self.model, self.tape.noise.gaussian(self.model.width)
+        if model.tokens == 1:
+            return 2 * gaussian
+        return 2 * gaussian + heads_backward(model.tokens, _logits(model, x), _share(x), _share(g)) / model.heads
+
+
+def _share(x: Moments) -> float:
+    return rounded(min(max(x.deviation / x.variance, 0.0), 1.0)) if x.variance > 0 else 1.0
+
+
+def _logits(model: Model, x: Moments) -> float:
+    return rounded((model.logit_std * x.variance) ** 2)
+
+
+class Spread(NamedTuple):
+    """Covariance matrices (2, 2) of the logarithms of the two energies, forward and backward, blocks 0 ... depth."""
+
+    forward: list[Array]
+    backward: list[Array]
+
+
+class Reading(NamedTuple):
+    """How a block's output and pulled cotangent answer: to the state that enters, to the cotangent, to its own noise."""
+
+    state: Array
+    noise: Array
+    pulled_state: Array
+    pulled_cotangent: Array
+    pulled_noise: Array
+
+
+def spread(
+    model: Model,
+    sublayers: Callable[[int], tuple[Sublayer, Sublayer]],
+    forward: list[Moments],
+    backward: list[Moments],
+    arriving: Moments | None = None,
+) -> Spread:
+    """Fluctuations at every block, of networks that all start from exact second moments.
+
+    Args:
+        model: the network.
+        sublayers: the limit's maps of attention and FFN at a block.
+        forward, backward: the limit's moments at blocks 0 ... depth.
+        arriving: those of the cotangent behind the readout, if it is sent through the readout.
+    """
+    placement, depth = model.equations, model.depth
+
+    def reading(equations: Callable[[Any, Any], Any], index: int, x: Moments, g: Moments) -> Reading:
+        return _read(model, equations, index, sublayers(min(max(index, 1), depth)), x, g)
+
+    readings = [reading(placement.block, i, forward[i - 1], backward[i]) for i in range(1, depth + 1)]
+    covariance = [np.zeros((2, 2))]
+    for one in readings:
+        covariance.append(one.state @ covariance[-1] @ one.state.T + one.noise @ one.noise.T)
+    own, answer = np.zeros((2, 2)), np.zeros((2, 2))  # covariance of what is independent of the state; response to it
+    if arriving is not None:
+        last = reading(placement.readout, depth + 1, forward[-1], arriving)
+        own, answer = last.pulled_noise @ last.pulled_noise.T, last.pulled_state
+    found = [own + answer @ covariance[-1] @ answer.T]
+    for index, one in zip(range(depth - 1, -1, -1), reversed(readings), strict=True):
+        fresh = one.pulled_cotangent @ answer @ one.noise + one.pulled_noise
+        own = one.pulled_cotangent @ own @ one.pulled_cotangent.T + fresh @ fresh.T
+        answer = one.pulled_cotangent @ answer @ one.state + one.pulled_state
+        found.append(own + answer @ covariance[index] @ answer.T)
+    return Spread(covariance, found[::-1])
+
+
+def _read(
+    model: Model,
+    equations: Callable[[Any, Any], Any],
+    index: int,
+    sublayers: tuple[Sublayer, Sublayer],
+    x: Moments,
+    g: Moments,
+) -> Reading:
+    noise = Noise(model.width, model.tokens)
+    gain_in = float(model.gains(min(max(index, 1), model.depth)).ffn_in)
+    block = Block(model, index, index == 1, index == model.depth, Tape(noise), sublayers, gain_in)
+    source = Stream({Atom(_seeded(x, STATE, model.tokens)): Response(1.0)}, block.tape)
+    output = equations(source, block)
+    left = noise.energies(output.terms)
+    cotangent: Terms = {Atom(_seeded(g, COTANGENT, model.tokens)): Response(1.0)}
+    back = noise.energies(block.tape.pull(output, cotangent, source))
+    count = next(noise.sources)
+    forward, backward = _matrix(left, count), _matrix(back, count)
+    split = COTANGENT[-1] + 1
+    return Reading(
+        state=forward[:, :2],
+        noise=forward[:, split:],
+        pulled_state=backward[:, :2],
+        pulled_cotangent=backward[:, 2:split],
+        pulled_noise=backward[:, split:],
+    )
+
+
+def _seeded(x: Moments, sources: tuple[int, int], tokens: int) -> Energies:
+    """Energies whose logarithms move by one with their source."""
+    return Energies(*(Response(e, {s: e}) for e, s in zip(to_energies(x, tokens), sources, strict=True)))
+
+
+def _matrix(energies: Energies, count: int) -> Array:
+    """Derivatives of the logarithms of two energies by every source, shape (2, count)."""
+    found = np.zeros((2, count))
+    for row, energy in enumerate(energies):
+        for source, slope in energy.slopes.items():
+            if energy.value > 0:
+                found[row, source] = slope / energy.value
+    return found
+
+
+def log_spreads(covariance: Array, x: Moments, tokens: int) -> tuple[float, float]:
+    """Standard deviations of log variance and log deviation, from the covariance of the log energies.
+
+    Example: a single token has nothing but its variance.
+        >>> log_spreads(np.diag([0.04, 0.0]), Moments(1.0, 0.0), 1)[0]
+        0.2
+    """
+    mean, deviation = to_energies(x, tokens)
+    weights = np.array([mean, (tokens - 1) * deviation]) / (tokens * x.variance) if x.variance > 0 else np.zeros(2)
+    return math.sqrt(max(float(weights @ covariance @ weights), 0.0)), math.sqrt(max(float(covariance[1, 1]), 0.0))

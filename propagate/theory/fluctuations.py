@@ -1,7 +1,7 @@
 """How far single networks of finite width stray from the limit: relative standard deviations, to first order.
 
-A placement's equations are read with streams of energies (see `Energies`) that respond linearly to noise. Noise comes in
-where random matrices of finite size act:
+A placement's equations are read with streams of energies (see `Energies`) that respond linearly to noise. Noise comes
+in where random matrices of finite size act:
 
 - a Gaussian matrix of n coordinates turns a Gram matrix G into one with Cov(G_ab, G_cd) = (G_ac G_bd + G_ad G_bc) / n,
   so a mode of energy e and multiplicity m gets variance 2 e^2 / (m n);
@@ -13,8 +13,8 @@ Everything else - norms, activations, softmax, gains - answers by its derivative
 of the two exchangeable energies matter: those that tell tokens apart average out. Between blocks the forward state is a
 Markov chain; the cotangent's response to the state it will meet is carried along, so that depth costs linear time.
 
-Left out: fluctuations of a head's logits beyond their Gaussian law (order 1 / head size), the correlation of a
-matrix's forward and backward noise, everything of second order.
+Left out: fluctuations of a head's logits beyond their Gaussian law (order 1 / head size), how attention mixes the noise
+of its cotangent's values, everything of second order.
 """
 
 from __future__ import annotations
@@ -131,19 +131,22 @@ class Noise:
     def _inner(self, one: Atom, other: Atom) -> tuple[int, int]:
         known = self.pairs.get((one, other)) or self.pairs.get((other, one))
         if known is None:
-            known = self.pairs[one, other] = next(self.sources), next(self.sources)
+            known = self.pairs[one, other] = self.fresh()
         return known
 
-    def added(self, energies: Energies, relative: Array) -> Energies:
-        """With fresh noise of the given covariance, relative to the energies."""
-        root = _root(relative)
-        ids = next(self.sources), next(self.sources)
-        return Energies(
-            *(
-                energy + Response(0.0, {ids[0]: energy.value * row[0], ids[1]: energy.value * row[1]})
-                for energy, row in zip(energies, root, strict=True)
-            )
-        )
+    def fresh(self) -> tuple[int, int]:
+        """Two new sources."""
+        return next(self.sources), next(self.sources)
+
+    def added(self, energies: Energies, *parts: tuple[Array, tuple[int, int]]) -> Energies:
+        """With noise relative to the energies: (2, 2) matrices times pairs of sources."""
+        found = []
+        for mode, energy in enumerate(energies):
+            for matrix, sources in parts:
+                slopes = {source: energy.value * matrix[mode, i] for i, source in enumerate(sources)}
+                energy = energy + Response(0.0, slopes)
+            found.append(energy)
+        return Energies(*found)
 
     def gaussian(self, coordinates: float) -> Array:
         """Relative covariance that a Gaussian matrix of so many coordinates brings."""
@@ -177,14 +180,14 @@ def mapped(function: Callable[[Moments], Moments], x: Energies, tokens: int) -> 
     """
     at = (x.mean.value, x.deviation.value)
     here = to_energies(function(to_moments(*at, tokens)), tokens)
-    slopes = []
+    slopes: list[tuple[float, float]] = []
     for mode, sign in ((0, STEP), (1, -STEP)):
         if at[mode] == 0 or (tokens == 1 and mode == 1):
             slopes.append((0.0, 0.0))
             continue
-        moved = tuple(value * (1 + sign * (i == mode)) for i, value in enumerate(at))
-        there = to_energies(function(to_moments(*moved, tokens)), tokens)
-        slopes.append(tuple((b - a) / (sign * at[mode]) for a, b in zip(here, there, strict=True)))
+        moved = to_moments(at[0] * (1 + sign * (mode == 0)), at[1] * (1 + sign * (mode == 1)), tokens)
+        there, by = to_energies(function(moved), tokens), sign * at[mode]
+        slopes.append(((there[0] - here[0]) / by, (there[1] - here[1]) / by))
     return Energies(*(combined(here[i], ((slopes[0][i], x.mean), (slopes[1][i], x.deviation))) for i in (0, 1)))
 
 
@@ -240,8 +243,8 @@ class Stream:
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: Any) -> Stream:
-        return self * (1 / divisor)
+    def __truediv__(self, divisor: float) -> Stream:
+        return self.__mul__(1 / divisor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +265,9 @@ class Block:
 
     def norm(self, x: Stream) -> Stream:
         energies, tokens = self.tape.noise.energies(x.terms), self.model.tokens
-        return x * ((energies.mean + energies.deviation * float(tokens - 1)) * (1 / tokens)).power(-0.5)
+        scale = ((energies.mean + energies.deviation * float(tokens - 1)) * (1 / tokens)).power(-0.5)
+        scaled: Stream = x.__mul__(scale)
+        return scaled
 
     def attention(self, x: Stream) -> Stream:
         return self._branch(x, self.sublayers[0], self._attention_forward, self._attention_backward)
@@ -274,13 +279,18 @@ class Block:
         self,
         x: Stream,
         sublayer: Sublayer,
-        forward_noise: Callable[[Moments], Array],
-        backward_noise: Callable[[Moments, Moments], Array],
+        forward_noise: Callable[[Moments], tuple[Array, Array]],
+        backward_noise: Callable[[Moments, Moments], tuple[Array, Array]],
     ) -> Stream:
+        """The noise is given as relative covariances: of its Gaussian matrices, and of its units, which meet again."""
         noise, tokens = self.tape.noise, self.model.tokens
         entered = noise.energies(x.terms)
         at = to_moments(entered.mean.value, entered.deviation.value, tokens)
-        output = noise.added(mapped(lambda m: sublayer(m)[0], entered, tokens), forward_noise(at))
+        gaussian, units = forward_noise(at)
+        sources, root = noise.fresh(), _root(units)
+        output = noise.added(
+            mapped(lambda m: sublayer(m)[0], entered, tokens), (_root(gaussian), noise.fresh()), (root, sources)
+        )
 
         def pull(cotangent: Terms) -> Terms:
             arrived = noise.energies(cotangent)
@@ -288,28 +298,32 @@ class Block:
             by_cotangent = mapped(sublayer(at)[1], arrived, tokens)
             by_state = mapped(lambda m: sublayer(m)[1](g), entered, tokens)
             sent = Energies(*(a + b + -b.value for a, b in zip(by_cotangent, by_state, strict=True)))
-            return {Atom(noise.added(sent, backward_noise(at, g))): Response(1.0)}
+            gaussian, both = backward_noise(at, g)
+            again = both[2:, :2] @ np.linalg.pinv(root.T)  # as far as the forward noise of the units is met again
+            rest = _root(both[2:, 2:] - again @ again.T)
+            parts = ((_root(gaussian), noise.fresh()), (again, sources), (rest, noise.fresh()))
+            return {Atom(noise.added(sent, *parts)): Response(1.0)}
 
         return self.tape.record({Atom(output): Response(1.0)}, (x, pull))
 
-    def _ffn_forward(self, x: Moments) -> Array:
+    def _ffn_forward(self, x: Moments) -> tuple[Array, Array]:
         model, noise = self.model, self.tape.noise
         variance = rounded(self.gain_in**2 * x.variance)
         units = hidden_forward(model.activation, model.tokens, variance, _share(x))
-        return noise.gaussian(model.width) + units / model.hidden
+        return noise.gaussian(model.width), units / model.hidden
 
-    def _ffn_backward(self, x: Moments, g: Moments) -> Array:
+    def _ffn_backward(self, x: Moments, g: Moments) -> tuple[Array, Array]:
         model, noise = self.model, self.tape.noise
         variance = rounded(self.gain_in**2 * x.variance)
         units = hidden_backward(model.activation, model.tokens, variance, _share(x), _share(g))
-        return noise.gaussian(model.width) + units / model.hidden
+        return noise.gaussian(model.width), units / model.hidden
 
-    def _attention_forward(self, x: Moments) -> Array:
+    def _attention_forward(self, x: Moments) -> tuple[Array, Array]:
         """The output matrix, the value matrix (whose two energies attention mixes) and the heads."""
         model, noise = self.model, self.tape.noise
         gaussian = noise.gaussian(model.width)
         if model.tokens == 1:
-            return 2 * gaussian
+            return 2 * gaussian, np.zeros((2, 2))
         spread = model.logit_std**2 * x.variance * x.deviation
         second, overlap, _, _ = softmax_averages(model.tokens, spread, x.covariance / x.variance)
         tokens, (mean, deviation) = model.tokens, to_energies(x, model.tokens)
@@ -317,14 +331,14 @@ class Block:
         variance = mean / tokens + deviation * second
         out_mean = tokens * variance - (tokens - 1) * own
         mixing = np.array([[mean / out_mean, 1 - mean / out_mean], [0.0, 1.0]])
-        found = gaussian + mixing @ gaussian @ mixing.T
-        return found + heads_forward(tokens, _logits(model, x), _share(x)) / model.heads
+        heads = heads_forward(tokens, _logits(model, x), _share(x)) / model.heads
+        return gaussian + mixing @ gaussian @ mixing.T, heads
 
-    def _attention_backward(self, x: Moments, g: Moments) -> Array:
+    def _attention_backward(self, x: Moments, g: Moments) -> tuple[Array, Array]:
         model, gaussian = self.model, self.tape.noise.gaussian(self.model.width)
         if model.tokens == 1:
-            return 2 * gaussian
-        return 2 * gaussian + heads_backward(model.tokens, _logits(model, x), _share(x), _share(g)) / model.heads
+            return 2 * gaussian, np.zeros((4, 4))
+        return 2 * gaussian, heads_backward(model.tokens, _logits(model, x), _share(x), _share(g)) / model.heads
 
 
 def _share(x: Moments) -> float:
@@ -343,7 +357,7 @@ class Spread(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """How a block's output and pulled cotangent answer: to the state that enters, to the cotangent, to its own noise."""
+    """How a block's output and pulled cotangent answer: to the state that enters, the cotangent, its own noise."""
 
     state: Array
     noise: Array

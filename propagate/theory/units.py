@@ -74,19 +74,23 @@ def hidden_forward(activation: str, tokens: int, variance: float, distinct: floa
 
 @lru_cache(maxsize=1024)
 def hidden_backward(activation: str, tokens: int, variance: float, distinct: float, grad_distinct: float) -> Array:
-    """The same of what one hidden unit sends back; `grad_distinct` is 1 - correlation of two tokens' cotangents.
+    """The same of one hidden unit's two energies and of the two that it sends back, shape (4, 4).
 
-    Example: a linear unit's cotangent is Gaussian too.
+    They are correlated: a unit that answers strongly sends back strongly. `grad_distinct` is 1 - correlation of two
+    tokens' cotangents.
+
+    Example: a linear unit's cotangent is Gaussian too, and knows nothing of what went forward.
         >>> found = hidden_backward("linear", 5, 1.0, 1.0, 1.0)
-        >>> bool(abs(found - np.diag([2.0, 0.5])).max() < 0.1)
+        >>> bool(abs(found - np.diag([2.0, 0.5, 2.0, 0.5])).max() < 0.1)
         True
     """
     u, w, g = _tokens(tokens, (distinct, distinct, grad_distinct))
     u, w = math.sqrt(variance) * u, math.sqrt(variance) * w
     if activation in GATES:
         value, slope = ELEMENTWISE[GATES[activation]]
-        return _relative(_energies(slope(u) * w * g) + _energies(value(u) * g))
-    return _relative(_energies(ELEMENTWISE[activation][1](u) * g))
+        return _relative(_energies(value(u) * w), _energies(slope(u) * w * g) + _energies(value(u) * g))
+    value, slope = ELEMENTWISE[activation]
+    return _relative(_energies(value(u)), _energies(slope(u) * g))
 
 
 @lru_cache(maxsize=1024)
@@ -107,16 +111,21 @@ def heads_forward(tokens: int, logit_variance: float, distinct: float) -> Array:
 
 @lru_cache(maxsize=1024)
 def heads_backward(tokens: int, logit_variance: float, distinct: float, grad_distinct: float) -> Array:
-    """The same of what one head sends back, through values, queries and keys."""
+    """The same of one head's output energies and of those that it sends back, shape (4, 4).
+
+    Example:
+        >>> heads_backward(4, 0.0, 0.5, 1.0).shape
+        (4, 4)
+    """
     if logit_variance == 0:
-        return np.zeros((2, 2))
+        return np.zeros((4, 4))
     random, weights = _attention(tokens, logit_variance, distinct)
     products = _rooted(random.standard_normal(weights.shape), grad_distinct, distinct)  # of g_t and v_s
     logits = weights * (products - (products * weights).sum(axis=-1, keepdims=True))
     transposed = logits.swapaxes(-1, -2)
     through = _sandwich(weights.swapaxes(-1, -2), grad_distinct)
     through += logit_variance * (_sandwich(logits, distinct) + _sandwich(transposed, distinct))
-    return _relative(_of_gram(through))
+    return _relative(_of_gram(_sandwich(weights, distinct)), _of_gram(through))
 
 
 def _tokens(tokens: int, distinct: tuple[float, ...]) -> list[Array]:
@@ -146,11 +155,13 @@ def _of_gram(gram: Array) -> Array:
     return np.stack([mean, (np.trace(gram, axis1=-2, axis2=-1) - mean) / (tokens - 1)], axis=-1)
 
 
-def _relative(energies: Array) -> Array:
-    mean = energies.mean(axis=0)
-    safe = np.where(mean > 0, mean, 1.0)
-    covariance = np.atleast_2d(np.cov(energies.T)) / np.outer(safe, safe)
-    return np.where(np.outer(mean > 0, mean > 0), covariance, 0.0)
+def _relative(*energies: Array) -> Array:
+    """Covariance over units of energies (units, 2) side by side, relative to their means; 0 where there are none."""
+    columns = np.concatenate(energies, axis=-1)
+    mean = columns.mean(axis=0)
+    present = mean > 0
+    scaled = np.where(present, columns / np.where(present, mean, 1.0), 0.0)
+    return np.asarray(np.cov(scaled.T))
 
 
 def _attention(tokens: int, logit_variance: float, distinct: float) -> tuple[np.random.Generator, Array]:
@@ -169,11 +180,11 @@ def _rooted(noise: Array, rows: float, columns: float) -> Array:
         tokens = noise.shape[axis]
         mean = noise.mean(axis=axis, keepdims=True)
         noise = math.sqrt(own) * (noise - mean) + math.sqrt(own + tokens * (1 - own)) * mean
-    return noise
+    return np.asarray(noise)
 
 
 def _sandwich(a: Array, distinct: float) -> Array:
     """a X a^T for exchangeable X of unit variance."""
     own = min(max(distinct, SMALLEST), 1.0)
     total = a.sum(axis=-1)
-    return (1 - own) * total[..., :, None] * total[..., None, :] + own * (a @ a.swapaxes(-1, -2))
+    return np.asarray((1 - own) * total[..., :, None] * total[..., None, :] + own * (a @ a.swapaxes(-1, -2)))

@@ -5,6 +5,7 @@ Knows tables, not witnesses: a prediction can come from a paper or another tool,
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +29,8 @@ def compare(prediction: xr.Dataset, measurement: xr.Dataset, *, threshold: float
     the others by their arithmetic mean, and so is `param_grad`: queries and keys of few heads and tokens vary between
     draws at any width, and it is their expectation that is predicted. The error of a comparison is the standard error
     over draws and the prediction's stated finite-width allowance, added in quadrature. `z` is the normal score of the
-    resulting t statistic with draws - 1 degrees of freedom, so that few draws do not pass for certainty.
+    resulting t statistic with draws - 1 degrees of freedom, so that few draws do not pass for certainty. Where the
+    prediction has `<name>_spread`, the standard deviation of the logarithm over draws is judged by it.
 
     Args:
         prediction: a table with any of the quantities over `block`, and `<name>_allowance` where it is not exact.
@@ -60,7 +62,7 @@ def compare(prediction: xr.Dataset, measurement: xr.Dataset, *, threshold: float
         if "block" not in given.dims:
             raise ModelError(f"{name} must have the dimension block, got {', '.join(map(str, given.dims)) or 'none'}")
     prediction, measurement = _by_matrix(prediction), _by_matrix(measurement)
-    names = [name for name in _names(prediction) if name in measurement]
+    names = _names(prediction, measurement)
     if not names:
         raise ModelError(f"the tables share none of {', '.join(QUANTITIES)}")
     if prediction.sizes["block"] != measurement.sizes["block"]:
@@ -102,16 +104,24 @@ def _by_matrix(table: xr.Dataset) -> xr.Dataset:
     )
 
 
-def _names(table: xr.Dataset) -> list[str]:
-    """The table's quantities, in the order of `QUANTITIES`; each matrix's is one."""
-    return [str(name) for wanted in QUANTITIES for name in table if str(name).split("[")[0] == wanted]
+def _names(prediction: xr.Dataset, measurement: xr.Dataset) -> list[str]:
+    """What both tables have, in the order of `QUANTITIES`; each matrix's is one. Then the spreads."""
+    named = [str(name) for wanted in QUANTITIES for name in prediction if str(name).split("[")[0] == wanted]
+    spreads = [name for name in QUANTITIES if f"{name}_spread" in prediction and f"log_{name}_se" in measurement]
+    return [name for name in named if name in measurement] + [f"{name}_spread" for name in spreads]
 
 
 def _judge(name: str, prediction: xr.Dataset, measurement: xr.Dataset, draws: int) -> dict[str, Floats]:
     predicted = _values(prediction, name)
     scale = np.abs(_values(prediction, name.replace("covariance", "variance")))
     allowance = _values(prediction, f"{name}_allowance", default=np.zeros_like(predicted))
-    if f"log_{name}" in measurement and not name.startswith(BY_MATRIX):
+    if name.endswith("_spread"):
+        measured = _values(measurement, f"log_{name.removesuffix('_spread')}_se") * math.sqrt(draws)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            difference = np.log(measured / predicted)
+        error = np.full_like(predicted, 1 / math.sqrt(2 * (draws - 1)))
+        compared = predicted > ROUNDING
+    elif f"log_{name}" in measurement and not name.startswith(BY_MATRIX):
         measured = np.exp(_values(measurement, f"log_{name}"))
         with np.errstate(divide="ignore", invalid="ignore"):
             difference = np.log(measured / predicted)

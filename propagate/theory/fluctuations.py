@@ -28,14 +28,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from propagate.model import Model
+from propagate.model import Model, ModelError
 from propagate.theory.moments import Moments
 from propagate.theory.softmax import softmax_averages
 from propagate.theory.sublayers import Sublayer
-from propagate.theory.units import heads_backward, heads_forward, hidden_backward, hidden_forward, rounded
+from propagate.theory.units import KNOWN, heads_backward, heads_forward, hidden_backward, hidden_forward, rounded
 
 Array = NDArray[np.float64]
 STEP = 1e-4  # relative, of the finite differences
+RESIDUE = 1e-6  # spreads below it are what those leave of zero
 STATE, COTANGENT = (0, 1), (2, 3)  # sources of noise that stand for what enters a block
 
 
@@ -349,6 +350,35 @@ def _logits(model: Model, x: Moments) -> float:
     return rounded((model.logit_std * x.variance) ** 2)
 
 
+def spreads(
+    model: Model,
+    sublayers: Callable[[int], tuple[Sublayer, Sublayer]],
+    forward: list[Moments],
+    backward: list[Moments],
+    arriving: Moments | None = None,
+) -> dict[str, Array]:
+    """Columns `<name>_spread` and `<name>_spread_allowance` over blocks; see `spread` for the arguments.
+
+    What first order leaves out of a spread is of the order of its square, and of tokens / width: the Gram matrix of
+    the tokens is itself uncertain by as much.
+
+    Raises:
+        ModelError: for an activation that `units` does not know.
+    """
+    if model.activation not in KNOWN:
+        raise ModelError(f"fluctuations covers {', '.join(sorted(KNOWN))}, got activation={model.activation!r}")
+    found = spread(model, sublayers, forward, backward, arriving)
+    columns: dict[str, Array] = {}
+    for prefix, covariances, moments in (("", found.forward, forward), ("grad_", found.backward, backward)):
+        values = [log_spreads(c, x, model.tokens) for c, x in zip(covariances, moments, strict=True)]
+        for name, column in zip(("variance", "deviation"), np.array(values).T, strict=True):
+            if name == "deviation" and model.tokens == 1:
+                column = np.full_like(column, math.nan)
+            columns[f"{prefix}{name}_spread"] = column
+            columns[f"{prefix}{name}_spread_allowance"] = column**2 + model.tokens / model.width
+    return columns
+
+
 class Spread(NamedTuple):
     """Covariance matrices (2, 2) of the logarithms of the two energies, forward and backward, blocks 0 ... depth."""
 
@@ -455,4 +485,6 @@ def log_spreads(covariance: Array, x: Moments, tokens: int) -> tuple[float, floa
     """
     mean, deviation = to_energies(x, tokens)
     weights = np.array([mean, (tokens - 1) * deviation]) / (tokens * x.variance) if x.variance > 0 else np.zeros(2)
-    return math.sqrt(max(float(weights @ covariance @ weights), 0.0)), math.sqrt(max(float(covariance[1, 1]), 0.0))
+    variances = float(weights @ covariance @ weights), float(covariance[1, 1])
+    found = [math.sqrt(variance) if variance > RESIDUE**2 else 0.0 for variance in variances]
+    return found[0], found[1]

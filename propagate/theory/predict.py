@@ -14,11 +14,12 @@ from propagate.table import table
 from propagate.theory.activations import ACTIVATIONS
 from propagate.theory.blocks import Block, BlockMap, Stream, Tape, read
 from propagate.theory.finite_width import allowances, matrix_allowances
+from propagate.theory.fluctuations import spreads
 from propagate.theory.functions import Scalar
 from propagate.theory.moments import Moments
 from propagate.theory.parameter_gradients import MATRICES
 from propagate.theory.parameter_gradients import parameter_gradients as matrix_norms
-from propagate.theory.sublayers import attention, ffn
+from propagate.theory.sublayers import Sublayer, attention, ffn
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -33,6 +34,7 @@ def predict(
     grad_covariance: Any = 0.0,
     through_readout: bool = False,
     parameter_gradients: bool = False,
+    fluctuations: bool = False,
 ) -> xr.Dataset:
     """Variance, covariance and their gradient counterparts at every block, as the width goes to infinity.
 
@@ -44,6 +46,8 @@ def predict(
         grad_covariance: E g_t g_s of it.
         through_readout: the cotangent enters behind the readout (PreNorm's final norm) instead.
         parameter_gradients: predict the gradient of every weight matrix too.
+        fluctuations: predict how much networks of the model's width, heads and hidden width differ from one another
+            too (about 10 ms a block).
 
     Returns:
         A Dataset over `block` 0 ... depth with `variance`, `covariance`, `deviation`, `grad_variance`,
@@ -53,7 +57,9 @@ def predict(
         DataArray arguments follow `block`. With one token the covariances are NaN. With `parameter_gradients` also
         `param_grad` over `block` and `matrix` ("query", "key", "value", "attention_out", "ffn_in", "ffn_gate",
         "ffn_out"): the expected squared Frobenius norm of dLoss/dW, for W with entries of standard deviation
-        gain / sqrt(fan_in); NaN at block 0, which has no matrix.
+        gain / sqrt(fan_in); NaN at block 0, which has no matrix. With `fluctuations` also `<name>_spread` of variance,
+        deviation and their gradients: the standard deviation of the quantity's logarithm between networks, to first
+        order in 1/width, and `<name>_spread_allowance`, the relative size of the next order.
 
     Raises:
         ModelError: for a start that is no second moment, or a model the theory does not cover.
@@ -67,6 +73,7 @@ def predict(
     check_model(model)
     check_flag("through_readout", through_readout)
     check_flag("parameter_gradients", parameter_gradients)
+    check_flag("fluctuations", fluctuations)
     if model.causal:
         raise ModelError("causal must be False for predict: exchangeable tokens have no order (simulate can do it)")
     values, dims, coords = _aligned(
@@ -93,6 +100,16 @@ def predict(
         columns["param_grad"] = np.stack([_stacked([math.nan, *norms[name]], shape) for name in matrices], axis=1)
         columns["param_grad_allowance"] = matrix_allowances(
             columns, matrices, model.width, model.tokens, model.heads, model.logit_std
+        )
+    if fluctuations:
+        if shape:
+            raise ModelError("fluctuations needs a start of plain numbers, got an array of starts")
+        columns |= spreads(
+            model,
+            lambda index: _sublayers(model, index),
+            path.forward,
+            path.backward,
+            cotangent if through_readout else None,
         )
     attributes = {"witness": "theory", "model": repr(model), "width": model.width, "depth": model.depth}
     attributes |= {"tokens": model.tokens}
@@ -152,6 +169,11 @@ def block_of(model: Model, index: int) -> Block:
         attention_map=attention(model.tokens, model.logit_std**2, gains.value * gains.attention_out),
         ffn_map=ffn(ACTIVATIONS[model.activation], gains.ffn_in, gains.ffn_out),
     )
+
+
+def _sublayers(model: Model, index: int) -> tuple[Sublayer, Sublayer]:
+    block = block_of(model, index)
+    return block.attention_map, block.ffn_map
 
 
 def _stacked(values: list[Scalar], shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:

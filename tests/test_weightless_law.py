@@ -43,7 +43,8 @@ def unprojected(normals: Normals) -> Sampler:
 
     def sampler(x: Array, site: int, fan_out: int) -> tuple[Array, Pull]:
         scale = x.shape[-1] ** -0.5
-        root, rows = factor(xp, x)
+        root, change, basis = factor(xp, x)
+        rows = change @ basis
         seen = normals(site, (rows.shape[-2], fan_out)) * scale
 
         def pull(g: Array) -> Array:

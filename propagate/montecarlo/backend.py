@@ -12,6 +12,7 @@ from propagate.model import ModelError
 
 Array = Any  # a numpy.ndarray or a cupy.ndarray: the code does not care which
 BACKENDS = ("auto", "numpy", "cupy")
+PRECISIONS = ("float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,18 @@ class Backend:
         xp: the module with the array functions.
         erf: the error function on its arrays.
         device: the device's name, for provenance.
+        precision: "float32" or "float64", the type of token arrays. Matrices of tokens by tokens are float64 always.
     """
 
     name: str
     xp: ModuleType
     erf: Any
     device: str
+    precision: str = "float64"
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(self.precision)
 
     def to_host(self, array: Array) -> np.ndarray[Any, np.dtype[np.float64]]:
         """The array as NumPy's, copied from the device if need be."""
@@ -36,11 +43,11 @@ class Backend:
         return host
 
 
-def choose_backend(name: str = "auto") -> Backend:
+def choose_backend(name: str = "auto", precision: str = "float64") -> Backend:
     """The backend of that name; "auto" takes CuPy if a device answers.
 
     Raises:
-        ModelError: for an unknown name, or "cupy" where CuPy is not installed or no device answers.
+        ModelError: for an unknown name or precision, or "cupy" where CuPy is not installed or no device answers.
 
     Example:
         >>> choose_backend("numpy").name
@@ -48,10 +55,12 @@ def choose_backend(name: str = "auto") -> Backend:
     """
     if name not in BACKENDS:
         raise ModelError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
+    if precision not in PRECISIONS:
+        raise ModelError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     missing = _why_no_cupy() if name != "numpy" else "not asked for"
     if name == "cupy" and missing:
         raise ModelError(f"backend 'cupy' is not available: {missing}; use 'numpy' or 'auto'")
-    return _numpy() if missing else _cupy()
+    return _numpy(precision) if missing else _cupy(precision)
 
 
 def _why_no_cupy() -> str:
@@ -63,15 +72,15 @@ def _why_no_cupy() -> str:
     return "" if cupy.cuda.is_available() else "CuPy is installed, but no CUDA device answers"
 
 
-def _numpy() -> Backend:
+def _numpy(precision: str) -> Backend:
     from scipy.special import erf
 
-    return Backend("numpy", np, erf, "CPU")
+    return Backend("numpy", np, erf, "CPU", precision)
 
 
-def _cupy() -> Backend:
+def _cupy(precision: str) -> Backend:
     import cupy
     from cupyx.scipy.special import erf
 
     name = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
-    return Backend("cupy", cupy, erf, name)
+    return Backend("cupy", cupy, erf, name, precision)

@@ -139,7 +139,7 @@ def _uniform(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
     """Every token averages the values it may see."""
     xp, tokens = block.backend.xp, x.shape[-2]
     weights = xp.tril(xp.ones((tokens, tokens))) if block.model.causal else xp.ones((tokens, tokens))
-    weights = weights / weights.sum(axis=-1, keepdims=True)
+    weights = (weights / weights.sum(axis=-1, keepdims=True)).astype(x.dtype)
     values, pull = block.sampler(x, site, block.model.width)
     return weights @ values, lambda g: pull(weights.T @ g)
 

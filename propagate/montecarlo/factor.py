@@ -16,34 +16,52 @@ QR costs 1.2 to 4 times as much on a CPU, most with many tokens, and loops over 
 from __future__ import annotations
 
 from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 
 from propagate.montecarlo.backend import Array
 
+COLUMNS = 2**12
 SOUND = 1e6  # largest trace of the inverse Gram matrix: the rows are then orthonormal to 1e-16 times it or better
 
 
-def factor(xp: ModuleType, x: Array) -> tuple[Array, Array]:
-    """`root` (draws, tokens, rank) and `rows` (draws, rank, coordinates) with x = root @ rows.
+class Factor(NamedTuple):
+    """x = root @ change @ basis, with orthonormal rows change @ basis.
 
-    `rows @ rows^T` is the identity, with zeros on the diagonal where `root` has a column of zeros. rank is the smaller
-    of tokens and coordinates, whatever the rank of x. Each draw's factors depend on that draw alone.
+    Attributes:
+        root: (draws, tokens, rank), float64.
+        change: (draws, rank, tokens or rank), float64.
+        basis: (draws, tokens or rank, coordinates), of the type of x.
+    """
+
+    root: Array
+    change: Array
+    basis: Array
+
+
+def factor(xp: ModuleType, x: Array) -> Factor:
+    """Factors of token arrays of shape (draws, tokens, coordinates).
+
+    The rows are orthonormal, with zeros where `root` has a column of zeros. rank is the smaller of tokens and
+    coordinates, whatever the rank of x. Each draw's factors depend on that draw alone.
 
     Example: tokens that differ by a millionth.
         >>> x = np.array([[[1.0, 1.0, 1.0], [1.0, 1.0, 1.000001]]])
-        >>> root, rows = factor(np, x)
+        >>> root, change, basis = factor(np, x)
+        >>> rows = change @ basis
         >>> bool(abs(root @ rows - x).max() < 1e-15), bool(abs(rows @ rows.swapaxes(-1, -2) - np.eye(2)).max() < 1e-9)
         (True, True)
     """
     root, inverse, differences, sound = _cholesky_of_differences(xp, x)
     if inverse is None:
-        root, rows = _householder(xp, differences)
-    else:
-        rows = inverse @ differences
-        if not sound.all():
-            root[~sound], rows[~sound] = _householder(xp, differences[~sound])
-    return xp.cumsum(root, axis=-2), rows
+        root, basis = _householder(xp, differences)
+        rank = root.shape[-1]
+        return Factor(xp.cumsum(root, axis=-2), xp.tile(xp.eye(rank), (len(x), 1, 1)), basis)
+    if not sound.all():
+        root[~sound], differences[~sound] = _householder(xp, differences[~sound])
+        inverse[~sound] = xp.eye(x.shape[-2])
+    return Factor(xp.cumsum(root, axis=-2), inverse, differences)
 
 
 def root_of(xp: ModuleType, x: Array) -> Array:
@@ -73,7 +91,7 @@ def _cholesky_of_differences(xp: ModuleType, x: Array) -> tuple[Array, Array | N
     if tokens > coordinates:
         return None, None, differences, xp.zeros(draws, dtype=bool)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # such draws are not sound
-        gram = differences @ differences.swapaxes(-1, -2)
+        gram = _gram(xp, differences)
         length = xp.sqrt(xp.diagonal(gram, axis1=-2, axis2=-1))
         zero = length == 0
         scale = xp.where(zero, 1.0, length)
@@ -83,6 +101,17 @@ def _cholesky_of_differences(xp: ModuleType, x: Array) -> tuple[Array, Array | N
         inverse = xp.linalg.inv(lower)
         sound &= (inverse * inverse).sum(axis=(-1, -2)) <= SOUND
         return length[..., None] * lower, inverse / scale[..., None, :], differences, sound
+
+
+def _gram(xp: ModuleType, x: Array) -> Array:
+    """x @ x^T in float64, a few columns at a time where that needs a copy."""
+    if x.dtype == np.float64:
+        return x @ x.swapaxes(-1, -2)
+    total = xp.zeros((*x.shape[:-1], x.shape[-2]))
+    for start in range(0, x.shape[-1], COLUMNS):
+        part = x[..., start : start + COLUMNS].astype(np.float64)
+        total += part @ part.swapaxes(-1, -2)
+    return total
 
 
 def _cholesky(xp: ModuleType, gram: Array) -> tuple[Array, Array]:
@@ -105,8 +134,16 @@ def _cholesky_or_nan(xp: ModuleType, gram: Array) -> Array:
 
 def _householder(xp: ModuleType, x: Array) -> tuple[Array, Array]:
     columns, upper = xp.linalg.qr(x.swapaxes(-1, -2))
-    return upper.swapaxes(-1, -2), columns.swapaxes(-1, -2)
+    sign = _signs(xp, upper)
+    return (sign * upper).swapaxes(-1, -2), (columns * sign.swapaxes(-1, -2)).swapaxes(-1, -2)
 
 
 def _householder_root(xp: ModuleType, x: Array) -> Array:
-    return xp.linalg.qr(x.swapaxes(-1, -2), mode="r").swapaxes(-1, -2)
+    upper = xp.linalg.qr(x.swapaxes(-1, -2), mode="r")
+    return (_signs(xp, upper) * upper).swapaxes(-1, -2)
+
+
+def _signs(xp: ModuleType, upper: Array) -> Array:
+    """That make the diagonal positive, as Cholesky's is: a fallback must not be another network."""
+    diagonal = xp.diagonal(upper, axis1=-2, axis2=-1)
+    return xp.where(diagonal < 0, -1.0, 1.0)[..., None]

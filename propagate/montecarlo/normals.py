@@ -3,13 +3,14 @@
 Every random matrix of a network has a `site`: a whole number that names it. Draw 17 of a run is therefore the same
 network whether it is simulated alone, in a batch or on another worker. Sites are below 2**31; the site `BACKWARD`
 higher belongs to the same matrix and holds the noise that its transpose needs, if the matrix itself is never made.
+
+Box and Muller's method turns pairs of 32-bit words into pairs of normals, in single precision whatever the precision
+of the arrays: so a network is the same network in both, up to rounding. The largest normal it can give is 6.7.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -39,69 +40,38 @@ class Normals:
     def __call__(self, site: int, shape: tuple[int, ...]) -> Array:
         """Array of shape (draws, *shape)."""
         fill = _on_device if self.backend.name == "cupy" else _on_host
-        return fill(self.seed, self.draws, site, shape)
+        return fill(self.seed, self.draws, site, shape, self.backend.dtype)
 
 
-def _on_host(seed: int, draws: range, site: int, shape: tuple[int, ...]) -> Array:
-    out = np.empty((len(draws), *shape))
+CHUNK = 2**16  # normals at a time: small enough for a processor's second cache
+
+
+def _on_host(seed: int, draws: range, site: int, shape: tuple[int, ...], dtype: Any) -> Array:
+    out = np.empty((len(draws), *shape), dtype=dtype)
     for row, draw in enumerate(draws):
-        np.random.default_rng([seed, draw, site]).standard_normal(out=out[row])
+        words = np.random.SFC64([seed, draw, site])
+        flat = out[row].reshape(-1)
+        for start in range(0, flat.size, CHUNK):
+            _box_muller(words, flat[start : start + CHUNK])
     return out
 
 
-# Philox4x32-10 (Salmon et al. 2011) keyed by the seed; the counter is (pair of elements, site, draw). Four words make
-# two 53-bit uniforms, and those by Box-Muller two normals.
-_PHILOX = r"""
-extern "C" __global__ void normals(double* out, const unsigned long long per_draw, const unsigned long long first_draw,
-                                   const unsigned int site, const unsigned int key0, const unsigned int key1) {
-    const unsigned long long pairs = (per_draw + 1) / 2;
-    const unsigned long long row = blockIdx.y;
-    const unsigned long long draw = first_draw + row;
-    for (unsigned long long pair = blockIdx.x * (unsigned long long)blockDim.x + threadIdx.x; pair < pairs;
-         pair += (unsigned long long)blockDim.x * gridDim.x) {
-        unsigned int c0 = (unsigned int)pair, c1 = site, c2 = (unsigned int)draw,
-                     c3 = (unsigned int)(draw >> 32) ^ ((unsigned int)(pair >> 32) << 16);
-        unsigned int k0 = key0, k1 = key1;
-        for (int round = 0; round < 10; ++round) {
-            const unsigned int lo0 = 0xD2511F53u * c0, hi0 = __umulhi(0xD2511F53u, c0);
-            const unsigned int lo1 = 0xCD9E8D57u * c2, hi1 = __umulhi(0xCD9E8D57u, c2);
-            c0 = hi1 ^ c1 ^ k0;
-            c2 = hi0 ^ c3 ^ k1;
-            c1 = lo1;
-            c3 = lo0;
-            k0 += 0x9E3779B9u;
-            k1 += 0xBB67AE85u;
-        }
-        const double unit = 1.0 / 9007199254740992.0;
-        const double u = ((((unsigned long long)c0 << 32 | c1) >> 11) + 0.5) * unit;
-        const double v = (((unsigned long long)c2 << 32 | c3) >> 11) * unit;
-        double sine, cosine;
-        sincospi(2.0 * v, &sine, &cosine);
-        const double radius = sqrt(-2.0 * log(u));
-        double* target = out + row * per_draw + 2 * pair;
-        target[0] = radius * cosine;
-        if (2 * pair + 1 < per_draw) target[1] = radius * sine;
-    }
-}
-"""
+def _box_muller(words: np.random.SFC64, out: Array) -> None:
+    """Fill a flat array with normals. (Several times faster than NumPy's own, which takes them one by one.)"""
+    pairs = -(-out.size // 2)
+    uniform, angle = words.random_raw(pairs).view(np.uint32).reshape(2, pairs).astype(np.float32)
+    uniform *= np.float32(2**-32)
+    uniform += np.float32(2**-33)  # never 0
+    np.log(uniform, out=uniform)
+    uniform *= np.float32(-2)
+    radius = np.sqrt(uniform, out=uniform)
+    angle *= np.float32(2 * np.pi * 2**-32)
+    np.multiply(np.cos(angle), radius, out=out[:pairs])
+    rest = out.size - pairs
+    np.multiply(np.sin(angle[:rest]), radius[:rest], out=out[pairs:])
 
 
-@lru_cache(maxsize=1)
-def _kernel() -> Callable[..., Any]:
-    import cupy
+def _on_device(seed: int, draws: range, site: int, shape: tuple[int, ...], dtype: Any) -> Array:
+    from propagate.montecarlo.cuda.kernels import Site, normals
 
-    kernel: Callable[..., Any] = cupy.RawKernel(_PHILOX, "normals")
-    return kernel
-
-
-def _on_device(seed: int, draws: range, site: int, shape: tuple[int, ...]) -> Array:
-    import cupy
-
-    out = cupy.empty((len(draws), *shape))
-    per_draw = int(np.prod(shape))
-    key = np.random.SeedSequence(seed).generate_state(2)
-    threads = 256
-    blocks = min(1024, -(-per_draw // (2 * threads)))
-    arguments = (out, np.uint64(per_draw), np.uint64(draws.start), np.uint32(site), key[0], key[1])
-    _kernel()((blocks, len(draws)), (threads,), arguments)
-    return out
+    return normals(Site.of(seed, draws, site), len(draws), shape, dtype)

@@ -27,6 +27,8 @@ def rms_norm(backend: Backend, x: Array) -> tuple[Array, Pull]:
         >>> float((y**2).mean()), bool(abs(pull(y)).max() < 1e-15)
         (1.0, True)
     """
+    if backend.name == "cupy":
+        return _norm_on_device(x, centred=False)
     scale = 1 / backend.xp.sqrt(backend.xp.mean(x * x, axis=-1, keepdims=True))
     y = x * scale
     return y, lambda g: scale * (g - y * backend.xp.mean(g * y, axis=-1, keepdims=True))
@@ -39,8 +41,16 @@ def layer_norm(backend: Backend, x: Array) -> tuple[Array, Pull]:
         >>> layer_norm(choose_backend("numpy"), np.array([[[1.0, 3.0]]]))[0].tolist()
         [[[-1.0, 1.0]]]
     """
+    if backend.name == "cupy":
+        return _norm_on_device(x, centred=True)
     y, pull = rms_norm(backend, _centred(backend, x))
     return y, lambda g: _centred(backend, pull(g))
+
+
+def _norm_on_device(x: Array, *, centred: bool) -> tuple[Array, Pull]:
+    from propagate.montecarlo.cuda import kernels
+
+    return kernels.norm(x, centred=centred)
 
 
 def _centred(backend: Backend, x: Array) -> Array:
@@ -102,13 +112,27 @@ def swiglu(backend: Backend, x: Array) -> tuple[Array, Pull]:
     return gated * value, pull
 
 
+def _on_any(host: Operator, device: str, name: str) -> Operator:
+    """The operator, in one pass where the arrays are on a CUDA device."""
+
+    def operator(backend: Backend, x: Array) -> tuple[Array, Pull]:
+        if backend.name == "numpy":
+            return host(backend, x)
+        from propagate.montecarlo.cuda import activations
+
+        found: tuple[Array, Pull] = getattr(activations, device)(name, x)
+        return found
+
+    return operator
+
+
 ACTIVATIONS: dict[str, Operator] = {
     "linear": linear,
-    "relu": relu,
-    "gelu": gelu,
-    "silu": silu,
-    "tanh": tanh,
-    "swiglu": swiglu,
+    "relu": _on_any(relu, "activation", "relu"),
+    "gelu": _on_any(gelu, "activation", "gelu"),
+    "silu": _on_any(silu, "activation", "silu"),
+    "tanh": _on_any(tanh, "activation", "tanh"),
+    "swiglu": _on_any(swiglu, "gated", "silu"),
 }
 GATED = ("swiglu",)
 

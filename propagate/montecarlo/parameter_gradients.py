@@ -126,7 +126,7 @@ def _gram(xp: Any, x: Array) -> Array:
     """
     mean = x.mean(axis=-2, keepdims=True)
     rows = xp.concatenate([mean * math.sqrt(x.shape[-2]), x - mean], axis=-2)
-    return rows @ rows.swapaxes(-1, -2)
+    return (rows @ rows.swapaxes(-1, -2)).astype(xp.float64)  # as all that is tokens by tokens
 
 
 def stacked(xp: Any, norms: list[dict[str, Array]], names: Sequence[str], draws: int) -> Array:

@@ -9,16 +9,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from propagate.model import Model, ModelError, check_flag, check_model
 from propagate.montecarlo.backend import Array, Backend, choose_backend
 from propagate.montecarlo.blocks import block_of, read
 from propagate.montecarlo.checkpoint import load, save
+from propagate.montecarlo.cuda.weightless import Fused
 from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.operators import GATED, Pull
 from propagate.montecarlo.parameter_gradients import RecordedBlock, matrices, stacked
 from propagate.montecarlo.samplers import Sampler, dense
 from propagate.montecarlo.starts import Start, start_of, with_gram
-from propagate.montecarlo.statistics import Floats, second_moments
+from propagate.montecarlo.statistics import Floats, moments_on
 from propagate.montecarlo.weightless import weightless
 from propagate.table import table
 
@@ -46,6 +49,7 @@ def simulate(
     parameter_gradients: bool = False,
     backend: Literal["auto", "numpy", "cupy"] = "auto",
     sampler: Literal["auto", "dense", "weightless"] = "auto",
+    precision: Literal["float32", "float64"] = "float64",
     memory: int | None = None,
     progress: bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -71,6 +75,8 @@ def simulate(
             16 and 32 tokens, a block costs the same with both between 2 and 8, and at 8 about half as much or less with
             "weightless": benchmarks/samplers.py.) The two draw different networks from one seed:
             name the sampler to reproduce a run at another size. `attrs["sampler"]` says which one was used.
+        precision: type of the token arrays. Both draw the same networks; matrices of tokens by tokens are always
+            float64. (benchmarks/precision.py measures what float32 costs in accuracy and saves in time.)
         memory: bytes a batch of draws may take; by default 256 MiB, or half of the free device memory.
         progress: show a progress bar on standard error; by default only on a terminal.
         checkpoint: a file that holds the finished draws. An interrupted run with the same arguments goes on from it.
@@ -98,7 +104,7 @@ def simulate(
         check_flag("progress", progress)
     if not isinstance(checkpoint, str | os.PathLike | None):
         raise ModelError(f"checkpoint must be a file's path, got {checkpoint!r}")
-    host = choose_backend(backend)
+    host = choose_backend(backend, precision)
     draws = _whole("draws", draws, at_least=2)
     seed = _whole("seed", seed, at_least=0)
     sampler_name = _sampler(sampler, model)
@@ -124,6 +130,7 @@ def simulate(
         "seed": seed,
         "sampler": sampler_name,
         "backend": host.name,
+        "precision": host.precision,
         "device": host.device,
     }
     return table(summary.variables(), model.depth, attributes, matrices=names)
@@ -145,8 +152,24 @@ def run(
     With `names` of matrices, also `param_grad` of shape (draws, depth + 1, matrices).
     """
     normals = Normals(backend, seed, draws)
-    sampler = SAMPLERS[sampler_name](normals)
-    placement = model.equations
+    if sampler_name != "weightless" or backend.name == "numpy":
+        return _pass(model, normals, SAMPLERS[sampler_name](normals), start, names, through_readout)
+    sampler = Fused(normals, backend.xp.zeros(len(draws), dtype=bool))
+    found = _pass(model, normals, sampler, start, names, through_readout)
+    for row in np.flatnonzero(backend.to_host(sampler.unsound)):
+        alone = Normals(backend, seed, draws[row : row + 1])
+        again = _pass(model, alone, weightless(alone), start, names, through_readout)
+        for name, values in again.items():
+            found[name][row] = values[0]
+    return found
+
+
+def _pass(
+    model: Model, normals: Normals, sampler: Sampler, start: Start, names: Sequence[str], through_readout: bool
+) -> dict[str, Floats]:
+    """Forward and backward through one batch of networks."""
+    backend, placement = normals.backend, model.equations
+    moments = moments_on(backend)
 
     def block(index: int) -> Any:
         return block_of(model, backend, sampler, index)
@@ -154,28 +177,29 @@ def run(
     if start.inputs is None:
         x = with_gram(start.input_root, normals, INPUT_SITE, model.width)
     else:
-        x = backend.xp.repeat(backend.xp.asarray(start.inputs)[None], len(draws), axis=0)
+        inputs = backend.xp.asarray(start.inputs, dtype=backend.dtype)
+        x = backend.xp.repeat(inputs[None], len(normals.draws), axis=0)
     x, _ = read(placement.embed, block(0), x)
-    forward = [second_moments(x)]
+    forward = [moments(x)]
     pulls: list[Pull] = []
     norms: list[dict[str, Array]] = []
     for index in range(1, model.depth + 1):
         entered = RecordedBlock(block(index)) if names else block(index)
         x, pull = read(placement.block, entered, x)
         norms.append(entered.norms if names else {})
-        forward.append(second_moments(x))
+        forward.append(moments(x))
         pulls.append(pull)
     cotangent = with_gram(start.cotangent_root, normals, COTANGENT_SITE, model.width)
     if through_readout:
         _, pull = read(placement.readout, block(model.depth + 1), x)
         cotangent = pull(cotangent)
-    backward = [second_moments(cotangent)]
+    backward = [moments(cotangent)]
     while pulls:
         cotangent = pulls.pop()(cotangent)  # a block's weights are freed as soon as they are used
-        backward.append(second_moments(cotangent))
+        backward.append(moments(cotangent))
     columns = _columns("", forward, backend) | _columns("grad_", backward[::-1], backend)
     if names:
-        columns["param_grad"] = backend.to_host(stacked(backend.xp, norms, names, len(draws)))
+        columns["param_grad"] = backend.to_host(stacked(backend.xp, norms, names, len(normals.draws)))
     return columns
 
 
@@ -212,7 +236,7 @@ def _batch(model: Model, backend: Backend, sampler_name: str, memory: int | None
     else:  # rows and seen normals of four maps
         weights = t * ((3 * d + model.hidden) + (5 * d + n))
     activations = t * (14 * d + 5 * n) + 3 * model.heads * t * t
-    return max(1, int(memory // (8 * model.depth * (weights + activations))))
+    return max(1, int(memory // (backend.dtype.itemsize * model.depth * (weights + activations))))
 
 
 def _identity(
@@ -232,6 +256,7 @@ def _identity(
         "readout": through_readout,
         "matrices": names,
         "backend": backend.name,
+        "precision": backend.precision,
         "sampler": sampler_name,
         "start": roots,
     }

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from propagate.model import Model, ModelError
 from propagate.montecarlo.backend import Array
+from propagate.montecarlo.factor import factor
 from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.statistics import Floats
 
@@ -60,12 +61,13 @@ def with_gram(root: NDArray[np.float64], normals: Normals, site: int, width: int
         >>> (x[0] @ x[0].T / 8).round(12).tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """
-    xp = normals.backend.xp
+    xp, dtype = normals.backend.xp, normals.backend.dtype
     tokens = len(root)
-    directions = normals(site, (width, tokens))
+    directions = normals(site, (tokens, width))
     if tokens <= width:
-        directions = math.sqrt(width) * xp.linalg.qr(directions)[0]
-    return xp.asarray(root) @ directions.swapaxes(-1, -2)
+        _, change, basis = factor(xp, directions)
+        return (math.sqrt(width) * xp.asarray(root) @ change).astype(dtype) @ basis
+    return xp.asarray(root, dtype=dtype) @ directions
 
 
 def start_of(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from propagate.montecarlo.backend import Array
+from propagate.montecarlo.backend import Array, Backend
 
 Floats = NDArray[np.float64]
 POSITIVE = ("variance", "deviation", "grad_variance", "grad_deviation", "param_grad")
@@ -24,15 +25,32 @@ def second_moments(x: Array) -> tuple[Array, Array, Array]:
         (1.0, 0.0, 1.0)
     """
     tokens, width = x.shape[-2:]
-    variance = (x * x).mean(axis=(-1, -2))
+    variance = (x * x).mean(axis=(-1, -2), dtype=np.float64)
     if tokens == 1:
         return variance, variance * np.nan, variance * np.nan
     mean = x.mean(axis=-2, keepdims=True)
     spread = x - mean
-    deviation = (spread * spread).sum(axis=(-1, -2)) / ((tokens - 1) * width)
+    deviation = (spread * spread).sum(axis=(-1, -2), dtype=np.float64) / ((tokens - 1) * width)
     # covariance from the mean mode, so that neither of the two is the difference of large numbers
-    covariance = (mean * mean).mean(axis=(-1, -2)) - deviation / tokens
+    covariance = (mean * mean).mean(axis=(-1, -2), dtype=np.float64) - deviation / tokens
     return variance, covariance, deviation
+
+
+def moments_on(backend: Backend) -> Callable[[Array], tuple[Array, Array, Array]]:
+    """`second_moments`, in one pass over arrays on a CUDA device."""
+    if backend.name == "numpy":
+        return second_moments
+    from propagate.montecarlo.cuda import kernels
+
+    def moments(x: Array) -> tuple[Array, Array, Array]:
+        tokens, width = x.shape[-2:]
+        if not 1 < tokens <= kernels.LARGEST_TOKENS:
+            return second_moments(x)
+        square, of_mean, of_deviation = (total / width for total in kernels.sums_of_squares(x))
+        deviation = of_deviation / (tokens - 1)
+        return square / tokens, of_mean - deviation / tokens, deviation
+
+    return moments
 
 
 @dataclass

@@ -35,15 +35,18 @@ def weightless(normals: Normals) -> Sampler:
     def sampler(x: Array, site: int, fan_out: int) -> tuple[Array, Pull]:
         fan_in = x.shape[-1]
         scale = fan_in**-0.5
-        root, rows = factor(xp, x)
-        seen = normals(site, (rows.shape[-2], fan_out))
+        root, change, basis = factor(xp, x)
+        seen = normals(site, (root.shape[-1], fan_out))
 
         def pull(g: Array) -> Array:
             cotangent_root = scale * root_of(xp, g)
-            out = cotangent_root @ normals(site + BACKWARD, (cotangent_root.shape[-1], fan_in))
-            out += (scale * (g @ seen.swapaxes(-1, -2)) - out @ rows.swapaxes(-1, -2)) @ rows
+            noise = normals(site + BACKWARD, (cotangent_root.shape[-1], fan_in))
+            met = (noise @ basis.swapaxes(-1, -2)) @ change.swapaxes(-1, -2)  # the noise along Q
+            along = scale * (g @ seen.swapaxes(-1, -2)) - cotangent_root @ met
+            out = cotangent_root.astype(x.dtype) @ noise
+            out += (along @ change).astype(x.dtype) @ basis
             return out
 
-        return (scale * root) @ seen, pull
+        return (scale * root).astype(x.dtype) @ seen, pull
 
     return sampler

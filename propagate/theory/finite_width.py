@@ -73,9 +73,10 @@ def matrix_allowances(
     """Relative allowance of `param_grad`, of shape (blocks, matrices, ...).
 
     A matrix's gradient depends on the forward moments up to its block's output and on the cotangents from there on.
-    Queries and keys meet the token Gram matrix squared, whose entries off the diagonal fluctuate by 1 / sqrt(width):
-    tokens / width more. And they alone notice, at leading order, that a head has few coordinates: logit_std^2 / head
-    size. (Measured, one block: half of that. Gram matrices of 8 tokens at width 96: +0.08 against 8 / 96.)
+    Queries' and keys' are proportional to the square of the deviation, whose arithmetic mean is off by four times as
+    much; they meet the token Gram matrix squared, whose entries off the diagonal fluctuate by 1 / sqrt(width): tokens
+    / width more; and they alone notice, at leading order, that a head has few coordinates: logit_std^2 / head size.
+    (Measured, one block: half of that. Gram matrices of 8 tokens at width 96: +0.08 against 8 / 96.)
 
     Args:
         columns: with the allowances that `allowances` found.
@@ -85,5 +86,5 @@ def matrix_allowances(
     forward, back = columns["variance_allowance"], columns["grad_variance_allowance"]
     of_block = np.full_like(forward, np.nan)
     of_block[1:] = forward[1:] + back[:-1]
-    of_logits = tokens / width + logit_std**2 * heads / width
+    of_logits = 3 * forward + tokens / width + logit_std**2 * heads / width
     return np.stack([of_block + of_logits * (name in ("query", "key")) for name in matrices], axis=1)

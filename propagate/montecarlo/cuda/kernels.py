@@ -1,0 +1,156 @@
+"""Launches the kernels of kernels.cu. Arrays are (draws, tokens, width); T x T matrices are float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from propagate.montecarlo.backend import Array
+
+LARGEST_TOKENS = 48  # a block's shared memory holds a few T x T matrices of float64
+CHUNK = 1024  # columns whose sums one block takes; a constant, so that sums do not depend on the draws of a batch
+THREADS = 256
+DEPENDENT = {"float32": 1e-7, "float64": 0.0}  # see `factors` in kernels.cu
+LARGEST_INVERSE = {"float32": 1e9, "float64": 1e6}
+
+
+class Site(NamedTuple):
+    """Where a matrix's random numbers begin, as the kernels take it."""
+
+    first_draw: np.uint64
+    site: np.uint32
+    key0: np.uint32
+    key1: np.uint32
+
+    @classmethod
+    def of(cls, seed: int, draws: range, site: int) -> Site:
+        return cls(np.uint64(draws.start), np.uint32(site), *np.random.SeedSequence(seed).generate_state(2))
+
+
+@lru_cache(maxsize=64)
+def _module(tokens: int, dtype: str) -> Any:
+    import cupy
+
+    real = {"float32": "float", "float64": "double"}[dtype]
+    source = Path(__file__).with_name("kernels.cu").read_text()
+    return cupy.RawModule(code=source, options=("-std=c++17", f"-DREAL={real}", f"-DTOKENS={tokens}"))
+
+
+@lru_cache(maxsize=1024)
+def _kernel(tokens: int, dtype: str, name: str) -> Callable[..., None]:
+    kernel: Callable[..., None] = _module(tokens, dtype).get_function(name)
+    return kernel
+
+
+def _launch(name: str, tokens: int, dtype: Any, grid: tuple[int, ...], threads: int, *arguments: Any) -> None:
+    _kernel(tokens, np.dtype(dtype).name, name)(grid, (threads,), arguments)
+
+
+def normals(at: Site, draws: int, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Standard normals of shape (draws, *shape)."""
+    import cupy
+
+    width = shape[-1]
+    rows = int(np.prod(shape[:-1]))
+    out = cupy.empty((draws, *shape), dtype=dtype)
+    grid = (-(-width // THREADS), min(-(-rows // 4), 65535), draws)
+    _launch("normals", 1, dtype, grid, THREADS, out, np.uint32(rows), np.uint32(width), *at)
+    return out
+
+
+def forward(mix: Array, width: int, at: Site, dtype: Any) -> Array:
+    """mix @ Z with Z the site's normals and `mix` lower triangular."""
+    import cupy
+
+    draws, tokens = mix.shape[:2]
+    out = cupy.empty((draws, tokens, width), dtype=dtype)
+    _launch("forward", tokens, dtype, (-(-width // 128), draws), 128, out, mix, np.uint32(width), *at)
+    return out
+
+
+def backward(mix: Array, x: Array, along: Array, at: Site) -> Array:
+    """mix @ Z + along @ D, with `mix` lower triangular and D the successive differences of x's tokens."""
+    import cupy
+
+    draws, tokens, width = x.shape
+    out = cupy.empty_like(x)
+    _launch("backward", tokens, x.dtype, (-(-width // 128), draws), 128, out, mix, x, along, np.uint32(width), *at)
+    return out
+
+
+def gram(x: Array) -> Array:
+    """D D^T of the tokens' successive differences, in chunks of columns: (chunks, draws, T, T)."""
+    return _inner("gram_of", x, 1)[0]
+
+
+def dot(x: Array, at: Site) -> Array:
+    """D Z^T, in chunks of columns."""
+    return _inner("dot_of", x, 1, *at)[0]
+
+
+def gram_and_dot(x: Array, at: Site) -> tuple[Array, Array]:
+    """D D^T and D Z^T, in chunks of columns."""
+    both = _inner("gram_and_dot_of", x, 2, *at)
+    return both[0], both[1]
+
+
+def _inner(name: str, x: Array, results: int, *arguments: Any) -> list[Array]:
+    import cupy
+
+    draws, tokens, width = x.shape
+    chunks = -(-width // CHUNK)
+    out = [cupy.empty((chunks, draws, tokens, tokens)) for _ in range(results)]
+    size = (np.uint32(width), np.uint32(CHUNK))
+    _launch(name, tokens, x.dtype, (chunks, draws), THREADS, *out, x, *size, *arguments)
+    return out
+
+
+def factors(grams: Array, unsound: Array, dtype: Any) -> tuple[Array, Array]:
+    """`root` and `change`, (draws, T, T), with x = root @ change @ D and orthonormal rows change @ D.
+
+    `unsound` is set for the draws where rounding does not allow that.
+    """
+    import cupy
+
+    chunks, draws, tokens = grams.shape[:3]
+    root, change = cupy.empty((draws, tokens, tokens)), cupy.empty((draws, tokens, tokens))
+    name = np.dtype(dtype).name
+    limits = (np.float64(DEPENDENT[name]), np.float64(LARGEST_INVERSE[name]))
+    sizes = (np.uint32(chunks), np.uint32(draws))
+    _launch("factors", tokens, dtype, (draws,), 64, root, change, unsound, grams, *sizes, *limits)
+    return root, change
+
+
+def norm(x: Array, *, centred: bool) -> tuple[Array, Callable[[Array], Array]]:
+    """x, less its mean if `centred`, over its root mean square along the last axis; and the pull."""
+    import cupy
+
+    x = cupy.ascontiguousarray(x)
+    width, rows = x.shape[-1], x.size // x.shape[-1]
+    y, scale = cupy.empty_like(x), cupy.empty(rows, dtype=x.dtype)
+    sizes = (np.uint32(width), np.bool_(centred))
+    _launch("norm_forward", 1, x.dtype, (rows,), THREADS, y, scale, x, *sizes)
+
+    def pull(g: Array) -> Array:
+        out = cupy.empty_like(y)
+        _launch("norm_backward", 1, y.dtype, (rows,), THREADS, out, cupy.ascontiguousarray(g), y, scale, *sizes)
+        return out
+
+    return y, pull
+
+
+def sums_of_squares(x: Array) -> tuple[Array, Array, Array]:
+    """Sums over columns of x^2, of the squared mean over tokens, and of the squared deviations from it."""
+    import cupy
+
+    draws, tokens, width = x.shape
+    chunks = -(-width // CHUNK)
+    out = cupy.empty((chunks, draws, 3))
+    sizes = (np.uint32(width), np.uint32(CHUNK))
+    _launch("moments", tokens, x.dtype, (chunks, draws), THREADS, out, cupy.ascontiguousarray(x), *sizes)
+    square, of_mean, of_deviation = out.sum(axis=0).T
+    return square, of_mean, of_deviation

@@ -102,6 +102,9 @@ def recorded(
     """The sampler, which notes the squared norm of the gradient of each part of a matrix when its pull is called."""
 
     def apply(x: Array, site: int, fan_out: int) -> tuple[Array, Pull]:
+        known = sum(width for _, width, _ in parts(site))
+        if known != fan_out:  # a sublayer has changed and its parts have not
+            raise ValueError(f"the matrix at site {site} has {fan_out} columns, its parts {known}")
         y, pull = sampler(x, site, fan_out)
         gram = _gram(xp, x)  # not x itself, which is larger
 

@@ -359,8 +359,9 @@ def spreads(
 ) -> dict[str, Array]:
     """Columns `<name>_spread` and `<name>_spread_allowance` over blocks; see `spread` for the arguments.
 
-    What first order leaves out of a spread is of the order of its square, and of tokens / width: the Gram matrix of
-    the tokens is itself uncertain by as much.
+    What first order leaves out of a spread is, relative to it, of the order of its square; of tokens / width, by which
+    the Gram matrix of the tokens is itself uncertain; and, where branches are so weak that little else is left, a
+    variance of order 1 / width^2, such as that of the direction which the first norm takes out of a cotangent.
 
     Raises:
         ModelError: for an activation that `units` does not know.
@@ -375,7 +376,9 @@ def spreads(
             if name == "deviation" and model.tokens == 1:
                 column = np.full_like(column, math.nan)
             columns[f"{prefix}{name}_spread"] = column
-            columns[f"{prefix}{name}_spread_allowance"] = column**2 + model.tokens / model.width
+            with np.errstate(divide="ignore"):
+                next_order = column**2 + model.tokens / model.width + 0.5 / (model.width * column) ** 2
+            columns[f"{prefix}{name}_spread_allowance"] = np.where(column > 0, next_order, 0.0)
     return columns
 
 

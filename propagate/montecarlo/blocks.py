@@ -10,7 +10,16 @@ from typing import Any
 
 from propagate.model import Model
 from propagate.montecarlo.backend import Array, Backend
-from propagate.montecarlo.operators import ACTIVATIONS, GATED, NORMS, Pull, output_rms, softmax
+from propagate.montecarlo.operators import (
+    ACTIVATIONS,
+    GATED,
+    NORMS,
+    Pull,
+    in_one_pass,
+    one_pass_attention,
+    output_rms,
+    softmax,
+)
 from propagate.montecarlo.samplers import Sampler
 from propagate.scaling import Gains
 
@@ -121,10 +130,15 @@ def _ffn(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
     model, gains = block.model, block.gains
     hidden = model.hidden * (2 if model.activation in GATED else 1)
     before, pull_in = block.sampler(x, site, hidden)
-    after, pull_activation = ACTIVATIONS[model.activation](block.backend, before * gains.ffn_in)
+    after, pull_activation = ACTIVATIONS[model.activation](block.backend, _times(before, gains.ffn_in))
     y, pull_out = block.sampler(after, site + 1, model.width)
     scale = gains.ffn_out / output_rms(model.activation)
-    return y * scale, lambda g: pull_in(pull_activation(pull_out(g * scale)) * gains.ffn_in)
+    return _times(y, scale), lambda g: pull_in(_times(pull_activation(pull_out(_times(g, scale))), gains.ffn_in))
+
+
+def _times(x: Array, factor: float) -> Array:
+    """Most factors are 1, and a pass over the array is not free."""
+    return x if factor == 1 else x * factor
 
 
 def _attention(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
@@ -132,7 +146,7 @@ def _attention(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
     heads_out, pull_heads = (_uniform if model.logit_std == 0 else _softmax_heads)(block, site, x)
     y, pull_out = block.sampler(heads_out, site + 1, model.width)
     scale = gains.value * gains.attention_out
-    return y * scale, lambda g: pull_heads(pull_out(g * scale))
+    return _times(y, scale), lambda g: pull_heads(pull_out(_times(g, scale)))
 
 
 def _uniform(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
@@ -157,6 +171,10 @@ def _softmax_heads(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
         return array.swapaxes(1, 2).reshape(draws, tokens, width)
 
     projected, pull_projection = block.sampler(x, site, 3 * width)
+    if in_one_pass(block.backend, tokens):
+        scale = model.logit_std / math.sqrt(size)
+        out, pull_heads = one_pass_attention(projected, model.heads, scale, causal=model.causal)
+        return out, lambda g: pull_projection(pull_heads(g))
     query, key, value = (split(part) for part in xp.split(projected, 3, axis=-1))
     scale = model.logit_std / math.sqrt(size)
     logits = scale * (query @ key.swapaxes(-1, -2))

@@ -42,6 +42,17 @@ class Normals:
         fill = _on_device if self.backend.name == "cupy" else _on_host
         return fill(self.seed, self.draws, site, shape, self.backend.dtype)
 
+    def rows(self, site: int, count: int, width: int) -> Array:
+        """Normals (draws, count, width) of a map whose matrix is never made: on a device, those its kernels make."""
+        if self.backend.name == "numpy":
+            return self(site, (count, width))
+        from propagate.montecarlo.cuda import kernels
+
+        if count > kernels.LARGEST_TOKENS:
+            return self(site, (count, width))
+        at = kernels.Site.of(self.seed, self.draws, site)
+        return kernels.site_normals(at, len(self.draws), count, width, self.backend.dtype)
+
 
 CHUNK = 2**16  # normals at a time: small enough for a processor's second cache
 

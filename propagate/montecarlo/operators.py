@@ -72,6 +72,22 @@ def softmax(backend: Backend, logits: Array) -> tuple[Array, Pull]:
     return weights, lambda g: weights * (g - (g * weights).sum(axis=-1, keepdims=True))
 
 
+def in_one_pass(backend: Backend, tokens: int) -> bool:
+    """Whether `one_pass_attention` can be used: float32 on a CUDA device, and not too many tokens."""
+    if backend.name == "numpy" or backend.precision != "float32":
+        return False
+    from propagate.montecarlo.cuda import kernels
+
+    return tokens <= kernels.LARGEST_TOKENS
+
+
+def one_pass_attention(projected: Array, heads: int, scale: float, *, causal: bool) -> tuple[Array, Pull]:
+    """Softmax attention of all heads, from queries, keys and values side by side."""
+    from propagate.montecarlo.cuda import kernels
+
+    return kernels.attention(projected, heads, scale, causal=causal)
+
+
 def linear(backend: Backend, x: Array) -> tuple[Array, Pull]:
     """The identity."""
     return x, lambda g: g

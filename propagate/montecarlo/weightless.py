@@ -36,11 +36,11 @@ def weightless(normals: Normals) -> Sampler:
         fan_in = x.shape[-1]
         scale = fan_in**-0.5
         root, change, basis = factor(xp, x)
-        seen = normals(site, (root.shape[-1], fan_out))
+        seen = normals.rows(site, root.shape[-1], fan_out)
 
         def pull(g: Array) -> Array:
             cotangent_root = scale * root_of(xp, g)
-            noise = normals(site + BACKWARD, (cotangent_root.shape[-1], fan_in))
+            noise = normals.rows(site + BACKWARD, cotangent_root.shape[-1], fan_in)
             met = (noise @ basis.swapaxes(-1, -2)) @ change.swapaxes(-1, -2)  # the noise along Q
             along = scale * (g @ seen.swapaxes(-1, -2)) - cotangent_root @ met
             out = cotangent_root.astype(x.dtype) @ noise

@@ -3,70 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
-from typing import Any
+
+import numpy as np
 
 from propagate.montecarlo.backend import Array
+from propagate.montecarlo.cuda.kernels import THREADS, launch
 
-# in terms of x: the value, and the derivative
-FORMULAS = {
-    "relu": ("x > 0 ? x : T(0)", "x > 0 ? T(1) : T(0)"),
-    "gelu": (
-        "x * normcdf(x)",
-        "normcdf(x) + x * exp(T(-0.5) * x * x) * T(0.3989422804014327)",
-    ),
-    "silu": ("x / (1 + exp(-x))", "(1 + x / (1 + exp(x))) / (1 + exp(-x))"),
-    "tanh": ("tanh(x)", "1 - tanh(x) * tanh(x)"),
-}
+Pulled = tuple[Array, Callable[[Array], Array]]
 
 
-@lru_cache(maxsize=32)
-def _kernels(name: str) -> tuple[Any, Any]:
-    import cupy
-
-    value, slope = FORMULAS[name]
-    return (
-        cupy.ElementwiseKernel("T x", "T y", f"y = {value}", f"{name}_value"),
-        cupy.ElementwiseKernel("T x, T g", "T out", f"out = g * ({slope})", f"{name}_pull"),
-    )
-
-
-def activation(name: str, x: Array) -> tuple[Array, Callable[[Array], Array]]:
+def activation(name: str, x: Array) -> Pulled:
     """An activation of one argument."""
-    value, pull = _kernels(name)
-    return value(x), lambda g: pull(x, g)
-
-
-@lru_cache(maxsize=32)
-def _gated_kernels(name: str) -> tuple[Any, Any]:
     import cupy
 
-    value, slope = FORMULAS[name]
-    where = "const ptrdiff_t at = i / n * 2 * n + i % n; const T x = both[at], w = both[at + n];"
-    return (
-        cupy.ElementwiseKernel("raw T both, int64 n", "T y", f"{where} y = ({value}) * w", f"{name}_gated"),
-        cupy.ElementwiseKernel(
-            "T g, raw T both, int64 n",
-            "raw T out",
-            f"{where} out[at] = g * w * ({slope}); out[at + n] = g * ({value})",
-            f"{name}_gated_pull",
-        ),
-    )
+    x = cupy.ascontiguousarray(x)
+    y = cupy.empty_like(x)
+    grid, size = (-(-x.size // (4 * THREADS)),), np.uint64(x.size)
+    launch(f"{name}_value", 1, x.dtype, grid, THREADS, y, x, size)
+
+    def pull(g: Array) -> Array:
+        out = cupy.empty_like(x)
+        launch(f"{name}_pull", 1, x.dtype, grid, THREADS, out, cupy.ascontiguousarray(g), x, size)
+        return out
+
+    return y, pull
 
 
-def gated(name: str, both: Array) -> tuple[Array, Callable[[Array], Array]]:
+def gated(name: str, both: Array) -> Pulled:
     """The activation of the first half of the last axis times the second half."""
     import cupy
 
     both = cupy.ascontiguousarray(both)
     half = both.shape[-1] // 2
-    value, pull_both = _gated_kernels(name)
     y = cupy.empty((*both.shape[:-1], half), dtype=both.dtype)
-    value(both, half, y)
+    grid, sizes = (-(-y.size // THREADS),), (np.uint64(y.size), np.uint64(half))
+    launch(f"gated_{name}_value", 1, both.dtype, grid, THREADS, y, both, *sizes)
 
     def pull(g: Array) -> Array:
         out = cupy.empty_like(both)
-        pull_both(cupy.ascontiguousarray(g), both, half, out)
+        launch(f"gated_{name}_pull", 1, both.dtype, grid, THREADS, out, cupy.ascontiguousarray(g), both, *sizes)
         return out
 
     return y, pull

@@ -1,4 +1,4 @@
-"""Launches the kernels of kernels.cu. Arrays are (draws, tokens, width); T x T matrices are float64."""
+"""Launches the kernels of the .cu files beside it. Arrays are (draws, tokens, width); T x T matrices are float64."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ from propagate.montecarlo.backend import Array
 
 LARGEST_TOKENS = 48  # a block's shared memory holds a few T x T matrices of float64
 CHUNK = 1024  # columns whose sums one block takes; a constant, so that sums do not depend on the draws of a batch
+COLUMNS = {"float32": 1024, "float64": 128}  # that one block of `forward` and `backward` makes
 THREADS = 256
-DEPENDENT = {"float32": 1e-7, "float64": 0.0}  # see `factors` in kernels.cu
+FILES = {
+    "float32": ("common", "single", "attention", "after", "activations"),
+    "float64": ("common", "double", "after", "activations"),
+}
+DEPENDENT = {"float32": 1e-7, "float64": 0.0}  # see `factor` in after.cu
 LARGEST_INVERSE = {"float32": 1e9, "float64": 1e6}
 
 
@@ -36,7 +41,7 @@ def _module(tokens: int, dtype: str) -> Any:
     import cupy
 
     real = {"float32": "float", "float64": "double"}[dtype]
-    source = Path(__file__).with_name("kernels.cu").read_text()
+    source = "\n".join(Path(__file__).with_name(f"{name}.cu").read_text() for name in FILES[dtype])
     return cupy.RawModule(code=source, options=("-std=c++17", f"-DREAL={real}", f"-DTOKENS={tokens}"))
 
 
@@ -46,7 +51,8 @@ def _kernel(tokens: int, dtype: str, name: str) -> Callable[..., None]:
     return kernel
 
 
-def _launch(name: str, tokens: int, dtype: Any, grid: tuple[int, ...], threads: int, *arguments: Any) -> None:
+def launch(name: str, tokens: int, dtype: Any, grid: tuple[int, ...], threads: int, *arguments: Any) -> None:
+    """Run a kernel compiled for this number of tokens and this type."""
     _kernel(tokens, np.dtype(dtype).name, name)(grid, (threads,), arguments)
 
 
@@ -58,7 +64,17 @@ def normals(at: Site, draws: int, shape: tuple[int, ...], dtype: Any) -> Array:
     rows = int(np.prod(shape[:-1]))
     out = cupy.empty((draws, *shape), dtype=dtype)
     grid = (-(-width // THREADS), min(-(-rows // 4), 65535), draws)
-    _launch("normals", 1, dtype, grid, THREADS, out, np.uint32(rows), np.uint32(width), *at)
+    launch("normals", 1, dtype, grid, THREADS, out, np.uint32(rows), np.uint32(width), *at)
+    return out
+
+
+def site_normals(at: Site, draws: int, tokens: int, width: int, dtype: Any) -> Array:
+    """The normals that `forward`, `backward` and `dot` make for themselves: (draws, tokens, width)."""
+    import cupy
+
+    out = cupy.empty((draws, tokens, width), dtype=dtype)
+    grid = (-(-width // (2 * THREADS)), draws)
+    launch("site_normals", tokens, dtype, grid, THREADS, out, np.uint32(width), *at)
     return out
 
 
@@ -68,7 +84,7 @@ def forward(mix: Array, width: int, at: Site, dtype: Any) -> Array:
 
     draws, tokens = mix.shape[:2]
     out = cupy.empty((draws, tokens, width), dtype=dtype)
-    _launch("forward", tokens, dtype, (-(-width // 128), draws), 128, out, mix, np.uint32(width), *at)
+    launch("forward", tokens, dtype, *_columns(draws, width, dtype), out, mix, *_sizes(width, dtype), *at)
     return out
 
 
@@ -78,8 +94,17 @@ def backward(mix: Array, x: Array, along: Array, at: Site) -> Array:
 
     draws, tokens, width = x.shape
     out = cupy.empty_like(x)
-    _launch("backward", tokens, x.dtype, (-(-width // 128), draws), 128, out, mix, x, along, np.uint32(width), *at)
+    grid = _columns(draws, width, x.dtype)
+    launch("backward", tokens, x.dtype, *grid, out, mix, x, along, *_sizes(width, x.dtype), *at)
     return out
+
+
+def _columns(draws: int, width: int, dtype: Any) -> tuple[tuple[int, int], int]:
+    return (-(-width // COLUMNS[np.dtype(dtype).name]), draws), 128
+
+
+def _sizes(width: int, dtype: Any) -> tuple[np.uint32, np.uint32]:
+    return np.uint32(width), np.uint32(COLUMNS[np.dtype(dtype).name])
 
 
 def gram(x: Array) -> Array:
@@ -105,24 +130,45 @@ def _inner(name: str, x: Array, results: int, *arguments: Any) -> list[Array]:
     chunks = -(-width // CHUNK)
     out = [cupy.empty((chunks, draws, tokens, tokens)) for _ in range(results)]
     size = (np.uint32(width), np.uint32(CHUNK))
-    _launch(name, tokens, x.dtype, (chunks, draws), THREADS, *out, x, *size, *arguments)
+    launch(name, tokens, x.dtype, (chunks, draws), THREADS, *out, x, *size, *arguments)
     return out
 
 
-def factors(grams: Array, unsound: Array, dtype: Any) -> tuple[Array, Array]:
-    """`root` and `change`, (draws, T, T), with x = root @ change @ D and orthonormal rows change @ D.
+def factors(grams: Array, noises: Array, unsound: Array, scale: float, dtype: Any) -> tuple[Array, Array, Array]:
+    """Of x = root @ change @ D with orthonormal rows change @ D: scale * root, change, and Z2 (change @ D)^T.
 
-    `unsound` is set for the draws where rounding does not allow that.
+    From the chunks of D D^T and D Z2^T; all (draws, T, T). `unsound` is set for the draws where rounding does not allow
+    such factors.
     """
     import cupy
 
     chunks, draws, tokens = grams.shape[:3]
-    root, change = cupy.empty((draws, tokens, tokens)), cupy.empty((draws, tokens, tokens))
+    out = [cupy.empty((draws, tokens, tokens)) for _ in range(3)]
+    arguments = (*out, unsound, grams, noises, *_factor_sizes(chunks, draws, scale, dtype))
+    launch("factors", tokens, dtype, (draws,), THREADS, *arguments)
+    return out[0], out[1], out[2]
+
+
+def returns(
+    grams: Array, dots: Array, met: Array, change: Array, unsound: Array, scale: float, dtype: Any
+) -> tuple[Array, Array]:
+    """Of a cotangent g = root @ ...: scale * root, and scale * (g Z^T - root @ met) @ change; all (draws, T, T).
+
+    From the chunks of D D^T and D Z^T, with D the differences of g's tokens.
+    """
+    import cupy
+
+    chunks, draws, tokens = grams.shape[:3]
+    out = [cupy.empty((draws, tokens, tokens)) for _ in range(2)]
+    arguments = (*out, unsound, grams, dots, met, change, *_factor_sizes(chunks, draws, scale, dtype))
+    launch("returns", tokens, dtype, (draws,), THREADS, *arguments)
+    return out[0], out[1]
+
+
+def _factor_sizes(chunks: int, draws: int, scale: float, dtype: Any) -> tuple[Any, ...]:
     name = np.dtype(dtype).name
     limits = (np.float64(DEPENDENT[name]), np.float64(LARGEST_INVERSE[name]))
-    sizes = (np.uint32(chunks), np.uint32(draws))
-    _launch("factors", tokens, dtype, (draws,), 64, root, change, unsound, grams, *sizes, *limits)
-    return root, change
+    return (np.uint32(chunks), np.uint32(draws), np.float64(scale), *limits)
 
 
 def norm(x: Array, *, centred: bool) -> tuple[Array, Callable[[Array], Array]]:
@@ -133,14 +179,35 @@ def norm(x: Array, *, centred: bool) -> tuple[Array, Callable[[Array], Array]]:
     width, rows = x.shape[-1], x.size // x.shape[-1]
     y, scale = cupy.empty_like(x), cupy.empty(rows, dtype=x.dtype)
     sizes = (np.uint32(width), np.bool_(centred))
-    _launch("norm_forward", 1, x.dtype, (rows,), THREADS, y, scale, x, *sizes)
+    launch("norm_forward", 1, x.dtype, (rows,), THREADS, y, scale, x, *sizes)
 
     def pull(g: Array) -> Array:
         out = cupy.empty_like(y)
-        _launch("norm_backward", 1, y.dtype, (rows,), THREADS, out, cupy.ascontiguousarray(g), y, scale, *sizes)
+        launch("norm_backward", 1, y.dtype, (rows,), THREADS, out, cupy.ascontiguousarray(g), y, scale, *sizes)
         return out
 
     return y, pull
+
+
+def attention(projected: Array, heads: int, scale: float, *, causal: bool) -> tuple[Array, Callable[[Array], Array]]:
+    """Softmax attention, float32: from queries, keys and values side by side, (draws, tokens, 3 width)."""
+    import cupy
+
+    draws, tokens, width = projected.shape[0], projected.shape[1], projected.shape[2] // 3
+    projected = cupy.ascontiguousarray(projected)
+    out = cupy.empty((draws, tokens, width), dtype=projected.dtype)
+    weights = cupy.empty((draws, heads, tokens, tokens), dtype=projected.dtype)
+    sizes, grid = (np.uint32(heads), np.uint32(width // heads), np.float32(scale)), (heads, draws)
+    arguments = (out, weights, projected, *sizes, np.bool_(causal))
+    launch("attention_forward", tokens, projected.dtype, grid, 32, *arguments)
+
+    def pull(g: Array) -> Array:
+        cotangent = cupy.empty_like(projected)
+        arguments = (cotangent, cupy.ascontiguousarray(g), weights, projected, *sizes)
+        launch("attention_backward", tokens, projected.dtype, grid, 32, *arguments)
+        return cotangent
+
+    return out, pull
 
 
 def sums_of_squares(x: Array) -> tuple[Array, Array, Array]:
@@ -151,6 +218,6 @@ def sums_of_squares(x: Array) -> tuple[Array, Array, Array]:
     chunks = -(-width // CHUNK)
     out = cupy.empty((chunks, draws, 3))
     sizes = (np.uint32(width), np.uint32(CHUNK))
-    _launch("moments", tokens, x.dtype, (chunks, draws), THREADS, out, cupy.ascontiguousarray(x), *sizes)
+    launch("moments", tokens, x.dtype, (chunks, draws), THREADS, out, cupy.ascontiguousarray(x), *sizes)
     square, of_mean, of_deviation = out.sum(axis=0).T
     return square, of_mean, of_deviation

@@ -33,13 +33,12 @@ class Fused:
         x = xp.ascontiguousarray(x)
         seen, fresh = (Site.of(self.normals.seed, self.normals.draws, where) for where in (site, site + BACKWARD))
         scale = fan_in**-0.5
-        root, change = kernels.factors(kernels.gram(x), self.unsound, x.dtype)
+        grams, noises = kernels.gram_and_dot(x, fresh)
+        root, change, met = kernels.factors(grams, noises, self.unsound, scale, x.dtype)
 
         def pull(g: Array) -> Array:
             grams, dots = kernels.gram_and_dot(xp.ascontiguousarray(g), seen)
-            cotangent_root = scale * kernels.factors(grams, self.unsound, x.dtype)[0]
-            known = scale * xp.cumsum(dots.sum(axis=0), axis=-2)  # g Z^T
-            noise = kernels.dot(x, fresh).sum(axis=0).swapaxes(-1, -2) @ change.swapaxes(-1, -2)
-            return kernels.backward(cotangent_root, x, (known - cotangent_root @ noise) @ change, fresh)
+            cotangent_root, along = kernels.returns(grams, dots, met, change, self.unsound, scale, x.dtype)
+            return kernels.backward(cotangent_root, x, along, fresh)
 
-        return kernels.forward(scale * root, fan_out, seen, x.dtype), pull
+        return kernels.forward(root, fan_out, seen, x.dtype), pull

@@ -41,8 +41,8 @@ def unprojected(normals: Normals) -> Sampler:
     """Wrong: the fresh noise acts on the seen directions too."""
     xp = normals.backend.xp
 
-    def sampler(x: Array, site: int, fan_out: int) -> tuple[Array, Pull]:
-        scale = x.shape[-1] ** -0.5
+    def sampler(x: Array, site: int, fan_out: int, gain: float = 1.0) -> tuple[Array, Pull]:
+        scale = gain * x.shape[-1] ** -0.5
         root, change, basis = factor(xp, x)
         rows = change @ basis
         seen = normals(site, (rows.shape[-2], fan_out)) * scale
@@ -61,8 +61,8 @@ def untied(normals: Normals) -> Sampler:
     """Wrong: the weights that come back are independent of those that went forward."""
     forward, backward = dense(normals), dense(normals)
 
-    def sampler(x: Array, site: int, fan_out: int) -> tuple[Array, Pull]:
-        return forward(x, site, fan_out)[0], backward(x, site + BACKWARD, fan_out)[1]
+    def sampler(x: Array, site: int, fan_out: int, gain: float = 1.0) -> tuple[Array, Pull]:
+        return forward(x, site, fan_out, gain)[0], backward(x, site + BACKWARD, fan_out, gain)[1]
 
     return sampler
 

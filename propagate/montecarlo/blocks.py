@@ -10,6 +10,7 @@ from typing import Any
 
 from propagate.model import Model
 from propagate.montecarlo.backend import Array, Backend
+from propagate.montecarlo.cuda.weightless import Fused
 from propagate.montecarlo.operators import (
     ACTIVATIONS,
     GATED,
@@ -127,26 +128,22 @@ def read(equations: Callable[[Any, Any], Any], block: Any, x: Array) -> tuple[Ar
 
 
 def _ffn(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
-    model, gains = block.model, block.gains
+    model, gains, sampler = block.model, block.gains, block.sampler
     hidden = model.hidden * (2 if model.activation in GATED else 1)
-    before, pull_in = block.sampler(x, site, hidden)
-    after, pull_activation = ACTIVATIONS[model.activation](block.backend, _times(before, gains.ffn_in))
-    y, pull_out = block.sampler(after, site + 1, model.width)
-    scale = gains.ffn_out / output_rms(model.activation)
-    return _times(y, scale), lambda g: pull_in(_times(pull_activation(pull_out(_times(g, scale))), gains.ffn_in))
-
-
-def _times(x: Array, factor: float) -> Array:
-    """Most factors are 1, and a pass over the array is not free."""
-    return x if factor == 1 else x * factor
+    gain_out = gains.ffn_out / output_rms(model.activation)
+    if model.activation == "relu" and isinstance(sampler, Fused) and sampler.covers(model.tokens, model.width, hidden):
+        return sampler.relu_ffn(x, site, hidden, model.width, gains.ffn_in, gain_out)
+    before, pull_in = sampler(x, site, hidden, gains.ffn_in)
+    after, pull_activation = ACTIVATIONS[model.activation](block.backend, before)
+    y, pull_out = sampler(after, site + 1, model.width, gain_out)
+    return y, lambda g: pull_in(pull_activation(pull_out(g)))
 
 
 def _attention(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
     model, gains = block.model, block.gains
     heads_out, pull_heads = (_uniform if model.logit_std == 0 else _softmax_heads)(block, site, x)
-    y, pull_out = block.sampler(heads_out, site + 1, model.width)
-    scale = gains.value * gains.attention_out
-    return _times(y, scale), lambda g: pull_heads(pull_out(_times(g, scale)))
+    y, pull_out = block.sampler(heads_out, site + 1, model.width, gains.value * gains.attention_out)
+    return y, lambda g: pull_heads(pull_out(g))
 
 
 def _uniform(block: Block, site: int, x: Array) -> tuple[Array, Pull]:

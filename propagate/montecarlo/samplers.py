@@ -1,7 +1,8 @@
 """Random linear maps. A sampler is a function that applies one and knows its transpose.
 
-`sampler(x, site, fan_out)` gives y = x W and a pull g -> g W^T, where W has independent entries of variance 1/fan_in
-and is drawn afresh for every draw and every site. x has shape (draws, tokens, fan_in), y (draws, tokens, fan_out).
+`sampler(x, site, fan_out, gain)` gives y = x W and a pull g -> g W^T, where W has independent entries of standard
+deviation gain / sqrt(fan_in) and is drawn afresh for every draw and every site.
+x has shape (draws, tokens, fan_in), y (draws, tokens, fan_out).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Pull = Callable[[Array], Array]
 class Sampler(Protocol):
     """Anything that applies a random linear map."""
 
-    def __call__(self, x: Array, site: int, fan_out: int) -> tuple[Array, Pull]: ...
+    def __call__(self, x: Array, site: int, fan_out: int, gain: float = 1.0) -> tuple[Array, Pull]: ...
 
 
 def dense(normals: Normals) -> Sampler:
@@ -33,10 +34,10 @@ def dense(normals: Normals) -> Sampler:
         ((2, 3, 5), (2, 3, 8))
     """
 
-    def sampler(x: Array, site: int, fan_out: int) -> tuple[Array, Pull]:
+    def sampler(x: Array, site: int, fan_out: int, gain: float = 1.0) -> tuple[Array, Pull]:
         fan_in = x.shape[-1]
         weight = normals(site, (fan_in, fan_out))
-        weight *= fan_in**-0.5
+        weight *= gain * fan_in**-0.5
         return x @ weight, lambda g: g @ weight.swapaxes(-1, -2)
 
     return sampler

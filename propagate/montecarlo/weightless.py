@@ -32,9 +32,9 @@ def weightless(normals: Normals) -> Sampler:
     """
     xp = normals.backend.xp
 
-    def sampler(x: Array, site: int, fan_out: int) -> tuple[Array, Pull]:
+    def sampler(x: Array, site: int, fan_out: int, gain: float = 1.0) -> tuple[Array, Pull]:
         fan_in = x.shape[-1]
-        scale = fan_in**-0.5
+        scale = gain * fan_in**-0.5
         root, change, basis = factor(xp, x)
         seen = normals.rows(site, root.shape[-1], fan_out)
 

@@ -132,14 +132,20 @@ extern "C" __global__ void __launch_bounds__(THREADS) returns(
     }
 }
 
-__device__ double over_block(double value, double* shared) {
-    for (int step = 16; step; step /= 2) value += __shfl_xor_sync(~0u, value, step);
-    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
+// Sums of a few numbers over the threads of a block, always in the same order.
+template <int N>
+__device__ void over_block(double (&value)[N]) {
+    __shared__ double shared[N][THREADS / 32];
     __syncthreads();
-    double sum = 0;
-    for (int warp = 0; warp < THREADS / 32; ++warp) sum += shared[warp];
+    for (int n = 0; n < N; ++n) {
+        for (int step = 16; step; step /= 2) value[n] += __shfl_xor_sync(~0u, value[n], step);
+        if (threadIdx.x % 32 == 0) shared[n][threadIdx.x / 32] = value[n];
+    }
     __syncthreads();
-    return sum;
+    for (int n = 0; n < N; ++n) {
+        value[n] = 0;
+        for (int warp = 0; warp < THREADS / 32; ++warp) value[n] += shared[n][warp];
+    }
 }
 
 struct alignas(4 * sizeof(real)) Quad {
@@ -160,24 +166,46 @@ __device__ void put_quad(real* row, u32 j, u32 width, const Quad& quad) {
         for (u32 i = 0; i < 4 && j + i < width; ++i) row[j + i] = quad.v[i];
 }
 
+constexpr int KEPT = 4;                 // quads of a row that a thread keeps in registers between its two passes
+constexpr u32 STEP = 4 * THREADS;
+
 // A row a block: y = (x - mean) scale, with no mean taken unless `centred`.
 extern "C" __global__ void __launch_bounds__(THREADS)
     norm_forward(real* y, real* scale, const real* x, u32 width, bool centred) {
-    __shared__ double shared[THREADS / 32];
     const real* const row = x + (u64)blockIdx.x * width;
-    real mean = 0;
-    if (centred) {
-        real sum = 0;
-        for (u32 j = threadIdx.x; j < width; j += THREADS) sum += row[j];
-        mean = over_block(sum, shared) / width;
-    }
-    real squares = 0;
-    for (u32 j = 4 * threadIdx.x; j < width; j += 4 * THREADS) {
+    Quad kept[KEPT];
+    real sum = 0, squares = 0;
+#pragma unroll
+    for (int n = 0; n < KEPT; ++n)
+        if (4 * threadIdx.x + n * STEP < width) {
+            kept[n] = quad_of(row, 4 * threadIdx.x + n * STEP, width);
+            for (int i = 0; i < 4; ++i) sum += kept[n].v[i], squares += kept[n].v[i] * kept[n].v[i];
+        }
+    for (u32 j = 4 * threadIdx.x + KEPT * STEP; j < width; j += STEP) {
         const Quad quad = quad_of(row, j, width);
-        for (u32 i = 0; i < 4 && j + i < width; ++i) squares += (quad.v[i] - mean) * (quad.v[i] - mean);
+        for (int i = 0; i < 4; ++i) sum += quad.v[i], squares += quad.v[i] * quad.v[i];
     }
-    const real factor = 1 / sqrt(over_block(squares, shared) / width);
-    for (u32 j = 4 * threadIdx.x; j < width; j += 4 * THREADS) {
+    real mean = 0;
+    if (centred) {  // the sum of squares about the mean needs the mean first
+        double total[1] = {sum};
+        over_block(total);
+        mean = total[0] / width;
+        squares = 0;
+        for (u32 j = 4 * threadIdx.x; j < width; j += STEP) {
+            const Quad quad = quad_of(row, j, width);
+            for (u32 i = 0; i < 4 && j + i < width; ++i) squares += (quad.v[i] - mean) * (quad.v[i] - mean);
+        }
+    }
+    double total[1] = {squares};
+    over_block(total);
+    const real factor = 1 / sqrt(total[0] / width);
+#pragma unroll
+    for (int n = 0; n < KEPT; ++n)
+        if (4 * threadIdx.x + n * STEP < width) {
+            for (int i = 0; i < 4; ++i) kept[n].v[i] = (kept[n].v[i] - mean) * factor;
+            put_quad(y + (u64)blockIdx.x * width, 4 * threadIdx.x + n * STEP, width, kept[n]);
+        }
+    for (u32 j = 4 * threadIdx.x + KEPT * STEP; j < width; j += STEP) {
         Quad quad = quad_of(row, j, width);
         for (int i = 0; i < 4; ++i) quad.v[i] = (quad.v[i] - mean) * factor;
         put_quad(y + (u64)blockIdx.x * width, j, width, quad);
@@ -188,20 +216,32 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 // out = scale (g - y mean(g y)), less its mean if `centred`.
 extern "C" __global__ void __launch_bounds__(THREADS)
     norm_backward(real* out, const real* g, const real* y, const real* scale, u32 width, bool centred) {
-    __shared__ double shared[THREADS / 32];
     const u64 base = (u64)blockIdx.x * width;
+    Quad kept_g[KEPT], kept_y[KEPT];
     real sum = 0, product = 0;
-    for (u32 j = 4 * threadIdx.x; j < width; j += 4 * THREADS) {
-        const Quad a = quad_of(g + base, j, width), b = quad_of(y + base, j, width);
-        for (int i = 0; i < 4; ++i) {
-            sum += a.v[i];
-            product += a.v[i] * b.v[i];
+#pragma unroll
+    for (int n = 0; n < KEPT; ++n) {
+        const u32 j = 4 * threadIdx.x + n * STEP;
+        if (j < width) {
+            kept_g[n] = quad_of(g + base, j, width), kept_y[n] = quad_of(y + base, j, width);
+            for (int i = 0; i < 4; ++i) sum += kept_g[n].v[i], product += kept_g[n].v[i] * kept_y[n].v[i];
         }
     }
-    const real along = over_block(product, shared) / width;
-    const real mean = centred ? over_block(sum, shared) / width : 0.0;
-    const real factor = scale[blockIdx.x];
-    for (u32 j = 4 * threadIdx.x; j < width; j += 4 * THREADS) {
+    for (u32 j = 4 * threadIdx.x + KEPT * STEP; j < width; j += STEP) {
+        const Quad a = quad_of(g + base, j, width), b = quad_of(y + base, j, width);
+        for (int i = 0; i < 4; ++i) sum += a.v[i], product += a.v[i] * b.v[i];
+    }
+    double totals[2] = {sum, product};
+    over_block(totals);
+    const real mean = centred ? totals[0] / width : 0.0, along = totals[1] / width, factor = scale[blockIdx.x];
+#pragma unroll
+    for (int n = 0; n < KEPT; ++n) {
+        const u32 j = 4 * threadIdx.x + n * STEP;
+        if (j >= width) continue;
+        for (int i = 0; i < 4; ++i) kept_g[n].v[i] = factor * (kept_g[n].v[i] - mean - kept_y[n].v[i] * along);
+        put_quad(out + base, j, width, kept_g[n]);
+    }
+    for (u32 j = 4 * threadIdx.x + KEPT * STEP; j < width; j += STEP) {
         Quad a = quad_of(g + base, j, width);
         const Quad b = quad_of(y + base, j, width);
         for (int i = 0; i < 4; ++i) a.v[i] = factor * (a.v[i] - mean - b.v[i] * along);
@@ -211,15 +251,16 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 // Of a chunk of columns: sums of x^2, of the squared mean over tokens, of the squared deviation from it.
 extern "C" __global__ void __launch_bounds__(THREADS) moments(double* out, const real* x, u32 width, u32 chunk) {
-    __shared__ double shared[THREADS / 32];
-    double square = 0, of_mean = 0, of_deviation = 0;
+    double sums[3] = {};
     const u32 first = blockIdx.x * chunk, end = min(first + chunk, width);
     for (u32 column = first + threadIdx.x; column < end; column += THREADS) {
         const real* const source = x + (u64)blockIdx.y * T * width + column;
         real values[T];
         real sum = 0;
 #pragma unroll
-        for (int t = 0; t < T; ++t) sum += values[t] = source[(u64)t * width];
+        for (int t = 0; t < T; ++t) values[t] = source[(u64)t * width];
+#pragma unroll
+        for (int t = 0; t < T; ++t) sum += values[t];
         const real mean = sum / T;
         real squares = 0, deviations = 0;
 #pragma unroll
@@ -227,9 +268,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) moments(double* out, const
             squares += values[t] * values[t];
             deviations += (values[t] - mean) * (values[t] - mean);
         }
-        square += squares, of_mean += mean * mean, of_deviation += deviations;
+        sums[0] += squares, sums[1] += mean * mean, sums[2] += deviations;
     }
+    over_block(sums);
     double* const place = out + ((u64)blockIdx.x * gridDim.y + blockIdx.y) * 3;
-    const double sums[3] = {over_block(square, shared), over_block(of_mean, shared), over_block(of_deviation, shared)};
-    if (threadIdx.x < 3) place[threadIdx.x] = sums[threadIdx.x];
+    if (threadIdx.x == 0)
+        for (int n = 0; n < 3; ++n) place[n] = sums[n];
 }

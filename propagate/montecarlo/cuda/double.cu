@@ -19,7 +19,7 @@ __device__ void normals_of_column(float (&z)[8 * EIGHTS], const Site at, u64 row
 }
 
 template <bool BACK>
-__device__ void mixed(real* out, const double* mix, const real* x, const double* along, u32 width, const Site at) {
+__device__ void mixed(real* out, const double* mix, const real* x, const double* along, u32 width, bool relu, const Site at) {
     __shared__ __align__(16) real c[T * PAD];
     __shared__ __align__(16) real a[BACK ? T * PAD : 1];
     const u64 matrix = (u64)blockIdx.y * T * T;
@@ -53,20 +53,21 @@ __device__ void mixed(real* out, const double* mix, const real* x, const double*
 #pragma unroll
             for (int s = 0; s < T; ++s) sum += a[t * PAD + s] * d[BACK ? s : 0];
         }
+        if (relu && !((BACK ? x[base + (u64)t * width] : sum) > 0)) sum = 0;
         out[base + (u64)t * width] = sum;
     }
 }
 
 // out = mix @ Z, mix lower triangular.
 extern "C" __global__ void __launch_bounds__(128) forward(
-    real* out, const double* mix, u32 width, u32, u64 first_draw, u32 site, u32 key0, u32 key1) {
-    mixed<false>(out, mix, nullptr, nullptr, width, {first_draw, site, key0, key1});
+    real* out, const double* mix, u32 width, u32, bool relu, u64 first_draw, u32 site, u32 key0, u32 key1) {
+    mixed<false>(out, mix, nullptr, nullptr, width, relu, {first_draw, site, key0, key1});
 }
 
 // out = mix @ Z + along @ D(x), mix lower triangular.
 extern "C" __global__ void __launch_bounds__(128)
-    backward(real* out, const double* mix, const real* x, const double* along, u32 width, u32, u64 first_draw, u32 site, u32 key0, u32 key1) {
-    mixed<true>(out, mix, x, along, width, {first_draw, site, key0, key1});
+    backward(real* out, const double* mix, const real* x, const double* along, u32 width, u32, bool relu, u64 first_draw, u32 site, u32 key0, u32 key1) {
+    mixed<true>(out, mix, x, along, width, relu, {first_draw, site, key0, key1});
 }
 
 struct alignas(4 * sizeof(real)) Four {
@@ -91,9 +92,10 @@ __device__ void store(double* out, const double* total) {
 }
 
 // Of a chunk of columns: gram = D D^T, dot = D Z^T, each (chunks, draws, T, T).
-template <bool GRAM, bool DOT>
-__device__ void inner(double* gram, double* dot, const real* x, u32 width, u32 chunk, const Site at) {
-    constexpr int ARRAYS = TILE * STRIDE * sizeof(real), NOISE = DOT ? TILE * STRIDE * sizeof(float) : 0;
+extern "C" __global__ void __launch_bounds__(THREADS) gram_and_dot_of(
+    double* gram, double* dot, const real* x, u32 width, u32 chunk, u64 first_draw, u32 site, u32 key0, u32 key1) {
+    const Site at = {first_draw, site, key0, key1};
+    constexpr int ARRAYS = TILE * STRIDE * sizeof(real), NOISE = TILE * STRIDE * sizeof(float);
     constexpr int TOTAL = PAD * PAD * sizeof(double);
     __shared__ __align__(16) char pool[ARRAYS + NOISE > TOTAL ? ARRAYS + NOISE : TOTAL];
     real* const d = (real*)pool;
@@ -118,7 +120,7 @@ __device__ void inner(double* gram, double* dot, const real* x, u32 width, u32 c
             }
             *(Four*)(d + column * STRIDE + 4 * group) = four;
         }
-        for (int unit = threadIdx.x; DOT && unit < TILE * 4; unit += THREADS) {  // a pair of columns, a lane
+        for (int unit = threadIdx.x; unit < TILE * 4; unit += THREADS) {  // a pair of columns, a lane
             const int column = unit % (TILE / 2) * 2, lane = unit / (TILE / 2);
             float pair[2][EIGHTS];
             normals_of_pair(pair, at, blockIdx.y, lane, tile + column);
@@ -132,16 +134,13 @@ __device__ void inner(double* gram, double* dot, const real* x, u32 width, u32 c
             real some_gram[16] = {}, some_dot[16] = {};
             for (int column = team; column < TILE; column += TEAMS) {
                 const Four left = *(const Four*)(d + column * STRIDE + 4 * a);
-                if (GRAM) {
-                    const Four right = *(const Four*)(d + column * STRIDE + 4 * b);
+                const Four right = *(const Four*)(d + column * STRIDE + 4 * b);
+                const float4 four = *(const float4*)(z + column * STRIDE + 4 * b);
+                const float noise[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
-                    for (int i = 0; i < 16; ++i) some_gram[i] += left.v[i / 4] * right.v[i % 4];
-                }
-                if (DOT) {
-                    const float4 four = *(const float4*)(z + column * STRIDE + 4 * b);
-                    const float right[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-                    for (int i = 0; i < 16; ++i) some_dot[i] += left.v[i / 4] * right[i % 4];
+                for (int i = 0; i < 16; ++i) {
+                    some_gram[i] += left.v[i / 4] * right.v[i % 4];
+                    some_dot[i] += left.v[i / 4] * noise[i % 4];
                 }
             }
 #pragma unroll
@@ -153,26 +152,8 @@ __device__ void inner(double* gram, double* dot, const real* x, u32 width, u32 c
     }
     double* const total = (double*)pool;
     const u64 place = ((u64)blockIdx.x * gridDim.y + blockIdx.y) * T * T;
-    if (GRAM) {
-        total_of_teams(total, grams, team, a, b);
-        store(gram + place, total);
-    }
-    if (DOT) {
-        total_of_teams(total, dots, team, a, b);
-        store(dot + place, total);
-    }
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS) gram_of(double* gram, const real* x, u32 width, u32 chunk) {
-    inner<true, false>(gram, nullptr, x, width, chunk, Site{});
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-    dot_of(double* dot, const real* x, u32 width, u32 chunk, u64 first_draw, u32 site, u32 key0, u32 key1) {
-    inner<false, true>(nullptr, dot, x, width, chunk, {first_draw, site, key0, key1});
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-    gram_and_dot_of(double* gram, double* dot, const real* x, u32 width, u32 chunk, u64 first_draw, u32 site, u32 key0, u32 key1) {
-    inner<true, true>(gram, dot, x, width, chunk, {first_draw, site, key0, key1});
+    total_of_teams(total, grams, team, a, b);
+    store(gram + place, total);
+    total_of_teams(total, dots, team, a, b);
+    store(dot + place, total);
 }

@@ -13,6 +13,7 @@ from propagate.montecarlo.backend import Array
 
 LARGEST_TOKENS = 48  # a block's shared memory holds a few T x T matrices of float64
 CHUNK = 1024  # columns whose sums one block takes; a constant, so that sums do not depend on the draws of a batch
+MOMENTS_CHUNK = 4096  # likewise, of `sums_of_squares`
 COLUMNS = {"float32": 1024, "float64": 128}  # that one block of `forward` and `backward` makes
 THREADS = 256
 FILES = {
@@ -78,60 +79,46 @@ def site_normals(at: Site, draws: int, tokens: int, width: int, dtype: Any) -> A
     return out
 
 
-def forward(mix: Array, width: int, at: Site, dtype: Any) -> Array:
-    """mix @ Z with Z the site's normals and `mix` lower triangular."""
+def forward(mix: Array, width: int, at: Site, dtype: Any, *, relu: bool = False) -> Array:
+    """mix @ Z with Z the site's normals and `mix` lower triangular; ReLU of it if asked for."""
     import cupy
 
     draws, tokens = mix.shape[:2]
     out = cupy.empty((draws, tokens, width), dtype=dtype)
-    launch("forward", tokens, dtype, *_columns(draws, width, dtype), out, mix, *_sizes(width, dtype), *at)
+    grid, sizes = _columns(draws, width, dtype)
+    launch("forward", tokens, dtype, grid, 128, out, mix, *sizes, np.bool_(relu), *at)
     return out
 
 
-def backward(mix: Array, x: Array, along: Array, at: Site) -> Array:
-    """mix @ Z + along @ D, with `mix` lower triangular and D the successive differences of x's tokens."""
+def backward(mix: Array, x: Array, along: Array, at: Site, *, relu: bool = False) -> Array:
+    """mix @ Z + along @ D, with `mix` lower triangular and D the successive differences of x's tokens.
+
+    If asked for, the pull of the ReLU whose output x is follows at once.
+    """
     import cupy
 
     draws, tokens, width = x.shape
     out = cupy.empty_like(x)
-    grid = _columns(draws, width, x.dtype)
-    launch("backward", tokens, x.dtype, *grid, out, mix, x, along, *_sizes(width, x.dtype), *at)
+    grid, sizes = _columns(draws, width, x.dtype)
+    launch("backward", tokens, x.dtype, grid, 128, out, mix, x, along, *sizes, np.bool_(relu), *at)
     return out
 
 
-def _columns(draws: int, width: int, dtype: Any) -> tuple[tuple[int, int], int]:
-    return (-(-width // COLUMNS[np.dtype(dtype).name]), draws), 128
-
-
-def _sizes(width: int, dtype: Any) -> tuple[np.uint32, np.uint32]:
-    return np.uint32(width), np.uint32(COLUMNS[np.dtype(dtype).name])
-
-
-def gram(x: Array) -> Array:
-    """D D^T of the tokens' successive differences, in chunks of columns: (chunks, draws, T, T)."""
-    return _inner("gram_of", x, 1)[0]
-
-
-def dot(x: Array, at: Site) -> Array:
-    """D Z^T, in chunks of columns."""
-    return _inner("dot_of", x, 1, *at)[0]
+def _columns(draws: int, width: int, dtype: Any) -> tuple[tuple[int, int], tuple[np.uint32, np.uint32]]:
+    columns = COLUMNS[np.dtype(dtype).name]
+    return (-(-width // columns), draws), (np.uint32(width), np.uint32(columns))
 
 
 def gram_and_dot(x: Array, at: Site) -> tuple[Array, Array]:
-    """D D^T and D Z^T, in chunks of columns."""
-    both = _inner("gram_and_dot_of", x, 2, *at)
-    return both[0], both[1]
-
-
-def _inner(name: str, x: Array, results: int, *arguments: Any) -> list[Array]:
+    """D D^T and D Z^T of the tokens' successive differences, in chunks of columns: (chunks, draws, T, T)."""
     import cupy
 
     draws, tokens, width = x.shape
     chunks = -(-width // CHUNK)
-    out = [cupy.empty((chunks, draws, tokens, tokens)) for _ in range(results)]
-    size = (np.uint32(width), np.uint32(CHUNK))
-    launch(name, tokens, x.dtype, (chunks, draws), THREADS, *out, x, *size, *arguments)
-    return out
+    gram, dot = (cupy.empty((chunks, draws, tokens, tokens)) for _ in range(2))
+    sizes = (np.uint32(width), np.uint32(CHUNK))
+    launch("gram_and_dot_of", tokens, x.dtype, (chunks, draws), THREADS, gram, dot, x, *sizes, *at)
+    return gram, dot
 
 
 def factors(grams: Array, noises: Array, unsound: Array, scale: float, dtype: Any) -> tuple[Array, Array, Array]:
@@ -215,9 +202,9 @@ def sums_of_squares(x: Array) -> tuple[Array, Array, Array]:
     import cupy
 
     draws, tokens, width = x.shape
-    chunks = -(-width // CHUNK)
+    chunks = -(-width // MOMENTS_CHUNK)
     out = cupy.empty((chunks, draws, 3))
-    sizes = (np.uint32(width), np.uint32(CHUNK))
+    sizes = (np.uint32(width), np.uint32(MOMENTS_CHUNK))
     launch("moments", tokens, x.dtype, (chunks, draws), THREADS, out, cupy.ascontiguousarray(x), *sizes)
     square, of_mean, of_deviation = out.sum(axis=0).T
     return square, of_mean, of_deviation

@@ -127,46 +127,30 @@ __device__ void store_total(double* out, Shared (&four)[4], const Sums& sums) {
 }
 
 // Of a chunk of columns: gram = D D^T (on and below the diagonal) and dot = D Z^T, each (chunks, draws, T, T).
-template <bool GRAM, bool DOT>
-__device__ void inner(double* gram, double* dot, const float* x, u32 width, u32 chunk, const Site at) {
+extern "C" __global__ void __launch_bounds__(THREADS) gram_and_dot_of(
+    double* gram, double* dot, const float* x, u32 width, u32 chunk, u64 first_draw, u32 site, u32 key0, u32 key1) {
     __shared__ Shared four[4];
     const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, k = threadIdx.x % 4;
     const u32 first = blockIdx.x * chunk, end = min(first + chunk, width);
     const float* const source = x + (u64)blockIdx.y * T * width;
     Sums grams = {}, dots = {};
     for (u32 base = first + 16 * warp; base < end; base += 16 * (THREADS / 32)) {
-        const Slice d = differences(slice_of(source, width, base + 4 * k, end, width % 4 == 0));
-        if (GRAM) add_products<true>(grams, d, d);
-        if (DOT) {
-            Slice noise;
+        const Slice slice = slice_of(source, width, base + 4 * k, end, width % 4 == 0);
+        Slice noise;
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                float z[2][ROWS];
-                normals_of_pair(z, at, blockIdx.y, g, base + 4 * k + 2 * half);
+        for (int half = 0; half < 2; ++half) {
+            float z[2][ROWS];
+            normals_of_pair(z, {first_draw, site, key0, key1}, blockIdx.y, g, base + 4 * k + 2 * half);
 #pragma unroll
-                for (int r = 0; r < ROWS; ++r)
-                    noise.v[r][2 * half] = z[0][r], noise.v[r][2 * half + 1] = z[1][r];
-            }
-            add_products<false>(dots, d, noise);
+            for (int r = 0; r < ROWS; ++r) noise.v[r][2 * half] = z[0][r], noise.v[r][2 * half + 1] = z[1][r];
         }
+        const Slice d = differences(slice);
+        add_products<true>(grams, d, d);
+        add_products<false>(dots, d, noise);
     }
     const u64 place = ((u64)blockIdx.x * gridDim.y + blockIdx.y) * T * T;
-    if (GRAM) store_total<true>(gram + place, four, grams);
-    if (DOT) store_total<false>(dot + place, four, dots);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS) gram_of(double* gram, const float* x, u32 width, u32 chunk) {
-    inner<true, false>(gram, nullptr, x, width, chunk, Site{});
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS) dot_of(
-    double* dot, const float* x, u32 width, u32 chunk, u64 first_draw, u32 site, u32 key0, u32 key1) {
-    inner<false, true>(nullptr, dot, x, width, chunk, {first_draw, site, key0, key1});
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS) gram_and_dot_of(
-    double* gram, double* dot, const float* x, u32 width, u32 chunk, u64 first_draw, u32 site, u32 key0, u32 key1) {
-    inner<true, true>(gram, dot, x, width, chunk, {first_draw, site, key0, key1});
+    store_total<true>(gram + place, four, grams);
+    store_total<false>(dot + place, four, dots);
 }
 
 typedef float4 Pieces[TILES][EIGHTS][32];  // a T x T matrix on the left of a product, lane by lane, in shared memory
@@ -260,7 +244,8 @@ __device__ void take_differences(float (&d)[2][EIGHTS][2]) {
 
 template <bool BACK>
 __device__ void mixed(
-    float* out, const double* mix, const float* x, const double* along, u32 width, u32 chunk, const Site at) {
+    float* out, const double* mix, const float* x, const double* along, u32 width, u32 chunk, bool relu,
+    const Site at) {
     const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, k = threadIdx.x % 4;
     const u64 matrix = (u64)blockIdx.y * T * T, base = (u64)blockIdx.y * T * width;
     const u32 first = blockIdx.x * chunk, end = min(first + chunk, width);
@@ -285,19 +270,35 @@ __device__ void mixed(
             take_differences(d);
             add_mixed<false>(sums, known, d);
         }
+        if (relu) {
+#pragma unroll
+            for (int i = 0; i < TILES; ++i)
+#pragma unroll
+                for (int h = 0; h < 2; ++h) {
+                    const int t = 16 * i + g + 8 * h;
+                    float* const mine[4] = {
+                        &sums[i][0][2 * h], &sums[i][1][2 * h], &sums[i][0][2 * h + 1], &sums[i][1][2 * h + 1]};
+                    float4 sign = make_float4(*mine[0], *mine[1], *mine[2], *mine[3]);
+                    if (BACK && t < T) sign = four_of(x + base + (u64)t * width, column + 4 * k, end, aligned);
+                    if (!(sign.x > 0)) *mine[0] = 0;
+                    if (!(sign.y > 0)) *mine[1] = 0;
+                    if (!(sign.z > 0)) *mine[2] = 0;
+                    if (!(sign.w > 0)) *mine[3] = 0;
+                }
+        }
         store_columns(out + base, width, column + 4 * k, end, aligned, sums);
     }
 }
 
-// out = mix @ Z, mix lower triangular.
+// out = mix @ Z, mix lower triangular; and then ReLU if asked for.
 extern "C" __global__ void __launch_bounds__(128) forward(
-    float* out, const double* mix, u32 width, u32 chunk, u64 first_draw, u32 site, u32 key0, u32 key1) {
-    mixed<false>(out, mix, nullptr, nullptr, width, chunk, {first_draw, site, key0, key1});
+    float* out, const double* mix, u32 width, u32 chunk, bool relu, u64 first_draw, u32 site, u32 key0, u32 key1) {
+    mixed<false>(out, mix, nullptr, nullptr, width, chunk, relu, {first_draw, site, key0, key1});
 }
 
-// out = mix @ Z + along @ D(x), mix lower triangular.
+// out = mix @ Z + along @ D(x), mix lower triangular; and then the pull of the ReLU that gave x if asked for.
 extern "C" __global__ void __launch_bounds__(128) backward(
-    float* out, const double* mix, const float* x, const double* along, u32 width, u32 chunk, u64 first_draw, u32 site,
-    u32 key0, u32 key1) {
-    mixed<true>(out, mix, x, along, width, chunk, {first_draw, site, key0, key1});
+    float* out, const double* mix, const float* x, const double* along, u32 width, u32 chunk, bool relu,
+    u64 first_draw, u32 site, u32 key0, u32 key1) {
+    mixed<true>(out, mix, x, along, width, chunk, relu, {first_draw, site, key0, key1});
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from propagate.montecarlo.backend import Array
@@ -14,7 +15,7 @@ from propagate.montecarlo.weightless import weightless
 
 @dataclass(frozen=True, eq=False)
 class Fused:
-    """The weightless sampler for arrays on a CUDA device: the algebra of `weightless`, five passes a map.
+    """The weightless sampler for arrays on a CUDA device: the algebra of `weightless`, four passes a map.
 
     Attributes:
         normals: random numbers; the same network as `weightless` gives, up to rounding.
@@ -25,20 +26,41 @@ class Fused:
     normals: Normals
     unsound: Array
 
-    def __call__(self, x: Array, site: int, fan_out: int) -> tuple[Array, Pull]:
+    def __call__(self, x: Array, site: int, fan_out: int, gain: float = 1.0) -> tuple[Array, Pull]:
+        if not self.covers(x.shape[-2], x.shape[-1], fan_out):
+            return weightless(self.normals)(x, site, fan_out, gain)
+        there, back = self._map(x, site, fan_out, gain)
+        return there(False), lambda g: back(g, False)
+
+    def covers(self, tokens: int, *widths: int) -> bool:
+        """Whether the kernels can do it: not too many tokens, and no more than coordinates."""
+        return tokens <= min(kernels.LARGEST_TOKENS, *widths)
+
+    def relu_ffn(
+        self, x: Array, site: int, hidden: int, fan_out: int, gain_in: float, gain_out: float
+    ) -> tuple[Array, Pull]:
+        """Two maps with a ReLU between them, which needs no pass of its own."""
+        there, back = self._map(x, site, hidden, gain_in)
+        out_there, out_back = self._map(there(True), site + 1, fan_out, gain_out)
+        return out_there(False), lambda g: back(out_back(g, True), False)
+
+    def _map(
+        self, x: Array, site: int, fan_out: int, gain: float
+    ) -> tuple[Callable[[bool], Array], Callable[[Array, bool], Array]]:
+        """The map and its pull; each told whether a ReLU comes next (whose output, on the way back, was x)."""
         xp = self.normals.backend.xp
-        tokens, fan_in = x.shape[-2:]
-        if tokens > min(kernels.LARGEST_TOKENS, fan_in, fan_out):
-            return weightless(self.normals)(x, site, fan_out)
         x = xp.ascontiguousarray(x)
         seen, fresh = (Site.of(self.normals.seed, self.normals.draws, where) for where in (site, site + BACKWARD))
-        scale = fan_in**-0.5
+        scale = gain * x.shape[-1] ** -0.5
         grams, noises = kernels.gram_and_dot(x, fresh)
         root, change, met = kernels.factors(grams, noises, self.unsound, scale, x.dtype)
 
-        def pull(g: Array) -> Array:
+        def there(relu: bool) -> Array:
+            return kernels.forward(root, fan_out, seen, x.dtype, relu=relu)
+
+        def back(g: Array, relu: bool) -> Array:
             grams, dots = kernels.gram_and_dot(xp.ascontiguousarray(g), seen)
             cotangent_root, along = kernels.returns(grams, dots, met, change, self.unsound, scale, x.dtype)
-            return kernels.backward(cotangent_root, x, along, fresh)
+            return kernels.backward(cotangent_root, x, along, fresh, relu=relu)
 
-        return kernels.forward(root, fan_out, seen, x.dtype), pull
+        return there, back

@@ -78,11 +78,12 @@ class Dense:
         self.normals, self.site, self.entry, self.shift = Normals(HOST, 3, range(1)), site, entry, shift
         self.shapes: dict[int, tuple[int, int]] = {}
 
-    def __call__(self, x: Any, site: int, fan_out: int) -> tuple[Any, Pull]:
+    def __call__(self, x: Any, site: int, fan_out: int, gain: float = 1.0) -> tuple[Any, Pull]:
         weight = self.normals(site, (x.shape[-1], fan_out)) * x.shape[-1] ** -0.5
         self.shapes[site] = weight.shape[1:]
         if site == self.site:
             weight[(0, *self.entry)] += self.shift
+        weight = gain * weight
         return x @ weight, lambda g: g @ weight.swapaxes(-1, -2)
 
 

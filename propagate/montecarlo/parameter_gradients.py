@@ -2,9 +2,9 @@
 
 For y = x W the gradient is x^T g, g the cotangent of y, and |x^T g|^2 = sum_ts (x_t . x_s) (g_t . g_s): two small Gram
 matrices, however the sampler applies W. The gradient is with respect to the matrix as a network stores it, its entries
-of standard deviation gain / sqrt(fan_in); samplers apply entries of standard deviation 1 / sqrt(fan_in), and a factor
-outside. The gain of queries and keys is the square root of `logit_std` each; that of the FFN's output matrix includes
-the constant that gives the FFN's output its size.
+of standard deviation gain / sqrt(fan_in); the map that is applied may have another gain (the value's, for instance, is
+applied with the output's). The gain of queries and keys is the square root of `logit_std` each; that of the FFN's
+output matrix includes the constant that gives the FFN's output its size.
 """
 
 from __future__ import annotations
@@ -101,18 +101,18 @@ def recorded(
 ) -> Sampler:
     """The sampler, which notes the squared norm of the gradient of each part of a matrix when its pull is called."""
 
-    def apply(x: Array, site: int, fan_out: int) -> tuple[Array, Pull]:
+    def apply(x: Array, site: int, fan_out: int, gain: float = 1.0) -> tuple[Array, Pull]:
         known = sum(width for _, width, _ in parts(site))
         if known != fan_out:  # a sublayer has changed and its parts have not
             raise ValueError(f"the matrix at site {site} has {fan_out} columns, its parts {known}")
-        y, pull = sampler(x, site, fan_out)
+        y, pull = sampler(x, site, fan_out, gain)
         gram = _gram(xp, x)  # not x itself, which is larger
 
         def recording_pull(g: Array) -> Array:
             start = 0
-            for name, width, gain in parts(site):
+            for name, width, stored in parts(site):
                 norm = (gram * _gram(xp, g[..., start : start + width])).sum(axis=(-1, -2))
-                note(name, norm / gain**2)
+                note(name, norm * (gain / stored) ** 2)
                 start += width
             return pull(g)
 

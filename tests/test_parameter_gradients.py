@@ -278,3 +278,16 @@ def test_a_gain_of_zero_is_refused_before_any_work() -> None:
         pg.simulate(model, draws=2, parameter_gradients=True)
     with pytest.raises(pg.ModelError, match="parameter_gradients must be True or False"):
         pg.predict(model, parameter_gradients=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("field", [{"experts": pg.Experts(4)}, {"dropout": 0.1}, {"key_value_heads": 2}])
+def test_what_has_other_matrices_is_refused(field: dict[str, Any]) -> None:
+    model = pg.Model("prenorm", depth=2, **field)
+    (name,) = field
+    for refused in (
+        lambda: pg.predict(model, parameter_gradients=True),
+        lambda: pg.simulate(model, draws=2, parameter_gradients=True),
+        lambda: pg.predict(model, fluctuations=True),
+    ):
+        with pytest.raises(pg.ModelError, match=f"needs {name}="):
+            refused()

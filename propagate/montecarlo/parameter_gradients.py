@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from propagate.model import Model, ModelError
+from propagate.model import Model, ModelError, check_plain
 from propagate.montecarlo.backend import Array
 from propagate.montecarlo.blocks import MATRICES, Block
 from propagate.montecarlo.operators import GATED, output_rms
@@ -57,12 +57,13 @@ def matrices(model: Model) -> list[str]:
     """Names of a block's matrices.
 
     Raises:
-        ModelError: for a gain of 0, whose matrix the simulation never meets.
+        ModelError: for a gain of 0, whose matrix the simulation never meets; for experts, dropout, shared keys.
 
     Example:
         >>> matrices(Model("prenorm", depth=1, logit_std=0.0))
         ['value', 'attention_out', 'ffn_in', 'ffn_out']
     """
+    check_plain("parameter_gradients", model)
     for index in range(1, model.depth + 1):
         parts = [part for of_map in (*attention_parts(model, index), *ffn_parts(model, index)) for part in of_map]
         for name, _, gain in parts:

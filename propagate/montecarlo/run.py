@@ -116,7 +116,7 @@ def _pass(
         return (*averages(x), token_moments(x)) if resolved else averages(x)
 
     def block(index: int) -> Any:
-        return block_of(model, backend, sampler, index)
+        return block_of(model, backend, sampler, index, normals)
 
     def blocks(first: int, state: State) -> tuple[State, list[tuple[Array, ...]], list[StatePull]]:
         """The segment that begins with block `first`: the state that leaves, moments and pulls of each block."""

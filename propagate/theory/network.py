@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 from propagate.model import Model
 from propagate.placement import Layout, check_streams
+from propagate.scaling import Gains
 from propagate.theory.activations import ACTIVATIONS
 from propagate.theory.blocks import Block, BlockMap, State, Tape, alone, read
+from propagate.theory.experts import Mixture, mixture
 from propagate.theory.functions import Scalar
 from propagate.theory.moments import Joint
 from propagate.theory.sublayers import attention, ffn
@@ -102,4 +104,12 @@ def block_of(model: Model, index: int) -> Block:
         attention_map=attention(model.tokens, model.logit_std**2, gains),
         ffn_map=ffn(ACTIVATIONS[model.activation], gains, centred=model.norm == "layer"),
         inner_norms=model.inner_norms,
+        experts_map=_mixture(model, gains),
+        dropout=model.dropout,
     )
+
+
+def _mixture(model: Model, gains: Gains) -> Mixture | None:
+    if model.experts is None:
+        return None
+    return mixture(ACTIVATIONS[model.activation], gains.ffn_in, gains.ffn_out, model.experts)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from propagate.model import Model, ModelError, check_flag, check_model
+from propagate.model import Model, ModelError, check_flag, check_model, check_plain
 from propagate.table import BY_MATRIX, STREAM, table
 from propagate.theory.covered import check_covered
+from propagate.theory.experts import warn_if_uneven
 from propagate.theory.finite_width import allowances, allowances_of_streams, matrix_allowances
 from propagate.theory.fluctuations import spreads
 from propagate.theory.functions import Scalar
@@ -83,6 +84,9 @@ def predict(
         the embedded tokens before `embed`, at the last block what leaves the readout; in between it is NaN. The
         cotangent of such a placement always enters behind the readout.
 
+    Warns:
+        UserWarning: where experts' gates are so uneven that their means mislead.
+
     Raises:
         ModelError: for a start that is no second moment, or a model the theory does not cover.
 
@@ -96,6 +100,10 @@ def predict(
     check_flag("through_readout", through_readout)
     check_flag("parameter_gradients", parameter_gradients)
     check_flag("fluctuations", fluctuations)
+    for name, asked in (("parameter_gradients", parameter_gradients), ("fluctuations", fluctuations)):
+        if asked:
+            check_plain(name, model)
+    warn_if_uneven(model.experts)
     values, dims, coords = aligned(
         variance=variance, covariance=covariance, grad_variance=grad_variance, grad_covariance=grad_covariance
     )

@@ -2,6 +2,8 @@
 
 __device__ real relu(real x) { return x > 0 ? x : 0; }
 __device__ real relu_slope(real x) { return x > 0; }
+__device__ real squared_relu(real x) { return x > 0 ? x * x : 0; }
+__device__ real squared_relu_slope(real x) { return x > 0 ? 2 * x : 0; }
 __device__ real gelu(real x) { return x * normcdf(x); }
 __device__ real gelu_slope(real x) {
     return normcdf(x) + x * exp((real)-0.5 * x * x) * (real)0.3989422804014327;  // 1 / sqrt(2 pi)
@@ -45,6 +47,7 @@ __device__ real tangent_slope(real x) { return 1 - tanh(x) * tanh(x); }
     }
 
 ACTIVATION(relu, relu, relu_slope)
+ACTIVATION(squared_relu, squared_relu, squared_relu_slope)
 ACTIVATION(gelu, gelu, gelu_slope)
 ACTIVATION(silu, silu, silu_slope)
 ACTIVATION(tanh, tangent, tangent_slope)

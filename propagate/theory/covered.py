@@ -80,7 +80,7 @@ def check_covered(model: Model) -> None:
     Example:
         >>> check_covered(Model("olmo2", depth=2))
         Traceback (most recent call last):
-        propagate.model.ModelError: fluctuations does not cover norms of key, query inside attention, got OLMo2()
+        propagate.checks.ModelError: fluctuations does not cover norms of key, query inside attention, got OLMo2()
     """
     if model.activation not in KNOWN:
         raise ModelError(f"fluctuations covers {', '.join(sorted(KNOWN))}, got activation={model.activation!r}")

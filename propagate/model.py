@@ -216,6 +216,13 @@ class Model:
         return found
 
 
+def check_plain(what: str, model: Model) -> None:
+    """ModelError if the model has experts, dropout or shared keys and values, which `what` does not cover."""
+    for field, plain in (("experts", None), ("dropout", 0.0), ("key_value_heads", None)):
+        if getattr(model, field) != plain:
+            raise ModelError(f"{what} needs {field}={plain}, got {getattr(model, field)!r}")
+
+
 def check_model(model: Any) -> None:
     """ModelError unless it is a Model."""
     if not isinstance(model, Model):

@@ -174,8 +174,11 @@ class State(NamedTuple):
     layout: Layout = None
 
 
-def read_state(equations: Callable[[Any, Block], Any], block: Block, state: State) -> tuple[State, StatePull]:
-    """Run a placement's equations on a state: what leaves, and the pull from its cotangents to the state's."""
+def read_state(equations: Callable[[Any, Any], Any], block: Any, state: State) -> tuple[State, StatePull]:
+    """Run a placement's equations on a state: what leaves, and the pull from its cotangents to the state's.
+
+    `block` is a `Block`, or offers what it does.
+    """
     tape = Tape(block.backend)
     sources = [tape.stream(x) for x in state.streams]
     outputs, layout = split(equations(join(sources, state.layout), block), Stream)
@@ -183,7 +186,7 @@ def read_state(equations: Callable[[Any, Block], Any], block: Block, state: Stat
     return State(tuple(output.value for output in outputs), layout), lambda g: tape.pull(numbers, g, sources)
 
 
-def read(equations: Callable[[Any, Block], Any], block: Block, x: Array) -> tuple[Array, Pull]:
+def read(equations: Callable[[Any, Any], Any], block: Any, x: Array) -> tuple[Array, Pull]:
     """The same for one stream: the array that leaves, and the pull from its cotangent to x's."""
     state, pull = read_state(equations, block, State((x,)))
     (y,) = state.streams

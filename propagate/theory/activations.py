@@ -39,6 +39,7 @@ class Activation:
     Attributes:
         value: (q, q - p) -> (K(q, q), K(q, q) - K(q, p)).
         slope: (q, q - p) -> (S(q, q), S(q, q) - S(q, p)).
+        gate: for a gated activation, that of its gate.
 
     Example:
         >>> ACTIVATIONS["relu"].value(1.0, 0.0), ACTIVATIONS["relu"].slope(1.0, 0.0)
@@ -47,6 +48,7 @@ class Activation:
 
     value: Callable[[Scalar, Scalar], Pair]
     slope: Callable[[Scalar, Scalar], Pair]
+    gate: Activation | None = None
 
 
 def _linear_value(variance: Scalar, deviation: Scalar) -> Pair:
@@ -183,7 +185,7 @@ def gated(activation: Activation) -> Activation:
         drop = value_drop + deviation * slope1 + (variance - deviation) * slope_drop
         return value1 + variance * slope1, drop
 
-    return Activation(value, slope)
+    return Activation(value, slope, gate=activation)
 
 
 def _logistic(x: Array) -> Array:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from propagate.model import Model
-from propagate.placement import check_streams
+from propagate.placement import Layout, check_streams
 from propagate.scaling import Gains
 from propagate.theory.activations import ACTIVATIONS
 from propagate.theory.blocks import Block, BlockMap, State, Tape, alone, read
@@ -25,6 +25,7 @@ class Path(NamedTuple):
         readout: of what the output head reads.
         embedding: of the cotangent at the embedded tokens, before `embed`.
         readout_skips: factors along the readout's skips.
+        layouts: how streams and plain numbers stand at blocks 0 ... depth.
     """
 
     forward: list[Joint]
@@ -33,6 +34,7 @@ class Path(NamedTuple):
     readout: Any
     embedding: Any
     readout_skips: tuple[Scalar, ...]
+    layouts: list[Layout]
 
     @property
     def several(self) -> bool:
@@ -86,6 +88,7 @@ def propagate_moments(
         readout=readout.output.joint[0][0],
         embedding=embed.pull(backward[-1])[0][0],
         readout_skips=readout.skips[0],
+        layouts=[state.layout for state in states],
     )
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from propagate.text import equations
     from propagate.theory.predict import predict
     from propagate.theory.recursion import recursion
+    from propagate.theory.validity import ValidityWarning, validity
+    from propagate.verification import verify
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "ModelError",
     "Placement",
     "ScaleInit",
+    "ValidityWarning",
     "citation",
     "compare",
     "equations",
@@ -40,6 +43,8 @@ __all__ = [
     "recursion",
     "simulate",
     "use_device",
+    "validity",
+    "verify",
 ]
 
 _LAZY = {
@@ -51,6 +56,9 @@ _LAZY = {
     "recursion": "propagate.theory.recursion",
     "simulate": "propagate.montecarlo.simulate",
     "use_device": "propagate.montecarlo.workers",
+    "ValidityWarning": "propagate.theory.validity",
+    "validity": "propagate.theory.validity",
+    "verify": "propagate.verification",
 }
 
 

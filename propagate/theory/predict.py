@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from propagate.table import STREAM, table
 from propagate.theory.finite_width import allowances, allowances_of_streams
 from propagate.theory.functions import Scalar
 from propagate.theory.moments import Joint, Moments
-from propagate.theory.network import Path, propagate_moments
+from propagate.theory.network import Path, block_of, propagate_moments
 from propagate.theory.starts import aligned, gram_of, moments_of
 from propagate.theory.token_resolved import columns as token_columns
+from propagate.theory.validity import Watch
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -68,6 +70,9 @@ def predict(
         the embedded tokens before `embed`, at the last block what leaves the readout; in between it is NaN. The
         cotangent of such a placement always enters behind the readout.
 
+    Warns:
+        ValidityWarning: where a sublayer is used outside its verified domain; see `validity`.
+
     Raises:
         ModelError: for a start that is no second moment, or a model the theory does not cover.
 
@@ -87,8 +92,11 @@ def predict(
 
     attributes = {"witness": "theory", "model": repr(model), "width": model.width, "depth": model.depth}
     attributes |= {"tokens": model.tokens}
+    watch = Watch(model)
     if gram is None and grad_gram is None and model.exchangeable:
-        path = propagate_moments(model, start, cotangent, through_readout=through_readout)
+        blocks = watch.block_at(partial(block_of, model))
+        path = propagate_moments(model, start, cotangent, through_readout=through_readout, block_at=blocks)
+        watch.warn()
         columns = _columns(path, start, cotangent, model, np.broadcast(*values).shape, through_readout)
         dims = (STREAM, *dims) if path.several else dims
         return table(columns, model.depth, attributes, dims).assign_coords(coords)
@@ -97,7 +105,10 @@ def predict(
     if model.experts is not None:
         raise ModelError(f"experts must be None where tokens are not exchangeable, got {model.experts!r}")
     ends = gram_of("gram", gram, start, model.tokens), gram_of("grad_gram", grad_gram, cotangent, model.tokens)
-    columns, several = token_columns(model, *ends, through_readout=through_readout, samples=_samples(samples))
+    columns, several = token_columns(
+        model, *ends, through_readout=through_readout, samples=_samples(samples), watch=watch
+    )
+    watch.warn()
     return table(columns, model.depth, attributes, (STREAM,) if several else ())
 
 

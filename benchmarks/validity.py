@@ -41,13 +41,13 @@ AXES: dict[str, dict[str, list[Any]]] = {
     },
     "ffn": {
         "activation": list(ACTIVATIONS),
-        "variance": [0.01, 1.0, 100.0],
+        "input_variance": [0.01, 1.0, 100.0],
         "correlation": CORRELATIONS,
         "grad_correlation": [0.0, 1.0],
     },
     "norm": {
         "norm": list(NORMS),
-        "variance": [0.01, 1.0, 100.0],
+        "input_variance": [0.01, 1.0, 100.0],
         "correlation": CORRELATIONS,
         "grad_correlation": [0.0, 1.0],
     },
@@ -81,7 +81,7 @@ PLACEMENTS = {"attention": LoneAttention(), "ffn": LoneFFN(), "norm": LoneNorm()
 def errors(operator: str, place: dict[str, Any], *, draws: int, backend: str) -> dict[str, float]:
     """Relative errors at one place of an operator's domain, and their standard errors."""
     place = dict(place)
-    variance, correlation = place.pop("variance", 1.0), place.pop("correlation")
+    variance, correlation = place.pop("input_variance", 1.0), place.pop("correlation")
     start = {
         "variance": variance,
         "covariance": correlation * variance,

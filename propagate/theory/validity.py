@@ -92,7 +92,8 @@ def validity(operator: str) -> xr.Dataset:
 
 @lru_cache(maxsize=1)
 def _stored() -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(DATA.read_bytes())
+    """Empty only while `benchmarks/validity.py` makes the file for the first time."""
+    content: dict[str, Any] = json.loads(DATA.read_bytes()) if DATA.exists() else {}
     return content
 
 
@@ -146,7 +147,7 @@ class Watch:
                 warnings.warn(concern, ValidityWarning, stacklevel=3)
 
     def _of_attention(self) -> str:
-        if not self.attention or self.model.tokens == 1:
+        if not self.attention or self.model.tokens == 1 or "attention" not in _stored():
             return ""
         found = _stored()["attention"]
         axes, error = found["axes"], _certain_errors("attention").max(axis=-1)  # (tokens, logit_std, correlation)
@@ -172,14 +173,14 @@ class Watch:
         return ""
 
     def _of_ffn(self) -> str:
-        if not self.ffn:
+        if not self.ffn or "ffn" not in _stored():
             return ""
         found, kind = _stored()["ffn"], self.model.activation
         axes = found["axes"]
         if kind not in axes["activation"]:
             return f"the FFN with activation {kind} has no measured errors"
         error = _certain_errors("ffn").max(axis=(-1, -2))[axes["activation"].index(kind)]
-        smallest, largest = min(axes["variance"]), max(axes["variance"])
+        smallest, largest = min(axes["input_variance"]), max(axes["input_variance"])
         if kind in SCALE_FREE or (min(self.ffn) >= smallest and max(self.ffn) <= largest):
             return ""
         end, used = (-1, max(self.ffn)) if max(self.ffn) > largest else (0, min(self.ffn))

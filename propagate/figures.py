@@ -104,11 +104,17 @@ def workers(executor: Executor | None = None, count: int = 2) -> Iterator[Execut
         return
     import multiprocessing
 
+    with one_thread(), ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Processes that start within it use one thread each for linear algebra: they read it when they load NumPy."""
     before = {key: os.environ.get(key) for key in ONE_THREAD}
-    os.environ.update(ONE_THREAD)  # inherited by the workers, which read it when they load NumPy
+    os.environ.update(ONE_THREAD)
     try:
-        with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
-            yield pool
+        yield
     finally:
         for key, value in before.items():
             os.environ.pop(key) if value is None else os.environ.update({key: value})

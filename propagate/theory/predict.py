@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,10 +17,11 @@ from propagate.theory.finite_width import allowances, allowances_of_streams, mat
 from propagate.theory.fluctuations import spreads
 from propagate.theory.functions import Scalar
 from propagate.theory.moments import Joint, Moments
-from propagate.theory.network import Path, propagate_moments
+from propagate.theory.network import Path, block_of, propagate_moments
 from propagate.theory.parameter_gradients import parameter_gradients as matrix_norms
 from propagate.theory.starts import aligned, gram_of, moments_of
 from propagate.theory.token_resolved import columns as token_columns
+from propagate.theory.validity import Watch
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -86,6 +88,7 @@ def predict(
 
     Warns:
         UserWarning: where experts' gates are so uneven that their means mislead.
+        ValidityWarning: where a sublayer is used outside its verified domain; see `validity`.
 
     Raises:
         ModelError: for a start that is no second moment, or a model the theory does not cover.
@@ -123,8 +126,11 @@ def predict(
         if dims:
             raise ModelError(f"fluctuations needs a start of plain numbers, got an array of starts over {dims}")
         check_covered(model)
+    watch = Watch(model)
     if exchangeable:
-        path = propagate_moments(model, start, cotangent, through_readout=through_readout)
+        blocks = watch.block_at(partial(block_of, model))
+        path = propagate_moments(model, start, cotangent, through_readout=through_readout, block_at=blocks)
+        watch.warn()
         shape, matrices = np.broadcast(*values).shape, list[str]()
         columns = _columns(path, start, cotangent, model, shape, through_readout)
         if parameter_gradients:
@@ -139,7 +145,10 @@ def predict(
     if model.experts is not None:
         raise ModelError(f"experts must be None where tokens are not exchangeable, got {model.experts!r}")
     ends = gram_of("gram", gram, start, model.tokens), gram_of("grad_gram", grad_gram, cotangent, model.tokens)
-    columns, several = token_columns(model, *ends, through_readout=through_readout, samples=_samples(samples))
+    columns, several = token_columns(
+        model, *ends, through_readout=through_readout, samples=_samples(samples), watch=watch
+    )
+    watch.warn()
     return table(columns, model.depth, attributes, (STREAM,) if several else ())
 
 

@@ -16,12 +16,19 @@ from propagate.theory.gram_elementwise import tanh
 from propagate.theory.gram_softmax import REPLICAS, Attention, default_samples
 from propagate.theory.gram_sublayers import attention, ffn
 from propagate.theory.network import Path, propagate_moments
+from propagate.theory.validity import Watch
 
 TOKEN_COLUMNS = {"variance": "token_variance", "grad_variance": "grad_token_variance"}
 
 
 def propagate_grams(
-    model: Model, start: Gram, cotangent: Gram, *, through_readout: bool = False, samples: int | None = None
+    model: Model,
+    start: Gram,
+    cotangent: Gram,
+    *,
+    through_readout: bool = False,
+    samples: int | None = None,
+    watch: Watch | None = None,
 ) -> Path:
     """The network's Gram matrices, (replicas, tokens, tokens) each, from those at its two ends.
 
@@ -30,6 +37,7 @@ def propagate_grams(
         start, cotangent: (tokens, tokens).
         through_readout: the cotangent enters behind the readout.
         samples: draws of the attention logits a sublayer; by default about 2^13 rows.
+        watch: told where attention and the FFN are used.
 
     Example:
         >>> one = Gram.of(np.eye(4))
@@ -38,9 +46,8 @@ def propagate_grams(
         [[1.0, 1.0, 1.0, 1.0]]
     """
     start, cotangent = (_repeated(gram, replicas_of(model)) for gram in (start, cotangent))
-    return propagate_moments(
-        model, start, cotangent, through_readout=through_readout, block_at=lambda index: block_of(model, index, samples)
-    )
+    blocks = (watch or Watch(model)).block_at(lambda index: block_of(model, index, samples))
+    return propagate_moments(model, start, cotangent, through_readout=through_readout, block_at=blocks)
 
 
 def replicas_of(model: Model) -> int:
@@ -87,14 +94,14 @@ def _repeated(gram: Gram, replicas: int) -> Gram:
 
 
 def columns(
-    model: Model, start: Gram, cotangent: Gram, *, through_readout: bool, samples: int | None
+    model: Model, start: Gram, cotangent: Gram, *, through_readout: bool, samples: int | None, watch: Watch
 ) -> tuple[dict[str, Array], bool]:
     """The table's columns, and whether they have an axis of streams.
 
     Means over tokens and over pairs of tokens, and each token's own variance; each the mean over replicas, and
     `<name>_se` its standard error where there are several: the theory's own, of the attention logits it drew.
     """
-    path = propagate_grams(model, start, cotangent, through_readout=through_readout, samples=samples)
+    path = propagate_grams(model, start, cotangent, through_readout=through_readout, samples=samples, watch=watch)
     replicas = replicas_of(model)
     start, cotangent = _repeated(start, replicas), _repeated(cotangent, replicas)
     of_replicas: dict[str, Array] = {}

@@ -1,0 +1,140 @@
+"""How far each operator's map lies from simulation, over its domain: makes `propagate/data/validity.json`.
+
+    python benchmarks/validity.py --backend cupy --draws 400
+
+One sublayer at a time, on tokens with exact second moments, at width 512 (attention in heads of 64 coordinates). Errors
+are theory / simulation - 1; of covariances, the difference relative to the variance. `<name>_se` is the simulation's
+share of them. `figures/validity.py` draws the map, `propagate.theory.validity` reads it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import propagate as pg
+from propagate.files import replace
+from propagate.model import ACTIVATIONS, NORMS
+
+OUT = Path(__file__).parent.parent / "propagate" / "data" / "validity.json"
+SIZE = {"depth": 1, "width": 512, "heads": 8}
+CORRELATIONS = [0.0, 1 / 3, 2 / 3, 0.95]
+GRAD_CORRELATIONS = [0.0, 1 / 3, 2 / 3, 1.0]
+QUANTITIES = {"variance": 1, "covariance": 1, "grad_variance": 0, "grad_covariance": 0}  # and the block to read them at
+AXES: dict[str, dict[str, list[Any]]] = {
+    "attention": {
+        "tokens": [2, 8, 32, 128],
+        "logit_std": [0.0, 0.36, 1.0, 2.25, 4.0],
+        "correlation": CORRELATIONS,
+        "grad_correlation": GRAD_CORRELATIONS,
+    },
+    "ffn": {
+        "activation": list(ACTIVATIONS),
+        "input_variance": [0.01, 1.0, 100.0],
+        "correlation": CORRELATIONS,
+        "grad_correlation": [0.0, 1.0],
+    },
+    "norm": {
+        "norm": list(NORMS),
+        "input_variance": [0.01, 1.0, 100.0],
+        "correlation": CORRELATIONS,
+        "grad_correlation": [0.0, 1.0],
+    },
+}
+
+
+class LoneAttention(pg.Placement):
+    """One attention sublayer and nothing else."""
+
+    def block(self, x, block):
+        return block.attention(x)
+
+
+class LoneFFN(pg.Placement):
+    """One FFN and nothing else."""
+
+    def block(self, x, block):
+        return block.ffn(x)
+
+
+class LoneNorm(pg.Placement):
+    """One norm and nothing else."""
+
+    def block(self, x, block):
+        return block.norm(x)
+
+
+PLACEMENTS = {"attention": LoneAttention(), "ffn": LoneFFN(), "norm": LoneNorm()}
+
+
+def errors(operator: str, place: dict[str, Any], *, draws: int, backend: str) -> dict[str, float]:
+    """Relative errors at one place of an operator's domain, and their standard errors."""
+    place = dict(place)
+    variance, correlation = place.pop("input_variance", 1.0), place.pop("correlation")
+    start = {
+        "variance": variance,
+        "covariance": correlation * variance,
+        "grad_covariance": place.pop("grad_correlation"),
+    }
+    model = pg.Model(PLACEMENTS[operator], **SIZE, **place)
+    seed = zlib.crc32(repr((operator, place, start)).encode())
+    measured = pg.simulate(model, draws=draws, seed=seed, backend=backend, progress=False, **start)
+    predicted = pg.predict(model, **start)
+    found = {"device": measured.attrs["device"]}
+    for name, block in QUANTITIES.items():
+        scale = float(measured[name.replace("covariance", "variance")][block])
+        found[name] = float(predicted[name][block] - measured[name][block]) / scale
+        found[f"{name}_se"] = float(measured[f"{name}_se"][block]) / scale
+    return found
+
+
+def error_map(operator: str, draws: int, backend: str, executor: Executor | None) -> dict[str, Any]:
+    """All places of an operator's domain, as nested lists over its axes."""
+    axes = AXES[operator]
+    places = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    task = partial(errors, operator, draws=draws, backend=backend)
+    rows = list(shown(operator, len(places), (executor.map if executor else map)(task, places)))
+    shape = [len(values) for values in axes.values()]
+    names = [name for quantity in QUANTITIES for name in (quantity, f"{quantity}_se")]
+    columns = {name: np.array([round(row[name], 5) for row in rows]).reshape(shape).tolist() for name in names}
+    head = {"head_size": SIZE["width"] // SIZE["heads"]} if operator == "attention" else {}
+    about = {"width": SIZE["width"], **head, "draws": draws, "device": rows[0]["device"]}
+    return about | {"axes": axes, "errors": columns}
+
+
+def shown(operator: str, total: int, rows: Iterator[dict[str, float]]) -> Iterator[dict[str, float]]:
+    """The rows, with a line on standard error now and then."""
+    for number, row in enumerate(rows, 1):
+        if number % 20 == 0 or number == total:
+            print(f"{operator}: {number} of {total}", file=sys.stderr, flush=True)
+        yield row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--draws", type=int, default=100)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--operators", nargs="+", choices=AXES, default=list(AXES), help="the others are kept")
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    content = json.loads(options.out.read_bytes()) if options.out.exists() else {}
+    with nullcontext() if options.workers == 1 else pg.process_pool(options.workers) as executor:
+        for operator in options.operators:
+            content[operator] = error_map(operator, options.draws, options.backend, executor)
+            replace(options.out, json.dumps(content).encode())
+
+
+if __name__ == "__main__":
+    main()

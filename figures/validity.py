@@ -1,0 +1,71 @@
+"""The measured domain of attention's moment map: its error against logit standard deviation, tokens, correlations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+import propagate as pg
+from propagate import plots
+
+COLOURS = ("#0072B2", "#009E73", "#E69F00", "#D55E00")
+QUANTITIES = {"variance": "variance forward", "grad_variance": "gradient variance"}
+
+CAPTION = """\
+**Where attention's map was verified.** Error of the map (theory / simulation - 1, percent) of one attention sublayer on
+tokens with exact second moments, against the standard deviation of the logits between unit-variance, uncorrelated
+tokens; columns: number of tokens; colours: their correlation. Of the four gradient correlations (0, 1/3, 2/3, 1) the
+one with the largest error is shown. Bars: 1.96 standard errors of {draws} random networks, which is most of what is
+seen; band: 5 %, beyond which `predict` gives a `ValidityWarning` with the nearest measured error.
+
+What it shows: the map is exact for wide heads, and here heads have {head_size} coordinates. Up to logits of standard
+deviation 1 the errors are a few percent, most of them noise; above, the theory's gradient variance falls short by up to
+{worst:.0f} % where the gradients of many tokens are correlated, because rows of logits are then more alike than in the
+limit. Not shown: the FFN's map, largest error {ffn:.1f} % with standard errors up to {ffn_se:.1f} %, and the norm's,
+{norm:.1f} % (both in the data, `propagate.validity(...)`).
+
+Width {width}, device {device}. Data: propagate/data/validity.json, made by benchmarks/validity.py.
+"""
+
+
+def data(**_: Any) -> xr.Dataset:
+    """The stored map, each place with its worst gradient correlation."""
+    stored = pg.validity("attention")
+    found = {}
+    for name in QUANTITIES:
+        worst = abs(stored[name]).argmax("grad_correlation")
+        for column in (name, f"{name}_se"):
+            found[column] = 100 * stored[column].isel(grad_correlation=worst).drop_vars("grad_correlation")
+    about = {key: stored.attrs[key] for key in ("width", "head_size", "draws", "device")}
+    for operator in ("ffn", "norm"):
+        errors = pg.validity(operator)
+        about[operator] = 100 * max(float(abs(errors[name]).max()) for name in errors if not str(name).endswith("_se"))
+        about[f"{operator}_se"] = 100 * max(float(errors[name].max()) for name in errors if str(name).endswith("_se"))
+    return xr.Dataset(found).assign_attrs(about, worst=-float(found["grad_variance"].min()))
+
+
+def draw(data: xr.Dataset) -> Any:
+    """Forward above backward, a column for each number of tokens."""
+    with plots.style():
+        figure, axes = plots.panels(2, data.sizes["tokens"], height=3.8, sharex=True, sharey=True)
+        for row, (name, label) in zip(axes, QUANTITIES.items(), strict=True):
+            row[0].set_ylabel(f"error of the {label},\npercent")
+            for axis, tokens in zip(row, data.tokens.values, strict=True):
+                axis.axhspan(-5, 5, color="0.9", linewidth=0)
+                for c, shade in enumerate(COLOURS):
+                    one = data.sel(tokens=tokens).isel(correlation=c)
+                    x = np.arange(data.sizes["logit_std"]) + 0.14 * (c - 1.5)
+                    error = plots.CONFIDENCE * one[f"{name}_se"]
+                    axis.errorbar(
+                        x, one[name], yerr=error, color=shade, marker="o", markersize=2.6, elinewidth=0.7, lw=0.6
+                    )
+        for axis, tokens in zip(axes[0], data.tokens.values, strict=True):
+            axis.set_title(f"{tokens} tokens")
+        for axis in axes[1]:
+            axis.set_xticks(range(data.sizes["logit_std"]), [f"{s:g}" for s in data.logit_std.values])
+            axis.set_xlabel("logit standard deviation")
+        names = [f"correlation {c:.2g}" for c in data.correlation.values]
+        plots.legend(figure, [plots.entry(n, color=s, linewidth=2) for n, s in zip(names, COLOURS, strict=True)])
+    return figure

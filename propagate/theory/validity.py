@@ -1,0 +1,222 @@
+"""Where the maps of the sublayers hold: their assumptions, and how far they lie from simulation, as data.
+
+`propagate/data/validity.json` holds errors measured one sublayer at a time by `benchmarks/validity.py`. A prediction
+that uses attention or an FFN beyond what was measured, or where the measured error is above 5 %, says so in a
+`ValidityWarning` with the nearest measured error. Where a formula cannot be evaluated reliably `predict` raises
+instead.
+
+The backward maps are linear in the cotangent's variance and covariance, so any cotangent lies between measured ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from propagate.model import Model, ModelError
+from propagate.theory.blocks import Block
+from propagate.theory.functions import is_plain
+from propagate.theory.gram import Gram
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+DATA = Path(__file__).parent.parent / "data" / "validity.json"
+LARGEST_ERROR = 0.05  # a measured error above it is worth a warning
+SIGNIFICANT = 3.0  # standard errors that a measured error must exceed to count
+SCALE_FREE = ("linear", "relu", "squared_relu")  # a factor on the input is one on the output
+ASSUMPTIONS = {
+    "attention": (
+        "query, key, value and output matrices are independent, fresh and Gaussian (other laws with entries of the "
+        "same variance in the limit)",
+        "tokens far fewer than the width",
+        "heads so wide that a logit is Gaussian: the relative error grows as logit_std^4 / head size",
+        "tokens exchangeable, or their Gram matrix given",
+    ),
+    "ffn": (
+        "both matrices are independent, fresh and Gaussian",
+        "width and hidden width large, tokens far fewer",
+        "pre-activations jointly Gaussian over tokens",
+    ),
+    "norm": (
+        "the stream's coordinates are many and alike: its size does not vary",
+        "its mean over coordinates is zero, so that LayerNorm and RMSNorm agree",
+    ),
+}
+
+
+class ValidityWarning(UserWarning):
+    """A prediction lies outside the domain in which its maps were verified."""
+
+
+def validity(operator: str) -> xr.Dataset:
+    """The error map of an operator, as it was measured.
+
+    Args:
+        operator: "attention", "ffn" or "norm".
+
+    Returns:
+        A Dataset over the axes of the measurement: `variance`, `covariance`, `grad_variance`, `grad_covariance`, each
+        (theory - simulation) / simulation, of covariances relative to the variance, with `<name>_se` the simulation's
+        standard error; in `attrs` the `assumptions` of the map, and width, head size, draws and device.
+
+    Raises:
+        ModelError: for an unknown operator.
+
+    Example: softmax attention over 32 tokens, at logits of standard deviation 1.
+        >>> errors = validity("attention").sel(tokens=32, logit_std=1.0, correlation=0.0, grad_correlation=0.0)
+        >>> bool(abs(errors.grad_variance) < 0.05)
+        True
+    """
+    import xarray as xr
+
+    if operator not in ASSUMPTIONS:
+        raise ModelError(f"operator must be one of {', '.join(ASSUMPTIONS)}, got {operator!r}")
+    found = _stored()[operator]
+    axes = found["axes"]
+    about = {key: value for key, value in found.items() if key not in ("axes", "errors")}
+    return xr.Dataset(
+        {name: (tuple(axes), np.array(values)) for name, values in found["errors"].items()},
+        coords=axes,
+        attrs={"operator": operator, "assumptions": "; ".join(ASSUMPTIONS[operator])} | about,
+    )
+
+
+@lru_cache(maxsize=1)
+def _stored() -> dict[str, Any]:
+    """Empty only while `benchmarks/validity.py` makes the file for the first time."""
+    content: dict[str, Any] = json.loads(DATA.read_bytes()) if DATA.exists() else {}
+    return content
+
+
+class Watch:
+    """Sees where one prediction uses attention and the FFN, and warns if that is beyond what was verified.
+
+    Example: logits of standard deviation 9 were never measured.
+        >>> import warnings
+        >>> from propagate.theory.predict import predict
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     table = predict(Model("postnorm", depth=1, tokens=4, logit_std=9.0))
+        >>> [warning.category.__name__ for warning in caught]
+        ['ValidityWarning']
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.attention: list[tuple[float, float]] = []
+        self.ffn: list[float] = []
+
+    def block_at(self, make: Callable[[int], Block]) -> Callable[[int], Block]:
+        """Blocks whose attention and FFN tell this where they are used."""
+
+        def watched(index: int) -> Block:
+            block, gains = make(index), self.model.gains(max(index, 1))
+            logits, scale_in = self.model.logit_std**2, gains.ffn_in * gains.ffn_in
+            squares = {"query": gains.query * gains.query, "key": gains.key * gains.key}
+
+            def attention(x: Any, normed: frozenset[str]) -> tuple[Any, Callable[[Any], Any]]:
+                variance, deviation = _averages(x)
+                power = logits
+                for name, square in squares.items():
+                    power = power if name in normed else power * square * variance
+                self.attention += _farthest(power * deviation / variance, deviation / variance)
+                return block.attention_map(x, normed)
+
+            def ffn(x: Any, normed: frozenset[str]) -> tuple[Any, Callable[[Any], Any]]:
+                variance = scale_in * _averages(x)[0]
+                self.ffn += [float(np.min(variance)), float(np.max(variance))]
+                return block.ffn_map(x, normed)
+
+            return dataclasses.replace(block, attention_map=attention, ffn_map=ffn)
+
+        return watched
+
+    def warn(self) -> None:
+        """A `ValidityWarning` for each operator that was used outside its verified domain."""
+        for concern in (self._of_attention(), self._of_ffn()):
+            if concern:
+                warnings.warn(concern, ValidityWarning, stacklevel=3)
+
+    def _of_attention(self) -> str:
+        if not self.attention or self.model.tokens == 1 or "attention" not in _stored():
+            return ""
+        found = _stored()["attention"]
+        axes, error = found["axes"], _certain_errors("attention").max(axis=-1)  # (tokens, logit_std, correlation)
+        stds, correlations, most = np.array(axes["logit_std"]), np.array(axes["correlation"]), max(axes["tokens"])
+        spread, lost = np.sqrt(np.array(self.attention).T[0]), np.array(self.attention).T[1]
+        t = int(np.argmin(np.abs(np.log(np.array(axes["tokens"]) / self.model.tokens))))
+        c = np.argmin(np.abs((1 - lost)[:, None] - correlations), axis=1)
+        s = np.argmin(np.abs(spread[:, None] - stds * np.sqrt(1 - correlations[c])[:, None]), axis=1)
+        errors = error[t, s, c]
+        worst = int(np.argmax(np.maximum(errors, spread)) if spread.max() > stds.max() else np.argmax(errors))
+        nearest = f"the nearest measured error is {_percent(errors[worst])}, at width {found['width']} in heads of "
+        nearest += (
+            f"{found['head_size']} with {axes['tokens'][t]} tokens, logit_std {stds[s[worst]]:g} and correlation "
+        )
+        nearest += f"{correlations[c[worst]]:.2g}"
+        if spread.max() > stds.max():
+            reached = f"attention's logits reach a standard deviation of {spread.max():.3g}"
+            return f"{reached}, verified up to {stds.max():g}; {nearest}"
+        if self.model.tokens > most:
+            return f"attention over {self.model.tokens} tokens, verified up to {most}; {nearest}"
+        if errors[worst] > LARGEST_ERROR:
+            return f"attention at logits of standard deviation {spread[worst]:.3g}: {nearest}"
+        return ""
+
+    def _of_ffn(self) -> str:
+        if not self.ffn or "ffn" not in _stored():
+            return ""
+        found, kind = _stored()["ffn"], self.model.activation
+        axes = found["axes"]
+        if kind not in axes["activation"]:
+            return f"the FFN with activation {kind} has no measured errors"
+        error = _certain_errors("ffn").max(axis=(-1, -2))[axes["activation"].index(kind)]
+        smallest, largest = min(axes["input_variance"]), max(axes["input_variance"])
+        if kind in SCALE_FREE or (min(self.ffn) >= smallest and max(self.ffn) <= largest):
+            return ""
+        end, used = (-1, max(self.ffn)) if max(self.ffn) > largest else (0, min(self.ffn))
+        return (
+            f"the FFN's pre-activations reach a variance of {used:.3g}, verified from {smallest:g} to {largest:g};"
+            f" the nearest measured error is {_percent(error[end])}, at width {found['width']}"
+        )
+
+
+@lru_cache(maxsize=4)
+def _certain_errors(operator: str) -> NDArray[np.float64]:
+    """Over the operator's axes: the largest measured error of any quantity, 0 where it may be chance."""
+    errors = _stored()[operator]["errors"]
+    found = []
+    for name in (name for name in errors if not name.endswith("_se")):
+        size, error = np.abs(errors[name]), np.array(errors[f"{name}_se"])
+        found.append(np.where(size > SIGNIFICANT * error, size, 0.0))
+    return np.asarray(np.max(found, axis=0))
+
+
+def _averages(x: Any) -> tuple[Any, Any]:
+    """Variance and deviation; of a Gram matrix, their means over tokens and pairs."""
+    if not isinstance(x, Gram):
+        return x.variance, x.deviation
+    tokens = x.variance.shape[-1]
+    return float(x.variance.mean()), float(x.deviation.mean()) * tokens / max(tokens - 1, 1)
+
+
+def _farthest(spread_squared: Any, lost: Any) -> list[tuple[float, float]]:
+    """The pair with the largest spread."""
+    if is_plain(spread_squared, lost):
+        return [(max(spread_squared, 0.0), lost)]
+    spreads, lost = np.broadcast_arrays(spread_squared, lost)
+    at = np.argmax(spreads)
+    return [(float(spreads.flat[at]), float(lost.flat[at]))]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share else "below what was resolved"

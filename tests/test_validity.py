@@ -1,0 +1,86 @@
+"""The domain of validity: measured error maps, and the warning outside them."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+import propagate as pg
+
+SMALL = {"depth": 2, "width": 512, "tokens": 32, "heads": 8}
+
+
+def warned(model: pg.Model, **start: object) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pg.predict(model, **start)
+    return [str(warning.message) for warning in caught if warning.category is pg.ValidityWarning]
+
+
+@pytest.mark.parametrize("operator", ["attention", "ffn", "norm"])
+def test_each_operator_has_a_map_and_its_assumptions(operator: str) -> None:
+    errors = pg.validity(operator)
+    assert errors.attrs["assumptions"]
+    assert errors.attrs["width"] == 512
+    assert bool(np.isfinite(errors.to_array()).all())
+
+
+def test_an_unknown_operator_is_refused() -> None:
+    with pytest.raises(pg.ModelError, match="operator must be one of attention, ffn, norm, got 'moe'"):
+        pg.validity("moe")
+
+
+def test_where_the_map_is_exact_its_errors_are_noise() -> None:
+    """Uniform attention, FFN and norm: errors over standard errors are those of chance; a map 10 % off is not."""
+    for errors in (pg.validity("attention").sel(logit_std=0.0), pg.validity("ffn"), pg.validity("norm")):
+        for name in ("variance", "grad_variance"):
+            error = np.hypot(errors[f"{name}_se"], 2 / errors.attrs["width"])  # and the finite width
+            scores = errors[name] / error
+            assert float(abs(scores).max()) < 4.5
+            assert float((abs(scores + 0.1 / error) > 3).mean()) > 0.5
+
+
+def test_nothing_is_said_inside_the_domain() -> None:
+    assert warned(pg.Model("spannorm", **SMALL), covariance=0.3) == []
+    assert warned(pg.Model("prenorm", causal=True, **SMALL)) == []
+    assert warned(pg.Model("prenorm", **SMALL | {"tokens": 1})) == []
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_wide_logits_are_warned_of(causal: bool) -> None:
+    (message,) = warned(pg.Model("postnorm", logit_std=9.0, causal=causal, **SMALL))
+    assert "standard deviation of 9" in message
+    assert "nearest measured error" in message
+    assert "heads of 64" in message
+
+
+def test_queries_and_keys_that_are_normed_do_not_grow() -> None:
+    grown = {"variance": 16.0, "covariance": 4.0}
+    assert warned(pg.Model("tfixup", **SMALL), **grown)
+    assert warned(pg.Model("tfixup", normed=("query", "key"), **SMALL), **grown) == []
+
+
+def test_a_measured_error_inside_the_domain_is_warned_of() -> None:
+    """At logit_std 2.25 and 128 tokens heads of 64 are not wide: more than 5 %, measured."""
+    (message,) = warned(pg.Model("postnorm", logit_std=2.25, **SMALL | {"tokens": 128}))
+    assert "standard deviation 2.25" in message
+
+
+def test_more_tokens_than_were_measured_are_warned_of() -> None:
+    (message,) = warned(pg.Model("postnorm", logit_std=0.5, **SMALL | {"tokens": 1024}))
+    assert "1024 tokens, verified up to" in message
+
+
+def test_large_preactivations_are_warned_of_unless_scale_does_not_matter() -> None:
+    start = {"variance": 400.0}
+    (message,) = warned(pg.Model("tfixup", activation="gelu", logit_std=0.0, **SMALL), **start)
+    assert "verified from 0.01 to 100" in message
+    assert warned(pg.Model("tfixup", activation="relu", logit_std=0.0, **SMALL), **start) == []
+
+
+def test_arrays_of_starts_are_watched_too() -> None:
+    import xarray as xr
+
+    starts = xr.DataArray([1.0, 25.0], dims="start")
+    assert len(warned(pg.Model("tfixup", **SMALL), variance=starts)) == 1
+    assert warned(pg.Model("tfixup", **SMALL), variance=starts / 25) == []

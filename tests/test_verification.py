@@ -1,0 +1,118 @@
+"""The agreement matrix: a few cells of it, resumed, judged, refused; and a wrong theory that it must find."""
+
+import dataclasses
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import propagate as pg
+from propagate import verification
+from propagate.verification import Cell, Settings, cells_of, verify
+
+SETTINGS = Settings(width=128, depth=4, tokens=8, heads=2, draws=32, backend="numpy")
+FAST = cells_of(["spannorm", "postnorm", "residual"], ["gelu"])
+
+
+@pytest.fixture(scope="module")
+def report() -> verification.Report:
+    return verify(FAST, SETTINGS)
+
+
+def test_the_matrix_has_every_placement_and_activation() -> None:
+    cells = cells_of()
+    assert {cell.activation for cell in cells} == set(pg.model.ACTIVATIONS)
+    assert {cell.placement for cell in cells} >= {"spannorm", "rezero", "tfixup"}
+    assert len(cells) == len(set(cells)) == len(verification.verifiable()) * len(pg.model.ACTIVATIONS) * 4
+
+
+def test_the_fast_subset_agrees_and_wrong_theories_do_not(report: verification.Report) -> None:
+    assert report.disagreeing == []
+    assert {row["mask"] for row in report.rows} == {"causal", "bidirectional"}
+    assert all(0 < abs(row["z"]) < 4 and row["scores"] > 20 for row in report.rows)
+    told = {name: [c["rejected"] for c in report.controls if c["theory"] == name] for name in _names(report)}
+    assert all(told["another placement"]), report.controls
+    assert all(told["ScaleInit 1/4"]), report.controls
+
+
+def _names(report: verification.Report) -> set[str]:
+    return {control["theory"] for control in report.controls}
+
+
+def test_a_wrong_theory_is_a_disagreement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The matrix judges what `predict` says: of PostNorm in SpanNorm's place, not a single cell agrees."""
+    right = pg.predict
+
+    def wrong(model: pg.Model, **start: float) -> object:
+        return right(dataclasses.replace(model, placement="postnorm"), **start)
+
+    monkeypatch.setattr(pg, "predict", wrong)
+    verification._prediction.cache_clear()
+    found = verify(cells_of(["spannorm"], ["gelu"]), SETTINGS)
+    verification._prediction.cache_clear()
+    assert found.summary["agree"] == 0
+
+
+def test_cells_in_the_file_are_not_run_again(tmp_path: Path) -> None:
+    out, ran = tmp_path / "found.json", []
+    settings = dataclasses.replace(SETTINGS, draws=4)
+    verify(FAST[:2], settings, out=out, report=ran.append)
+    whole = verify(FAST[:3], settings, out=out, report=ran.append)
+    assert len(ran) == 3
+    assert [row["placement"] for row in whole.rows] == [cell.placement for cell in FAST[:3]]
+    assert len(json.loads(out.read_bytes())["rows"]) == 3
+    with pytest.raises(pg.ModelError, match=r"out must be a new file: .* of another seed"):
+        verify(FAST[:1], dataclasses.replace(settings, seed=1), out=out)
+    out.write_text("[]")
+    with pytest.raises(pg.ModelError, match="out must be a file of results"):
+        verify(FAST[:1], settings, out=out)
+
+
+def test_workers_change_nothing() -> None:
+    settings = dataclasses.replace(SETTINGS, draws=4)
+    with ThreadPoolExecutor(2) as pool:
+        shared = verify(FAST[:4], settings, executor=pool)
+    alone = verify(FAST[:4], settings)
+    timeless = [[row | {"seconds": 0} for row in found.rows] for found in (shared, alone)]
+    assert timeless[0] == timeless[1]
+
+
+def test_a_network_that_theory_refuses_is_not_an_agreement() -> None:
+    settings = dataclasses.replace(SETTINGS, logit_std=100.0)
+    found = verify([Cell("postnorm", "relu", "bidirectional", "none")], settings)
+    assert "standard deviation" in found.rows[0]["refused"]
+    assert len(found.disagreeing) == 1
+
+
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [
+        ({"placements": ["spanorm"]}, "did you mean spannorm"),
+        ({"activations": ["relo"]}, "activation must be one of"),
+        ({"masks": ["none"]}, "mask must be one of bidirectional, causal"),
+        ({"scalings": ["half"]}, "scaling must be one of none, ScaleInit 1/2"),
+    ],
+)
+def test_unknown_names_are_refused(selection: dict[str, list[str]], message: str) -> None:
+    with pytest.raises(pg.ModelError, match=message):
+        cells_of(**selection)
+
+
+def test_settings_that_make_no_network_are_refused_before_any_work() -> None:
+    with pytest.raises(pg.ModelError, match="heads must divide the width"):
+        verify(FAST, dataclasses.replace(SETTINGS, heads=7))
+
+
+class MirroredSpanNorm(pg.Placement):
+    """A placement of a user's own file: SpanNorm with the two sublayers' order turned around."""
+
+    def block(self, x, block):
+        y = block.norm(x + block.ffn(x))
+        return block.norm(x + block.attention(y))
+
+
+def test_a_placement_of_ones_own_is_verified() -> None:
+    found = verify(cells_of(["mirrored spannorm"], ["relu"]), SETTINGS)
+    assert found.summary["agree"] == 4
+    assert found.summary["controls_rejected"] > 4

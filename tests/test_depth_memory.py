@@ -59,7 +59,11 @@ def peak(network: Model, sampler: str, segment: int | None, precision: str = "fl
 
 @pytest.mark.parametrize(
     "network",
-    [model(8, width=96, tokens=12), model(8, "spannorm", width=96, tokens=12, activation="swiglu"), model(8, width=256)],
+    [
+        model(8, width=96, tokens=12),
+        model(8, "spannorm", width=96, tokens=12, activation="swiglu"),
+        model(8, width=256),
+    ],
 )
 @pytest.mark.parametrize(
     ("sampler", "precision"), [("dense", "float64"), ("weightless", "float64"), ("weightless", "float32")]

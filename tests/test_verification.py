@@ -30,7 +30,7 @@ def test_the_matrix_has_every_placement_and_activation() -> None:
 def test_the_fast_subset_agrees_and_wrong_theories_do_not(report: verification.Report) -> None:
     assert report.disagreeing == []
     assert {row["mask"] for row in report.rows} == {"causal", "bidirectional"}
-    assert all(0 < abs(row["z"]) < 4 and row["scores"] > 20 for row in report.rows)
+    assert all(0 < abs(row["z"]) < 4 and row["scores"] > 10 for row in report.rows)
     told = {name: [c["rejected"] for c in report.controls if c["theory"] == name] for name in _names(report)}
     assert all(told["another placement"]), report.controls
     assert all(told["ScaleInit 1/4"]), report.controls
@@ -62,7 +62,7 @@ def test_cells_in_the_file_are_not_run_again(tmp_path: Path) -> None:
     assert len(ran) == 3
     assert [row["placement"] for row in whole.rows] == [cell.placement for cell in FAST[:3]]
     assert len(json.loads(out.read_bytes())["rows"]) == 3
-    with pytest.raises(pg.ModelError, match="out must be a new file: .* of another seed"):
+    with pytest.raises(pg.ModelError, match=r"out must be a new file: .* of another seed"):
         verify(FAST[:1], dataclasses.replace(settings, seed=1), out=out)
     out.write_text("[]")
     with pytest.raises(pg.ModelError, match="out must be a file of results"):

@@ -1,4 +1,4 @@
-"""Error of two formulas for the gradient variance behind attention: ours, and the published one of DeepScaleLM."""
+"""Error of formulas for the gradient variance behind attention: ours, and the published one of DeepScaleLM."""
 
 from __future__ import annotations
 
@@ -12,24 +12,31 @@ from propagate import plots
 from propagate.figures import ROOT
 
 MEASURED = ROOT / "benchmarks" / "results" / "attention_gradient.json"
-COLUMNS = ("error_percent", "published_error_percent", "standard_error_percent")
+FORMULAS = {  # column of errors: marker, what it is called
+    "of_head_size_error_percent": ("o", "ours, heads of 64"),
+    "error_percent": ("x", "ours, limit of wide heads"),
+    "published_error_percent": ("D", "published, value path only"),
+}
+ERRORS = ("standard_error_percent", "of_head_size_standard_error_percent")
 COLOURS = ("#0072B2", "#009E73", "#CC79A7")
 LIMIT = 3.0
 
 CAPTION = """\
-**Gradient variance behind one attention sublayer: error of two formulas.** Formula over simulation, less 1, in percent;
-each panel a standard deviation of the logits, across it the correlation of the tokens (0, 1/3, 2/3), in colours the
-correlation of the gradients that arrive at the output. Filled: our map, through values, queries and keys, exact for
-wide heads. Open: the published formula of DeepScaleLM (arXiv:2403.09635; `pred_g_out_var` in simulations/SHA.py of
-akhilkedia/TranformersGetStable), which follows the values alone, under uniform attention:
-sigma_g^2 sigma_v^2 (1 + (T - 1) r_g) / T. Circles: heads of 64 coordinates, as in the published comparison; squares:
-one head of 512. Band: 3 %; bars: 1.96 standard errors of {draws} random networks.
+**Gradient variance behind one attention sublayer: error of three formulas.** Formula over simulation, less 1, in
+percent; each panel a standard deviation of the logits, across it the correlation of the tokens (0, 1/3, 2/3), in
+colours the correlation of the gradients that arrive at the output. Heads have 64 coordinates, as in the published
+comparison. Circles: our map through values, queries and keys, for heads of that size. Crosses: its limit of wide heads,
+which `predict` uses. Diamonds: the published formula of DeepScaleLM (arXiv:2403.09635; `pred_g_out_var` in
+simulations/SHA.py of akhilkedia/TranformersGetStable), which follows the values alone, under uniform attention:
+sigma_g^2 sigma_v^2 (1 + (T - 1) r_g) / T. Band: 3 %; bars: 1.96 standard errors of {draws} random networks. The scale
+is linear up to 10 % and logarithmic beyond.
 
-What it shows: where gradients are uncorrelated the published formula misses most of the variance ({published:.0f} %
-at worst), because it leaves out the paths through queries and keys. Our map is at most {wide:.1f} % off with one wide
-head. With heads of 64 it is {narrow:.1f} % off at worst, at the widest logits and correlated gradients: logits are then
-not yet Gaussian, which the map assumes, and the difference shrinks as the head grows. `propagate.validity("attention")`
-holds such errors, and `predict` warns by them.
+What it shows: where gradients are uncorrelated the published formula misses most of the variance ({published:.1f} % at
+worst), because it leaves out the paths through queries and keys. Our map for heads of that size is {own:.1f} % off at
+worst, which is the noise of simulation and map. Its limit of wide heads is {narrow:.1f} % off at worst, at the widest
+logits and correlated gradients: chance correlations of order 1/sqrt(64) between queries then add up over tokens. With
+one head of 512 coordinates the limit is off by {wide:.1f} % at worst. `propagate.validity("attention")` holds such
+errors, and `predict` warns by them.
 
 Width {width}, {tokens} tokens with exact second moments, unit gains. Data: benchmarks/attention_gradient.py.
 """
@@ -46,14 +53,16 @@ def data(**_: Any) -> xr.Dataset:
     shape = [len(values) for values in axes.values()]
     order = sorted(rows, key=lambda row: tuple(row[name] for name in axes))
     found = xr.Dataset(
-        {name: (tuple(axes), np.array([row[name] for row in order]).reshape(shape)) for name in COLUMNS}, coords=axes
+        {name: (tuple(axes), np.array([row[name] for row in order]).reshape(shape)) for name in (*FORMULAS, *ERRORS)},
+        coords=axes,
     )
     worst = abs(found).max(("logit_std", "correlation", "grad_correlation"))
     return found.assign_attrs(
         draws=content["draws"],
         width=content["width"],
         tokens=content["tokens"],
-        published=float(found.published_error_percent.min()),
+        published=float(found.published_error_percent.sel(head_size=64).min()),
+        own=float(worst.of_head_size_error_percent.sel(head_size=64)),
         narrow=float(worst.error_percent.sel(head_size=64)),
         wide=float(worst.error_percent.sel(head_size=512)),
     )
@@ -72,26 +81,29 @@ def draw(data: xr.Dataset) -> Any:
             axis.set_ylim(-130, 20)
             axis.minorticks_off()
             for k, shade in enumerate(COLOURS):
-                for head_size, marker, shift in ((64, "o", -0.05), (512, "s", 0.05)):
-                    one = data.sel(logit_std=logit_std, head_size=head_size).isel(grad_correlation=k)
-                    x = np.arange(3) + 0.25 * (k - 1) + shift
-                    error = plots.CONFIDENCE * one.standard_error_percent
-                    look = {"linestyle": "none", "marker": marker, "color": shade, "markersize": 3.4}
-                    axis.errorbar(x, one.error_percent, yerr=error, elinewidth=0.8, **look)
-                    if head_size == 64:
-                        axis.plot(x, one.published_error_percent, markerfacecolor="white", **look)
+                one = data.sel(logit_std=logit_std, head_size=64).isel(grad_correlation=k)
+                x = np.arange(3) + 0.24 * (k - 1)
+                error = plots.CONFIDENCE * np.hypot(*(one[name] for name in ERRORS))
+                for (name, (marker, _)), shift in zip(FORMULAS.items(), (-0.05, 0.05, 0.0), strict=True):
+                    look = {"linestyle": "none", "marker": marker, "color": shade, "markersize": 3.6}
+                    if name == "published_error_percent":
+                        axis.plot(x, one[name], markerfacecolor="white", **look)
+                    else:
+                        axis.errorbar(x + shift, one[name], yerr=error, elinewidth=0.8, **look)
         axes[0, 0].set_ylabel("formula / simulation - 1, percent")
         shades = [
             plots.entry(f"gradients correlated {name}", color=shade, linewidth=2.5)
             for name, shade in zip(("0", "1/3", "2/3"), COLOURS, strict=True)
         ]
         marks = [
-            plots.entry(label, linestyle="none", marker=marker, markersize=3.6, markerfacecolor=face)
-            for label, marker, face in (
-                ("ours, heads of 64", "o", "0.3"),
-                ("ours, one head of 512", "s", "0.3"),
-                ("published (value path only)", "o", "white"),
+            plots.entry(
+                label,
+                linestyle="none",
+                marker=marker,
+                markersize=3.6,
+                markerfacecolor="white" if marker == "D" else "0.3",
             )
+            for marker, label in FORMULAS.values()
         ]
         plots.legend(figure, [*shades, *marks], columns=3)
     return figure

@@ -11,47 +11,56 @@ import propagate as pg
 from propagate import plots
 
 COLOURS = ("#0072B2", "#009E73", "#E69F00", "#D55E00")
-QUANTITIES = {"variance": "variance forward", "grad_variance": "gradient variance"}
+ROWS = {  # what is shown: its label
+    "variance": "variance",
+    "grad_variance_0": "gradient variance,\nindependent gradients",
+    "grad_variance_1": "gradient variance,\nshared gradient",
+}
 
 CAPTION = """\
 **Where attention's map was verified.** Error of the map (theory / simulation - 1, percent) of one attention sublayer on
 tokens with exact second moments, against the standard deviation of the logits between unit-variance, uncorrelated
-tokens; columns: number of tokens; colours: their correlation. Of the four gradient correlations (0, 1/3, 2/3, 1) the
-one with the largest error is shown. Bars: 1.96 standard errors of {draws} random networks, which is most of what is
-seen; band: 5 %, beyond which `predict` gives a `ValidityWarning` with the nearest measured error.
+tokens; columns: number of tokens; colours: their correlation; rows: the output's variance, and the variance of the
+gradient sent back when those that arrive are independent over tokens and when they are all the same. Bars: 1.96
+standard errors of {draws} random networks (four times as many for the top row); band: 5 %, beyond which `predict` gives
+a `ValidityWarning` with the nearest measured error.
 
 What it shows: the map is exact for wide heads, and here heads have {head_size} coordinates. Up to logits of standard
 deviation 1 the errors are a few percent, most of them noise; above, the theory's gradient variance falls short by up to
-{worst:.0f} % where the gradients of many tokens are correlated, because rows of logits are then more alike than in the
-limit. Not shown: the FFN's map, largest error {ffn:.1f} % with standard errors up to {ffn_se:.1f} %, and the norm's,
-{norm:.1f} % (both in the data, `propagate.validity(...)`).
+{worst:.0f} % where the gradients of many tokens are correlated: chance correlations between queries, of order
+1/sqrt({head_size}), add up over tokens. Not shown: gradient correlations 1/3 and 2/3; the FFN's map, largest error
+{ffn:.1f} % with standard errors up to {ffn_se:.1f} %; the norm's, {norm:.1f} % (all in the data,
+`propagate.validity(...)`).
 
 Width {width}, device {device}. Data: propagate/data/validity.json, made by benchmarks/validity.py.
 """
 
 
 def data(**_: Any) -> xr.Dataset:
-    """The stored map, each place with its worst gradient correlation."""
-    stored = pg.validity("attention")
-    found = {}
-    for name in QUANTITIES:
-        worst = abs(stored[name]).argmax("grad_correlation")
-        for column in (name, f"{name}_se"):
-            found[column] = 100 * stored[column].isel(grad_correlation=worst).drop_vars("grad_correlation")
-    about = {key: stored.attrs[key] for key in ("width", "head_size", "draws", "device")}
+    """The stored map, at both ends of the gradient's correlation."""
+    stored = 100 * pg.validity("attention")
+    runs = stored.sizes["grad_correlation"]  # forward, they are so many independent measurements of the same
+    found = {
+        "variance": stored.variance.mean("grad_correlation"),
+        "variance_se": (stored.variance_se**2).sum("grad_correlation") ** 0.5 / runs,
+    }
+    for end in (0, 1):
+        one = stored.sel(grad_correlation=end, drop=True)
+        found |= {f"grad_variance_{end}": one.grad_variance, f"grad_variance_{end}_se": one.grad_variance_se}
+    about = {key: pg.validity("attention").attrs[key] for key in ("width", "head_size", "draws", "device")}
     for operator in ("ffn", "norm"):
         errors = pg.validity(operator)
         about[operator] = 100 * max(float(abs(errors[name]).max()) for name in errors if not str(name).endswith("_se"))
         about[f"{operator}_se"] = 100 * max(float(errors[name].max()) for name in errors if str(name).endswith("_se"))
-    return xr.Dataset(found).assign_attrs(about, worst=-float(found["grad_variance"].min()))
+    return xr.Dataset(found).assign_attrs(about, worst=-float(stored.grad_variance.min()))
 
 
 def draw(data: xr.Dataset) -> Any:
-    """Forward above backward, a column for each number of tokens."""
+    """A column for each number of tokens."""
     with plots.style():
-        figure, axes = plots.panels(2, data.sizes["tokens"], height=3.8, sharex=True, sharey=True)
-        for row, (name, label) in zip(axes, QUANTITIES.items(), strict=True):
-            row[0].set_ylabel(f"error of the {label},\npercent")
+        figure, axes = plots.panels(len(ROWS), data.sizes["tokens"], height=5.0, sharex=True, sharey=True)
+        for row, (name, label) in zip(axes, ROWS.items(), strict=True):
+            row[0].set_ylabel(f"{label},\nerror in percent")
             for axis, tokens in zip(row, data.tokens.values, strict=True):
                 axis.axhspan(-5, 5, color="0.9", linewidth=0)
                 for c, shade in enumerate(COLOURS):
@@ -63,7 +72,7 @@ def draw(data: xr.Dataset) -> Any:
                     )
         for axis, tokens in zip(axes[0], data.tokens.values, strict=True):
             axis.set_title(f"{tokens} tokens")
-        for axis in axes[1]:
+        for axis in axes[-1]:
             axis.set_xticks(range(data.sizes["logit_std"]), [f"{s:g}" for s in data.logit_std.values])
             axis.set_xlabel("logit standard deviation")
         names = [f"correlation {c:.2g}" for c in data.correlation.values]

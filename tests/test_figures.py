@@ -12,7 +12,9 @@ import xarray as xr
 import propagate as pg
 from propagate import figures
 
-NAMES = ("forward_variance", "gradient_variance", "parameter_gradients", "rank_collapse", "skip_path")
+NAMES = ("forward_variance", "gradient_variance", "parameter_gradients", "rank_collapse", "skip_path")  # simulated
+MEASURED = ("attention_gradient", "validity")  # drawn from stored measurements
+MODELS = ("architectures", "trained")  # test_model_figures.py
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +56,26 @@ def predicted(name: str, data: xr.Dataset, network: int) -> xr.Dataset:
 
 
 def test_the_figures_that_are_promised_exist() -> None:
-    assert figures.names() == sorted([*NAMES, "architectures", "trained"])  # those two: test_model_figures.py
+    assert figures.names() == sorted((*NAMES, *MEASURED, *MODELS))
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_a_figure_of_stored_measurements_is_the_committed_one(name: str) -> None:
+    script = figures.load(name)
+    data, committed = script.data(), stored(name)
+    assert (
+        bytes(data.to_netcdf(engine="scipy", format="NETCDF3_64BIT"))
+        == (figures.ROOT / "figures" / f"{name}.nc").read_bytes()
+    )
+    assert set(data.data_vars) == set(committed.data_vars)
+    assert script.CAPTION.strip().format(**data.attrs) in (figures.ROOT / "figures" / f"{name}.md").read_text()
 
 
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
         (["rank_colapse"], "got 'rank_colapse'; did you mean rank_collapse"),
-        (["zzz"], f"figure must be one of {', '.join(sorted([*NAMES, 'architectures', 'trained']))}, got 'zzz'"),
+        (["zzz"], f"figure must be one of {', '.join(sorted((*NAMES, *MEASURED, *MODELS)))}, got 'zzz'"),
         (["skip_path", "nonesuch"], "got 'nonesuch'"),
     ],
 )

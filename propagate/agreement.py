@@ -143,7 +143,13 @@ def _judge(
             difference = np.log(measured / predicted)
         error = np.full_like(predicted, 1 / math.sqrt(2 * (draws - 1)))
         compared = predicted > ROUNDING
-    elif f"log_{name}" in measurement and not name.startswith(BY_MATRIX):
+    elif name.startswith(BY_MATRIX):  # the logarithm of the mean: a prediction many times too large is found out too
+        measured = values(measurement, name)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            difference = np.where(measured == predicted, 0.0, np.log(measured / predicted))  # 0 of 0 is right
+            error = values(measurement, f"{name}_se") / measured
+        compared = np.isfinite(predicted)
+    elif f"log_{name}" in measurement:
         measured = np.exp(values(measurement, f"log_{name}"))
         with np.errstate(divide="ignore", invalid="ignore"):
             difference = np.log(measured / predicted)
@@ -154,7 +160,7 @@ def _judge(
     else:
         measured = values(measurement, name)
         with np.errstate(divide="ignore", invalid="ignore"):
-            difference = np.where(measured == predicted, 0.0, (measured - predicted) / scale)  # 0 of 0 is right
+            difference = np.where(measured == predicted, 0.0, (measured - predicted) / scale)
             error = values(measurement, f"{name}_se") / scale
         compared = np.isfinite(predicted)
     found = {

@@ -80,7 +80,7 @@ class Cell:
 
     Example: a cell's seed depends on its name alone, so any selection of cells draws the same networks.
         >>> Cell("prenorm", "relu", "causal", "none").seed(0)
-        1646021374
+        2706395512
     """
 
     placement: str

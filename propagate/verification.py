@@ -114,8 +114,8 @@ class Report:
 
     Attributes:
         rows: one dictionary a cell: its labels, `agrees`, the largest z with its `quantity` and `block`, the largest
-            |z| of every quantity in `worst`, `scores` and how many of them lie `far` out, its `controls`, and, if it was
-            measured twice, `first_z`.
+            |z| of every quantity in `worst`, `scores` and how many of them lie `far` out, its `controls`, and, if it
+            was measured twice, `first_z`.
     """
 
     settings: Settings

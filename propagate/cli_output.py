@@ -25,10 +25,10 @@ def refuse(error: Exception) -> NoReturn:
     raise typer.Exit(BAD_INPUT) from None
 
 
-def check_target(out: Path | None) -> None:
+def check_target(out: Path | None, option: str = "--out") -> None:
     """Before any work: the file's folder must exist."""
     if out is not None and not out.absolute().parent.is_dir():
-        raise ModelError(f"--out must lie in an existing folder, got {str(out)!r}")
+        raise ModelError(f"{option} must lie in an existing folder, got {str(out)!r}")
 
 
 def show(dataset: xr.Dataset, json: bool, out: Path | None) -> None:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
-import math
-import numbers
 from dataclasses import dataclass
 from typing import Any
 
+from propagate.checks import ModelError as ModelError
+from propagate.checks import check_flag as check_flag
+from propagate.checks import choice as _choice
+from propagate.checks import integer as _integer
+from propagate.checks import number as _number
+from propagate.experts import Experts
 from propagate.masks import Mask, Visible, visible
 from propagate.placement import Placement, placement
 from propagate.scaling import Gains, Number, Scaling
 
-ACTIVATIONS = ("linear", "relu", "gelu", "silu", "tanh", "swiglu")
+ACTIVATIONS = ("linear", "relu", "squared_relu", "gelu", "silu", "tanh", "swiglu", "geglu")
 NORMS = ("rms", "layer")
 WEIGHTS = ("normal", "uniform", "truncated_normal", "orthogonal")
 INNER_NORMS = {"attention": ("query", "key", "value", "heads"), "ffn": ("hidden",)}
-
-
-class ModelError(ValueError):
-    """A field that makes no sense: the message, one line, names the field, the value and what is allowed."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,7 @@ class Model:
         width: coordinates of the residual stream.
         tokens: tokens in the sequence.
         heads: attention heads; they divide the width.
-        activation: "linear", "relu", "gelu", "silu", "tanh" or "swiglu".
+        activation: "linear", "relu", "squared_relu", "gelu", "silu", "tanh", "swiglu" or "geglu".
         ffn_ratio: hidden width of the FFN over `width` (each half of a gated FFN has this width).
         norm: "rms" (RMSNorm) or "layer" (LayerNorm), without learned gain and bias.
         normed: inner projections that pass the norm in every sublayer, beside those that the placement names: any of
@@ -55,7 +51,12 @@ class Model:
         weights: law of the weight matrices, "normal", "uniform", "truncated_normal" (cut at two standard deviations)
             or "orthogonal" (orthonormal rows or columns), each with entries of variance gain^2 / fan_in. The wide
             limit is the same for all.
-        experts: mixture of experts; only None (a dense FFN) is supported so far.
+        experts: an `Experts` puts a mixture of experts in place of every FFN; None is a dense FFN.
+        dropout: probability with which an entry of a branch's output is set to 0, the others being divided by
+            1 - dropout; masks are independent between tokens, and the cotangent meets the same one.
+        key_value_heads: heads that have keys and values of their own (grouped-query attention, arXiv:2305.13245); they
+            divide `heads`, which share them in groups. None means all of them, 1 is multi-query attention. Expected
+            second moments do not depend on it, forward or backward, at any width; their fluctuations do.
 
     Raises:
         ModelError: names the field, the value and what is allowed.
@@ -84,12 +85,16 @@ class Model:
     ffn_gain: float = 1.0
     scaling: Scaling | None = None
     weights: str = "normal"
-    experts: None = None
+    experts: Experts | None = None
+    dropout: float = 0.0
+    key_value_heads: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "placement", as_placement(self.placement))
         for field in ("depth", "width", "tokens", "heads"):
             object.__setattr__(self, field, _integer(field, getattr(self, field)))
+        if self.key_value_heads is not None:
+            object.__setattr__(self, "key_value_heads", _integer("key_value_heads", self.key_value_heads))
         _choice("activation", self.activation, ACTIVATIONS)
         _choice("norm", self.norm, NORMS)
         _choice("weights", self.weights, WEIGHTS)
@@ -102,6 +107,11 @@ class Model:
         if self.width % self.heads:
             raise ModelError(f"heads must divide the width, got heads={self.heads} for width={self.width}")
         self._check_mask()
+        if self.heads % self.kv_heads:
+            raise ModelError(
+                f"key_value_heads must divide the heads, got key_value_heads={self.key_value_heads}"
+                f" for heads={self.heads}"
+            )
         smallest = 1 if self.norm == "rms" else 3
         if self.width < smallest:
             raise ModelError(f"width must be at least {smallest} for norm={self.norm!r}, got {self.width}")
@@ -110,7 +120,15 @@ class Model:
         if self.scaling is not None and not callable(getattr(self.scaling, "gains", None)):
             raise ModelError(f"scaling must be None or have gains(index, depth), got {self.scaling!r}")
         if self.experts is not None:
-            raise ModelError(f"experts must be None (mixtures of experts are not supported yet), got {self.experts!r}")
+            if not isinstance(self.experts, Experts):
+                raise ModelError(f"experts must be None or propagate.Experts, such as Experts(8), got {self.experts!r}")
+            if self.hidden % self.experts.split:
+                raise ModelError(
+                    f"experts.split must divide the hidden width, got split={self.experts.split} for {self.hidden}"
+                )
+        object.__setattr__(self, "dropout", _number("dropout", self.dropout, positive=False))
+        if self.dropout >= 1:
+            raise ModelError(f"dropout must be below 1, got {self.dropout!r}")
 
     def _check_mask(self) -> None:
         if self.window is not None:
@@ -158,6 +176,11 @@ class Model:
         return round(self.ffn_ratio * self.width)
 
     @property
+    def kv_heads(self) -> int:
+        """Heads that have keys and values of their own."""
+        return self.heads if self.key_value_heads is None else self.key_value_heads
+
+    @property
     def equations(self) -> Placement:
         """The placement as an instance."""
         assert isinstance(self.placement, Placement)
@@ -183,6 +206,8 @@ class Model:
             return frozenset()
         allowed = INNER_NORMS[sublayer]
         found = frozenset(_names("normed", normed, allowed)) | (frozenset(allowed) & frozenset(self.normed))
+        if found and sublayer == "ffn" and self.experts is not None:
+            raise ModelError(f"normed must leave 'hidden' out where there are experts, got experts={self.experts!r}")
         if self.norm == "layer" and self.width // self.heads < 3 and found & {"query", "key", "value"}:
             raise ModelError(
                 f"heads must leave 3 coordinates or more to each head that norm='layer' norms, got heads={self.heads}"
@@ -191,16 +216,17 @@ class Model:
         return found
 
 
+def check_plain(what: str, model: Model) -> None:
+    """ModelError if the model has experts, dropout or shared keys and values, which `what` does not cover."""
+    for field, plain in (("experts", None), ("dropout", 0.0), ("key_value_heads", None)):
+        if getattr(model, field) != plain:
+            raise ModelError(f"{what} needs {field}={plain}, got {getattr(model, field)!r}")
+
+
 def check_model(model: Any) -> None:
     """ModelError unless it is a Model."""
     if not isinstance(model, Model):
         raise ModelError(f"model must be a propagate.Model, got {model!r}")
-
-
-def check_flag(name: str, value: Any) -> None:
-    """ModelError unless it is True or False."""
-    if not isinstance(value, bool):
-        raise ModelError(f"{name} must be True or False, got {value!r}")
 
 
 def as_placement(value: Any) -> Placement:
@@ -215,14 +241,6 @@ def as_placement(value: Any) -> Placement:
         raise ModelError(str(error)) from None
 
 
-def _choice(field: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value in allowed:
-        return
-    near = difflib.get_close_matches(str(value).lower(), allowed, n=2, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise ModelError(f"{field} must be one of {', '.join(allowed)}, got {value!r}{hint}")
-
-
 def _names(field: str, value: Any, allowed: Any) -> tuple[str, ...]:
     """A tuple of allowed names, each once."""
     if isinstance(value, str) or not isinstance(value, tuple | list | set | frozenset):
@@ -230,21 +248,3 @@ def _names(field: str, value: Any, allowed: Any) -> tuple[str, ...]:
     for name in value:
         _choice(field, name, tuple(allowed))
     return tuple(sorted(set(value)))
-
-
-def _integer(field: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ModelError(f"{field} must be a whole number, got {value!r}")
-    if value < 1:
-        raise ModelError(f"{field} must be at least 1, got {value!r}")
-    return int(value)
-
-
-def _number(field: str, value: Any, *, positive: bool) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ModelError(f"{field} must be a number, got {value!r}")
-    if not math.isfinite(value):
-        raise ModelError(f"{field} must be finite, got {value!r}")
-    if value < 0 or (positive and value == 0):
-        raise ModelError(f"{field} must be {'positive' if positive else 'at least 0'}, got {value!r}")
-    return float(value)

@@ -141,12 +141,13 @@ def placement(name: str) -> Placement:
 
     Example:
         >>> placement("Peri-LN"), placement("sandwich")
-        (PeriLN(), PeriLN())
+        (PeriLN(), SandwichNorm())
     """
     key = _key(name)
     if key not in _REGISTRY:
         near = difflib.get_close_matches(key, _REGISTRY, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(_REGISTRY))}"
+        ours = sorted(name for name, kind in _REGISTRY.items() if kind.__module__ == "propagate.placements")
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(ours)}"
         raise LookupError(f"unknown placement {name!r}; {hint}")
     kind = _REGISTRY[key]
     fields = dataclasses.fields(kind)  # type: ignore[arg-type]  # every subclass is made a dataclass on registration

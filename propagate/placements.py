@@ -165,16 +165,26 @@ class DeepScaleLM(Placement):
 
 
 class PeriLN(Placement):
-    """Norm before and after each sublayer, on the branch; the embedding and the output are normed. arXiv:2502.02732.
-
-    Sandwich-LN (arXiv:2105.13290) is the same without the norm of the embedding.
-    """
+    """Norm before and after each sublayer, on the branch; the embedding and the output are normed. arXiv:2502.02732."""
 
     citation = "2502.02732"
-    also = ("sandwich", "sandwichln")
 
     def embed(self, x: S, block: Block[S]) -> S:
         return block.norm(x)
+
+    def block(self, x: S, block: Block[S]) -> S:
+        x = x + block.norm(block.attention(block.norm(x)))
+        return x + block.norm(block.ffn(block.norm(x)))
+
+    def readout(self, x: S, block: Block[S]) -> S:
+        return block.norm(x)
+
+
+class SandwichNorm(Placement):
+    """Norm before and after each sublayer, on the branch; a final norm. Sandwich-LN, arXiv:2105.13290."""
+
+    citation = "2105.13290"
+    also = ("sandwich", "sandwichln")
 
     def block(self, x: S, block: Block[S]) -> S:
         x = x + block.norm(block.attention(block.norm(x)))

@@ -106,9 +106,19 @@ def theory_line(
 
 
 def simulation_points(
-    axes: Any, x: Any, y: Any, error: Any, *, placement: str, scaled: bool = False, logarithmic: bool = False
+    axes: Any,
+    x: Any,
+    y: Any,
+    error: Any,
+    *,
+    placement: str = "",
+    scaled: bool = False,
+    logarithmic: bool = False,
+    shade: str | None = None,
 ) -> Any:
     """Points with 95 % error bars of the mean. With `logarithmic`, `y` and `error` are of the natural logarithm.
+
+    `shade` is a colour in place of the placement's.
 
     Example: the geometric mean of e^0 +- 0.1.
         >>> _, axes = panels(1, 1)
@@ -122,7 +132,7 @@ def simulation_points(
     else:
         low, high = mean - half, mean + half
     kind = SCALED if scaled else UNSCALED
-    shade = colour(placement)
+    shade = shade or colour(placement)
     return axes.errorbar(
         x,
         mean,

@@ -53,6 +53,10 @@ REFERENCES: dict[str, dict[str, str]] = {
     "2003.04887": {"title": "ReZero is All You Need: Fast Convergence at Large Depth", "author": _BACHLECHNER},
     "2004.08249": {"title": "Understanding the Difficulty of Training Transformers", "author": "Liu and others"},
     "2103.17239": {"title": "Going Deeper with Image Transformers", "author": "Touvron and others"},
+    "2105.13290": {
+        "title": "CogView: Mastering Text-to-Image Generation via Transformers",
+        "author": "Ding and others",
+    },
     "2203.00555": {"title": "DeepNet: Scaling Transformers to 1,000 Layers", "author": "Wang and others"},
     "2204.02311": {"title": "PaLM: Scaling Language Modeling with Pathways", "author": "Chowdhery and others"},
     "2206.00330": {

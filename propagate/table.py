@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -21,17 +22,31 @@ MEANING = {
     "grad_deviation": "grad_variance - grad_covariance, computed without cancellation",
 }
 QUANTITIES = tuple(MEANING)
-FURTHER = {"token_variance": ("token",), "grad_token_variance": ("token",)}
-"""Quantities with dimensions besides `block`; only tables of tokens that are not exchangeable have them."""
-MEANING |= {"token_variance": "E x_ti^2 of each token t", "grad_token_variance": "E g_ti^2 of each token t"}
+BY_MATRIX = "param_grad"
+"""The quantity of each weight matrix; the embedding, block 0, has no matrix: NaN there."""
+FURTHER = {"token_variance": ("token",), "grad_token_variance": ("token",), BY_MATRIX: ("matrix",)}
+"""Quantities with dimensions besides `block`: those of single tokens, which only tables of tokens that are not
+exchangeable have, and those of single matrices, which no one stream has."""
+MEANING |= {
+    "token_variance": "E x_ti^2 of each token t",
+    "grad_token_variance": "E g_ti^2 of each token t",
+    BY_MATRIX: "E |dLoss/dW|^2: squared Frobenius norm, W with entries of standard deviation gain / sqrt(fan_in)",
+}
 STREAM = "stream"
 JOINED = "joined"
 
 
-def table(variables: dict[str, Any], depth: int, attributes: dict[str, Any], dims: tuple[str, ...] = ()) -> xr.Dataset:
+def table(
+    variables: dict[str, Any],
+    depth: int,
+    attributes: dict[str, Any],
+    dims: tuple[str, ...] = (),
+    matrices: Sequence[str] = (),
+) -> xr.Dataset:
     """A Dataset over `block` 0 ... depth (and any further `dims`, or a quantity's own), with meanings and provenance.
 
-    With "stream" first among `dims`, its coordinates are "1", "2", ... and, last, "joined": see `predict`.
+    With "stream" first among `dims`, its coordinates are "1", "2", ... and, last, "joined": see `predict`. That of the
+    dimension `matrix` of `param_grad` are the `matrices`; that quantity has no streams.
 
     Example:
         >>> table({"variance": [1.0, 2.0]}, depth=1, attributes={"seed": 0}).sizes["block"]
@@ -40,8 +55,9 @@ def table(variables: dict[str, Any], depth: int, attributes: dict[str, Any], dim
     import xarray as xr
 
     data = xr.Dataset(
-        {name: (("block", *dims, *further(name)), values) for name, values in variables.items()},
-        coords={"block": ("block", range(depth + 1), {"long_name": "block (0: the embedding)"})},
+        {name: (("block", *_without_stream(name, dims), *further(name)), values) for name, values in variables.items()},
+        coords={"block": ("block", range(depth + 1), {"long_name": "block (0: the embedding)"})}
+        | ({"matrix": list(matrices)} if matrices else {}),
         attrs={key: value for key, value in attributes.items() if value is not None} | provenance(),
     )
     if STREAM in dims:
@@ -51,6 +67,22 @@ def table(variables: dict[str, Any], depth: int, attributes: dict[str, Any], dim
         if name in MEANING:
             data[name].attrs["long_name"] = MEANING[str(name)]
     return data
+
+
+def start_of(measured: xr.Dataset) -> dict[str, float]:
+    """The moments at a table's two ends, as the arguments with which `predict` and `simulate` start from there.
+
+    Example: theory from where a measurement began.
+        >>> from propagate import Model, predict
+        >>> model = Model("postnorm", depth=3)
+        >>> first = predict(model, variance=2.0, covariance=0.5, grad_variance=3.0)
+        >>> start_of(first)
+        {'variance': 2.0, 'covariance': 0.5, 'grad_variance': 3.0, 'grad_covariance': 0.0}
+        >>> bool((predict(model, **start_of(first)).grad_variance == first.grad_variance).all())
+        True
+    """
+    ends = {"variance": 0, "covariance": 0, "grad_variance": -1, "grad_covariance": -1}
+    return {name: float(measured[name].isel(block=end)) for name, end in ends.items()}
 
 
 def further(name: str) -> tuple[str, ...]:
@@ -63,6 +95,10 @@ def further(name: str) -> tuple[str, ...]:
     for suffix in ("_se", "_allowance"):
         name = name.removesuffix(suffix)
     return FURTHER.get(name.removeprefix("log_"), ())
+
+
+def _without_stream(name: str, dims: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dim for dim in dims if dim != STREAM) if further(name) == FURTHER[BY_MATRIX] else dims
 
 
 @lru_cache(maxsize=1)

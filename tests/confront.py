@@ -93,7 +93,7 @@ def network(placement: Any, depth: int, width: int, seed: int, start: Mapping[st
     model = pg.Model(placement, depth=depth, width=width, **fields)
     return pg.simulate(
         model,
-        draws=DRAWS[width] * (4 if depth == 1 and width < 256 else 2 if depth == 1 else 1),
+        draws=DRAWS[width] * (6 if depth == 1 and width < 256 else 2 if depth == 1 else 1),
         seed=seed,
         backend="numpy",
         progress=False,

@@ -14,6 +14,7 @@ from propagate.theory.activations import ACTIVATIONS
 PHI = {
     "linear": lambda x: x,
     "relu": lambda x: np.maximum(x, 0.0),
+    "squared_relu": lambda x: np.maximum(x, 0.0) ** 2,
     "gelu": lambda x: x * ndtr(x),
     "silu": lambda x: x / (1 + np.exp(-x)),
     "tanh": np.tanh,
@@ -21,6 +22,7 @@ PHI = {
 SLOPE = {
     "linear": np.ones_like,
     "relu": lambda x: (x > 0).astype(float),
+    "squared_relu": lambda x: 2 * np.maximum(x, 0.0),
     "gelu": lambda x: ndtr(x) + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi),
     "silu": lambda x: (1 + x / (1 + np.exp(x))) / (1 + np.exp(-x)),
     "tanh": lambda x: 1 / np.cosh(x) ** 2,
@@ -80,29 +82,29 @@ def test_smooth_activations_against_a_dense_quadrature(name: str, variance: floa
 
 @pytest.mark.parametrize("correlation", CORRELATIONS)
 @pytest.mark.parametrize("variance", VARIANCES)
-def test_relu_against_a_dense_quadrature(variance: float, correlation: float) -> None:
+@pytest.mark.parametrize("name", ["relu", "squared_relu"])
+def test_half_lines_against_a_dense_quadrature(name: str, variance: float, correlation: float) -> None:
     # the midpoint rule in r is good to step^2 / 24 of the integrand's slope at 0, which vanishes for the value
-    assert value("relu", variance, correlation) == pytest.approx(
-        half_lines(PHI["relu"], variance, correlation), rel=1e-5
-    )
-    assert slope("relu", variance, correlation) == pytest.approx(
-        half_lines(SLOPE["relu"], variance, correlation), rel=1e-5
-    )
-    assert value("relu", variance, correlation) != pytest.approx(
-        half_lines(PHI["relu"], variance * 1.001, correlation), rel=1e-5
-    )
+    assert value(name, variance, correlation) == pytest.approx(half_lines(PHI[name], variance, correlation), rel=1e-5)
+    assert slope(name, variance, correlation) == pytest.approx(half_lines(SLOPE[name], variance, correlation), rel=1e-5)
+    wrong = half_lines(PHI[name], variance * 1.001, correlation)
+    assert value(name, variance, correlation) != pytest.approx(wrong, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["relu", "gelu", "silu", "tanh", "swiglu"])
+GATES = {"swiglu": "silu", "geglu": "gelu"}
+
+
+@pytest.mark.parametrize("name", ["relu", "squared_relu", "gelu", "silu", "tanh", *GATES])
 def test_against_monte_carlo(name: str) -> None:
     draws, variance, correlation = 400_000, 1.7, 0.6
     z = np.random.default_rng(1).standard_normal((4, draws)) * math.sqrt(variance)
     u, v = z[0], correlation * z[0] + math.sqrt(1 - correlation**2) * z[1]
-    if name == "swiglu":
+    if name in GATES:
         w, x = z[2], correlation * z[2] + math.sqrt(1 - correlation**2) * z[3]
-        values = PHI["silu"](u) * w * PHI["silu"](v) * x
+        phi, derivative = PHI[GATES[name]], SLOPE[GATES[name]]
+        values = phi(u) * w * phi(v) * x
         # the cotangent returns along the gate (times both linear factors) and along the linear factor
-        slopes = SLOPE["silu"](u) * w * SLOPE["silu"](v) * x + PHI["silu"](u) * PHI["silu"](v)
+        slopes = derivative(u) * w * derivative(v) * x + phi(u) * phi(v)
     else:
         values, slopes = PHI[name](u) * PHI[name](v), SLOPE[name](u) * SLOPE[name](v)
     for sample, exact in ((values, value(name, variance, correlation)), (slopes, slope(name, variance, correlation))):
@@ -111,7 +113,7 @@ def test_against_monte_carlo(name: str) -> None:
         assert abs(sample.mean() - 1.05 * exact) > 4 * error
 
 
-@pytest.mark.parametrize("name", ["linear", "relu", "gelu", "silu", "tanh"])
+@pytest.mark.parametrize("name", PHI)
 @pytest.mark.parametrize("variance", [0.3, 1.0, 4.0])
 def test_price_theorem(name: str, variance: float) -> None:
     """dK/dp = S, by a central difference of fourth order."""
@@ -128,21 +130,29 @@ def test_price_theorem(name: str, variance: float) -> None:
         assert derivative != pytest.approx(1.001 * slope(name, variance, correlation), rel=1e-6)
 
 
-def test_swiglu_is_price_for_both_of_its_factors() -> None:
+@pytest.mark.parametrize("name", GATES)
+def test_a_gate_is_price_for_both_of_its_factors(name: str) -> None:
     """S of a gate is d(K p)/dp, because its two inputs share q and p."""
     variance, p, h = 1.3, 0.5, 1e-4
 
     def at(p: float) -> float:
-        return value("swiglu", variance, p / variance)
+        return value(name, variance, p / variance)
 
     derivative = (8 * (at(p + h) - at(p - h)) - (at(p + 2 * h) - at(p - 2 * h))) / (12 * h)
-    assert derivative == pytest.approx(slope("swiglu", variance, p / variance), rel=1e-8)
-    assert derivative != pytest.approx(slope("silu", variance, p / variance), rel=1e-2)
+    assert derivative == pytest.approx(slope(name, variance, p / variance), rel=1e-8)
+    assert derivative != pytest.approx(slope(GATES[name], variance, p / variance), rel=1e-2)
 
 
 def exact_relu(q, p):
     root = mpmath.sqrt(q * q - p * p)
     return (root + p * (mpmath.pi - mpmath.acos(p / q))) / (2 * mpmath.pi)
+
+
+def exact_squared_relu(q, p):
+    """Arc-cosine kernel of order 2 (Cho & Saul 2009, Eq. 6), over 2 as E is over half of their integral's domain."""
+    theta = mpmath.acos(p / q)
+    order2 = 3 * mpmath.sin(theta) * mpmath.cos(theta) + (mpmath.pi - theta) * (1 + 2 * mpmath.cos(theta) ** 2)
+    return q * q * order2 / (2 * mpmath.pi)
 
 
 def exact_gelu(s, a):
@@ -151,7 +161,8 @@ def exact_gelu(s, a):
     return a * quadrant + (s * s + a * a - 2 * s * a * a / (1 + s)) / (2 * mpmath.pi * mpmath.sqrt(inside))
 
 
-EXACT = {"relu": exact_relu, "gelu": exact_gelu, "linear": lambda q, p: p}
+EXACT = {"relu": exact_relu, "squared_relu": exact_squared_relu, "gelu": exact_gelu, "linear": lambda q, p: p}
+EXACT["geglu"] = lambda q, p: p * exact_gelu(q, p)
 
 
 def exact_drops(name: str, variance: float, deviation: float) -> tuple[float, float]:
@@ -162,14 +173,16 @@ def exact_drops(name: str, variance: float, deviation: float) -> tuple[float, fl
         slope_at = {
             "linear": lambda p: mpmath.mpf(1),
             "relu": lambda p: (mpmath.pi - mpmath.acos(p / q)) / (2 * mpmath.pi),
+            "squared_relu": lambda p: 4 * exact_relu(q, p),
             "gelu": lambda p: mpmath.diff(lambda x: kernel(q, x), p, h=mpmath.mpf(10) ** -25),
+            "geglu": lambda p: mpmath.diff(lambda x: kernel(q, x), p, h=mpmath.mpf(10) ** -25),
         }[name]
         return float(kernel(q, q) - kernel(q, q - d)), float(slope_at(q) - slope_at(q - d))
 
 
 @pytest.mark.parametrize("share", [0.5, 1e-2, 1e-5, 1e-8, 1e-11, 1e-14])
 @pytest.mark.parametrize("variance", [0.3, 1.0, 7.0])
-@pytest.mark.parametrize("name", ["linear", "relu", "gelu"])
+@pytest.mark.parametrize("name", EXACT)
 def test_closed_forms_keep_small_deviations(name: str, variance: float, share: float) -> None:
     deviation = share * variance
     drops = ACTIVATIONS[name].value(variance, deviation)[1], ACTIVATIONS[name].slope(variance, deviation)[1]
@@ -194,7 +207,7 @@ def test_series_keep_small_deviations(name: str, share: float) -> None:
     assert found[1] / deviation == pytest.approx(second, rel=10 * share + 1e-8)
 
 
-@pytest.mark.parametrize("name", ["relu", "gelu"])
+@pytest.mark.parametrize("name", ["relu", "squared_relu", "gelu"])
 def test_the_naive_difference_would_be_rejected(name: str) -> None:
     deviation = 1e-11
     naive = value(name, 1.0, 1.0) - value(name, 1.0, 1.0 - deviation)
@@ -212,9 +225,11 @@ def test_arrays_give_what_numbers_give(name: str) -> None:
 
 
 def test_the_mean_hermite_degrees() -> None:
-    """chi = S / K at variance 1: 1 for positively homogeneous functions, and the numbers of the literature."""
+    """chi = S / K at variance 1: 1 for functions homogeneous of degree 1, and the numbers of the literature."""
     chi = {name: slope(name, 1.0, 1.0) / value(name, 1.0, 1.0) for name in ACTIVATIONS}
     assert chi["linear"] == chi["relu"] == 1.0
+    assert chi["squared_relu"] == pytest.approx(4 / 3, rel=1e-15)  # E (2 u)^2 / E u^4 over the positive half
+    assert chi["geglu"] == pytest.approx(1 + chi["gelu"], rel=1e-15)
     printed = {"gelu": 1.0720, "silu": 1.0666, "tanh": 1.1778, "swiglu": 2.0666}
     assert {name: round(chi[name], 4) for name in printed} == printed
 

@@ -26,6 +26,8 @@ BAD = {
     "option": (["predict", "spannorm", "--dept", "3"], "--depth"),
     "depth type": (["predict", "spannorm", "--depth", "x"], "--depth"),
     "depth range": (["predict", "spannorm", "--depth", "0"], "depth must be at least 1, got 0"),
+    "experts": (["predict", "spannorm", "--experts", "8x2"], "experts must be COUNT:TOP_K"),
+    "more chosen than there are": (["predict", "spannorm", "--experts", "2:3"], "experts.top_k must be at most 2"),
     "width": (["predict", "spannorm", "--width", "-4"], "width must be at least 1"),
     "tokens": (["predict", "spannorm", "--tokens", "0"], "tokens must be at least 1"),
     "heads": (["predict", "spannorm", "--heads", "7"], "heads must divide the width"),

@@ -12,8 +12,9 @@ import xarray as xr
 import propagate as pg
 from propagate import figures
 
-NAMES = ("forward_variance", "gradient_variance", "rank_collapse", "skip_path")  # simulated when asked for
+NAMES = ("forward_variance", "gradient_variance", "parameter_gradients", "rank_collapse", "skip_path")  # simulated
 MEASURED = ("attention_gradient", "validity")  # drawn from stored measurements
+MODELS = ("architectures", "trained")  # test_model_figures.py
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def predicted(name: str, data: xr.Dataset, network: int) -> xr.Dataset:
             if run.scaling == scaling
         )
         assert run.seed == int(one.seed.sel(depth=depth) if name == "skip_path" else one.seed)
-        tables.append(module.predict(run))
+        tables.append((figures.load(name) if name == "parameter_gradients" else module).predict(run))
     if name == "skip_path":
         return xr.concat([table.isel(block=0) for table in tables], "block")
     (table,) = tables
@@ -55,7 +56,7 @@ def predicted(name: str, data: xr.Dataset, network: int) -> xr.Dataset:
 
 
 def test_the_figures_that_are_promised_exist() -> None:
-    assert figures.names() == sorted((*NAMES, *MEASURED))
+    assert figures.names() == sorted((*NAMES, *MEASURED, *MODELS))
 
 
 @pytest.mark.parametrize("name", MEASURED)
@@ -74,7 +75,7 @@ def test_a_figure_of_stored_measurements_is_the_committed_one(name: str) -> None
     ("asked", "message"),
     [
         (["rank_colapse"], "got 'rank_colapse'; did you mean rank_collapse"),
-        (["zzz"], "figure must be one of attention_gradient, forward_variance, .*, validity, got 'zzz'"),
+        (["zzz"], f"figure must be one of {', '.join(sorted((*NAMES, *MEASURED, *MODELS)))}, got 'zzz'"),
         (["skip_path", "nonesuch"], "got 'nonesuch'"),
     ],
 )

@@ -69,6 +69,24 @@ def test_a_ratio_of_zero_is_refused() -> None:
     refused(lambda: pg.Model("postnorm", depth=1, width=8, ffn_ratio=0.01), "ffn_ratio", "0.01", "hidden")
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"count": 0}, ("experts.count", "at least 1", "0")),
+        ({"count": 4, "top_k": 5}, ("experts.top_k", "at most 4", "5")),
+        ({"count": 4, "top_k": 7, "identity": 2}, ("experts.top_k", "at most 6", "7")),
+        ({"count": 4, "router_std": 0.0}, ("experts.router_std", "positive", "0.0")),
+        ({"count": 4, "softmax": "behind"}, ("experts.softmax", "after, before", "behind")),
+        ({"count": 4, "shared": -1}, ("experts.shared", "at least 0", "-1")),
+        ({"count": 4, "split": 1.5}, ("experts.split", "whole number", "1.5")),
+        ({"count": 4, "gain": NAN}, ("experts.gain", "finite", "nan")),
+    ],
+    ids=named,
+)
+def test_experts(fields: dict, words: tuple[str, ...]) -> None:
+    refused(lambda: pg.Experts(**fields), *words)
+
+
 @pytest.mark.parametrize("gain", ["logit_std", "value_gain", "attention_gain", "ffn_gain"])
 def test_a_gain_of_zero_is_a_gain(gain: str) -> None:
     assert getattr(pg.Model("postnorm", depth=1, **{gain: 0}), gain) == 0.0
@@ -98,6 +116,11 @@ def test_a_gain_of_zero_is_a_gain(gain: str) -> None:
         ("scaling", Half(), ("scaling", "Half()")),
         ("scaling", "ScaleInit", ("scaling", "ScaleInit")),
         ("experts", 8, ("experts", "8", "None")),
+        ("key_value_heads", 3, ("key_value_heads=3", "heads=2")),
+        ("key_value_heads", 0, ("key_value_heads", "at least 1", "0")),
+        ("dropout", 1.0, ("dropout", "below 1", "1.0")),
+        ("dropout", -0.1, ("dropout", "at least 0", "-0.1")),
+        ("experts", pg.Experts(8, 2, split=3), ("experts.split", "3")),
         ("heads", 3, ("heads", "3", "width")),
     ],
 )

@@ -29,8 +29,8 @@ def network(name: str) -> tuple[pg.Model, dict[str, float]]:
 
 def test_the_registry_is_whole() -> None:
     """The names of the design notes, and what they are also called."""
-    assert len(PLACEMENTS) == 23
-    assert pg.placement("Sandwich-LN") == pg.placement("Peri-LN")
+    assert len(PLACEMENTS) == 24
+    assert pg.placement("Sandwich-LN") == pg.placement("sandwichnorm")
 
 
 @pytest.mark.parametrize("name", NEW)
@@ -109,6 +109,7 @@ class TwoFreshBranches(pg.Placement):
 
 
 WRONG = {
+    "sandwichnorm": "prenorm",
     "admin": UnscaledPostNorm(),
     "b2t": UnscaledPostNorm(),
     "deepscalelm": DeepScaleLM(k=1.0),

@@ -53,6 +53,7 @@ def cases() -> list:
     for case in itertools.product(PLACEMENTS, ("linear", "relu", "gelu", "swiglu"), (0.0, "symbol")):
         slow = case[1] == "gelu" and case[0] not in ("prenorm", "spannorm")
         found.append(pytest.param(*case, marks=pytest.mark.slow if slow else ()))
+    found += [pytest.param("spannorm", "squared_relu", 0.0), pytest.param("prenorm", "geglu", "symbol")]
     return found
 
 

@@ -76,7 +76,8 @@ def smallest_p(model: Model, backend: Backend, one: str, other: str) -> tuple[fl
     ]
     p = []
     for quantity in samples[0]:
-        for a, b in zip(samples[0][quantity].T, samples[1][quantity].T, strict=True):
+        columns = (sample[quantity].reshape(DRAWS, -1).T for sample in samples)
+        for a, b in zip(*columns, strict=True):
             if np.ptp(a) > 1e-9:  # an input or a norm fixes the others
                 p.append(stats.ks_2samp(a, b).pvalue)
     return min(p), len(p)

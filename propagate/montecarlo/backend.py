@@ -37,6 +37,14 @@ class Backend:
     def dtype(self) -> np.dtype[Any]:
         return np.dtype(self.precision)
 
+    def add(self, a: Array, b: Array) -> Array:
+        """The sum of two token arrays."""
+        if self.name == "numpy":
+            return a + b
+        from propagate.montecarlo.cuda.activations import add
+
+        return add(a, b)
+
     def to_host(self, array: Array) -> np.ndarray[Any, np.dtype[np.float64]]:
         """The array as NumPy's, copied from the device if need be."""
         host: np.ndarray[Any, np.dtype[np.float64]] = array.get() if self.name == "cupy" else np.asarray(array)

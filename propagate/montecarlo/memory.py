@@ -50,10 +50,12 @@ def _numbers(model: Model, backend: str, sampler: str) -> tuple[int, int]:
 
     Left out: matrices of tokens by tokens, but for those of every head, and at most 1 MiB where normals are made.
     """
-    d, n, t = model.width, model.hidden * (2 if model.activation in GATED else 1), model.tokens
+    experts = 1 if model.experts is None else model.experts.count + model.experts.shared
+    d, m, t = model.width, model.hidden * experts, model.tokens
+    n = m * (2 if model.activation in GATED else 1)
     softmax = model.heads * t * t
     if sampler == "dense":
-        maps = 4 * d * d + d * n + model.hidden * d
+        maps = 4 * d * d + d * n + m * d
     else:  # what enters the four maps and, where a device does not make them anew, the normals they met it with
-        maps = t * (3 * d + model.hidden) + (t * (5 * d + n) if backend == "numpy" else 0)
+        maps = t * (3 * d + m) + (t * (5 * d + n) if backend == "numpy" else 0)
     return maps + t * (6 * d + 2 * n) + softmax, t * (10 * d + 3 * n) + 3 * softmax

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from statistics import NormalDist
 
 import numpy as np
 from scipy.integrate import quad
@@ -97,6 +98,22 @@ def rotary(backend: Backend, frequencies: tuple[float, ...], tokens: int) -> Cal
     return turn
 
 
+def dropout(backend: Backend, x: Array, noise: Array, probability: float) -> tuple[Array, Pull]:
+    """x with entries set to 0 with this probability, the others divided by 1 - probability.
+
+    Args:
+        noise: independent standard normals of the shape of x, which decide.
+
+    Example:
+        >>> x, noise = np.ones((1, 1, 4)), np.array([[[-2.0, -1.0, 1.0, 2.0]]])
+        >>> dropout(choose_backend("numpy"), x, noise, 0.5)[0].tolist()
+        [[[0.0, 0.0, 2.0, 2.0]]]
+    """
+    mask = noise > NormalDist().inv_cdf(probability)
+    scale = 1 / (1 - probability)
+    return x * mask * scale, lambda g: g * mask * scale
+
+
 def in_one_pass(backend: Backend, tokens: int) -> bool:
     """Whether `one_pass_attention` can be used: float32 on a CUDA device, and not too many tokens."""
     if backend.name == "numpy" or backend.precision != "float32":
@@ -124,6 +141,12 @@ def relu(backend: Backend, x: Array) -> tuple[Array, Pull]:
     return x * positive, lambda g: g * positive
 
 
+def squared_relu(backend: Backend, x: Array) -> tuple[Array, Pull]:
+    """max(x, 0)^2 (arXiv:2109.08668)."""
+    positive = x * (x > 0)
+    return positive * positive, lambda g: 2 * g * positive
+
+
 def gelu(backend: Backend, x: Array) -> tuple[Array, Pull]:
     """x Phi(x), with the exact normal distribution function."""
     cumulative = 0.5 * (1 + backend.erf(x / math.sqrt(2)))
@@ -142,15 +165,19 @@ def tanh(backend: Backend, x: Array) -> tuple[Array, Pull]:
     return y, lambda g: g * (1 - y * y)
 
 
-def swiglu(backend: Backend, x: Array) -> tuple[Array, Pull]:
-    """silu(first half of x) times the second half; the last axis halves."""
-    gate, value = backend.xp.split(x, 2, axis=-1)
-    gated, pull_gate = silu(backend, gate)
+def gated(activation: Operator) -> Operator:
+    """The activation of the first half of x, times the second half; the last axis halves (arXiv:2002.05202)."""
 
-    def pull(g: Array) -> Array:
-        return backend.xp.concatenate([pull_gate(g * value), g * gated], axis=-1)
+    def operator(backend: Backend, x: Array) -> tuple[Array, Pull]:
+        gate, value = backend.xp.split(x, 2, axis=-1)
+        opened, pull_gate = activation(backend, gate)
 
-    return gated * value, pull
+        def pull(g: Array) -> Array:
+            return backend.xp.concatenate([pull_gate(g * value), g * opened], axis=-1)
+
+        return opened * value, pull
+
+    return operator
 
 
 def _on_any(host: Operator, device: str, name: str) -> Operator:
@@ -170,12 +197,14 @@ def _on_any(host: Operator, device: str, name: str) -> Operator:
 ACTIVATIONS: dict[str, Operator] = {
     "linear": linear,
     "relu": _on_any(relu, "activation", "relu"),
+    "squared_relu": _on_any(squared_relu, "activation", "squared_relu"),
     "gelu": _on_any(gelu, "activation", "gelu"),
     "silu": _on_any(silu, "activation", "silu"),
     "tanh": _on_any(tanh, "activation", "tanh"),
-    "swiglu": _on_any(swiglu, "gated", "silu"),
+    "swiglu": _on_any(gated(silu), "gated", "silu"),
+    "geglu": _on_any(gated(gelu), "gated", "gelu"),
 }
-GATED = ("swiglu",)
+GATED = {"swiglu": "silu", "geglu": "gelu"}  # and the activation of the gate
 
 
 @lru_cache(maxsize=16)
@@ -187,7 +216,7 @@ def output_rms(activation: str) -> float:
         0.5
     """
     host = choose_backend("numpy")
-    core = ACTIVATIONS["silu" if activation in GATED else activation]  # E (silu(u) w)^2 = E silu(u)^2
+    core = ACTIVATIONS[GATED.get(activation, activation)]  # E (silu(u) w)^2 = E silu(u)^2
 
     def integrand(z: float) -> float:
         return float(core(host, np.array([z]))[0][0] ** 2) * math.exp(-z * z / 2) / math.sqrt(2 * math.pi)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from propagate.montecarlo.blocks import State, StatePull, block_of, read_state
 from propagate.montecarlo.cuda.weightless import Fused
 from propagate.montecarlo.laws import LAWS
 from propagate.montecarlo.normals import Normals
+from propagate.montecarlo.parameter_gradients import RecordedBlock, stacked
 from propagate.montecarlo.samplers import Sampler, dense
 from propagate.montecarlo.starts import Start, with_gram
 from propagate.montecarlo.statistics import Floats, moments_on, token_moments
@@ -38,6 +39,7 @@ class Network:
     start: Start
     through_readout: bool
     segment: int
+    matrices: tuple[str, ...] = ()
 
 
 def run_halving(network: Network, draws: range) -> dict[str, Floats]:
@@ -53,6 +55,7 @@ def run_halving(network: Network, draws: range) -> dict[str, Floats]:
             network.start,
             through_readout=network.through_readout,
             segment=network.segment,
+            matrices=network.matrices,
         )
     except MemoryError:  # CuPy's own is one too
         if len(draws) == 1:
@@ -72,45 +75,56 @@ def run(
     *,
     through_readout: bool,
     segment: int | None = None,
+    matrices: Sequence[str] = (),
 ) -> dict[str, Floats]:
     """One batch of draws: for each quantity an array (draws, depth + 1), or (draws, depth + 1, streams + 1).
 
     Of the way forward, `segment` blocks at a time are remembered, by default all; others are run again on the way back.
+    With names of `matrices` also `param_grad`, of shape (draws, depth + 1, matrices).
     """
     normals = Normals(backend, seed, draws)
     segment = segment or model.depth
     if sampler_name != "weightless" or backend.name == "numpy":
-        return _pass(model, normals, _sampler_of(sampler_name, model, normals), start, through_readout, segment)
+        chosen = _sampler_of(sampler_name, model, normals)
+        return _pass(model, normals, chosen, start, matrices, through_readout, segment)
     sampler = Fused(normals, backend.xp.zeros(len(draws), dtype=bool))
-    found = _pass(model, normals, sampler, start, through_readout, segment)
+    found = _pass(model, normals, sampler, start, matrices, through_readout, segment)
     for row in np.flatnonzero(backend.to_host(sampler.unsound)):
         alone = Normals(backend, seed, draws[row : row + 1])
-        again = _pass(model, alone, weightless(alone), start, through_readout, segment)
+        again = _pass(model, alone, weightless(alone), start, matrices, through_readout, segment)
         for name, values in again.items():
             found[name][row] = values[0]
     return found
 
 
 def _pass(
-    model: Model, normals: Normals, sampler: Sampler, start: Start, through_readout: bool, segment: int
+    model: Model,
+    normals: Normals,
+    sampler: Sampler,
+    start: Start,
+    matrices: Sequence[str],
+    through_readout: bool,
+    segment: int,
 ) -> dict[str, Floats]:
     """Forward and backward through one batch of networks."""
     backend, placement = normals.backend, model.equations
     averages, resolved = moments_on(backend), not (start.exchangeable and model.exchangeable)
     firsts = range(1, model.depth + 1, segment)
+    norms: list[dict[str, Array]] = [{} for _ in range(model.depth)]  # filled on the way back, once, by pulls
 
     def moments(x: Array) -> tuple[Array, ...]:
         return (*averages(x), token_moments(x)) if resolved else averages(x)
 
     def block(index: int) -> Any:
-        return block_of(model, backend, sampler, index)
+        return block_of(model, backend, sampler, index, normals)
 
     def blocks(first: int, state: State) -> tuple[State, list[tuple[Array, ...]], list[StatePull]]:
         """The segment that begins with block `first`: the state that leaves, moments and pulls of each block."""
         of_blocks, pulls = [], []
         for index in range(first, min(first + firsts.step, model.depth + 1)):
             entered = len(state.streams)
-            state, pull = read_state(placement.block, block(index), state)
+            within = RecordedBlock(block(index), norms[index - 1]) if matrices else block(index)
+            state, pull = read_state(placement.block, within, state)
             check_streams(placement, "block", found=len(state.streams), expected=entered)
             of_blocks.append(_moments(backend, moments, state.streams))
             pulls.append(pull)
@@ -148,7 +162,10 @@ def _pass(
             backward.append(_moments(backend, moments, cotangents))
     if streams > 1:
         backward[-1] = _moments(backend, moments, cotangents, *pull_embed(cotangents))
-    return _columns("", forward, backend) | _columns("grad_", backward[::-1], backend)
+    columns = _columns("", forward, backend) | _columns("grad_", backward[::-1], backend)
+    if matrices:
+        columns["param_grad"] = backend.to_host(stacked(backend.xp, norms, matrices, len(normals.draws)))
+    return columns
 
 
 def _moments(

@@ -17,6 +17,7 @@ from propagate.model import Model, ModelError, check_flag, check_model
 from propagate.montecarlo.backend import choose_backend
 from propagate.montecarlo.checkpoint import load, save
 from propagate.montecarlo.memory import BATCH, ONE_DRAW, plan
+from propagate.montecarlo.parameter_gradients import matrices
 from propagate.montecarlo.run import SAMPLERS, Network, run_halving
 from propagate.montecarlo.starts import start_of
 from propagate.montecarlo.workers import in_order
@@ -42,6 +43,7 @@ def simulate(
     grad_gram: Any = None,
     inputs: Any = None,
     through_readout: bool = False,
+    parameter_gradients: bool = False,
     backend: Literal["auto", "numpy", "cupy"] = "auto",
     sampler: Literal["auto", "dense", "weightless"] = "auto",
     precision: Literal["float32", "float64"] = "float64",
@@ -64,6 +66,7 @@ def simulate(
         grad_gram: (tokens, tokens) second moments of the cotangent, in place of `grad_variance` and `grad_covariance`.
         inputs: (tokens, width) input tokens, the same in every draw, in place of `variance` and `covariance`.
         through_readout: the cotangent enters behind the readout instead.
+        parameter_gradients: measure the gradient of every weight matrix too, which costs two small Gram matrices each.
         backend: "auto" takes CuPy if a CUDA device answers.
         sampler: "dense" materialises every weight matrix. "weightless" never does, and has the same law at every
             width; its cost grows with tokens^2 width in place of tokens width^2. "auto" takes "weightless" where the
@@ -91,7 +94,8 @@ def simulate(
         `log_variance`, `log_deviation`, `log_grad_variance`, `log_grad_deviation` are means of natural logarithms,
         for quantities that are closer to log-normal at depth. Where tokens are not exchangeable (a Gram matrix or
         inputs were given, or the model has a mask or rotary positions) also `token_variance` and `grad_token_variance`
-        over (block, token), their logarithms and errors.
+        over (block, token), their logarithms and errors. With `parameter_gradients` also `param_grad` over (block,
+        matrix), as in `predict`, its logarithm and errors.
 
     Raises:
         ModelError: names the argument, the value and what is allowed.
@@ -104,6 +108,8 @@ def simulate(
     """
     check_model(model)
     check_flag("through_readout", through_readout)
+    check_flag("parameter_gradients", parameter_gradients)
+    names = matrices(model) if parameter_gradients else []
     if progress is not None:
         check_flag("progress", progress)
     if not isinstance(executor, Executor | None):
@@ -120,7 +126,9 @@ def simulate(
     limits = {"batch": memory or where.batch, "one_draw": memory or where.one_draw}
     planned = plan(model, where.backend, precision, sampler_name, **limits)
     batch = min(planned.batch, math.ceil(draws / TASKS)) if executor else planned.batch
-    network = Network(model, where.backend, precision, sampler_name, seed, start, through_readout, planned.segment)
+    network = Network(
+        model, where.backend, precision, sampler_name, seed, start, through_readout, planned.segment, tuple(names)
+    )
     identity = _identity(network)
     summary = load(checkpoint, identity)
     if summary.draws > draws:
@@ -146,7 +154,7 @@ def simulate(
     }
     variables = summary.variables()
     dims = (STREAM,) if variables["variance"].ndim > 1 else ()
-    return table(variables, model.depth, attributes, dims)
+    return table(variables, model.depth, attributes, dims, names)
 
 
 @dataclass(frozen=True)
@@ -197,6 +205,7 @@ def _identity(network: Network) -> str:
         "model": repr(network.model),
         "seed": network.seed,
         "readout": network.through_readout,
+        "matrices": network.matrices,
         "backend": network.backend,
         "precision": network.precision,
         "sampler": network.sampler,

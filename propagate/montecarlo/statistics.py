@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from propagate.montecarlo.backend import Array, Backend
 
 Floats = NDArray[np.float64]
-POSITIVE = ("variance", "deviation", "grad_variance", "grad_deviation", "token_variance", "grad_token_variance")
+POSITIVE = (
+    "variance",
+    "deviation",
+    "grad_variance",
+    "grad_deviation",
+    "token_variance",
+    "grad_token_variance",
+    "param_grad",
+)
 """Quantities whose logarithm is averaged too: at depth they are closer to log-normal than to normal."""
 
 

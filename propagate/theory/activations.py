@@ -5,8 +5,8 @@ dK/dp = E phi'(u) phi'(v) =: S(q, p). An `Activation` gives both at p = q and th
 p = q - deviation. The drop is computed without cancellation, so that the collapse of tokens onto one another is
 followed to any depth.
 
-Sources: ReLU, Cho & Saul (2009), arc-cosine kernels. GELU, Price's theorem (see proofs). SiLU and tanh by
-quadrature.
+Sources: ReLU and its square, Cho & Saul (2009), arc-cosine kernels of order 1 and 2. GELU, Price's theorem (see
+proofs). SiLU and tanh by quadrature.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Activation:
     Attributes:
         value: (q, q - p) -> (K(q, q), K(q, q) - K(q, p)).
         slope: (q, q - p) -> (S(q, q), S(q, q) - S(q, p)).
+        gate: for a gated activation, that of its gate.
 
     Example:
         >>> ACTIVATIONS["relu"].value(1.0, 0.0), ACTIVATIONS["relu"].slope(1.0, 0.0)
@@ -47,6 +48,7 @@ class Activation:
 
     value: Callable[[Scalar, Scalar], Pair]
     slope: Callable[[Scalar, Scalar], Pair]
+    gate: Activation | None = None
 
 
 def _linear_value(variance: Scalar, deviation: Scalar) -> Pair:
@@ -67,6 +69,19 @@ def _relu_slope(variance: Scalar, deviation: Scalar) -> Pair:
     theta = angle(variance, deviation)
     half = 1 / (2 * pi_like(theta))
     return half * pi_like(theta), half * theta
+
+
+def _squared_relu_value(variance: Scalar, deviation: Scalar) -> Pair:
+    theta = angle(variance, deviation)
+    pi, share = pi_like(theta), deviation / variance  # 1 - cos(theta)
+    # theta - sin cos = theta sin^2 - cos (sin - theta cos): the two parts of K's drop, both without cancellation
+    drop = (2 * pi + theta) * share * (2 - share) - 3 * (1 - share) * sine_less_angle_cosine(theta)
+    return 3 * variance * variance / 2, variance * variance * drop / (2 * pi)
+
+
+def _squared_relu_slope(variance: Scalar, deviation: Scalar) -> Pair:
+    value, drop = _relu_value(variance, deviation)  # the derivative of relu(u)^2 is 2 relu(u)
+    return 4 * value, 4 * drop
 
 
 def _gelu_parts(variance: Scalar, deviation: Scalar) -> tuple[Scalar, ...]:
@@ -149,7 +164,8 @@ def _symbolic_pair(name: str, variance: Scalar, deviation: Scalar) -> Pair:
 
 
 def gated(activation: Activation) -> Activation:
-    """The gate phi(u) w with an independent, equally distributed linear w: SwiGLU from SiLU (arXiv:2002.05202).
+    """The gate phi(u) w with an independent, equally distributed linear w (arXiv:2002.05202): SwiGLU from SiLU, GEGLU
+    from GELU.
 
     Its cotangent returns along two uncorrelated paths, the gate's (p S) and the linear factor's (K).
 
@@ -169,7 +185,7 @@ def gated(activation: Activation) -> Activation:
         drop = value_drop + deviation * slope1 + (variance - deviation) * slope_drop
         return value1 + variance * slope1, drop
 
-    return Activation(value, slope)
+    return Activation(value, slope, gate=activation)
 
 
 def _logistic(x: Array) -> Array:
@@ -207,11 +223,14 @@ def tanh_slope(x: Array) -> Array:
 
 
 _SILU = _by_quadrature(silu, silu_slope, "silu")
+_GELU = Activation(_gelu_value, _gelu_slope)
 ACTIVATIONS = {
     "linear": Activation(_linear_value, _linear_slope),
     "relu": Activation(_relu_value, _relu_slope),
-    "gelu": Activation(_gelu_value, _gelu_slope),
+    "squared_relu": Activation(_squared_relu_value, _squared_relu_slope),
+    "gelu": _GELU,
     "silu": _SILU,
     "tanh": _by_quadrature(np.tanh, tanh_slope, "tanh"),
     "swiglu": gated(_SILU),
+    "geglu": gated(_GELU),
 }

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from propagate.placement import Layout, join, split
 from propagate.theory.elementwise import Split, tanh
-from propagate.theory.functions import Scalar
+from propagate.theory.experts import Mixture, lacking
+from propagate.theory.functions import Scalar, sqrt
 from propagate.theory.moments import NOTHING, Atom, Combination, Joint, Moments, correlated, joint_moments
 
 Pull = Callable[[Combination], Combination]
@@ -94,16 +95,32 @@ class Block:
     ffn_map: Sublayer
     inner_norms: Callable[[str, Any], frozenset[str]]
     tanh_map: Callable[[Any], Split] = tanh
+    experts_map: Mixture | None = None
+    dropout: float = 0.0
 
     def norm(self, x: Stream) -> Stream:
         scale = x.value.moments().norm_scale()
-        return self.tape.record(x.value * scale, (x, lambda cotangent: cotangent * scale))
+        if self.experts_map is None:
+            return self.tape.record(x.value * scale, (x, lambda cotangent: cotangent * scale))
+        # one direction of very many, which only the gates of experts notice
+        return self.tape.record(x.value * scale, (x, lambda cotangent: _orthogonal(cotangent * scale, x.value)))
 
     def attention(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
-        return _branch(self.tape, self.attention_map, x, self.inner_norms("attention", normed))
+        return self._dropped(_branch(self.tape, self.attention_map, x, self.inner_norms("attention", normed)))
 
     def ffn(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
-        return _branch(self.tape, self.ffn_map, x, self.inner_norms("ffn", normed))
+        """The dense FFN or the mixture of experts, whichever the model has."""
+        inside = self.inner_norms("ffn", normed)
+        if self.experts_map is None:
+            return self._dropped(_branch(self.tape, self.ffn_map, x, inside))
+        output, kept, pull = self.experts_map(x.value.moments())
+        atom = Atom(output)
+
+        def back(cotangent: Combination) -> Combination:
+            arriving = cotangent.moments()
+            return ZERO if arriving is NOTHING else Combination.of(Atom(pull(arriving, lacking(cotangent, atom))))
+
+        return self._dropped(self.tape.record(Combination.of(atom), (x, back)) + x * kept)
 
     def tanh(self, x: Stream) -> Stream:
         slope, rest, pull = self.tanh_map(x.value.moments())
@@ -116,6 +133,22 @@ class Block:
 
     def std(self, x: Stream) -> Scalar:
         return x.value.moments().std()
+
+    def _dropped(self, x: Stream) -> Stream:
+        """Dropout multiplies by masks of mean 1: it adds a stream uncorrelated with all else, also between tokens."""
+        if self.dropout == 0:
+            return x
+        odds = sqrt(self.dropout / (1 - self.dropout))
+
+        def noisy(value: Combination) -> Combination:
+            moments = value.moments()
+            return value if moments is NOTHING else value + Combination.of(Atom(moments.unshared().times(odds)))
+
+        return self.tape.record(noisy(x.value), (x, noisy))
+
+
+def _orthogonal(cotangent: Combination, stream: Combination) -> Combination:
+    return cotangent if cotangent.moments() is NOTHING else cotangent.orthogonal_to(stream)
 
 
 def _branch(tape: Tape, sublayer: Sublayer, x: Stream, normed: frozenset[str]) -> Stream:

@@ -102,6 +102,11 @@ class Gram(NamedTuple):
         )
         return Gram(self.matrix * other.matrix, apart)
 
+    def unshared(self) -> Gram:
+        """Of a stream whose tokens have these variances and are uncorrelated."""
+        apart = 1 - np.eye(self.matrix.shape[-1])
+        return Gram(self.matrix * (1 - apart), _means(self.variance) * apart)
+
     def norm_scale(self) -> Array:
         """What a norm multiplies each token by."""
         return 1 / np.sqrt(self.variance)

@@ -50,6 +50,15 @@ class Moments(NamedTuple):
         weight = left * right
         return Moments(weight * self.variance, weight * self.deviation)
 
+    def product(self, other: Moments) -> Moments:
+        """Of the coordinatewise product with an independent stream: second moments multiply, token by token."""
+        deviation = self.variance * other.deviation + self.deviation * other.covariance
+        return Moments(self.variance * other.variance, deviation)
+
+    def unshared(self) -> Moments:
+        """Of a stream with this variance whose tokens are uncorrelated."""
+        return Moments(self.variance, self.variance)
+
     def norm_scale(self) -> Scalar:
         """What a norm multiplies the stream by."""
         return 1 / sqrt(self.variance)
@@ -94,6 +103,21 @@ def correlated(joint: Joint) -> list[Atom]:
     return atoms
 
 
+class Lack(NamedTuple):
+    """That a cotangent has no part along a stream, where one of the same moments in all directions would have.
+
+    No second moment per coordinate shows it. What a branch sends back through a few numbers, such as the gates of
+    experts, does.
+
+    Attributes:
+        along: the stream.
+        energy: moments of the part of the cotangent that was made orthogonal to it.
+    """
+
+    along: Combination
+    energy: Moments
+
+
 class Combination:
     """A linear combination of atoms.
 
@@ -103,10 +127,11 @@ class Combination:
         Moments(variance=16.0, deviation=6.0)
     """
 
-    __slots__ = ("terms",)
+    __slots__ = ("lacks", "terms")
 
-    def __init__(self, terms: dict[Atom, Scalar]) -> None:
+    def __init__(self, terms: dict[Atom, Scalar], lacks: tuple[Lack, ...] = ()) -> None:
         self.terms = terms
+        self.lacks = lacks
 
     @classmethod
     def of(cls, atom: Atom) -> Combination:
@@ -116,10 +141,15 @@ class Combination:
         terms = dict(self.terms)
         for atom, coefficient in other.terms.items():
             terms[atom] = terms[atom] + coefficient if atom in terms else coefficient
-        return Combination(terms)
+        return Combination(terms, self.lacks + other.lacks)
 
     def __mul__(self, factor: Scalar) -> Combination:
-        return Combination({atom: coefficient * factor for atom, coefficient in self.terms.items()})
+        terms = {atom: coefficient * factor for atom, coefficient in self.terms.items()}
+        return Combination(terms, tuple(Lack(lack.along, lack.energy.times(factor)) for lack in self.lacks))
+
+    def orthogonal_to(self, stream: Combination) -> Combination:
+        """A cotangent behind a norm: each token's is orthogonal to what was normed, one of very many directions."""
+        return Combination(self.terms, (*self.lacks, Lack(stream, self.moments())))
 
     def moments(self) -> Any:
         """Second moments of the combination."""

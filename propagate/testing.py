@@ -1,0 +1,107 @@
+"""For the tests of your own architectures: fail if signal or gradient does not get through at initialisation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from propagate.model import Model, ModelError
+
+THRESHOLD = 4.0
+
+
+def assert_propagates(
+    network: Any,
+    inputs: Any = None,
+    *,
+    growth: float = 10.0,
+    distinct: float = 0.01,
+    like: Model | None = None,
+    tolerance: float = 0.1,
+    **options: Any,
+) -> None:
+    """AssertionError, with the block and the numbers, unless signal and gradient get through a network.
+
+    Between the embedding and the last block, at every block: the variance stays within a factor `growth` of its value
+    at the embedding, the gradient variance within the same factor of its value at the last block, and tokens keep at
+    least `distinct` of their 1 - correlation. With several draws a bound counts as broken only where it lies outside 4
+    standard errors.
+
+    Args:
+        network: a `Model`, whose moments are predicted; or a torch module, or an iterable of independent ones, whose
+            moments are traced.
+        inputs: for torch modules, what they are called with.
+        growth: largest factor, up or down.
+        distinct: smallest share of 1 - correlation that must be left.
+        like: a `Model` whose theory the moments must follow as well, sublayer by sublayer, from where they start.
+        tolerance: relative difference from `like` that is allowed, beside 4 standard errors.
+        options: passed on to `predict` or `trace`.
+
+    Raises:
+        AssertionError: names the block, the quantity and the bound.
+        ModelError: for a torch module without inputs.
+
+    Example: PreNorm is sound at 24 blocks, PostNorm's tokens collapse.
+        >>> assert_propagates(Model("prenorm", depth=24), covariance=0.3, growth=50)
+        >>> assert_propagates(Model("postnorm", depth=24), covariance=0.3, growth=50)
+        Traceback (most recent call last):
+        AssertionError: block 8: 1 - correlation is 0.004927, 0.007039 of the embedding's (at least 0.01 allowed)
+
+    Example: a torch model of your own; with `like`, deviations from a theory are found.
+        >>> import torch
+        >>> import propagate as pg
+        >>> model = Model("prenorm", depth=3, width=64, tokens=4, heads=2)
+        >>> x = torch.randn(8, 4, 64)
+        >>> assert_propagates((pg.build(model, seed=seed) for seed in range(8)), x, like=model)
+        >>> other = Model("prenorm", depth=3, width=64, tokens=4, heads=2, ffn_gain=0.5)
+        >>> assert_propagates((pg.build(model, seed=seed) for seed in range(8)), x, like=other)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        AssertionError: block 1, ffn1: variance is ..., predicted 0.25 (allowed: ... %)
+    """
+    import propagate as pg
+
+    if isinstance(network, Model):
+        table = pg.predict(network, **options)
+    elif inputs is None:
+        raise ModelError("inputs must be given for a torch module")
+    else:
+        table = pg.trace(network, inputs, **options)
+    for block in range(table.sizes["block"]):
+        _within(table, "variance", block, 0, growth)
+    for block in reversed(range(table.sizes["block"])):
+        _within(table, "grad_variance", block, -1, growth)
+    start = _distinctness(table, 0)
+    for block in range(table.sizes["block"]) if start > 0 else ():
+        left, error = _distinctness(table, block) / start, _relative_error(table, "deviation", block)
+        if left * (1 + THRESHOLD * error) < distinct:
+            raise AssertionError(
+                f"block {block}: 1 - correlation is {left * start:.4g}, {left:.4g} of the embedding's"
+                f" (at least {distinct:g} allowed)"
+            )
+    if like is not None:
+        found = pg.first_divergence(pg.predict_calls(like, **pg.start_of(table)), table, tolerance=tolerance)
+        if found is not None:
+            raise AssertionError(str(found))
+
+
+def _within(table: Any, name: str, block: int, end: int, growth: float) -> None:
+    value, reference = float(table[name][block]), float(table[name][end])
+    ratio = value / reference
+    margin = 1 + THRESHOLD * _relative_error(table, name, block)
+    if not 1 / (growth * margin) <= ratio <= growth * margin:
+        place = "the embedding's" if end == 0 else "the last block's"
+        raise AssertionError(
+            f"block {block}: {name} is {value:.4g}, {ratio:.4g} times {place}"
+            f" (between 1/{growth:g} and {growth:g} allowed)"
+        )
+
+
+def _distinctness(table: Any, block: int) -> float:
+    found = float(table.deviation[block]) / float(table.variance[block])
+    return 0.0 if math.isnan(found) else found
+
+
+def _relative_error(table: Any, name: str, block: int) -> float:
+    if f"{name}_se" not in table:
+        return 0.0
+    return float(table[f"{name}_se"][block]) / abs(float(table[name][block]))

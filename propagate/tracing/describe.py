@@ -1,0 +1,224 @@
+"""Reads a `Model` off a torch model of a known architecture: its placement by name, its gains off the weights."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+import propagate
+from propagate.model import Model, ModelError
+from propagate.scaling import Gains, Number
+from propagate.tracing.find import Blocks, blocks_of, is_norm
+from propagate.tracing.layers import GATED, output_rms
+from propagate.tracing.statistics import precise
+
+# by the configuration's model_type in the library transformers
+PLACEMENTS = {
+    **dict.fromkeys(("gpt2", "opt", "starcoder2", "stablelm", "olmo", "mixtral", "qwen3_moe"), "prenorm"),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma"), "prenorm"),
+    **dict.fromkeys(("bert", "roberta", "albert", "distilbert", "electra"), "postnorm"),
+    **dict.fromkeys(("gemma2", "gemma3_text"), "sandwichnorm"),
+    "gpt_neox": "parallelprenorm",
+    "olmo2": "olmo2",
+}
+BIDIRECTIONAL = ("bert", "roberta", "albert", "distilbert", "electra")
+ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "swish": "silu"}
+# which matrix of a block a weight is, by the end of its path; the first that fits
+ROLES = {
+    "fused": r"(c_attn|query_key_value)\.weight$|in_proj_weight$",
+    "query": r"(q_proj|query|q_lin)\.weight$",
+    "key": r"(k_proj|key|k_lin)\.weight$",
+    "value": r"(v_proj|value|v_lin)\.weight$",
+    "attention_out": r"(o_proj|out_proj|out_lin|att\w*\.c_proj|att\w*\.(output\.)?dense)\.weight$",
+    "ffn_gate": r"gate_proj\.weight$",
+    "ffn_in": r"(up_proj|c_fc|intermediate\.dense|dense_h_to_4h|linear1|fc1|lin1|ffn)\.weight$",
+    "ffn_out": r"(down_proj|mlp\.c_proj|output\.dense|dense_4h_to_h|linear2|fc2|lin2|ffn_output)\.weight$",
+}
+
+
+class Description(NamedTuple):
+    """What was read off a torch model.
+
+    Attributes:
+        model: the network that theory and simulation know.
+        unread: in words, what the torch model has and `model` does not.
+    """
+
+    model: Model
+    unread: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class MeasuredGains:
+    """A scaling: gains of every block's matrices as they are in a torch model, entries' rms times sqrt(fan_in).
+
+    Example:
+        >>> MeasuredGains((Gains(value=0.5), Gains(value=0.25))).gains(index=2, depth=2).value
+        0.25
+    """
+
+    blocks: tuple[Gains, ...]
+
+    def gains(self, index: Number, depth: Number) -> Gains:
+        return self.blocks[min(int(index), len(self.blocks)) - 1]  # the readout, past the last block, has no matrix
+
+
+def describe(module: nn.Module, *, tokens: int = 32, blocks: Blocks = None) -> Description:
+    """The `Model` that a torch model of a known architecture is at its present weights, and what that leaves out.
+
+    Placement, norm, activation, depth, width and heads are those of the architecture. Gains are read off the weights,
+    matrix by matrix and block by block, as if their entries were Gaussian: at initialisation they are; of trained
+    weights this keeps the second moments and nothing else.
+
+    Args:
+        module: a model of the library `transformers`, a stack of `nn.TransformerEncoderLayer`, or what `build` made.
+        tokens: length of the sequences it will be asked about.
+        blocks: where the residual stream runs, as for `trace`.
+
+    Raises:
+        ModelError: for an architecture that is not known here.
+
+    Example: theory of a model that is not ours, from where its trace begins.
+        >>> import torch, propagate as pg
+        >>> layers = [nn.TransformerEncoderLayer(32, 2, 64, batch_first=True) for _ in range(3)]
+        >>> module, x = nn.Sequential(*layers), torch.randn(4, 8, 32)
+        >>> model, unread = describe(module, tokens=8)
+        >>> model.placement, model.activation, unread
+        (PostNorm(), 'relu', ('eps 1e-05 of the norms', 'biases that are not zero'))
+        >>> pg.predict(model, **pg.start_of(pg.trace(module, x))).sizes["block"]
+        4
+    """
+    found = blocks_of(module, blocks)
+    if hasattr(module, "model") and isinstance(module.model, Model):
+        return Description(module.model, ())
+    if isinstance(found[0], nn.TransformerEncoderLayer):
+        layer: Any = found[0]
+        kind = "prenorm" if layer.norm_first else "postnorm"
+        heads, activation, causal = layer.self_attn.num_heads, layer.activation.__name__, False
+    else:
+        kind, heads, activation, causal = _configured(getattr(module, "config", None), module)
+    matrices = [_matrices(block) for block in found]
+    gated = "ffn_gate" in matrices[0]
+    activation = ACTIVATIONS.get(activation, activation)
+    gate = {core: name for name, core in GATED.items()}
+    if gated and activation not in gate:
+        raise ModelError(f"no gated activation of {activation!r} is known, of {', '.join(gate)} only")
+    width, hidden = _fans(matrices[0]["ffn_in"], found[0], "ffn_in")
+    read = [_gains(block, rows, activation) for block, rows in zip(found, matrices, strict=True)]
+    gains, logits = tuple(gain for gain, _ in read), [spread for _, spread in read]
+    norms = [part for part in found[0].modules() if is_norm(part)]
+    model = Model(
+        kind,
+        depth=len(found),
+        width=width,
+        tokens=tokens,
+        heads=heads,
+        activation=gate[activation] if gated else activation,
+        ffn_ratio=hidden / width,
+        norm="layer" if any("LayerNorm" in type(part).__name__ for part in norms) else "rms",
+        causal=causal,
+        rope=_rope(getattr(module, "config", None)),
+        logit_std=sum(logits) / len(logits),
+        scaling=MeasuredGains(gains),
+    )
+    return Description(model, tuple(_unread(found, norms, getattr(module, "config", None), logits)))
+
+
+def _configured(config: Any, module: nn.Module) -> tuple[str, int, str, bool]:
+    name = getattr(config, "model_type", None)
+    if name not in PLACEMENTS:
+        known = ", ".join(sorted(PLACEMENTS))
+        raise ModelError(f"the architecture {name or type(module).__name__} is not known here; known are {known}")
+    if PLACEMENTS[name] not in propagate.placements():
+        raise ModelError(f"the placement {PLACEMENTS[name]} of {name} is not among those of this package")
+    activation = next(
+        value
+        for key in ("hidden_act", "activation_function", "hidden_activation", "activation")
+        if isinstance(value := getattr(config, key, None), str)
+    )
+    return PLACEMENTS[name], config.num_attention_heads, activation, name not in BIDIRECTIONAL
+
+
+def _matrices(block: nn.Module) -> dict[str, list[tuple[str, Tensor]]]:
+    """The weights of a block by role."""
+    found: dict[str, list[tuple[str, Tensor]]] = {}
+    for path, weight in block.named_parameters():
+        role = next((role for role, pattern in ROLES.items() if re.search(pattern, path)), None)
+        if role is not None and weight.dim() == 2:
+            found.setdefault(role, []).append((path, weight))
+    for role in ("attention_out", "ffn_in", "ffn_out"):
+        if role not in found:
+            raise ModelError(f"the matrix {role} of {type(block).__name__} was not found by name")
+    return found
+
+
+def _fans(weights: Sequence[tuple[str, Tensor]], block: nn.Module, role: str) -> tuple[int, int]:
+    """Inputs and outputs of a matrix; GPT-2's Conv1D stores it transposed."""
+    path, weight = weights[0]
+    outputs, inputs = weight.shape
+    owner = block.get_submodule(path.rpartition(".")[0])
+    return (outputs, inputs) if type(owner).__name__ == "Conv1D" else (inputs, outputs)
+
+
+def _gain(block: nn.Module, rows: dict[str, list[tuple[str, Tensor]]], role: str) -> float:
+    weights = rows[role] if role in rows else rows["fused"]
+    fan_in, _ = _fans(weights, block, role)
+    squares = [precise(weight).square().mean().item() for _, weight in weights]
+    return math.sqrt(sum(squares) / len(squares) * fan_in)
+
+
+def _gains(block: nn.Module, rows: dict[str, list[tuple[str, Tensor]]], activation: str) -> tuple[Gains, float]:
+    """Gains of a block, and the standard deviation of its logits at unit-variance tokens.
+
+    Norms of queries and keys make that 1 whatever their matrices; of tokens that are normed before attention, as all
+    tokens are in the architectures known here that norm queries and keys, nothing else changes.
+    """
+    gain = {role: _gain(block, rows, role) for role in ("query", "key", "value", "attention_out", "ffn_in", "ffn_out")}
+    read = Gains(
+        value=gain["value"],
+        attention_out=gain["attention_out"],
+        ffn_in=gain["ffn_in"],
+        ffn_out=gain["ffn_out"] * output_rms(activation),
+    )
+    normed = any(path.endswith(("q_norm", "query_norm")) for path, _ in block.named_modules())
+    return read, _logit_factor(block) * (1.0 if normed else gain["query"] * gain["key"])
+
+
+def _logit_factor(block: nn.Module) -> float:
+    """The factor on the logits, times the square root of the width of a head: 1 as a rule, but not in Gemma."""
+    for part in block.modules():
+        factor, size = getattr(part, "scaling", None), getattr(part, "head_dim", None)
+        if isinstance(factor, float) and isinstance(size, int):
+            return factor * math.sqrt(size)
+    return 1.0
+
+
+def _rope(config: Any) -> float | None:
+    """Base of the rotary positions, if there are any and they turn whole heads."""
+    given = getattr(config, "rope_parameters", None) or {}
+    whole = given.get("rope_type", "default") == "default" and given.get("partial_rotary_factor", 1.0) == 1.0
+    return float(given["rope_theta"]) if whole and "rope_theta" in given else None
+
+
+def _unread(blocks: Sequence[nn.Module], norms: Sequence[nn.Module], config: Any, logits: Sequence[float]) -> list[str]:
+    """What a model has and a `Model` has not, as far as it can be seen."""
+    words = []
+    eps = {float(value) for n in norms for key in ("eps", "variance_epsilon") if (value := getattr(n, key, None))}
+    if eps:
+        words.append(f"eps {', '.join(f'{value:g}' for value in sorted(eps))} of the norms")
+    biases = [p for block in blocks for path, p in block.named_parameters() if path.endswith("bias")]
+    if any(bool(bias.detach().abs().sum() > 0) for bias in biases if bias is not None):
+        words.append("biases that are not zero")
+    weights = [p.detach() for block in blocks for part in block.modules() if is_norm(part) for p in part.parameters()]
+    if any(float(weight.float().var(correction=0)) > 0 for weight in weights):
+        words.append("learned gains of the norms that are not all one")
+    if max(logits) > 1.1 * min(logits):
+        words.append("logits whose spread differs between blocks; their mean is taken")
+    if getattr(config, "rope_parameters", None) and _rope(config) is None:
+        words.append("rotary positions of parts of the heads, or rescaled ones")
+    return words

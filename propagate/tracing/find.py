@@ -1,0 +1,126 @@
+"""Finds the residual stream of a torch model by structure: the list of equal blocks, and the sublayers in a block."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from propagate.model import ModelError
+
+ATTENTION = re.compile(r"att(n|ention)", re.IGNORECASE)
+Blocks = str | nn.Module | Sequence[nn.Module] | None
+
+
+def blocks_of(module: nn.Module, blocks: Blocks = None) -> list[nn.Module]:
+    """The blocks between which the residual stream runs.
+
+    Args:
+        module: the model.
+        blocks: the modules themselves, a container of them or its dotted path. By default the container of equal
+            modules (a ModuleList or Sequential) that holds the most parameters.
+
+    Raises:
+        ModelError: where no such container is found, or two of like size that are not parts of one another.
+
+    Example:
+        >>> layer = lambda: nn.TransformerEncoderLayer(8, 2, batch_first=True)
+        >>> len(blocks_of(nn.Sequential(nn.Embedding(5, 8), nn.ModuleList([layer(), layer()]))))
+        2
+    """
+    if isinstance(blocks, str):
+        try:
+            blocks = module.get_submodule(blocks)
+        except AttributeError:
+            raise ModelError(f"blocks must be the path of a module of {_name(module)}, got {blocks!r}") from None
+    if isinstance(blocks, nn.Module) and not isinstance(blocks, nn.ModuleList | nn.Sequential):
+        return [blocks]
+    if blocks is not None:
+        found = list(blocks)
+        if not found or not all(isinstance(block, nn.Module) for block in found):
+            raise ModelError(f"blocks must be torch modules, got {blocks!r}")
+        return found
+    stacks = sorted(_stacks(module), key=lambda stack: -_size(stack[1]))
+    if not stacks:
+        raise ModelError(f"no list of equal blocks in {_name(module)}; point at them with blocks=")
+    path, chosen = stacks[0]
+    for other, stack in stacks[1:]:
+        if not other.startswith(f"{path}.") and not path.startswith(f"{other}.") and 2 * _size(stack) > _size(chosen):
+            raise ModelError(f"{_name(module)} has several stacks of blocks, {path} and {other}; name one with blocks=")
+    return list(chosen)
+
+
+def _stacks(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    for path, part in module.named_modules():
+        equal = isinstance(part, nn.ModuleList | nn.Sequential) and len({type(child) for child in part}) == 1
+        if equal and all(next(child.parameters(), None) is not None for child in part.children()):
+            yield path, part
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _name(module: nn.Module) -> str:
+    return type(module).__name__
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a norm, by the name of its class.
+
+    Example:
+        >>> is_norm(nn.RMSNorm(4)), is_norm(nn.Linear(4, 4))
+        (True, False)
+    """
+    return "norm" in _name(module).lower()
+
+
+def parts(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that a block calls itself, by path; lists and dicts of modules are opened."""
+    for name, child in block.named_children():
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            for inner, module in parts(child):
+                yield f"{name}.{inner}", module
+        else:
+            yield name, child
+
+
+def branches(path: str, part: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
+    """Of one part of a block, what may be a sublayer call: (kind, path, module), kind "attention", "ffn" or "norm".
+
+    A part without norms is one branch. In one with norms (BERT's attention adds and norms, Qwen3's norms its queries)
+    every module without norms may be the branch, and every norm the part's last step: the caller sees which of them
+    gives a stream, and whether a norm's output is the part's own.
+    """
+    if is_norm(part):
+        yield "norm", path, part
+        return
+    kind = "attention" if ATTENTION.search(path) or ATTENTION.search(_name(part)) else "ffn"
+    if not _has_norm(part):
+        yield kind, path, part
+        return
+    for name, module in part.named_modules():
+        if module is not part and (is_norm(module) or not _has_norm(module)):
+            yield ("norm" if is_norm(module) else kind), f"{path}.{name}", module
+
+
+def _has_norm(module: nn.Module) -> bool:
+    return any(is_norm(part) for part in module.modules())
+
+
+def stream_of(values: Iterable[Any]) -> Tensor | None:
+    """The first floating-point tensor with tokens and coordinates among arguments or outputs.
+
+    Example:
+        >>> import torch
+        >>> stream_of([None, torch.ones(2, dtype=torch.long), (torch.zeros(3, 4),)]).shape
+        torch.Size([3, 4])
+    """
+    for value in values:
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dim() >= 2:
+            return value
+        if isinstance(value, tuple | list) and (inner := stream_of(value)) is not None:
+            return inner
+    return None

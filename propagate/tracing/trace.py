@@ -1,0 +1,190 @@
+"""The third witness: any torch model, watched by hooks, gives the table that theory and simulation give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from propagate.model import ModelError
+from propagate.table import table
+from propagate.tracing.find import Blocks, blocks_of
+from propagate.tracing.recorder import Recorder, flat, watching
+from propagate.tracing.statistics import change, cosine, effective_rank, precise, second_moments
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+POSITIVE = ("variance", "deviation", "grad_variance", "grad_deviation")
+MOMENTS = ("variance", "covariance", "deviation")
+
+
+def trace(
+    module: nn.Module | Iterable[nn.Module],
+    inputs: Any,
+    *,
+    loss: Callable[[Any], Tensor] | None = None,
+    blocks: Blocks = None,
+    mask: Tensor | None = None,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Second moments of the residual stream and its gradient at every block of a torch model, forward and backward.
+
+    Hooks only: the model's code, weights, `.grad` and mode are as before, also after an error. Dropout is off.
+    Statistics are float32 or better, whatever the model computes in.
+
+    Args:
+        module: a model, or an iterable of models of one architecture with independent weights (made one at a time, if
+            it is a generator): then every quantity is a mean over these draws, with its standard error.
+        inputs: what the model is called with: a tensor, a tuple of arguments or a mapping of keyword arguments.
+        loss: from the model's output to a scalar, whose gradient is traced. By default a standard normal cotangent
+            enters at the stream that leaves the last block, on the tokens that count: `simulate`'s grad_variance of 1.
+        blocks: where the residual stream (of several, the first) runs: modules, their container or its dotted path. By
+            default the list of equal blocks that holds the most parameters.
+        mask: (sequences, tokens), true for tokens that count. By default the inputs' `attention_mask`, if they have
+            one, and else all. Pass one to leave out special tokens too. `attrs` state how many counted.
+        seed: of the cotangents.
+
+    Returns:
+        A Dataset over `block` 0 ... depth with the names of `predict`; and `branch_skip_ratio`, rms(x_l - x_{l-1}) /
+        rms(x_{l-1}); `layer_cosine`, of a token before and after a block; `effective_rank` of the token Gram matrix;
+        `parameter_grad_norm` of a block's parameters. Over (`block`, `call`), `call_variance`, `call_covariance` and
+        `call_deviation` of what the sublayers gave ("attention1", "ffn1", "norm1", ...), before the skip is added.
+        For several draws also `<name>_se`, and `log_<name>` of the positive ones.
+
+    Raises:
+        ModelError: where the blocks are not found, or are given no stream.
+
+    Example: a model that is not ours.
+        >>> layers = [nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True) for _ in range(3)]
+        >>> seen = trace(nn.Sequential(*layers), torch.randn(2, 5, 16))
+        >>> seen.sizes["block"], bool(seen.variance[3] > seen.variance[0])
+        (4, True)
+    """
+    draws = [_one(m, inputs, loss, blocks, mask, seed, k) for k, m in enumerate(_modules(module))]
+    if not draws:
+        raise ModelError("module must be a torch model or an iterable of at least one")
+    if any(
+        (len(draw["variance"]), draw["_calls"]) != (len(draws[0]["variance"]), draws[0]["_calls"]) for draw in draws
+    ):
+        raise ModelError("all models must have one architecture, got blocks or sublayers that differ")
+    stacked = {name: np.array([draw[name] for draw in draws]) for name in draws[0] if name[:1] != "_"}
+    for name in [name for name in POSITIVE if len(draws) > 1]:
+        with np.errstate(divide="ignore"):
+            stacked[f"log_{name}"] = np.where(stacked[name] > 0, np.log(stacked[name]), np.nan)
+    columns = {name: values.mean(0) for name, values in stacked.items()}
+    if len(draws) > 1:
+        columns |= {f"{name}_se": v.std(0, ddof=1) / np.sqrt(len(draws)) for name, v in stacked.items()}
+    attributes = dict(draws[0]["_attributes"]) | {"draws": len(draws), "seed": seed, "torch": torch.__version__}
+    return _labelled(columns, draws[0]["_calls"], attributes)
+
+
+def _modules(module: Any) -> Iterator[nn.Module]:
+    if isinstance(module, nn.Module):
+        yield module
+        return
+    if not isinstance(module, Iterable):
+        raise ModelError(f"module must be a torch model or an iterable of them, got {module!r}")
+    for one in module:
+        if not isinstance(one, nn.Module):
+            raise ModelError(f"module must be a torch model or an iterable of them, got one of {one!r}")
+        yield one
+
+
+def _one(
+    module: nn.Module, inputs: Any, loss: Any, blocks: Blocks, mask: Tensor | None, seed: int, draw: int
+) -> dict[str, Any]:
+    """All quantities of one model, as lists over blocks; what is no quantity has a name with an underscore."""
+    if mask is None and isinstance(inputs, Mapping):
+        mask = inputs.get("attention_mask")
+    keep = None if mask is None else mask.bool()
+    if keep is not None and not keep.any(-1).all():
+        raise ModelError("mask must let at least one token of every sequence count")
+    with torch.enable_grad(), _evaluating(module), watching(blocks_of(module, blocks), keep) as seen:
+        output = _call(module, inputs)
+        if not seen.called:
+            raise ModelError("the model called none of its blocks; point at those it uses with blocks=")
+        gradients, of_parameters = _gradients(seen, output, loss, seed, draw)
+    counted, streams = seen.kept(seen.streams[0]), [flat(stream) for stream in seen.streams]
+    rows = {"": [second_moments(x, counted) for x in streams]}
+    rows["grad_"] = [second_moments(flat(g), counted) for g in gradients]
+    found: dict[str, Any] = {prefix + name: [row[name] for row in rows[prefix]] for prefix in rows for name in MOMENTS}
+    steps = list(pairwise(streams))
+    found["branch_skip_ratio"] = [np.nan, *(change(x, y, counted) for x, y in steps)]
+    found["layer_cosine"] = [np.nan, *(cosine(x, y, counted) for x, y in steps)]
+    found["effective_rank"] = [effective_rank(x, counted) for x in streams]
+    found["parameter_grad_norm"] = [np.nan, *of_parameters]
+    names = list(dict.fromkeys(name for block in seen.calls for name in block))
+    nothing = dict.fromkeys(MOMENTS, np.nan)
+    for moment in MOMENTS if names else ():
+        found[f"call_{moment}"] = [[block.get(n, nothing)[moment] for n in names] for block in [{}, *seen.calls]]
+    stream = seen.streams[0]
+    attributes = {
+        "witness": "trace",
+        "model": type(module).__name__,
+        "width": stream.shape[-1],
+        "depth": len(seen.called),
+        "tokens": stream.shape[-2],
+        "sequences": streams[0].shape[0],
+        "tokens_counted": int(counted.sum()),
+        "tokens_left_out": int((~counted).sum()),
+        "gradient": "of the loss" if loss else "of a standard normal cotangent at the last block",
+        "dtype": str(stream.dtype).removeprefix("torch."),
+        "device": str(stream.device),
+    }
+    return found | {"_calls": names, "_attributes": attributes}
+
+
+def _call(module: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, Mapping):
+        return module(**inputs)
+    return module(*inputs) if isinstance(inputs, tuple) else module(inputs)
+
+
+def _gradients(seen: Recorder, output: Any, loss: Any, seed: int, draw: int) -> tuple[list[Tensor], list[float]]:
+    """Cotangents of the streams, and the norm of the gradient of every block's parameters."""
+    last = seen.streams[-1]
+    if loss is None:
+        generator = torch.Generator().manual_seed(1_000_003 * seed + draw)
+        cotangent = torch.randn(last.shape, generator=generator, dtype=precise(last).dtype).to(last)
+        kept = seen.kept(last).reshape(*last.shape[:-1], 1)
+        target, seeds, streams = last, cotangent * kept, seen.streams[:-1]
+    else:
+        target, seeds, streams = loss(output), None, seen.streams
+        if not isinstance(target, Tensor) or target.dim() > 0:
+            raise ModelError(f"loss must give a tensor with one number, got {target!r}")
+    wanted = {id(p): p for block in seen.called for p in block.parameters() if p.requires_grad}
+    found = torch.autograd.grad(target, [*streams, *wanted.values()], seeds, allow_unused=True)
+    gradients = [torch.zeros_like(x) if g is None else g for x, g in zip(streams, found, strict=False)]
+    squares = {
+        key: 0.0 if g is None else float(precise(g).square().sum())
+        for key, g in zip(wanted, found[len(streams) :], strict=True)
+    }
+    norms = [
+        float(np.sqrt(sum(squares[id(p)] for p in block.parameters()))) if squares else np.nan for block in seen.called
+    ]
+    return (gradients if seeds is None else [*gradients, seeds]), norms
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Without dropout; afterwards every part is in the mode it was in."""
+    before = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in before:
+            part.training = training
+
+
+def _labelled(columns: dict[str, Any], calls: list[str], attributes: dict[str, Any]) -> xr.Dataset:
+    flat_columns = {name: values for name, values in columns.items() if values.ndim == 1}
+    data = table(flat_columns, attributes["depth"], attributes)
+    data = data.assign({n: (("block", "call"), v) for n, v in columns.items() if v.ndim == 2})
+    return data.assign_coords(call=("call", calls)) if calls else data

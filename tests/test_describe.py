@@ -1,0 +1,82 @@
+"""What is read off a torch model of a known architecture predicts what is traced in it; a wrong reading does not."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+import propagate as pg
+
+torch = pytest.importorskip("torch", reason="torch is absent: install the extra [torch]")
+pytest.importorskip("transformers", reason="transformers is absent: install the extra [text]")
+
+from figures.hugging_face import VOCABULARY, make  # noqa: E402
+
+torch.set_num_threads(1)
+IDS = torch.randint(3, VOCABULARY, (4, 8), generator=torch.Generator().manual_seed(0))
+SMALL: dict[str, Any] = {"width": 128, "depth": 4, "heads": 2}
+STRONG = 0.08  # standard deviation of an entry, so that branches weigh as much as skips
+
+
+def berts(count: int, **own: Any) -> Any:
+    return (make("BERT", **SMALL, seed=seed, initializer_range=STRONG, **own) for seed in range(count))
+
+
+def test_theory_of_what_was_read_agrees_with_the_trace() -> None:
+    model, unread = pg.describe(next(berts(1)), tokens=8)
+    seen = pg.trace(berts(12), {"input_ids": IDS})
+    judged = pg.compare(pg.predict(model, **pg.start_of(seen)), seen)
+    assert judged.attrs["agrees"] == 1, judged.worst_z.to_series().to_dict()
+    assert unread == ("eps 1e-12 of the norms",)
+    wrong = dataclasses.replace(model, attention_gain=1.3)
+    assert pg.compare(pg.predict(wrong, **pg.start_of(seen)), seen).attrs["agrees"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "placement", "activation", "norm", "causal"),
+    [
+        ("GPT-2", "PreNorm", "gelu", "layer", True),
+        ("BERT", "PostNorm", "gelu", "layer", False),
+        ("Llama", "PreNorm", "swiglu", "rms", True),
+        ("OLMo", "PreNorm", "swiglu", "layer", True),
+    ],
+)
+def test_sizes_and_initial_gains_are_read(name: str, placement: str, activation: str, norm: str, causal: bool) -> None:
+    model = pg.describe(make(name, **SMALL), tokens=8).model
+    assert type(model.equations).__name__ == placement
+    assert (model.depth, model.width, model.heads, model.tokens, model.ffn_ratio) == (4, 128, 2, 8, 4.0)
+    assert (model.activation, model.norm, model.causal) == (activation, norm, causal)
+    std = 0.02 * 128**0.5
+    assert model.gains(2).value == pytest.approx(std, rel=0.02)
+    assert model.gains(2).ffn_in == pytest.approx(std, rel=0.02)
+    assert model.logit_std == pytest.approx(std**2, rel=0.02)
+    scaled = 8**-0.5 if name == "GPT-2" else 1.0  # GPT-2 divides its output matrices by sqrt(2 depth)
+    assert model.gains(2).attention_out == pytest.approx(std * scaled, rel=0.02)
+
+
+def test_what_build_made_describes_itself() -> None:
+    model = pg.Model("spannorm", depth=2, width=16, heads=2)
+    assert pg.describe(pg.build(model)) == (model, ())
+
+
+def test_what_could_not_be_read_is_said() -> None:
+    module = make("Qwen3", **SMALL)
+    model, said = pg.describe(module)
+    assert said == ("eps 1e-06 of the norms",)
+    assert model.rope == 10000.0
+    assert pg.describe(make("StableLM", **SMALL)).unread[1].startswith("rotary positions of parts")
+    assert model.logit_std == pytest.approx(1.0)  # queries and keys are normed
+    with torch.no_grad():
+        module.layers[1].input_layernorm.weight[3] = 2
+    assert any("learned gains" in words for words in pg.describe(module).unread)
+    other = make("Llama", **SMALL)
+    with torch.no_grad():
+        other.layers[2].self_attn.q_proj.weight *= 3
+    assert any("logits" in words for words in pg.describe(other).unread)
+
+
+def test_an_unknown_architecture_is_refused_in_one_line() -> None:
+    unknown = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    with pytest.raises(pg.ModelError, match="Sequential is not known here") as caught:
+        pg.describe(unknown)
+    assert "\n" not in str(caught.value)

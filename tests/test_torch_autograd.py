@@ -1,0 +1,131 @@
+"""The hand-written reverse pass of the simulation is torch's autograd, with the same weights in the same text."""
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+
+import propagate as pg
+from propagate.model import ACTIVATIONS
+from propagate.montecarlo.backend import Array, choose_backend
+from propagate.montecarlo.blocks import State, block_of, read_state
+from propagate.montecarlo.normals import Normals
+from propagate.montecarlo.operators import Pull, output_rms
+from propagate.montecarlo.samplers import dense
+
+torch = pytest.importorskip("torch", reason="torch is absent: install the extra [torch]")
+
+from propagate.tracing.build import Network, build  # noqa: E402
+from propagate.tracing.layers import Attention, FeedForward, Projection, UniformAttention  # noqa: E402
+
+torch.set_num_threads(1)
+HOST = choose_backend("numpy")
+PLACEMENTS = [name for name, kind in pg.placements().items() if kind.__module__ == "propagate.placements"]
+SIZE: dict[str, Any] = {"depth": 3, "width": 18, "tokens": 5, "heads": 3, "ffn_ratio": 1.5}
+
+
+class Doubled(pg.Placement):
+    """Several calls of each sublayer, in an order of their own."""
+
+    def embed(self, x, block):
+        return 2 * block.norm(x)
+
+    def block(self, x, block):
+        y = block.ffn(block.norm(x)) / 3 + block.attention(block.norm(block.attention(x)))
+        return block.norm(x + block.ffn(y) + block.ffn(y)) if block.first else y + x
+
+    def gains(self, index, depth):
+        return pg.Gains(value=1.1, attention_out=1 / index, ffn_in=0.9, ffn_out=1.2)
+
+
+def numpy_pass(model: pg.Model, x: Array, g: Array) -> tuple[Array, Array, list[Array]]:
+    """Output and input cotangent of the simulation's network, and its matrices (fan_in, fan_out) in order of use."""
+    normals, matrices = Normals(HOST, 7, range(1)), []
+    apply = dense(normals)
+
+    def sampler(x: Array, site: int, fan_out: int, *gain: float) -> tuple[Array, Pull]:
+        matrices.append(normals(site, (x.shape[-1], fan_out))[0] / np.sqrt(x.shape[-1]))
+        return apply(x, site, fan_out, *gain)
+
+    placement, pulls = model.equations, []
+    parts = [placement.embed, *[placement.block] * model.depth, placement.readout]
+    state, cotangents = State((x,)), (g,)
+    for index, equations in enumerate(parts):
+        state, pull = read_state(equations, block_of(model, HOST, sampler, index), state)
+        pulls.append(pull)
+    for pull in reversed(pulls):
+        cotangents = pull(cotangents)
+    return state.streams[0], cotangents[0], matrices
+
+
+def copy(matrices: list[Array], network: Network) -> None:
+    """The simulation's matrices times the model's gains, into the modules, in order of their calls."""
+    waiting = iter(matrices)
+
+    def fill(projection: Projection, *gains: float) -> None:
+        parts = np.split(next(waiting), len(gains), axis=-1)
+        matrix = np.concatenate([part * float(gain) for part, gain in zip(parts, gains, strict=True)], axis=-1)
+        with torch.no_grad():
+            projection.weight.copy_(torch.from_numpy(matrix.T))
+
+    for block in (network.embed, *network.blocks, network.readout):
+        gains = network.model.gains(max(block.index, 1))
+        for sublayer in block.sublayers.values():
+            if isinstance(sublayer, FeedForward):
+                fill(sublayer.read, gains.ffn_in)
+                normed = not isinstance(sublayer.inner, torch.nn.Identity)
+                fill(sublayer.write, gains.ffn_out / (1 if normed else output_rms(network.model.activation)))
+            elif isinstance(sublayer, Attention | UniformAttention):
+                logits = [] if isinstance(sublayer, UniformAttention) else [gains.query, gains.key]
+                fill(sublayer.read, *logits, gains.value)
+                fill(sublayer.write, gains.attention_out)
+    assert next(waiting, None) is None
+
+
+def both(model: pg.Model) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Output and input cotangent, as the simulation and as torch compute them."""
+    random = np.random.default_rng(3)
+    x, g = (random.standard_normal((1, model.tokens, model.width)) + 0.3 for _ in range(2))
+    y, back, matrices = numpy_pass(model, x, g)
+    network = build(model, dtype=torch.float64)
+    copy(matrices, network)
+    source = torch.from_numpy(x).requires_grad_()
+    output = network(source)
+    (grad,) = torch.autograd.grad(output, source, torch.from_numpy(g))
+    return (y, back), (output.detach().numpy(), grad.numpy())
+
+
+def mismatch(a: Array, b: Array) -> float:
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("placement", [*PLACEMENTS, "doubled"])
+def test_the_reverse_pass_is_autograd(placement: str, activation: str) -> None:
+    few = [("rms", True, 1.0), ("layer", False, 1.0), ("layer", True, 0.0)]
+    settings = product(("rms", "layer"), (False, True), (0.0, 1.0)) if activation == "gelu" else few
+    for norm, causal, logit_std in settings:
+        model = pg.Model(placement, activation=activation, norm=norm, causal=causal, logit_std=logit_std, **SIZE)
+        (y, back), (output, grad) = both(model)
+        assert mismatch(output, y) < 1e-10, model
+        assert mismatch(grad, back) < 1e-10, model
+        assert mismatch(grad * (1 + 1e-9), back) > 1e-10, model
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value", "heads", "hidden"])
+def test_inner_norms_too(name: str) -> None:
+    for logit_std in (0.0, 1.0):
+        model = pg.Model("postnorm", activation="gelu", normed=(name,), logit_std=logit_std, **SIZE)
+        (y, back), (output, grad) = both(model)
+        assert mismatch(output, y) < 1e-10
+        assert mismatch(grad, back) < 1e-10
+
+
+def test_scaling_and_gains_reach_the_module() -> None:
+    gains = {"value_gain": 0.7, "attention_gain": 1.3, "ffn_gain": 0.4, "scaling": pg.ScaleInit(0.5)}
+    (y, back), (output, grad) = both(pg.Model("deepnorm", activation="swiglu", **gains, **SIZE))
+    assert mismatch(output, y) < 1e-10
+    assert mismatch(grad, back) < 1e-10
+    (_, other), _ = both(pg.Model("deepnorm", activation="swiglu", **(gains | {"scaling": None}), **SIZE))
+    assert mismatch(other, back) > 0.01

@@ -46,7 +46,7 @@ def published(grad_variance: float, grad_covariance: float, tokens: int) -> floa
 
 
 def of_head_size(
-    head_size: int, logit_std: float, correlation: float, grad_correlation: float, samples: int = 32
+    head_size: int, logit_std: float, correlation: float, grad_correlation: float, samples: int = 128
 ) -> tuple[float, float]:
     """Gradient variance by the map for heads of this size, with the standard error of its own eight evaluations."""
     x, g = Moments(1.0, 1 - correlation), Moments(1.0, 1 - grad_correlation)

@@ -55,6 +55,12 @@ BAD = {
     "start": (["simulate", "spannorm", *SMALL, "--covariance", "-0.9"], "covariance must lie"),
     "threshold": (["compare", "spannorm", *SMALL, "--threshold", "0"], "threshold must be a positive number"),
     "checkpoint": (["simulate", "spannorm", *SMALL, "--checkpoint", "/no/such/folder/x.npz"], "checkpoint must lie"),
+    "verified placement": (["verify", "spanorm"], "did you mean spannorm"),
+    "verified activation": (["verify", "spannorm", "-a", "relo"], "activation must be one of"),
+    "verified heads": (["verify", "spannorm", "--heads", "7"], "heads must divide the width"),
+    "verified backend": (["verify", "spannorm", "-a", "relu", "--backend", "jax"], "backend must be one of"),
+    "verifying workers": (["verify", "spannorm", "--workers", "0"], "workers must be at least 1"),
+    "verdicts": (["verify", "spannorm", "--out", "/no/such/folder/x.json"], "--out"),
     "figure": (["figures", "no_such_figure"], "no_such_figure"),
     "proposition": (["prove", "no_such_proposition"], "no_such_proposition"),
     "recursion": (["recursion", "nope"], "unknown placement"),
@@ -93,6 +99,17 @@ def test_compare_exits_with_the_verdict(monkeypatch, capsys) -> None:
     assert (code, "simulation disagree" in out) == (1, True)
     _, out, _ = run([*arguments, "--json"], monkeypatch, capsys)
     assert json.loads(out)["attributes"]["agrees"] == 1
+
+
+def test_verify_prints_the_matrix_and_exits_with_the_verdict(monkeypatch, capsys, tmp_path) -> None:
+    which = ["verify", "postnorm", "-a", "relu", "--mask", "bidirectional", "--backend", "numpy", "--draws", "8"]
+    size = ["--depth", "2", "--width", "64", "--tokens", "4", "--heads", "1", "--out", str(tmp_path / "found.json")]
+    code, out, _ = run([*which, *size], monkeypatch, capsys)
+    assert (code, "2 of 2 cells agree" in out) == (0, True)
+    assert "controls rejected" in out
+    assert json.loads((tmp_path / "found.json").read_bytes())["summary"]["cells"] == 2
+    code, out, _ = run([*which, "--logit-std", "100"], monkeypatch, capsys)
+    assert (code, "refused" in out) == (1, True)
 
 
 def test_an_interrupted_simulation_goes_on_from_its_checkpoint(monkeypatch, capsys, tmp_path) -> None:

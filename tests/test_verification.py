@@ -54,6 +54,20 @@ def test_a_wrong_theory_is_a_disagreement(monkeypatch: pytest.MonkeyPatch) -> No
     assert found.summary["agree"] == 0
 
 
+@pytest.mark.parametrize("second", [True, False])
+def test_a_cell_that_disagrees_is_measured_again(second: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def once(settings: Settings, cell: Cell) -> dict[str, object]:
+        asked.append((settings.draws, settings.seed))
+        return {"z": 4.1 + len(asked), "agrees": len(asked) == 2 and second}
+
+    monkeypatch.setattr(verification, "_judged_once", once)
+    assert verification.judged(SETTINGS, FAST[0]) == {"z": 6.1, "agrees": second, "first_z": 5.1}
+    assert [draws for draws, _ in asked] == [32, 128]
+    assert asked[0][1] != asked[1][1]
+
+
 def test_cells_in_the_file_are_not_run_again(tmp_path: Path) -> None:
     out, ran = tmp_path / "found.json", []
     settings = dataclasses.replace(SETTINGS, draws=4)

@@ -17,6 +17,7 @@ what all keys share) keys, over n and in units of their expected variance, the a
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +39,7 @@ class HeadAverages(NamedTuple):
     key_cross: float
 
 
+@lru_cache(maxsize=256)
 def head_averages(
     tokens: int, head_size: int, spread_squared: float, correlation: float, *, samples: int = 32, seed: int = 0
 ) -> HeadAverages:

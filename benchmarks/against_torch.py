@@ -1,12 +1,12 @@
 """Seconds a draw-block, forward and backward, against torch: the same network, side by side, in one run.
 
-    python benchmarks/against_torch.py --out benchmarks/results/against_torch_cpu.json
+    OPENBLAS_NUM_THREADS=1 python benchmarks/against_torch.py --out benchmarks/results/against_torch_cpu.json
     python benchmarks/against_torch.py --widths 4096 16384 --draws 64 256 --compile --out ...  (on a GPU)
 
 A draw-block is one draw of one block. torch makes fresh float32 weights with its own generator (TF32 products on a
 GPU) and gets the gradient of the input by autograd; its best counts, over draws a batch as far as memory allows, with
 and without gradients of the weights, compiled or not. Of ours the best over draws a batch counts, in each precision,
-and on a CPU over one thread and as many as torch has.
+and on a CPU in as many processes as torch has threads.
 First both are shown to simulate the same network: moments at a small width, as two-sample z-scores, with another
 placement as a negative control.
 
@@ -19,8 +19,6 @@ import argparse
 import math
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from timing import provenance, seconds, wait_for, write
 
 from propagate.montecarlo.backend import Backend, choose_backend
 from propagate.montecarlo.statistics import second_moments
+from propagate.montecarlo.workers import process_pool
 
 LARGEST_Z = 5.0
 
@@ -98,24 +97,20 @@ def timed(task: Callable[[], object], draws: int, repeats: int, wait: Callable[[
 
 
 def our_seconds(model: Any, backend: Backend, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A draw-block, in batches of each size; on the host also on several threads at a time, as `executor=` does."""
+    """A draw-block, in batches of each size; on the host in as many processes as torch has threads."""
     found = []
     for draws in options.draws:
+        if backend.name == "numpy":
+            with process_pool(options.threads) as pool:
+                arguments = (model, backend.precision, draws, 4 * options.repeats)
+                tasks = [pool.submit(one_block.seconds_in_worker, *arguments) for _ in range(options.threads)]
+                took = max(task.result() for task in tasks) / (draws * options.threads)
+            found.append({"draws": draws, "workers": options.threads, "seconds": took})
+            continue
         task = one_block.block_task(model, backend, "weightless", draws)
-        for workers in sorted({1, options.threads}) if backend.name == "numpy" else [1]:
-            with ThreadPoolExecutor(workers) as pool:
-                together = partial(on_all, pool, workers, task) if workers > 1 else task
-                way = timed(together, draws * workers, options.repeats, wait_for(backend))
-            found.append({"draws": draws, "workers": workers} | way)
-        if backend.name == "cupy":
-            backend.xp.get_default_memory_pool().free_all_blocks()
+        found.append({"draws": draws} | timed(task, draws, options.repeats, wait_for(backend)))
+        backend.xp.get_default_memory_pool().free_all_blocks()
     return found
-
-
-def on_all(pool: ThreadPoolExecutor, workers: int, task: Callable[[], object]) -> None:
-    """The task once on every worker."""
-    for done in [pool.submit(task) for _ in range(workers)]:
-        done.result()
 
 
 def copy_bandwidth(backend: Backend) -> float:

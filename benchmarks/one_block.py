@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from timing import seconds
+
 from propagate.model import Model
-from propagate.montecarlo.backend import Array, Backend
+from propagate.montecarlo.backend import Array, Backend, choose_backend
 from propagate.montecarlo.blocks import block_of, read
 from propagate.montecarlo.cuda.weightless import Fused
 from propagate.montecarlo.normals import Normals
@@ -39,6 +41,11 @@ def block_task(model: Model, backend: Backend, sampler: str, draws: int) -> Call
     there = Normals(backend, 0, range(draws))
     x, g = (there(site, (model.tokens, model.width)) for site in (0, 1))
     return lambda: there_and_back(model, backend, sampler, 1, x, g)
+
+
+def seconds_in_worker(model: Model, precision: str, draws: int, repeats: int) -> float:
+    """Of a block, in a process of its own on the host."""
+    return seconds(block_task(model, choose_backend("numpy", precision), "weightless", draws), repeats)
 
 
 def maps(model: Model) -> list[tuple[int, int]]:

@@ -64,7 +64,7 @@ def copy(matrices: list[Array], network: Network) -> None:
     waiting = iter(matrices)
 
     def fill(projection: Projection, *gains: float) -> None:
-        parts = np.split(next(waiting), len(gains), axis=-1)
+        parts = np.split(next(waiting), np.cumsum(projection.sizes)[:-1], axis=-1)
         matrix = np.concatenate([part * float(gain) for part, gain in zip(parts, gains, strict=True)], axis=-1)
         with torch.no_grad():
             projection.weight.copy_(torch.from_numpy(matrix.T))
@@ -111,6 +111,38 @@ def test_the_reverse_pass_is_autograd(placement: str, activation: str) -> None:
         assert mismatch(output, y) < 1e-10, model
         assert mismatch(grad, back) < 1e-10, model
         assert mismatch(grad * (1 + 1e-9), back) > 1e-10, model
+
+
+MASK = ((True, False, True, False, False), (True,) * 5, (False, True, False, True, False), (True,) * 5, (True,) * 5)
+SEEN: list[dict[str, Any]] = [
+    {"causal": True, "window": 2},
+    {"mask": MASK},
+    {"rope": 100.0},
+    {"rope": 100.0, "causal": True, "normed": ("query", "key")},
+    {"key_value_heads": 1},
+    {"key_value_heads": 1, "causal": True, "window": 3, "rope": 10.0, "normed": ("value",)},
+]
+
+
+@pytest.mark.parametrize("fields", SEEN)
+def test_masks_positions_and_grouped_heads_too(fields: dict[str, Any]) -> None:
+    for logit_std in (0.0, 1.0):
+        model = pg.Model("spannorm", activation="gelu", logit_std=logit_std, **SIZE, **fields)
+        (y, back), (output, grad) = both(model)
+        assert mismatch(output, y) < 1e-10
+        assert mismatch(grad, back) < 1e-10
+    plain = pg.Model("spannorm", activation="gelu", **SIZE)
+    if "key_value_heads" not in fields:
+        assert mismatch(both(plain)[1][1], both(model)[1][1]) > 1e-3  # what was added matters
+
+
+def test_dropout_is_of_branch_outputs() -> None:
+    network = build(pg.Model("postnorm", dropout=0.25, **SIZE), dtype=torch.float64)
+    sublayer, x = network.blocks[0].sublayers["ffn1"], torch.randn(400, 5, 18, dtype=torch.float64)
+    kept, dropped = sublayer.eval()(x), sublayer.train()(x)
+    ratio = dropped / kept
+    assert torch.allclose(ratio[ratio != 0], torch.tensor(4 / 3, dtype=torch.float64))
+    assert abs((ratio == 0).double().mean() - 0.25) < 0.02
 
 
 @pytest.mark.parametrize("name", ["query", "key", "value", "heads", "hidden"])

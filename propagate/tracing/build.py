@@ -24,7 +24,20 @@ M = TypeVar("M", bound=nn.Module)
 
 
 KNOWN = frozenset({"placement", "depth", "width", "tokens", "heads", "activation", "ffn_ratio", "norm", "normed"})
-KNOWN |= {"causal", "weights", "logit_std", "value_gain", "attention_gain", "ffn_gain", "scaling"}
+KNOWN |= {
+    "causal",
+    "window",
+    "mask",
+    "rope",
+    "key_value_heads",
+    "dropout",
+    "weights",
+    "logit_std",
+    "value_gain",
+    "attention_gain",
+    "ffn_gain",
+    "scaling",
+}
 """Fields of a `Model` that the modules here follow; with any other a model is refused, unless it has its default."""
 
 

@@ -52,17 +52,23 @@ LAWS = {"normal": _normal, "uniform": _uniform, "truncated_normal": _truncated_n
 
 
 class Projection(nn.Linear):
-    """A linear map without bias that knows its initialisation: a law, and a gain for each equal part of its output."""
+    """A linear map without bias that knows its initialisation: a law, and a gain for each part of its output.
 
-    def __init__(self, fan_in: int, fan_out: int, *gains: float, law: str = "normal") -> None:
+    `sizes` are those of the parts; equal ones by default.
+    """
+
+    def __init__(
+        self, fan_in: int, fan_out: int, *gains: float, law: str = "normal", sizes: tuple[int, ...] = ()
+    ) -> None:
         super().__init__(fan_in, fan_out, bias=False)
         self.gains, self.law = gains, law
+        self.sizes = sizes or (fan_out // len(gains),) * len(gains)
 
     def draw(self, generator: torch.Generator) -> None:
         """Weights afresh."""
         with torch.no_grad():
             LAWS[self.law](self.weight, generator)
-            for part, gain in zip(self.weight.chunk(len(self.gains)), self.gains, strict=True):
+            for part, gain in zip(torch.split(self.weight, list(self.sizes)), self.gains, strict=True):
                 part.mul_(gain)
 
     def extra_repr(self) -> str:
@@ -70,27 +76,39 @@ class Projection(nn.Linear):
 
 
 class Attention(nn.Module):
-    """Softmax self-attention; logits are scaled so that `logit_std` holds at initialisation and stays a constant."""
+    """Softmax self-attention; logits are scaled so that `logit_std` holds at initialisation and stays a constant.
+
+    With its mask, window, rotary positions and grouped heads.
+    """
 
     def __init__(self, model: Model, gains: Gains, normed: frozenset[str]) -> None:
         super().__init__()
         width, size = model.width, model.width // model.heads
-        self.heads, self.causal = model.heads, model.causal
+        self.model, self.sizes = model, (width, size * model.kv_heads, size * model.kv_heads)
         self.scale = model.logit_std / math.sqrt(size)
-        self.read = Projection(width, 3 * width, gains.query, gains.key, gains.value, law=model.weights)
+        parts = (gains.query, gains.key, gains.value)
+        self.read = Projection(width, sum(self.sizes), *parts, law=model.weights, sizes=self.sizes)
         self.inner = nn.ModuleDict(
             {name: _inner_norm(model, size, name in normed) for name in ("query", "key", "value")}
         )
         self.inner["heads"] = _inner_norm(model, width, "heads" in normed)
         self.write = Projection(width, width, gains.attention_out, law=model.weights)
+        self.dropout = nn.Dropout(model.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        model, group = self.model, self.model.heads // self.model.kv_heads
         query, key, value = (
-            self.inner[name](_split_heads(part, self.heads))
-            for name, part in zip(("query", "key", "value"), self.read(x).chunk(3, dim=-1), strict=True)
+            self.inner[name](_split_heads(part, part.shape[-1] * model.heads // model.width))
+            for name, part in zip(("query", "key", "value"), self.read(x).split(self.sizes, dim=-1), strict=True)
         )
-        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=self.causal, scale=self.scale)
-        return _tensor(self.write(self.inner["heads"](_merge_heads(mixed))))
+        query, key = (_rotated(part, model.frequencies) for part in (query, key))
+        key, value = (part.repeat_interleave(group, dim=-3) for part in (key, value))
+        if model.window is None and model.mask is None:
+            mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=model.causal, scale=self.scale)
+        else:
+            seen = _visible(model, x)
+            mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=self.scale)
+        return _tensor(self.dropout(self.write(self.inner["heads"](_merge_heads(mixed)))))
 
 
 class UniformAttention(nn.Module):
@@ -98,24 +116,23 @@ class UniformAttention(nn.Module):
 
     def __init__(self, model: Model, gains: Gains, normed: frozenset[str]) -> None:
         super().__init__()
-        self.heads, self.causal = model.heads, model.causal
+        self.model, size = model, model.width // model.heads
         self.inner = nn.ModuleDict(
             {
-                "value": _inner_norm(model, model.width // model.heads, "value" in normed),
+                "value": _inner_norm(model, size, "value" in normed),
                 "heads": _inner_norm(model, model.width, "heads" in normed),
             }
         )
-        self.read = Projection(model.width, model.width, gains.value, law=model.weights)
+        self.read = Projection(model.width, size * model.kv_heads, gains.value, law=model.weights)
         self.write = Projection(model.width, model.width, gains.attention_out, law=model.weights)
+        self.dropout = nn.Dropout(model.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        values = _merge_heads(self.inner["value"](_split_heads(self.read(x), self.heads)))
-        if self.causal:
-            seen = torch.arange(1, x.shape[-2] + 1, device=x.device, dtype=x.dtype)
-            mixed = values.cumsum(-2) / seen[:, None]
-        else:
-            mixed = values.mean(-2, keepdim=True).expand_as(values)
-        return _tensor(self.write(self.inner["heads"](mixed)))
+        values = self.inner["value"](_split_heads(self.read(x), self.model.kv_heads))
+        values = _merge_heads(values.repeat_interleave(self.model.heads // self.model.kv_heads, dim=-3))
+        seen = _visible(self.model, x).to(x.dtype)
+        mixed = seen @ values / seen.sum(-1, keepdim=True)
+        return _tensor(self.dropout(self.write(self.inner["heads"](mixed))))
 
 
 class FeedForward(nn.Module):
@@ -129,13 +146,14 @@ class FeedForward(nn.Module):
         self.inner = _inner_norm(model, model.hidden, "hidden" in normed)
         size = 1.0 if "hidden" in normed else output_rms(self.activation)  # of what the output matrix reads
         self.write = Projection(model.hidden, model.width, gains.ffn_out / size, law=model.weights)
+        self.dropout = nn.Dropout(model.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         phi, hidden = ACTIVATIONS[self.activation], self.read(x)
         if self.gated:
             gate, linear = hidden.chunk(2, dim=-1)
-            return _tensor(self.write(self.inner(phi(gate) * linear)))
-        return _tensor(self.write(self.inner(phi(hidden))))
+            return _tensor(self.dropout(self.write(self.inner(phi(gate) * linear))))
+        return _tensor(self.dropout(self.write(self.inner(phi(hidden)))))
 
 
 def attention(model: Model, gains: Gains, normed: frozenset[str] = frozenset()) -> nn.Module:
@@ -168,6 +186,28 @@ def output_rms(activation: str) -> float:
 
 def _inner_norm(model: Model, width: int, wanted: bool) -> nn.Module:
     return norm(model, width) if wanted else nn.Identity()
+
+
+def _visible(model: Model, x: Tensor) -> Tensor:
+    """Which token attends to which; a causal mask and its window are those of as many tokens as there are."""
+    if model.mask is not None:
+        return torch.as_tensor(model.visible, device=x.device)
+    place = torch.arange(x.shape[-2], device=x.device)
+    back = place[:, None] - place
+    everything = torch.ones_like(back, dtype=torch.bool)
+    seen = back >= 0 if model.causal else everything
+    return seen if model.window is None else seen & (back < model.window)
+
+
+def _rotated(x: Tensor, frequencies: tuple[float, ...]) -> Tensor:
+    """Rotary positions: coordinate i of a head turns with the one half a head further."""
+    if not frequencies:
+        return x
+    place = torch.arange(x.shape[-2], device=x.device, dtype=torch.float64)
+    angle = place[:, None] * torch.tensor(frequencies, device=x.device, dtype=torch.float64)
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:

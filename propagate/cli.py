@@ -228,7 +228,7 @@ def placements() -> None:
     for name, kind in pg.placements().items():
         try:
             rows.append((name, escape(pg.equations(name)), norms_on_skip(name), kind.citation))
-        except (ModelError, NotImplementedError):  # no equations yet: a field has no default, or there is no `block`
+        except (ModelError, NotImplementedError, TypeError):  # a field has no default, or `block` is not right
             rows.append((name, "", "", kind.citation))
     print_table(("name", "equations of a block", "norms on the skip", "source"), rows)
 

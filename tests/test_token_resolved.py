@@ -311,3 +311,14 @@ def test_a_window_of_all_tokens_is_no_window() -> None:
     narrow = pg.predict(dataclasses.replace(model, window=1))  # each token alone: a linear layer
     assert "variance_se" not in narrow
     assert not np.allclose(narrow.grad_variance, pg.predict(model).grad_variance)
+
+
+def test_dropout_is_not_forgotten_where_tokens_are_resolved() -> None:
+    """The same exchangeable start, as a pair and as a Gram matrix; without dropout the numbers are others."""
+    fields = {"depth": 4, "width": 64, "tokens": 5, "heads": 2, "logit_std": 0.0}
+    model, gram = pg.Model("prenorm", dropout=0.3, **fields), 0.4 + 0.6 * np.eye(5)
+    pair, resolved = pg.predict(model, covariance=0.4), pg.predict(model, gram=gram)
+    without = pg.predict(pg.Model("prenorm", **fields), gram=gram)
+    for name in ("variance", "deviation", "grad_variance", "grad_deviation"):
+        assert np.allclose(pair[name], resolved[name], rtol=1e-9)
+        assert not np.allclose(pair[name], without[name], rtol=1e-2)

@@ -80,6 +80,7 @@ def block_of(model: Model, index: int, samples: int | None) -> Block:
         attention_map=attention_map,
         ffn_map=ffn(model.activation, gains.ffn_in, gains.ffn_out, centred=model.norm == "layer"),
         inner_norms=model.inner_norms,
+        dropout=model.dropout,
         tanh_map=tanh,
     )
 

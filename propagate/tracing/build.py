@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from propagate.model import Model, ModelError, check_model
 from propagate.scaling import Gains
 from propagate.tracing import layers
+from propagate.tracing.experts import Mixture
 
 Equations = Callable[[Any, Any], Any]
 Make = Callable[[], nn.Module]
@@ -37,6 +38,7 @@ KNOWN |= {
     "attention_gain",
     "ffn_gain",
     "scaling",
+    "experts",
 }
 """Fields of a `Model` that the modules here follow; with any other a model is refused, unless it has its default."""
 
@@ -74,7 +76,10 @@ class Verbs:
         return self._call("attention", lambda: layers.attention(self.model, self.gains, inside), x)
 
     def ffn(self, x: Tensor, normed: Sequence[str] = ()) -> Tensor:
+        """The dense FFN or the mixture of experts, whichever the model has."""
         inside = self.model.inner_norms("ffn", normed)
+        if self.model.experts is not None:
+            return self._call("ffn", lambda: Mixture(self.model, self.gains), x)
         return self._call("ffn", lambda: layers.FeedForward(self.model, self.gains, inside), x)
 
     def tanh(self, x: Tensor) -> Tensor:

@@ -36,6 +36,11 @@ RANDOM = (
     "RoBERTa",
     "ELECTRA",
     "DistilBERT",
+    "GPT-NeoX",
+    "Gemma2",
+    "Gemma3",
+    "OLMo2",
+    "OLMo2, eps 1e-20",
 )
 TRAINED = ("mgm", "minilm", "antiberty", "rxnfp")
 WIDTH, DEPTH, HEADS, TOKENS, SEQUENCES, DRAWS, SEED = 512, 12, 8, 32, 2, 6, 0

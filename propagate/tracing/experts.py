@@ -56,8 +56,5 @@ class Mixture(nn.Module):
         """
         logits = self.router(tokens)
         values, chosen = logits.topk(self.experts.chosen, dim=-1)
-        if self.experts.softmax == "before":
-            weights = logits.softmax(-1).gather(-1, chosen)
-        else:
-            weights = values.softmax(-1)
+        weights = logits.softmax(-1).gather(-1, chosen) if self.experts.softmax == "before" else values.softmax(-1)
         return weights * self.experts.factor, chosen

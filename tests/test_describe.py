@@ -78,8 +78,8 @@ def test_what_could_not_be_read_is_said() -> None:
 @pytest.mark.parametrize("name", ["Mixtral", "Qwen3-MoE"])
 def test_mixtures_of_experts_are_read(name: str) -> None:
     """Simulation of what was read has the moments that are traced; with other gates or a dense FFN it has not."""
-    kind = SMALL | {"depth": 2, "initializer_range": 2 * STRONG}
-    modules = (make(name, **kind, seed=seed) for seed in range(16))
+    kind = SMALL | {"depth": 3, "initializer_range": 2 * STRONG}
+    modules = (make(name, **kind, seed=seed) for seed in range(20))
     seen = pg.trace(modules, {"input_ids": IDS})
     model, unread = pg.describe(make(name, **kind), tokens=8)
     experts = model.experts
@@ -89,7 +89,7 @@ def test_mixtures_of_experts_are_read(name: str) -> None:
     assert len(unread) == 1
 
     def agrees(model: pg.Model) -> int:
-        simulated = pg.simulate(model, draws=24, seed=1, progress=False, backend="numpy", **pg.start_of(seen))
+        simulated = pg.simulate(model, draws=48, seed=1, progress=False, backend="numpy", **pg.start_of(seen))
         return pg.compare(simulated, seen).attrs["agrees"]
 
     assert agrees(model) == 1

@@ -24,6 +24,8 @@ MEANING = {
 QUANTITIES = tuple(MEANING)
 BY_MATRIX = "param_grad"
 """The quantity of each weight matrix; the embedding, block 0, has no matrix: NaN there."""
+BY_CALL = ("call_variance", "call_covariance")
+"""Second moments of what each sublayer call of a block gives, over (`block`, `call`), which some tables have."""
 FURTHER = {"token_variance": ("token",), "grad_token_variance": ("token",), BY_MATRIX: ("matrix",)}
 """Quantities with dimensions besides `block`: those of single tokens, which only tables of tokens that are not
 exchangeable have, and those of single matrices, which no one stream has."""

@@ -39,7 +39,7 @@ ROLES = {
     "ffn_gate": r"gate_proj\.weight$",
     "ffn_both": r"gate_up_proj(\.weight)?$",
     "ffn_in": r"(up_proj|c_fc|intermediate\.dense|dense_h_to_4h|linear1|fc1|lin1|ffn)\.weight$",
-    "ffn_out": r"(down_proj|mlp\.c_proj|output\.dense|dense_4h_to_h|linear2|fc2|lin2|ffn_output)\.weight$|experts\.down_proj$",
+    "ffn_out": r"(mlp\.c_proj|output\.dense|dense_4h_to_h|linear2|fc2|lin2|ffn_output)\.weight$|down_proj(\.weight)?$",
     "router": r"mlp\.gate\.weight$",
 }
 

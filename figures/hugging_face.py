@@ -110,7 +110,7 @@ ARCHITECTURES: dict[str, tuple[str, str, Any]] = {
     "StarCoder2": ("Starcoder2Config", "Starcoder2Model", _llama_like),
     "OLMo": ("OlmoConfig", "OlmoModel", _llama_like),
     "OLMo2": ("Olmo2Config", "Olmo2Model", _llama_like),
-    "OLMo2, eps 1e-20": ("Olmo2Config", "Olmo2Model", _without_eps),
+    "OLMo2 (eps 1e-20)": ("Olmo2Config", "Olmo2Model", _without_eps),
     "Mixtral": ("MixtralConfig", "MixtralModel", _experts),
     "Qwen3-MoE": ("Qwen3MoeConfig", "Qwen3MoeModel", _qwen_experts),
     "LongCat-Flash": ("LongcatFlashConfig", "LongcatFlashModel", _longcat),

@@ -66,7 +66,10 @@ def trace(
         >>> seen.sizes["block"], bool(seen.variance[3] > seen.variance[0])
         (4, True)
     """
-    draws = [_one(m, inputs, loss, blocks, mask, seed, k) for k, m in enumerate(_modules(module))]
+    draws: list[dict[str, Any]] = []
+    for one in _modules(module):
+        draws.append(_one(one, inputs, loss, blocks, mask, seed, len(draws)))
+        del one  # before the next is made
     if not draws:
         raise ModelError("module must be a torch model or an iterable of at least one")
     if any(
@@ -94,6 +97,7 @@ def _modules(module: Any) -> Iterator[nn.Module]:
         if not isinstance(one, nn.Module):
             raise ModelError(f"module must be a torch model or an iterable of them, got one of {one!r}")
         yield one
+        del one
 
 
 def _one(

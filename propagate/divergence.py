@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 from propagate.checks import THRESHOLD, checked_threshold
 from propagate.model import ModelError
-from propagate.table import BY_CALL, BY_MATRIX
+from propagate.table import BY_CALL, BY_MATRIX, STREAM
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -76,11 +78,19 @@ def first_divergence(
         raise ModelError(
             f"the tables differ in depth: {prediction.sizes['block'] - 1} and {measurement.sizes['block'] - 1} blocks"
         )
-    for block, call, name in _places(prediction, measurement):
-        found = _judged(prediction, measurement, block, call, name, tolerance, threshold)
+    several = STREAM in prediction.dims and STREAM in measurement.dims
+    for (block, call, name), stream in product(
+        _places(prediction, measurement), measurement[STREAM].to_numpy().tolist() if several else [""]
+    ):
+        tables = [table.sel({STREAM: stream}) if several else table for table in (prediction, measurement)]
+        found = _judged(tables[0], tables[1], block, call, name, tolerance, threshold)
         if found is not None:
-            return found
+            return dataclasses.replace(found, quantity=_of_stream(found.quantity, stream if name[:4] != "call" else ""))
     return None
+
+
+def _of_stream(quantity: str, stream: str) -> str:
+    return f"{quantity} of stream {stream}" if stream else quantity
 
 
 def first_out_of_band(judged: xr.Dataset) -> Divergence | None:
@@ -103,6 +113,7 @@ def first_out_of_band(judged: xr.Dataset) -> Divergence | None:
         allowed = judged.attrs["threshold"] * math.hypot(float(at.standard_error), float(at.allowance))
         place = "gradient" if name in back else call or "sum"
         kind = name if name in back else kind.removeprefix("call_")
+        kind = _of_stream(kind, str(at[STREAM].item()) if STREAM in at.coords and not call else "")
         return Divergence(block, place, kind, float(at.predicted), float(at.measured), allowed)
     return None
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from propagate.model import Model, ModelError, check_model
+from propagate.placement import split
 from propagate.scaling import Gains
 from propagate.tracing import layers
 from propagate.tracing.experts import Mixture
@@ -123,6 +124,9 @@ class Network(nn.Module):
     """Blocks 1 ... depth between the placement's embedding and readout: (..., tokens, width) to the same shape.
 
     What passes between blocks is a stream or, where the placement has several, a tuple.
+
+    Attributes:
+        streams: how many.
     """
 
     def __init__(self, model: Model) -> None:
@@ -133,7 +137,9 @@ class Network(nn.Module):
         self.readout = Block(model, placement.readout, model.depth + 1)
         with torch.device("meta"):
             x = torch.empty(1, 2, model.width)
-            for part in (self.embed, *self.blocks, self.readout):
+            x = self.embed.plan(x)
+            self.streams = len(split(x, Tensor)[0])
+            for part in (*self.blocks, self.readout):
                 x = part.plan(x)
         if not isinstance(x, Tensor):
             raise TypeError(f"a placement must return one stream, got {x!r}")

@@ -108,3 +108,7 @@ def test_an_unknown_architecture_is_refused_in_one_line() -> None:
     with pytest.raises(pg.ModelError, match="Sequential is not known here") as caught:
         pg.describe(unknown)
     assert "\n" not in str(caught.value)
+    with pytest.raises(
+        pg.ModelError, match="longcat_flash cannot be described: its block has dense FFNs and a mixture"
+    ):
+        pg.describe(make("LongCat-Flash", **SMALL))

@@ -27,6 +27,11 @@ PLACEMENTS = {
     "gpt_neox": "parallelprenorm",
     "olmo2": "olmo2",
 }
+REFUSED = {
+    "longcat_flash": "its block has dense FFNs and a mixture of experts, which joins two sublayers later; a Model has"
+    " one kind of FFN, so no placement says both",
+}
+"""Architectures that can be traced, and why no `Model` describes them."""
 BIDIRECTIONAL = ("bert", "roberta", "albert", "distilbert", "electra")
 ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "swish": "silu"}
 # which matrix of a block a weight is, by the end of its path; the first that fits
@@ -84,7 +89,7 @@ def describe(module: nn.Module, *, tokens: int = 32, blocks: Blocks = None) -> D
         blocks: where the residual stream runs, as for `trace`.
 
     Raises:
-        ModelError: for an architecture that is not known here.
+        ModelError: for an architecture that is not known here, or that no `Model` can say (LongCat-Flash).
 
     Example: theory of a model that is not ours, from where its trace begins.
         >>> import torch, propagate as pg
@@ -138,6 +143,8 @@ def describe(module: nn.Module, *, tokens: int = 32, blocks: Blocks = None) -> D
 
 def _configured(config: Any, module: nn.Module) -> tuple[str, int, str, bool]:
     name = getattr(config, "model_type", None)
+    if name in REFUSED:
+        raise ModelError(f"the architecture {name} cannot be described: {REFUSED[name]}")
     if name not in PLACEMENTS:
         known = ", ".join(sorted(PLACEMENTS))
         raise ModelError(f"the architecture {name or type(module).__name__} is not known here; known are {known}")

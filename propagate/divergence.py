@@ -103,12 +103,13 @@ def first_out_of_band(judged: xr.Dataset) -> Divergence | None:
     blocks = range(judged.sizes["block"])
     places = [(block, name) for block in blocks for name in dict.fromkeys([*of_calls, *forward])]
     places += [(block, name) for block in reversed(blocks) for name in back]
+    out = (abs(judged.z) >= judged.attrs["threshold"]).transpose("quantity", "block", ...).to_numpy()
     for block, name in places:
-        at = judged.sel(quantity=name).isel(block=block)
-        out = abs(at.z) >= judged.attrs["threshold"]
-        if not bool(out.any()):
+        broken = out[quantities.index(name), block]
+        if not broken.any():
             continue
-        at = at.isel({place: int(out.argmax(place)) for place in at.z.dims})
+        at = judged.sel(quantity=name).isel(block=block)
+        at = at.isel({STREAM: int(broken.argmax())}) if broken.ndim else at
         kind, _, call = name.rstrip("]").partition("[")
         allowed = judged.attrs["threshold"] * math.hypot(float(at.standard_error), float(at.allowance))
         place = "gradient" if name in back else call or "sum"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from propagate.model import Model, check_model
 from propagate.theory.moments import Moments
-from propagate.theory.network import propagate_moments
+from propagate.theory.network import block_of, propagate_moments
 from propagate.theory.predict import predict
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ def predict_calls(model: Model, **start: Any) -> xr.Dataset:
         return found  # tokens that attention does not treat alike have no one pair of moments to write down
     heard: list[dict[str, Moments]] = []
     first = Moments(float(start.get("variance", 1.0)), float(start.get("variance", 1.0) - start.get("covariance", 0.0)))
-    propagate_moments(_Overheard(model, heard), first, Moments(1.0, 1.0))  # type: ignore[arg-type]
+    overheard: Any = _Overheard(model, heard)
+    blocks = partial(block_of, overheard, head_size=start.get("head_size"))
+    propagate_moments(overheard, first, Moments(1.0, 1.0), block_at=blocks)
     names = list(dict.fromkeys(name for block in heard for name in block))
     nothing = Moments(np.nan, np.nan)
     for moment in ("variance", "covariance", "deviation"):

@@ -120,8 +120,7 @@ def heads(query: Gram, key: Gram, attention: Attention) -> Heads:
     if attention.frequencies or attention.head_size == math.inf:
         logits, moments = _logits(query, key, attention), expected
     else:
-        logits, *drawn = _finite(query, key, attention)
-        moments = drawn[0], drawn[1]
+        logits, moments = _finite(query, key, attention)
     logits = np.where(mask[:, None, :], logits, -np.inf)
     logits -= logits.max(axis=-1, keepdims=True)
     np.exp(logits, out=logits)
@@ -142,7 +141,7 @@ def _key_root(query: Gram, key: Gram, attention: Attention) -> Array:
     return keys
 
 
-def _finite(query: Gram, key: Gram, attention: Attention) -> tuple[Array, Array, Array]:
+def _finite(query: Gram, key: Gram, attention: Attention) -> tuple[Array, tuple[Array, Array]]:
     """Logits, second moments of the queries and distances of the keys, of heads of a finite size."""
     (replicas, tokens), size = query.matrix.shape[:2], int(attention.head_size)
     draw = np.random.default_rng([SEED, *attention.seed])
@@ -158,7 +157,7 @@ def _finite(query: Gram, key: Gram, attention: Attention) -> tuple[Array, Array,
     half = (attention.logit_variance / size) ** 0.5 * queries @ (keys @ within).swapaxes(-1, -2)
     both = np.concatenate([half, -half], axis=1).swapaxes(1, 2)
     of_queries, of_keys = queries @ queries.swapaxes(-1, -2) / size, distances(keys @ moments @ keys / size)
-    return both, np.concatenate([of_queries] * 2, axis=1), np.concatenate([of_keys] * 2, axis=1)
+    return both, (np.concatenate([of_queries] * 2, axis=1), np.concatenate([of_keys] * 2, axis=1))
 
 
 def _normals(draw: np.random.Generator, shape: tuple[int, ...], columns: int) -> Array:

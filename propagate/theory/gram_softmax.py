@@ -101,7 +101,7 @@ def weights(query: Gram, key: Gram, attention: Attention) -> Array:
 def _logits(query: Gram, key: Gram, attention: Attention) -> Array:
     replicas, tokens = query.matrix.shape[:2]
     pairs = attention.samples // replicas // 2
-    keys = _root(key.matrix if attention.frequencies else _centred(key.deviation))
+    keys = root(key.matrix if attention.frequencies else _centred(key.deviation))
     spread = float((attention.logit_variance * query.variance.max(-1) * (keys**2).sum((-1, -2)) / tokens).max())
     if not spread <= LARGEST_SPREAD**2:
         raise ModelError(
@@ -109,7 +109,7 @@ def _logits(query: Gram, key: Gram, attention: Attention) -> Array:
             f" {LARGEST_SPREAD:g} (lower logit_std, or the variance that enters)"
         )
     draw = np.random.default_rng([SEED, *attention.seed])
-    queries = _root(query.matrix)
+    queries = root(query.matrix)
 
     def gaussian() -> Array:
         normals = draw.standard_normal((replicas, tokens * pairs, tokens))
@@ -169,8 +169,13 @@ def _centred(deviation: Array) -> Array:
     return np.asarray(rows + rows.swapaxes(-1, -2) - deviation - rows.mean(axis=-2, keepdims=True))
 
 
-def _root(matrix: Array) -> Array:
-    """Symmetric root of a positive semi-definite matrix: the one root that no convention of a solver enters."""
+def root(matrix: Array) -> Array:
+    """Symmetric root of a positive semi-definite matrix: the one root that no convention of a solver enters.
+
+    Example:
+        >>> root(np.diag([4.0, 9.0])).tolist()
+        [[2.0, 0.0], [0.0, 3.0]]
+    """
     values, vectors = np.linalg.eigh(matrix)
     roots = np.sqrt(np.maximum(values, 0.0))[..., None, :]
     return np.asarray((vectors * roots) @ vectors.swapaxes(-1, -2))

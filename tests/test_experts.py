@@ -255,10 +255,3 @@ def test_whole_networks_with_fine_gates_agree(placement: str) -> None:
     model = pg.Model(placement, experts=Experts(16, 4), dropout=0.1, **size)
     found = judged(model, seed=30, draws=60)
     assert found.attrs["agrees"] == 1, found.worst_z.to_series().to_dict()
-
-
-def test_recursion_has_no_closed_form_to_offer() -> None:
-    import sympy
-
-    with pytest.raises(pg.ModelError, match="no closed form"):
-        gate_averages(Experts(8, 2), sympy.Symbol("v"), 0.5)

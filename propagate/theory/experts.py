@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 from propagate.experts import Experts
 from propagate.theory.activations import Activation
-from propagate.theory.functions import Scalar, sqrt
+from propagate.theory.functions import Scalar
 from propagate.theory.gates import gate_averages, unevenness
 from propagate.theory.moments import Atom, Combination, Moments
 
@@ -100,32 +100,38 @@ def mixture(activation: Activation, gain_in: Scalar, gain_out: Scalar, experts: 
         >>> round(output.variance, 9), kept
         (0.25, 0.0)
     """
-    scale = gain_out / sqrt(activation.value(1.0, 0.0)[0])
-    cut, shared = 1 / sqrt(experts.split), sqrt(experts.shared)
+    power = gain_out * gain_out / activation.value(1.0, 0.0)[0]
+    cut, shared = 1 / experts.split, experts.shared
     router_variance = experts.router_std**2
 
     def apply(x: Moments) -> tuple[Moments, Scalar, Callable[[Moments, Sequence[Along]], Moments]]:
         entering = x.times(gain_in)
-        value = Moments(*activation.value(entering.variance, entering.deviation)).times(scale)
-        slope = Moments(*activation.slope(entering.variance, entering.deviation)).times(scale * gain_in)
+        value = _weighted(Moments(*activation.value(entering.variance, entering.deviation)), power)
+        slope = Moments(*activation.slope(entering.variance, entering.deviation))
+        slope = _weighted(slope, power * gain_in * gain_in)
         gates = gate_averages(experts, router_variance * x.variance, x.deviation / x.variance)
-        routed = value.times(cut)
-        output = routed.product(gates.routed).plus(value.times(shared)).plus(x.product(gates.kept_spread))
-        router = routed.product(gates.routed_slope).plus(x.product(gates.kept_slope)).times(experts.router_std)
-        direct = slope.times(cut).product(gates.routed).plus(slope.times(shared)).plus(gates.kept_spread)
+        routed = _weighted(value, cut)
+        output = routed.product(gates.routed).plus(_weighted(value, shared)).plus(x.product(gates.kept_spread))
+        router = _weighted(routed.product(gates.routed_slope).plus(x.product(gates.kept_slope)), router_variance)
+        direct = _weighted(slope, cut).product(gates.routed).plus(_weighted(slope, shared)).plus(gates.kept_spread)
         through = direct.plus(router)
 
         def pull(g: Moments, along: Sequence[Along]) -> Moments:
             sent = through.product(g)
             for coefficient, energy, joint in along:
                 # with F the outputs, P = 1 - z z^T / |z|^2 and z' another token's: of F P P' F' all but F F'
-                once = routed.product(gates.along_one).times(sqrt(2 * routed.variance)).product(energy)
+                once = _weighted(routed.product(gates.along_one), 2 * routed.variance).product(energy)
                 twice = gates.along_own.times(routed.variance).product(joint)
                 lost = Moments(once.variance - twice.variance, once.deviation - twice.deviation)
-                lost = lost.times(experts.router_std * coefficient)
+                lost = _weighted(lost, router_variance * coefficient * coefficient)
                 sent = Moments(sent.variance - lost.variance, sent.deviation - lost.deviation)
             return sent
 
         return output, gates.kept, pull
 
     return apply
+
+
+def _weighted(x: Moments, weight: Scalar) -> Moments:
+    """All second moments times a number, which stays the one it is: a root would not be exact in SymPy."""
+    return Moments(weight * x.variance, weight * x.deviation)

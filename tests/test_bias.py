@@ -177,6 +177,23 @@ def test_a_forgotten_term_is_found_out(forgotten: str, monkeypatch: pytest.Monke
         assert abs(block.mean) > 4 * block.error
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("activation", ["relu", "swiglu"])
+def test_with_a_choice_among_tokens_it_is_met_too(activation: str) -> None:
+    """Softmax attention, where the choice's bias is an approximation: over all, the opposite bias is farther off."""
+    right, wrong = 0.0, 0.0
+    for name in ("postnorm", "prenorm", "periln", "olmo2", "residual", "admin"):
+        model = pg.Model(name, depth=4, width=64, tokens=8, heads=2, activation=activation)
+        seen = pg.simulate(model, draws=600, seed=11, backend="numpy", **START)
+        said = pg.predict(model, **START, bias=True)
+        judged = pg.compare(said, seen)
+        assert bool(judged.agrees.all()), judged.worst_z.to_series().to_dict()
+        turned = said.assign({n: -said[n] for n in said if str(n).endswith("_bias")})
+        right += float((judged.z**2).sum())
+        wrong += float((pg.compare(turned, seen).z ** 2).sum())
+    assert wrong > 2 * right
+
+
 def test_several_streams_have_a_spread_too() -> None:
     model = pg.Model("residual", depth=2, width=96, tokens=4, heads=4)
     said = pg.predict(model, **START, fluctuations=True, bias=True)

@@ -51,9 +51,9 @@ def compare(prediction: xr.Dataset, measurement: xr.Dataset, *, threshold: float
         A Dataset over `quantity` and `block`, and over `stream` where the tables have it: `predicted`, `measured`,
         `standard_error`, `allowance` (the last two relative to the prediction, for a covariance to the variance),
         `relative_error` (less the bias), `z`; over `quantity`: `worst_z` and `agrees`; in `attrs`, `agrees` as 0 or 1,
-        and `first_divergence`, in words the first place out of the band: forward block by block, the sublayers before the
-        stream that they make, then the gradient from the last block back; "" if there is none. Entries with nothing
-        to compare are NaN.
+        and `first_divergence`, in words the first place out of the band: forward block by block, the sublayers before
+        the stream that they make, then the gradient from the last block back; "" if there is none. Entries with
+        nothing to compare are NaN.
 
     Raises:
         ModelError: if the tables share no quantity, their blocks or streams differ, or the threshold is not positive.

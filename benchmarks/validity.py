@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 import propagate as pg
 from propagate.files import replace
@@ -80,24 +81,34 @@ class LoneNorm(pg.Placement):
         return block.norm(x)
 
 
-AXES["wide_attention"] = AXES["attention"]
-PLACEMENTS = {"attention": LoneAttention(), "ffn": LoneFFN(), "norm": LoneNorm(), "wide_attention": LoneAttention()}
+PLACEMENTS = {"attention": LoneAttention(), "ffn": LoneFFN(), "norm": LoneNorm()}
+WIDE = {"attention": {"attention": None, "wide_attention": math.inf}}  # maps to hold against one measurement: head_size
 
 
-def errors(operator: str, place: dict[str, Any], *, draws: int, backend: str) -> dict[str, Any]:
-    """Relative errors at one place of an operator's domain, and their standard errors: lists over grad_correlation."""
+def errors(operator: str, place: dict[str, Any], *, draws: int, backend: str) -> dict[str, dict[str, Any]]:
+    """Relative errors at one place of an operator's domain, of each of its maps."""
+    warnings.simplefilter("ignore", pg.ValidityWarning)
     sizes = {name: value for name, value in place.items() if name not in ("input_variance", "correlation")}
     variance = place.get("input_variance", 1.0)
-    start = {"variance": variance, "covariance": place["correlation"] * variance}
+    starts = [
+        {"variance": variance, "covariance": place["correlation"] * variance, "grad_covariance": shared}
+        for shared in (0.0, 1.0)
+    ]
     model = pg.Model(PLACEMENTS[operator], **SIZE, **sizes)
-    head_size = math.inf if operator == "wide_attention" else None
-    runs, theory = [], []
-    for shared in (0.0, 1.0):
-        seed = zlib.crc32(repr((operator.removeprefix("wide_"), place, shared)).encode())
-        ends = start | {"grad_covariance": shared}
-        runs.append(pg.simulate(model, draws=draws, seed=seed, backend=backend, progress=False, **ends))
-        theory.append(pg.predict(model, **ends, head_size=head_size))
-    found: dict[str, Any] = {"place": place, "device": runs[0].attrs["device"]}
+    runs = []
+    for start in starts:
+        seed = zlib.crc32(repr((operator, place, start["grad_covariance"])).encode())
+        runs.append(pg.simulate(model, draws=draws, seed=seed, backend=backend, progress=False, **start))
+    return {
+        name: {"place": place, "device": runs[0].attrs["device"]}
+        | differences(operator, [pg.predict(model, **start, head_size=head_size) for start in starts], runs)
+        for name, head_size in WIDE.get(operator, {operator: None}).items()
+    }
+
+
+def differences(operator: str, theory: list[xr.Dataset], runs: list[xr.Dataset]) -> dict[str, list[float]]:
+    """Of two ends of the cotangents' correlation: relative errors and their standard errors, over that correlation."""
+    found: dict[str, list[float]] = {}
     for name, block in QUANTITIES.items():
         for correlation in AXES[operator]["grad_correlation"]:
             # forward the two are measurements of the same
@@ -113,26 +124,30 @@ def errors(operator: str, place: dict[str, Any], *, draws: int, backend: str) ->
     return found
 
 
-def error_map(operator: str, draws: int, backend: str, executor: Executor | None) -> dict[str, Any]:
-    """All places of an operator's domain, as nested lists over its axes."""
+def error_maps(operator: str, draws: int, backend: str, executor: Executor | None) -> dict[str, Any]:
+    """All places of an operator's domain, as nested lists over its axes, for each of its maps."""
     axes = AXES[operator]
     *outer, inner = axes
     assert inner == "grad_correlation"
     places = [dict(zip(outer, values, strict=True)) for values in itertools.product(*(axes[name] for name in outer))]
     task = partial(errors, operator, draws=draws, backend=backend)
-    rows = list(shown(operator, len(places), (executor.map if executor else map)(task, places)))
+    found = list(shown(operator, len(places), (executor.map if executor else map)(task, places)))
     shape = [len(values) for values in axes.values()]
     names = [name for quantity in QUANTITIES for name in (quantity, f"{quantity}_se")]
-    columns = {name: np.array([row[name] for row in rows]).reshape(shape).tolist() for name in names}
-    head = {"head_size": SIZE["width"] // SIZE["heads"]} if "attention" in operator else {}
-    about = {"width": SIZE["width"], **head, "draws": draws, "device": rows[0]["device"]}
-    return about | {"axes": axes, "errors": columns}
+    head = {"head_size": SIZE["width"] // SIZE["heads"]} if operator == "attention" else {}
+    about = {"width": SIZE["width"], **head, "draws": draws, "device": found[0][operator]["device"], "axes": axes}
+    return {
+        kind: about
+        | {"errors": {name: np.array([row[kind][name] for row in found]).reshape(shape).tolist() for name in names}}
+        for kind in found[0]
+    }
 
 
-def shown(operator: str, total: int, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def shown(operator: str, total: int, found: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The rows, each printed: percent errors with their standard errors, of a gradient at both ends."""
     began = time.perf_counter()
-    for number, row in enumerate(rows, 1):
+    for number, maps in enumerate(found, 1):
+        row = maps[operator]
         place = " ".join(
             f"{name}={value if isinstance(value, str) else f'{value:.3g}'}" for name, value in row["place"].items()
         )
@@ -148,7 +163,7 @@ def shown(operator: str, total: int, rows: Iterator[dict[str, Any]]) -> Iterator
             f"{operator} {number} of {total}, {time.perf_counter() - began:.0f} s: {place}: {', '.join(cells)}",
             flush=True,
         )
-        yield row
+        yield maps
 
 
 def main() -> None:
@@ -159,11 +174,10 @@ def main() -> None:
     parser.add_argument("--operators", nargs="+", choices=AXES, default=list(AXES), help="the others are kept")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    warnings.simplefilter("ignore", pg.ValidityWarning)
     content = json.loads(options.out.read_bytes()) if options.out.exists() else {}
     with nullcontext() if options.workers == 1 else pg.process_pool(options.workers) as executor:
         for operator in options.operators:
-            content[operator] = error_map(operator, options.draws, options.backend, executor)
+            content |= error_maps(operator, options.draws, options.backend, executor)
             replace(options.out, json.dumps(content).encode())
 
 

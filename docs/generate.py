@@ -1,0 +1,50 @@
+"""Writes `docs/generated/`: the pages that are made from the registry and from committed results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import propagate as pg
+from docs import placement_pages, results
+from propagate.figures import workers
+from propagate.files import replace
+
+HERE = Path(__file__).resolve().parent
+GENERATED = HERE / "generated"
+
+
+def write() -> None:
+    """Every generated page. Placements are done in two processes, and only if a source is newer than their pages."""
+    folder = GENERATED / "placements"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in (("performance", results.performance()), ("agreement", results.agreement())):
+        replace(GENERATED / f"{name}.md", text.encode())
+    replace(GENERATED / "same_law.md", results.same_law().encode())
+    replace(GENERATED / "notebooks.md", _notebooks().encode())
+    wanted = placement_pages.names()
+    for page in folder.glob("*.md"):
+        if page.stem not in wanted:
+            page.unlink()
+    if (stale := [name for name in wanted if _older(folder / f"{name}.md")]) or _older(folder / "index.md"):
+        stale.sort(key=lambda name: -len(pg.equations(name)))  # the longest take longest: they begin first
+        with workers() as pool:
+            for name, text in zip(stale, pool.map(_page, stale), strict=True):
+                replace(folder / f"{name}.md", text.encode())
+        replace(folder / "index.md", placement_pages.index().encode())
+
+
+def _page(name: str) -> str:
+    return placement_pages.page(name, GENERATED / "placements")
+
+
+def _older(page: Path) -> bool:
+    sources = [*(HERE.parent / "propagate").rglob("*.py"), *HERE.glob("*.py"), placement_pages.VERIFIED]
+    return not page.exists() or page.stat().st_mtime < max(source.stat().st_mtime for source in sources)
+
+
+def _notebooks() -> str:
+    """Those there are, as they were executed."""
+    found = sorted(path.stem for path in (HERE.parent / "notebooks").glob("*.ipynb"))
+    if not found:
+        return "This checkout has no notebooks.\n"
+    return "\n".join(["```{toctree}", ":maxdepth: 1", "", *(f"/notebooks/{name}" for name in found), "```", ""])

@@ -7,12 +7,12 @@ export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: figures test test-slow lint weights measure-text clean
+.PHONY: figures test test-slow lint docs weights measure-text clean
 
 figures: $(STAMP)          ## the main job: every figure, its data and its picture, into figures/
 	$(VENV)/bin/propagate figures
 
-test: $(STAMP) lint        ## style, types, walls, then the tests (a GPU, where there is one, is used too)
+test: $(STAMP) lint docs   ## style, types, walls, documentation, then the tests (a GPU, where there is one, is used too)
 	$(VENV)/bin/python -m pytest -n 2 -m "not slow"
 
 test-slow: $(STAMP)        ## the long statistical tests alone
@@ -23,6 +23,10 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+docs: $(STAMP)             ## the documentation, into build/docs: a warning or a broken link is an error
+	$(VENV)/bin/python -m sphinx -q -E -W --keep-going -n -c docs . build/docs
+	$(VENV)/bin/python -m docs.check_links build/docs
 
 weights: $(WEIGHTS)/.installed ## four trained models and an English text to measure: data only, hash-checked
 
@@ -35,7 +39,7 @@ $(WEIGHTS)/.installed: | $(STAMP)
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --editable '.[dev,text,torch]'
+	$(VENV)/bin/python -m pip install --quiet --editable '.[dev,docs,text,torch]'
 	touch $@
 
 clean:

@@ -106,7 +106,9 @@ def _flow(placement: Placement, block: Block) -> Flow:
     sources = [Node(name, []) for name in "xyz"[: len(streams)]]
     entering = layout and tuple(None if leaf is None else sympy.Symbol("w", positive=True) for leaf in layout)
     left, after = split(placement.block(join(sources, entering), block), Node)
-    outputs = tuple(_tidy(Node(f"{s.kind}′", [(1, node)]), len(left) == 1) for s, node in zip(sources, left, strict=True))
+    outputs = tuple(
+        _tidy(Node(f"{s.kind}′", [(1, node)]), len(left) == 1) for s, node in zip(sources, left, strict=True)
+    )
     numbers = [(a, b) for a, b in zip(entering or (), after or (), strict=True) if a is not None]
     return Flow(tuple(sources), outputs, tuple(f"{old}′ = {factor_text(new)}" for old, new in numbers))
 

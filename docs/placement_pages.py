@@ -70,13 +70,16 @@ def page(name: str, folder: Path) -> str:
 def _introduction(placement: Placement) -> Iterator[str]:
     yield inspect.getdoc(type(placement)) or ""
     also = [f"`{name}`" for name in type(placement).also]
-    yield f"`propagate.Model({type(placement).__name__.lower()!r}, depth=...)`" + (f", also {', '.join(also)}" * bool(also))
+    yield f"`propagate.Model({type(placement).__name__.lower()!r}, depth=...)`" + (
+        f", also {', '.join(also)}" * bool(also)
+    )
 
 
 def _equations(name: str, placement: Placement) -> Iterator[str]:
     for reading in pg.equations(name).split("; or: "):
         yield "```text\n" + "\n".join(reading.split("; ")) + "\n```"
-    yield f"Norms that a path of skips through one block meets: {norms_on_skip(name)}. The text that every witness reads:"
+    yield f"Norms that a path of skips through one block meets: {norms_on_skip(name)}."
+    yield "The text that every witness reads:"
     yield f"```python\n{_source(type(placement))}\n```"
     gains = placement.gains(sympy.Symbol("l", positive=True), sympy.Symbol("L", positive=True))
     own = {f.name: getattr(gains, f.name) for f in dataclasses.fields(gains)}
@@ -112,11 +115,11 @@ def _recursion(name: str) -> Iterator[str]:
     yield (
         "One block's map of second moments, derived by SymPy from the same text, for uniform attention and a ReLU FFN:"
         " $q, p$ are variance and covariance of the stream that enters, $\\gamma, \\kappa$ those of the gradient that"
-        " arrives; $q_k, p_k$ those of what sublayer $k$ reads, $a_k, b_k$ of what it adds, $g_k, h_k$ of the gradient that"
-        " arrives there, $u_k, v_k$ of what it sends back; a prime marks the other end of the block. $g_a, g_f$ are the"
-        " gains of attention and FFN, $T$ is the number of tokens, $l$ the block's index, $L$ the depth; of two streams,"
-        " $q_{12}$ is the joint moment of the first and the second. `propagate.recursion` gives it for any activation"
-        " and for softmax attention."
+        " arrives; $q_k, p_k$ those of what sublayer $k$ reads, $a_k, b_k$ of what it adds, $g_k, h_k$ of the gradient"
+        " that arrives there, $u_k, v_k$ of what it sends back; a prime marks the other end of the block. $g_a, g_f$"
+        " are the gains of attention and FFN, $T$ is the number of tokens, $l$ the block's index, $L$ the depth; of two"
+        " streams, $q_{12}$ is the joint moment of the first and the second. `propagate.recursion` gives it for any"
+        " activation and for softmax attention."
     )
     try:
         found = {"": pg.recursion(name)}
@@ -170,14 +173,18 @@ def _depth(name: str) -> Iterator[str]:
         " variance 1 and covariance 0.3; a gradient of variance 1, independent over tokens, enters at the last block."
         " Dashed: both branches' output matrices times depth^(-1/2). The same for networks of other depths:"
     )
-    rows = ["| depth | scaling | variance at the end | 1 - correlation at the end | gradient variance at the embedding |"]
+    rows = [
+        "| depth | scaling | variance at the end | 1 - correlation at the end | gradient variance at the embedding |"
+    ]
     rows += ["|---|---|---|---|---|"]
     for depth in DEPTHS:
         for label, scaling in SCALINGS.items():
             table = _predicted(name, depth, scaling)
             one = table.sel(stream="joined") if "stream" in table.dims else table
             end, deviation = float(one.variance[-1]), float(one.deviation[-1])
-            rows.append(f"| {depth} | {label} | {end:.3g} | {deviation / end:.3g} | {float(one.grad_variance[0]):.3g} |")
+            rows.append(
+                f"| {depth} | {label} | {end:.3g} | {deviation / end:.3g} | {float(one.grad_variance[0]):.3g} |"
+            )
     yield "\n".join(rows)
 
 

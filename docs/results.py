@@ -20,8 +20,8 @@ def performance() -> str:
         " columns of a row, which come from one run on one machine. [How each was measured, and what was"
         " found](../../benchmarks/README.md).",
         "## Against torch",
-        "Seconds for one block of one random network, forward and backward, fresh weights each draw: torch's autograd on"
-        " the same network at its best batch size, with and without gradients of the weights, and the weightless"
+        "Seconds for one block of one random network, forward and backward, fresh weights each draw: torch's autograd"
+        " on the same network at its best batch size, with and without gradients of the weights, and the weightless"
         " sampler. *Floor*: the time that copying the fewest bytes at the device's measured bandwidth would take, as a"
         " share of ours.",
         *_against_torch(),
@@ -51,7 +51,9 @@ def agreement() -> str:
         cells = [row for row in rows if row["placement"] == name]
         wrong = [control for cell in cells for control in cell["controls"] if control["differs"]]
         worst = max(cells, key=lambda cell: abs(cell["z"]))
-        where = f"{worst['quantity']}, block {worst['block']}: {worst['activation']}, {worst['mask']}, {worst['scaling']}"
+        where = (
+            f"{worst['quantity']}, block {worst['block']}: {worst['activation']}, {worst['mask']}, {worst['scaling']}"
+        )
         rejected = f"{sum(control['rejected'] for control in wrong)} of {len(wrong)}"
         agree = f"{sum(cell['agrees'] for cell in cells)} of {len(cells)}"
         lines.append((name, agree, f"{abs(worst['z']):.2f}", where, rejected))
@@ -59,7 +61,7 @@ def agreement() -> str:
         f"{summary['agree']} of {summary['cells']} cells agree (width {settings['width']}, {settings['depth']} blocks,"
         f" {settings['tokens']} tokens, {settings['heads']} heads, {settings['draws']} draws, seed {settings['seed']},"
         f" {rows[0]['device']}); {summary['measured_again']} was measured a second time with other draws."
-        f" {summary['controls_rejected']} of {summary['controls']} wrong theories are rejected by the same measurements."
+        f" {summary['controls_rejected']} of {summary['controls']} wrong theories are rejected by the same runs."
         f" Of {summary['scores']} scores {summary['far']} lie beyond 3, where chance alone would give"
         f" {summary['far_by_chance']:.0f}: the stated allowances are wider than they need be."
     )
@@ -71,12 +73,17 @@ def same_law() -> str:
     """Two-sample tests of the weightless sampler against the dense one, and of a broken one."""
     found = _read("same_law_numpy.json")
     rows = [
-        (case, test["tests"], f"{test['smallest_p']:.2g}", _tiny(found["against_dense"]["unprojected"][case]["smallest_p"]))
+        (
+            case,
+            test["tests"],
+            f"{test['smallest_p']:.2g}",
+            _tiny(found["against_dense"]["unprojected"][case]["smallest_p"]),
+        )
         for case, test in found["against_dense"]["weightless"].items()
     ]
     words = (
-        f"{found['summary']['draws']} draws each, seed {found['summary']['seed']}, {found['summary']['device']}; smallest"
-        " p-value of all two-sample tests of a network, corrected for their number."
+        f"{found['summary']['draws']} draws each, seed {found['summary']['seed']}, {found['summary']['device']};"
+        " smallest p-value of all two-sample tests of a network, corrected for their number."
     )
     head = ("network", "tests", "weightless", "negative control: projection left out")
     return f"{words}\n\n{_table(head, rows)}\n"
@@ -101,6 +108,10 @@ def _seconds(value: float | None) -> str:
         return ""
     unit, factor = next(((u, f) for u, f in (("s", 1.0), ("ms", 1e3)) if value * f >= 1), ("µs", 1e6))
     return f"{value * factor:.3g}\N{NO-BREAK SPACE}{unit}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
 
 
 def _device(summary: dict[str, Any]) -> str:
@@ -129,7 +140,7 @@ def _row_against_torch(row: dict[str, Any]) -> tuple[Any, ...]:
         f"**{row['torch_over_float32']:.3g}**",
         f"{learning / ours:.3g}" if learning else "",
         f"{row['torch_over_float64']:.3g}",
-        f"{100 * row['floor_float32']:.0f}\N{NO-BREAK SPACE}%",
+        _percent(row["floor_float32"]),
     )
     return row["placement"], row["tokens"], row["width"], *times
 
@@ -156,7 +167,7 @@ def _million() -> Iterator[str]:
     summary = found["summary"]
     yield (
         f"`{summary['model'].split(', ffn_ratio')[0]}, ...)`, forward and backward, {_device(summary)}:"
-        f" {summary['seconds']:.0f} s, {summary['peak_bytes'] / 2**30:.1f} GiB at the most. One draw, beside the theory:"
+        f" {summary['seconds']:.0f} s, {summary['peak_bytes'] / 2**30:.1f} GiB at the most. One draw, and theory:"
     )
     rows = [(r["quantity"], r["block"], f"{r['simulated']:.5g}", f"{r['predicted']:.5g}") for r in found["rows"]]
     yield _table(("quantity", "block", "simulated", "predicted"), rows)
@@ -166,7 +177,13 @@ def _dense() -> Iterator[str]:
     for path in sorted(RESULTS.glob("dense_ceiling_*.json")):
         found = _read(path.name)
         rows = [
-            (r["precision"], r["tokens"], r["width"], _seconds(r["dense_seconds"]), f"{100 * r['share']:.0f}\N{NO-BREAK SPACE}%")
+            (
+                r["precision"],
+                r["tokens"],
+                r["width"],
+                _seconds(r["dense_seconds"]),
+                _percent(r["share"]),
+            )
             for r in found["rows"]
         ]
         yield f"{_device(found['summary'])}:"
@@ -175,7 +192,8 @@ def _dense() -> Iterator[str]:
 
 def _samplers() -> Iterator[str]:
     found = _read("samplers_numpy.json")
-    yield f"{found['summary']['unit'].capitalize()}; {_device(found['summary'])}, PostNorm. `auto` is the rule's choice."
+    summary = found["summary"]
+    yield f"{summary['unit'].capitalize()}; {_device(summary)}, PostNorm. `auto` is the rule's choice."
     rows = [
         (
             r["tokens"],

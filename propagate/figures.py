@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from propagate import figure_index
 from propagate.files import replace
 from propagate.model import ModelError
 
@@ -49,7 +50,7 @@ def regenerate(
     executor: Executor | None = None,
     progress: bool | None = None,
 ) -> list[Path]:
-    """Make figures again: `<name>.png`, `.svg`, `.nc` (the data shown) and `.md` (the caption) in `figures/`.
+    """Make figures again: `<name>.png`, `.svg`, `.nc` (the data shown) and `.md` (the caption), and `README.md`.
 
     Simulations run in two processes; networks that several figures show are simulated once. Each file is replaced in
     one step, and the same seed gives the same bytes.
@@ -81,7 +82,7 @@ def regenerate(
             if executor is None:
                 pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return written
+    return [*written, figure_index.write(ROOT / "figures")]
 
 
 def load(name: str) -> Any:

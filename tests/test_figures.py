@@ -128,7 +128,10 @@ def test_files_are_replaced_whole_and_nothing_else_is_left(
     (tmp_path / "figures" / "forward_variance.py").write_text("\ndef draw(data):\n")
     monkeypatch.setattr(figures, "ROOT", tmp_path)
     written = figures.regenerate(["forward_variance"], executor=here, progress=False)
-    assert sorted(path.suffix for path in written) == [".md", ".nc", ".png", ".svg"]
+    assert sorted(path.name for path in written) == [
+        "README.md",
+        *(f"forward_variance{s}" for s in (".md", ".nc", ".png", ".svg")),
+    ]
     assert sorted((tmp_path / "figures").iterdir()) == sorted([*written, tmp_path / "figures" / "forward_variance.py"])
 
 

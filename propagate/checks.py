@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
+import operator
 from typing import Any
 
 
@@ -32,9 +33,12 @@ def choice(field: str, value: Any, allowed: tuple[str, ...]) -> None:
 
 def integer(field: str, value: Any, *, at_least: int = 1, at_most: int | None = None) -> int:
     """The value as an int; ModelError unless it is a whole number from `at_least` to `at_most`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        whole = None
+    if whole is None or isinstance(value, bool):
         raise ModelError(f"{field} must be a whole number, got {value!r}")
-    whole = int(value)
     if whole < at_least:
         raise ModelError(f"{field} must be at least {at_least}, got {value!r}")
     if at_most is not None and whole > at_most:

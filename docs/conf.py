@@ -58,13 +58,16 @@ mathjax_path = MATHJAX.name
 
 def setup(app: Any) -> None:
     app.connect("builder-inited", lambda _: generate.write())
-    app.connect("source-read", _with_title)
+    app.connect("source-read", _complete)
     app.connect("autodoc-process-docstring", _plain, priority=400)  # before napoleon
     app.connect("build-finished", _with_entrance)
 
 
-def _with_title(_: Any, page: str, content: list[str]) -> None:
-    """A figure's caption begins with its picture; its title is what stands in bold behind."""
+def _complete(_: Any, page: str, content: list[str]) -> None:
+    """A figure's caption begins with its picture; its title is what stands in bold behind. A README leads to the pages
+    beside it."""
+    if page in ("figures/README", "proofs/rendered/README"):
+        content[0] += "\n```{toctree}\n:hidden:\n:glob:\n\n*\n```\n"
     found = re.search(r"\*\*(.+?)\.?\*\*", content[0], re.DOTALL)
     if page.startswith("figures/") and found and not content[0].startswith("#"):
         content[0] = f"# {found[1]}\n\n{content[0]}"

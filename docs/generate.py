@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import propagate as pg
@@ -43,8 +44,16 @@ def _older(page: Path) -> bool:
 
 
 def _notebooks() -> str:
-    """Those there are, as they were executed."""
-    found = sorted(path.stem for path in (HERE.parent / "notebooks").glob("*.ipynb"))
-    if not found:
+    """Those there are: title, opening paragraph, and the table of contents."""
+    paths = sorted((HERE.parent / "notebooks").glob("*.ipynb"))
+    if not paths:
         return "This checkout has no notebooks.\n"
-    return "\n".join(["```{toctree}", ":maxdepth: 1", "", *(f"/notebooks/{name}" for name in found), "```", ""])
+    items = []
+    for path in paths:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        text = next("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        title, _, rest = text.partition("\n")
+        opening = " ".join(rest.strip().split("\n\n")[0].split())
+        items.append(f"- **[{title.lstrip('# ')}](/notebooks/{path.name})** {opening}")
+    toctree = ["```{toctree}", ":hidden:", "", *(f"/notebooks/{path.stem}" for path in paths), "```", ""]
+    return "\n".join([*items, "", *toctree])

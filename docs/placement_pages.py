@@ -127,8 +127,7 @@ def _recursion(name: str) -> Iterator[str]:
         found = {f"Block {i} of {DEPTH}:": pg.recursion(name, index=i, depth=DEPTH) for i in (1, DEPTH)}
     for which, recursion in found.items():
         yield which
-        lines = (sympy.latex(equation).replace("=", "&=", 1) for equation in recursion.equations())
-        yield "$$\n\\begin{aligned}\n" + " \\\\[3pt]\n".join(lines) + "\n\\end{aligned}\n$$"
+        yield f"${recursion._repr_latex_()}$"
 
 
 def _predicted(name: str, depth: int, scaling: Any) -> Any:

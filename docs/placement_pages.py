@@ -218,6 +218,7 @@ def _questions(name: str) -> dict[str, Callable[[], Any]]:
         "gradients of weight matrices": lambda: pg.predict(model(), parameter_gradients=True),
         "spread between networks of finite width": lambda: pg.predict(model(), fluctuations=True),
         "mixture of experts": lambda: pg.predict(model(experts=pg.Experts(4, 2))),
+        "mixture of experts under a causal mask": lambda: pg.predict(model(causal=True, experts=pg.Experts(4, 2))),
         "torch module": lambda: pg.build(pg.Model(name, depth=1, width=16, heads=2)),
     }
 

@@ -1,6 +1,7 @@
 """Documentation: every placement has its page and a true picture, every public name its entry, links resolve."""
 
 import itertools
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,8 +42,11 @@ def test_a_page_has_all_its_parts(tmp_path: Path) -> None:
     page = placement_pages.page("spannorm", tmp_path)
     parts = re.findall(r"^## (.*)$", page, re.MULTILINE)
     assert parts == ["Equations", "Dataflow", "Recursion", "With depth", "Limits", "Citation"]
-    for text in ("x' = N(x + FFN(N(x + Attn(x))))", "<svg", r"\begin{aligned}", "2601.22580", "32 of 32 cells"):
+    for text in ("x' = N(x + FFN(N(x + Attn(x))))", "<svg", r"\begin{aligned}", "2601.22580"):
         assert text in page
+    rows = json.loads(placement_pages.VERIFIED.read_text())["rows"]
+    cells = [row for row in rows if row["placement"] == "spannorm"]
+    assert f": {sum(row['agrees'] for row in cells)} of {len(cells)} cells (" in page
     assert "| causal mask, token by token | yes |" in page
     assert (tmp_path / "spannorm.svg").read_bytes().startswith(b"<?xml")
     table = pg.predict(pg.Model("spannorm", depth=12), covariance=0.3)
@@ -137,7 +141,9 @@ def test_every_committed_result_is_on_the_performance_page() -> None:
     page = results.performance()
     for path in results.RESULTS.glob("*.json"):
         assert f"[{path.name}]({results.FROM_PAGE}/{path.name})" in page
-    assert results.agreement().count("| 32 of 32 |") == len(NAMES)
+    verified = {row["placement"] for row in json.loads(placement_pages.VERIFIED.read_text())["rows"]}
+    for name in verified:
+        assert f"\n| {name} | " in results.agreement()
     assert "below 1e-300" in results.same_law()
 
 

@@ -8,6 +8,7 @@ import inspect
 import json
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -212,13 +213,14 @@ def _questions(name: str) -> dict[str, Callable[[], Any]]:
     def model(**fields: Any) -> pg.Model:
         return pg.Model(name, depth=1, tokens=8, **fields)
 
+    known = inspect.signature(pg.predict).parameters.values()
+    further = [p.name for p in known if p.default is False and p.name != "through_readout"]
     return {
         "exchangeable tokens": lambda: pg.predict(model()),
         "causal mask, token by token": lambda: pg.predict(model(causal=True)),
-        "gradients of weight matrices": lambda: pg.predict(model(), parameter_gradients=True),
-        "spread between networks of finite width": lambda: pg.predict(model(), fluctuations=True),
         "mixture of experts": lambda: pg.predict(model(experts=pg.Experts(4, 2))),
         "mixture of experts under a causal mask": lambda: pg.predict(model(causal=True, experts=pg.Experts(4, 2))),
+        **{f"`{flag}=True`": partial(pg.predict, model(), **{flag: True}) for flag in further},
         "torch module": lambda: pg.build(pg.Model(name, depth=1, width=16, heads=2)),
     }
 

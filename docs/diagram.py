@@ -197,6 +197,7 @@ def route(nodes: Sequence[Node], start: Node, end: Node) -> list[Point]:
     """Corners of the arrow, in units of columns and rows: the first way that crosses no other node."""
     (a, r), (b, s) = (start.column, start.row), (end.column, end.row)
     side = -0.55 if a == 0 else 0.55
+    ways: list[list[Point]]
     if a == b:
         ways = [[(a, r), (b, s)], [(a, r), (a, r + 0.5), (a + side, r + 0.5), (a + side, s), (b, s)]]
     elif end.kind == "+":
@@ -225,7 +226,9 @@ def svg(placement: str | Placement, flow: Flow) -> str:
     def at(point: Point) -> Point:
         return (point[0] + left) * WIDTH, height - (point[1] + 0.5) * HEIGHT
 
-    thin, thick, boxes = [], [], []
+    thin: list[str] = []
+    thick: list[str] = []
+    boxes: list[str] = []
     for node in nodes:
         boxes.append(_shape(node, *at((node.column, node.row))))
         for factor, part in node.parts:

@@ -133,8 +133,8 @@ def _device(summary: dict[str, Any]) -> str:
 
 
 def _against_torch() -> Iterator[str]:
-    head = ("placement", "tokens", "width", "torch", "with weight gradients", "ours, float32")
-    head += ("times as fast", "with weight gradients", "ours in float64", "floor")
+    head = ["placement", "tokens", "width", "torch", "with weight gradients", "ours, float32"]
+    head += ["times as fast", "with weight gradients", "ours in float64", "floor"]
     for path in sorted(RESULTS.glob("against_torch_*.json")):
         found = _read(path.name)
         yield f"{_device(found['summary'])} ([{path.name}]({FROM_PAGE}/{path.name})):"

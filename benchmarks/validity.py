@@ -2,7 +2,8 @@
 
     python benchmarks/validity.py --backend cupy --draws 400
 
-One sublayer at a time, on tokens with exact second moments, at width 512 (attention in heads of 64 coordinates). Errors
+One sublayer at a time, on tokens with exact second moments, at width 512 (attention in heads of 64 coordinates;
+`wide_attention` is the same networks against the map that takes heads for wide). Errors
 are theory / simulation - 1; of covariances, the difference relative to the variance. `<name>_se` is the simulation's
 share of them. `figures/validity.py` draws the map, `propagate.theory.validity` reads it.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import sys
 import zlib
 from collections.abc import Iterator
@@ -75,7 +77,8 @@ class LoneNorm(pg.Placement):
         return block.norm(x)
 
 
-PLACEMENTS = {"attention": LoneAttention(), "ffn": LoneFFN(), "norm": LoneNorm()}
+AXES["wide_attention"] = AXES["attention"]
+PLACEMENTS = {"attention": LoneAttention(), "ffn": LoneFFN(), "norm": LoneNorm(), "wide_attention": LoneAttention()}
 
 
 def errors(operator: str, place: dict[str, Any], *, draws: int, backend: str) -> dict[str, float]:
@@ -88,9 +91,9 @@ def errors(operator: str, place: dict[str, Any], *, draws: int, backend: str) ->
         "grad_covariance": place.pop("grad_correlation"),
     }
     model = pg.Model(PLACEMENTS[operator], **SIZE, **place)
-    seed = zlib.crc32(repr((operator, place, start)).encode())
+    seed = zlib.crc32(repr((operator.removeprefix("wide_"), place, start)).encode())
     measured = pg.simulate(model, draws=draws, seed=seed, backend=backend, progress=False, **start)
-    predicted = pg.predict(model, **start)
+    predicted = pg.predict(model, **start, head_size=math.inf if operator == "wide_attention" else None)
     found = {"device": measured.attrs["device"]}
     for name, block in QUANTITIES.items():
         scale = float(measured[name.replace("covariance", "variance")][block])
@@ -108,7 +111,7 @@ def error_map(operator: str, draws: int, backend: str, executor: Executor | None
     shape = [len(values) for values in axes.values()]
     names = [name for quantity in QUANTITIES for name in (quantity, f"{quantity}_se")]
     columns = {name: np.array([round(row[name], 5) for row in rows]).reshape(shape).tolist() for name in names}
-    head = {"head_size": SIZE["width"] // SIZE["heads"]} if operator == "attention" else {}
+    head = {"head_size": SIZE["width"] // SIZE["heads"]} if "attention" in operator else {}
     about = {"width": SIZE["width"], **head, "draws": draws, "device": rows[0]["device"]}
     return about | {"axes": axes, "errors": columns}
 

@@ -8,6 +8,9 @@ import numbers
 import operator
 from typing import Any
 
+THRESHOLD = 4.0
+"""Largest |z| that still agrees, unless another is asked for."""
+
 
 class ModelError(ValueError):
     """A field that makes no sense: the message, one line, names the field, the value and what is allowed."""
@@ -55,3 +58,14 @@ def number(field: str, value: Any, *, positive: bool) -> float:
     if value < 0 or (positive and value == 0):
         raise ModelError(f"{field} must be {'positive' if positive else 'at least 0'}, got {value!r}")
     return float(value)
+
+
+def checked_threshold(threshold: float) -> float:
+    """The threshold, if it is one.
+
+    Raises:
+        ModelError: unless it is a positive number.
+    """
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not threshold > 0:
+        raise ModelError(f"threshold must be a positive number, got {threshold!r}")
+    return float(threshold)

@@ -11,7 +11,7 @@ from propagate.model import ACTIVATIONS
 from propagate.theory import gram_sublayers, quadrature
 from propagate.theory.gram import Gram, distances
 from propagate.theory.gram_kernels import KERNELS, gelu_pair, gelu_slope_pair
-from propagate.theory.gram_softmax import Attention, rotary_profiles, weights
+from propagate.theory.gram_softmax import Attention, Heads, heads, rotary_profiles
 from propagate.theory.token_resolved import propagate_grams
 
 TOKENS = 6
@@ -208,10 +208,11 @@ def test_paths_are_the_sums_of_the_derivation(frequencies: tuple[float, ...]) ->
     rows = tuple(map(tuple, MASK.tolist()))
     query, key, value = x, Gram.of(random_gram(8, 4)[None]), Gram.of(random_gram(9, 4)[None])
     kind = Attention(rows, 1.7, frequencies, 16, (1, 0))
-    drawn = weights(query, key, kind)[:, :, :1]
-    a = np.repeat(drawn, 3, axis=2)  # the same weights for each frequency
-    queries, keys = gram_sublayers._logits(a, gram_sublayers.Projected(query, key, value), g, kind)
-    one = drawn[0, :, 0]
+    drawn = heads(query, key, kind)
+    one = drawn.weights[0, :, 0]
+    a = np.repeat(drawn.weights[:, :, :1], 3, axis=2)  # the same weights for each frequency
+    same = Heads(a, drawn.query[:, :1], drawn.key[:, :1])
+    queries, keys = gram_sublayers._logits(same, gram_sublayers.Projected(query, key, value), g, kind)
     jacobian = np.array([np.diag(row) - np.outer(row, row) for row in one])
     inner = np.einsum("tsu,uv,pvr->tpsr", jacobian, value.matrix[0], jacobian)
     turn = cos_of(4) if frequencies else np.ones((4, 4, 4, 4))

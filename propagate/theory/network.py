@@ -58,7 +58,7 @@ def propagate_moments(
     Example:
         >>> from propagate.theory.moments import Moments
         >>> path = propagate_moments(Model("postnorm", depth=3), Moments(1.0, 1.0), Moments(1.0, 1.0))
-        >>> len(path.forward), path.forward[-1][0][0].variance
+        >>> len(path.forward), round(path.forward[-1][0][0].variance, 12)
         (4, 1.0)
     """
     placement, depth = model.equations, model.depth
@@ -92,8 +92,11 @@ def propagate_moments(
     )
 
 
-def block_of(model: Model, index: int) -> Block:
-    """The block a placement's equations see at `index`: 0 for the embedding, depth + 1 for the readout."""
+def block_of(model: Model, index: int, head_size: float | None = None) -> Block:
+    """The block a placement's equations see at `index`: 0 for the embedding, depth + 1 for the readout.
+
+    `head_size` stands in for the model's own, to the moments of attention.
+    """
     gains = model.gains(max(index, 1))
     return Block(
         index=index,
@@ -101,7 +104,7 @@ def block_of(model: Model, index: int) -> Block:
         first=index == 1,
         last=index == model.depth,
         tape=Tape(),
-        attention_map=attention(model.tokens, model.logit_std**2, gains),
+        attention_map=attention(model.tokens, model.logit_std**2, gains, head_size or model.head_size),
         ffn_map=ffn(ACTIVATIONS[model.activation], gains, centred=model.norm == "layer"),
         inner_norms=model.inner_norms,
         experts_map=_mixture(model, gains),

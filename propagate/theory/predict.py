@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from propagate.checks import integer
 from propagate.model import Model, ModelError, check_flag, check_model, check_plain
 from propagate.table import BY_MATRIX, STREAM, table
 from propagate.theory.covered import check_covered
@@ -39,11 +41,14 @@ def predict(
     gram: Any = None,
     grad_gram: Any = None,
     through_readout: bool = False,
+    head_size: float | None = None,
     samples: int | None = None,
     parameter_gradients: bool = False,
     fluctuations: bool = False,
 ) -> xr.Dataset:
-    """Variance, covariance and their gradient counterparts at every block, as the width goes to infinity.
+    """Variance, covariance and their gradient counterparts at every block, as the number of heads goes to infinity.
+
+    That is the limit of a large width with heads that keep their size.
 
     Args:
         model: the network.
@@ -54,6 +59,8 @@ def predict(
         gram: (tokens, tokens) second moments of the embedded tokens, in place of `variance` and `covariance`.
         grad_gram: the same of the cotangent, in place of `grad_variance` and `grad_covariance`.
         through_readout: the cotangent enters behind the readout (PreNorm's final norm) instead.
+        head_size: coordinates of a head; None means the model's own, `math.inf` the limit of wide heads, in which
+            logits are Gaussian. It matters where their standard deviation is 1 or more.
         samples: for tokens that are not exchangeable, how often attention's logits are drawn in each sublayer, rounded
             up to a multiple of 16; by default so often that 2^13 rows are, at least 64 times.
         parameter_gradients: predict the gradient of every weight matrix too; for exchangeable tokens.
@@ -103,6 +110,7 @@ def predict(
     check_flag("through_readout", through_readout)
     check_flag("parameter_gradients", parameter_gradients)
     check_flag("fluctuations", fluctuations)
+    size = _head_size(head_size, model)
     for name, asked in (("parameter_gradients", parameter_gradients), ("fluctuations", fluctuations)):
         if asked:
             check_plain(name, model)
@@ -126,15 +134,15 @@ def predict(
         if dims:
             raise ModelError(f"fluctuations needs a start of plain numbers, got an array of starts over {dims}")
         check_covered(model)
-    watch = Watch(model)
+    watch = Watch(model, size)
     if exchangeable:
-        blocks = watch.block_at(partial(block_of, model))
+        blocks = watch.block_at(partial(block_of, model, head_size=size))
         path = propagate_moments(model, start, cotangent, through_readout=through_readout, block_at=blocks)
         watch.warn()
         shape, matrices = np.broadcast(*values).shape, list[str]()
         columns = _columns(path, start, cotangent, model, shape, through_readout)
         if parameter_gradients:
-            of_matrices, matrices = _matrix_columns(path, columns, model, shape)
+            of_matrices, matrices = _matrix_columns(path, columns, model, shape, size)
             columns |= of_matrices
         if fluctuations:
             columns |= spreads(model, path, cotangent if through_readout else None)
@@ -146,13 +154,20 @@ def predict(
         raise ModelError(f"experts must be None where tokens are not exchangeable, got {model.experts!r}")
     ends = gram_of("gram", gram, start, model.tokens), gram_of("grad_gram", grad_gram, cotangent, model.tokens)
     columns, several = token_columns(
-        model, *ends, through_readout=through_readout, samples=_samples(samples), watch=watch
+        model, *ends, through_readout=through_readout, head_size=size, samples=rounded_samples(samples), watch=watch
     )
     watch.warn()
     return table(columns, model.depth, attributes, (STREAM,) if several else ())
 
 
-def _samples(samples: Any) -> int | None:
+def _head_size(given: Any, model: Model) -> float:
+    if given is None:
+        return model.head_size
+    return math.inf if given == math.inf else integer("head_size", given)
+
+
+def rounded_samples(samples: Any) -> int | None:
+    """Checked, and rounded up to whole rows of quasi-random points; None stays the default."""
     if samples is None:
         return None
     if isinstance(samples, bool) or not hasattr(samples, "__index__") or samples < 1:
@@ -180,10 +195,10 @@ def _columns(
 
 
 def _matrix_columns(
-    path: Path, columns: dict[str, Any], model: Model, shape: tuple[int, ...]
+    path: Path, columns: dict[str, Any], model: Model, shape: tuple[int, ...], head_size: float
 ) -> tuple[dict[str, Array], list[str]]:
     """Gradients of matrices, (block, ..., matrix), and the matrices' names."""
-    norms = matrix_norms(model, path)
+    norms = matrix_norms(model, path, head_size)
     found = np.stack([_stacked([np.nan, *of_blocks], shape) for of_blocks in norms.values()], axis=-1)
     drifts = (columns[f"{name}_allowance"] for name in ("variance", "grad_variance"))
     forward, back = (np.nanmax(drift, axis=1) if path.several else drift for drift in drifts)

@@ -143,6 +143,8 @@ def recursion(
         index, depth: numbers in place of the symbols l and L. Mix-LN needs both: which of its two kinds a block is
             depends on them.
 
+    Heads are wide: it is the map of `predict` with `head_size=math.inf`.
+
     Raises:
         ModelError: for an unknown name or value, or a placement that needs numbers and was given none.
 

@@ -27,6 +27,7 @@ def propagate_grams(
     cotangent: Gram,
     *,
     through_readout: bool = False,
+    head_size: float | None = None,
     samples: int | None = None,
     watch: Watch | None = None,
 ) -> Path:
@@ -36,6 +37,7 @@ def propagate_grams(
         model: the network.
         start, cotangent: (tokens, tokens).
         through_readout: the cotangent enters behind the readout.
+        head_size: stands in for the model's own.
         samples: draws of the attention logits a sublayer; by default about 2^13 rows.
         watch: told where attention and the FFN are used.
 
@@ -45,8 +47,8 @@ def propagate_grams(
         >>> path.forward[-1][0][0].variance.round(12).tolist()
         [[1.0, 1.0, 1.0, 1.0]]
     """
-    start, cotangent = (_repeated(gram, replicas_of(model)) for gram in (start, cotangent))
-    blocks = (watch or Watch(model)).block_at(lambda index: block_of(model, index, samples))
+    start, cotangent = (repeated(gram, replicas_of(model)) for gram in (start, cotangent))
+    blocks = (watch or Watch(model)).block_at(lambda index: block_of(model, index, samples, head_size))
     return propagate_moments(model, start, cotangent, through_readout=through_readout, block_at=blocks)
 
 
@@ -57,17 +59,17 @@ def replicas_of(model: Model) -> int:
         >>> replicas_of(Model("prenorm", depth=1, logit_std=0.0)), replicas_of(Model("prenorm", depth=1))
         (1, 8)
     """
-    return 1 if _attention(model, 16, (0, 0)).exact else REPLICAS
+    return 1 if _attention(model, 16, (0, 0), None).exact else REPLICAS
 
 
-def block_of(model: Model, index: int, samples: int | None) -> Block:
+def block_of(model: Model, index: int, samples: int | None, head_size: float | None = None) -> Block:
     """The block a placement's equations see at `index`: 0 for the embedding, depth + 1 for the readout."""
     gains = model.gains(max(index, 1))
     calls = itertools.count()
     drawn = samples or default_samples(model.tokens)
 
     def attention_map(x: Gram, normed: frozenset[str]) -> tuple[Gram, Callable[[Gram], Gram]]:
-        kind = _attention(model, drawn, (index, next(calls)))
+        kind = _attention(model, drawn, (index, next(calls)), head_size)
         out, scales = gains.attention_out, {"query": gains.query, "key": gains.key, "value": gains.value}
         return attention(kind, **scales, out=out)(x, normed)
 
@@ -85,37 +87,46 @@ def block_of(model: Model, index: int, samples: int | None) -> Block:
     )
 
 
-def _attention(model: Model, samples: int, seed: tuple[int, int]) -> Attention:
+def _attention(model: Model, samples: int, seed: tuple[int, int], head_size: float | None) -> Attention:
     visible = tuple(tuple(row) for row in model.visible.tolist())
-    return Attention(visible, model.logit_std**2, model.frequencies, samples, seed)
+    return Attention(visible, model.logit_std**2, model.frequencies, samples, seed, head_size or model.head_size)
 
 
-def _repeated(gram: Gram, replicas: int) -> Gram:
+def repeated(gram: Gram, replicas: int) -> Gram:
     return Gram(*(np.repeat(part[None], replicas, axis=0) for part in gram))
 
 
 def columns(
-    model: Model, start: Gram, cotangent: Gram, *, through_readout: bool, samples: int | None, watch: Watch
+    model: Model,
+    start: Gram,
+    cotangent: Gram,
+    *,
+    through_readout: bool,
+    head_size: float,
+    samples: int | None,
+    watch: Watch,
 ) -> tuple[dict[str, Array], bool]:
     """The table's columns, and whether they have an axis of streams.
 
     Means over tokens and over pairs of tokens, and each token's own variance; each the mean over replicas, and
     `<name>_se` its standard error where there are several: the theory's own, of the attention logits it drew.
     """
-    path = propagate_grams(model, start, cotangent, through_readout=through_readout, samples=samples, watch=watch)
+    path = propagate_grams(
+        model, start, cotangent, through_readout=through_readout, head_size=head_size, samples=samples, watch=watch
+    )
     replicas = replicas_of(model)
-    start, cotangent = _repeated(start, replicas), _repeated(cotangent, replicas)
+    start, cotangent = repeated(start, replicas), repeated(cotangent, replicas)
     of_replicas: dict[str, Array] = {}
     for prefix, ends, joints in (
         ("", (start, path.readout), path.forward),
         ("grad_", (path.embedding, cotangent), path.backward),
     ):
-        streams = [_statistics([joint[i][i] for joint in joints], start) for i in range(len(joints[0]))]
+        streams = [statistics([joint[i][i] for joint in joints], start) for i in range(len(joints[0]))]
         for name in streams[0]:
             of_replicas[prefix + name] = np.stack([stream[name] for stream in streams], axis=2)
             if path.several:
                 joined = np.full_like(streams[0][name], np.nan)
-                joined[0], joined[-1] = (_statistics([end], start)[name][0] for end in ends)
+                joined[0], joined[-1] = (statistics([end], start)[name][0] for end in ends)
                 of_replicas[prefix + name] = np.insert(of_replicas[prefix + name], len(streams), joined, axis=2)
     found: dict[str, Array] = {}
     for name, values in of_replicas.items():
@@ -137,7 +148,7 @@ def columns(
     return {name: values if path.several else values[:, 0] for name, values in found.items()}, path.several
 
 
-def _statistics(grams: list[Any], like: Gram) -> dict[str, Array]:
+def statistics(grams: list[Any], like: Gram) -> dict[str, Array]:
     """Arrays of shape (blocks, replicas), and with a last axis of tokens for the tokens' own."""
     known = [gram if isinstance(gram, Gram) else like.weighted(0.0) for gram in grams]
     of_tokens = np.stack([gram.variance for gram in known])

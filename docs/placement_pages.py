@@ -170,7 +170,8 @@ def _depth(name: str) -> Iterator[str]:
     yield f"![Variance, correlation and gradient variance of {name} against block]({name}.svg)"
     yield (
         f"Theory, as the width grows with heads of 64 coordinates: {SHOWN} blocks, ReLU, RMSNorm, 32 tokens,"
-        " logits of standard deviation 1, start at variance 1 and covariance 0.3; a gradient of variance 1, independent over tokens, enters at the last block."
+        " logits of standard deviation 1, start at variance 1 and covariance 0.3; a gradient of variance 1, independent"
+        " over tokens, enters at the last block."
         " Dashed: both branches' output matrices times depth^(-1/2). The same for networks of other depths:"
     )
     rows = [

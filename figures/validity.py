@@ -22,7 +22,7 @@ CAPTION = """\
 tokens with exact second moments, against the standard deviation of the logits between unit-variance, uncorrelated
 tokens; columns: number of tokens; colours: their correlation; rows: the output's variance, and the variance of the
 gradient sent back when those that arrive are independent over tokens and when they are all the same. Bars: 1.96
-standard errors of {draws} random networks (four times as many for the top row); band: 5 %, beyond which `predict` gives
+standard errors of {draws} random networks (twice as many for the top row); band: 5 %, beyond which `predict` gives
 a `ValidityWarning` with the nearest measured error.
 
 What it shows: the errors are noise, also at wide logits: {beyond} of {places} gradient variances lies beyond 3 standard
@@ -40,11 +40,8 @@ Width {width}, device {device}. Data: propagate/data/validity.json, made by benc
 def data(**_: Any) -> xr.Dataset:
     """The stored map, at both ends of the gradient's correlation."""
     stored = 100 * pg.validity("attention")
-    runs = stored.sizes["grad_correlation"]  # forward, they are so many independent measurements of the same
-    found = {
-        "variance": stored.variance.mean("grad_correlation"),
-        "variance_se": (stored.variance_se**2).sum("grad_correlation") ** 0.5 / runs,
-    }
+    forward = stored.sel(grad_correlation=0, drop=True)  # the same at every correlation of the gradients
+    found = {"variance": forward.variance, "variance_se": forward.variance_se}
     for end in (0, 1):
         one = stored.sel(grad_correlation=end, drop=True)
         found |= {f"grad_variance_{end}": one.grad_variance, f"grad_variance_{end}_se": one.grad_variance_se}

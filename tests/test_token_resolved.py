@@ -92,6 +92,16 @@ def test_softmax_attention_is_the_pair_within_its_own_error(placement: str, acti
     assert off_by(model) < 6  # of Student's t with 7 degrees of freedom: 1 in 2000, in some 30 numbers
 
 
+@pytest.mark.parametrize("heads", [2, 4, 16], ids=["larger", "smaller", "single"])
+def test_heads_of_any_size_are_the_pair_and_wide_ones_are_not(heads: int) -> None:
+    """Heads of more coordinates than tokens, of fewer, and of one: drawn here, integrated there."""
+    model = pg.Model("prenorm", depth=2, width=16, heads=heads, tokens=TOKENS, logit_std=1.5)
+    _, full = both(model, samples=2048)
+    wide = pg.predict(model, variance=START[0], covariance=START[1], head_size=np.inf)
+    assert off_by(model) < 6
+    assert float(abs(full.deviation[-1] - wide.deviation[-1]) / full.deviation_se[-1]) > 6
+
+
 @pytest.mark.parametrize("part", ["_query_average", "_key_average"])
 def test_a_path_left_out_is_noticed(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gram_sublayers, part, lambda a, d, other: np.zeros_like(d))

@@ -120,8 +120,7 @@ def heads(query: Gram, key: Gram, attention: Attention) -> Heads:
     if attention.frequencies or attention.head_size == math.inf:
         logits, moments = _logits(query, key, attention), expected
     else:
-        logits, *drawn = _finite(query, key, attention)
-        moments = drawn[0], drawn[1]
+        logits, moments = _finite(query, key, attention)
     logits = np.where(mask[:, None, :], logits, -np.inf)
     logits -= logits.max(axis=-1, keepdims=True)
     np.exp(logits, out=logits)
@@ -132,7 +131,7 @@ def heads(query: Gram, key: Gram, attention: Attention) -> Heads:
 def _key_root(query: Gram, key: Gram, attention: Attention) -> Array:
     """Root of the keys' part that the softmax sees; ModelError if the logits are too widely spread."""
     tokens = key.matrix.shape[-1]
-    keys = _root(key.matrix if attention.frequencies else _centred(key.deviation))
+    keys = root(key.matrix if attention.frequencies else _centred(key.deviation))
     spread = float((attention.logit_variance * query.variance.max(-1) * (keys**2).sum((-1, -2)) / tokens).max())
     if not spread <= LARGEST_SPREAD**2:
         raise ModelError(
@@ -142,13 +141,13 @@ def _key_root(query: Gram, key: Gram, attention: Attention) -> Array:
     return keys
 
 
-def _finite(query: Gram, key: Gram, attention: Attention) -> tuple[Array, Array, Array]:
+def _finite(query: Gram, key: Gram, attention: Attention) -> tuple[Array, tuple[Array, Array]]:
     """Logits, second moments of the queries and distances of the keys, of heads of a finite size."""
     (replicas, tokens), size = query.matrix.shape[:2], int(attention.head_size)
     draw = np.random.default_rng([SEED, *attention.seed])
     shape = (replicas, attention.samples // replicas // 2, tokens)
     shared = min(size, tokens)
-    queries = _root(query.matrix)[:, None] @ _normals(draw, shape, size)
+    queries = root(query.matrix)[:, None] @ _normals(draw, shape, size)
     within = draw.standard_normal((*shape, shared))
     moments = within @ within.swapaxes(-1, -2)
     if size > shared:
@@ -158,7 +157,7 @@ def _finite(query: Gram, key: Gram, attention: Attention) -> tuple[Array, Array,
     half = (attention.logit_variance / size) ** 0.5 * queries @ (keys @ within).swapaxes(-1, -2)
     both = np.concatenate([half, -half], axis=1).swapaxes(1, 2)
     of_queries, of_keys = queries @ queries.swapaxes(-1, -2) / size, distances(keys @ moments @ keys / size)
-    return both, np.concatenate([of_queries] * 2, axis=1), np.concatenate([of_keys] * 2, axis=1)
+    return both, (np.concatenate([of_queries] * 2, axis=1), np.concatenate([of_keys] * 2, axis=1))
 
 
 def _normals(draw: np.random.Generator, shape: tuple[int, ...], columns: int) -> Array:
@@ -178,7 +177,7 @@ def _logits(query: Gram, key: Gram, attention: Attention) -> Array:
     pairs = attention.samples // replicas // 2
     keys = _key_root(query, key, attention)
     draw = np.random.default_rng([SEED, *attention.seed])
-    queries = _root(query.matrix)
+    queries = root(query.matrix)
 
     def gaussian() -> Array:
         normals = draw.standard_normal((replicas, tokens * pairs, tokens))
@@ -238,8 +237,13 @@ def _centred(deviation: Array) -> Array:
     return np.asarray(rows + rows.swapaxes(-1, -2) - deviation - rows.mean(axis=-2, keepdims=True))
 
 
-def _root(matrix: Array) -> Array:
-    """Symmetric root of a positive semi-definite matrix: the one root that no convention of a solver enters."""
+def root(matrix: Array) -> Array:
+    """Symmetric root of a positive semi-definite matrix: the one root that no convention of a solver enters.
+
+    Example:
+        >>> root(np.diag([4.0, 9.0])).tolist()
+        [[2.0, 0.0], [0.0, 3.0]]
+    """
     values, vectors = np.linalg.eigh(matrix)
     roots = np.sqrt(np.maximum(values, 0.0))[..., None, :]
     return np.asarray((vectors * roots) @ vectors.swapaxes(-1, -2))

@@ -14,7 +14,7 @@ from propagate.checks import integer
 from propagate.model import Model, ModelError, check_flag, check_model, check_plain
 from propagate.table import BY_MATRIX, STREAM, table
 from propagate.theory.covered import check_covered
-from propagate.theory.experts import warn_if_uneven
+from propagate.theory.experts import uneven, warn_of_means
 from propagate.theory.finite_width import allowances, allowances_of_streams, matrix_allowances
 from propagate.theory.fluctuations import spreads
 from propagate.theory.functions import Scalar
@@ -88,13 +88,17 @@ def predict(
         evaluations of the whole network, whose mean is given with its standard error `<name>_se`. (There is none with
         `logit_std=0`, where nothing is drawn.) Draws are the same in every run.
 
+        Experts have one router a sublayer, whose choices do not average out. Where gates are so uneven that tokens
+        behind a mixture differ much in variance (top-k with softmax before the choice, split experts), tokens are
+        resolved whatever the start, in 64 evaluations that each draw routers of their own.
+
         A placement of several streams (ResiDual, SiameseNorm) has a further dimension `stream`: "1", "2", ... in the
         order of its equations, and "joined", which holds what the streams are made of and come together in: at block 0
         the embedded tokens before `embed`, at the last block what leaves the readout; in between it is NaN. The
         cotangent of such a placement always enters behind the readout.
 
     Warns:
-        UserWarning: where experts' gates are so uneven that their means mislead.
+        UserWarning: where experts' gates are that uneven and the start is an array, which is not resolved.
         ValidityWarning: where a sublayer is used outside its verified domain; see `validity`.
 
     Raises:
@@ -114,7 +118,6 @@ def predict(
     for name, asked in (("parameter_gradients", parameter_gradients), ("fluctuations", fluctuations)):
         if asked:
             check_plain(name, model)
-    warn_if_uneven(model.experts)
     values, dims, coords = aligned(
         variance=variance, covariance=covariance, grad_variance=grad_variance, grad_covariance=grad_covariance
     )
@@ -123,7 +126,9 @@ def predict(
 
     attributes = {"witness": "theory", "model": repr(model), "width": model.width, "depth": model.depth}
     attributes |= {"tokens": model.tokens}
-    exchangeable = gram is None and grad_gram is None and model.exchangeable
+    exchangeable = (
+        gram is None and grad_gram is None and model.exchangeable and (bool(dims) or not uneven(model.experts))
+    )
     for name, asked in (("parameter_gradients", parameter_gradients), ("fluctuations", fluctuations)):
         if asked and not exchangeable:
             raise ModelError(
@@ -136,6 +141,7 @@ def predict(
         check_covered(model)
     watch = Watch(model, size)
     if exchangeable:
+        warn_of_means(model.experts)
         blocks = watch.block_at(partial(block_of, model, head_size=size))
         path = propagate_moments(model, start, cotangent, through_readout=through_readout, block_at=blocks)
         watch.warn()
@@ -150,8 +156,6 @@ def predict(
         return table(columns, model.depth, attributes, dims, matrices).assign_coords(coords)
     if dims:
         raise ModelError(f"variance must be a number where tokens are not exchangeable, got dimensions {dims}")
-    if model.experts is not None:
-        raise ModelError(f"experts must be None where tokens are not exchangeable, got {model.experts!r}")
     ends = gram_of("gram", gram, start, model.tokens), gram_of("grad_gram", grad_gram, cotangent, model.tokens)
     columns, several = token_columns(
         model, *ends, through_readout=through_readout, head_size=size, samples=rounded_samples(samples), watch=watch

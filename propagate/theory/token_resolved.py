@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from propagate.model import Model
+from propagate.scaling import Gains
 from propagate.theory.blocks import Block, Tape
+from propagate.theory.experts import Mixture
 from propagate.theory.finite_width import allowances, allowances_of_streams
 from propagate.theory.gram import Array, Gram
 from propagate.theory.gram_elementwise import tanh
+from propagate.theory.gram_experts import ROUTERS, mixture
 from propagate.theory.gram_softmax import REPLICAS, Attention, default_samples
 from propagate.theory.gram_sublayers import attention, ffn
 from propagate.theory.network import Path, propagate_moments
@@ -53,12 +56,14 @@ def propagate_grams(
 
 
 def replicas_of(model: Model) -> int:
-    """How many independent evaluations: one where no logits are drawn.
+    """How many independent evaluations: one where no logits are drawn, many where every one has routers of its own.
 
     Example:
         >>> replicas_of(Model("prenorm", depth=1, logit_std=0.0)), replicas_of(Model("prenorm", depth=1))
         (1, 8)
     """
+    if model.experts is not None:
+        return ROUTERS
     return 1 if _attention(model, 16, (0, 0), None).exact else REPLICAS
 
 
@@ -66,7 +71,7 @@ def block_of(model: Model, index: int, samples: int | None, head_size: float | N
     """The block a placement's equations see at `index`: 0 for the embedding, depth + 1 for the readout."""
     gains = model.gains(max(index, 1))
     calls = itertools.count()
-    drawn = samples or default_samples(model.tokens)
+    drawn = (samples or default_samples(model.tokens)) * max(replicas_of(model) // REPLICAS, 1)
 
     def attention_map(x: Gram, normed: frozenset[str]) -> tuple[Gram, Callable[[Gram], Gram]]:
         kind = _attention(model, drawn, (index, next(calls)), head_size)
@@ -78,13 +83,22 @@ def block_of(model: Model, index: int, samples: int | None, head_size: float | N
         depth=model.depth,
         first=index == 1,
         last=index == model.depth,
-        tape=Tape(),
+        tape=Tape(lacking=model.experts is not None),
         attention_map=attention_map,
         ffn_map=ffn(model.activation, gains.ffn_in, gains.ffn_out, centred=model.norm == "layer"),
         inner_norms=model.inner_norms,
         dropout=model.dropout,
         tanh_map=tanh,
+        experts_map=None if model.experts is None else _mixture(model, gains, index, calls),
     )
+
+
+def _mixture(model: Model, gains: Gains, index: int, calls: Iterator[int]) -> Mixture:
+    def apply(x: Gram) -> Any:
+        assert model.experts is not None
+        return mixture(model.activation, gains.ffn_in, gains.ffn_out, model.experts, (index, next(calls)))(x)
+
+    return apply
 
 
 def _attention(model: Model, samples: int, seed: tuple[int, int], head_size: float | None) -> Attention:

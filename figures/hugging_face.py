@@ -55,6 +55,10 @@ def _distilbert(width: int, depth: int, heads: int) -> dict[str, Any]:
     return sizes | {"max_position_embeddings": 256, "dropout": 0.0, "attention_dropout": 0.0}
 
 
+def _without_eps(width: int, depth: int, heads: int) -> dict[str, Any]:
+    return _llama_like(width, depth, heads) | {"rms_norm_eps": 1e-20}
+
+
 def _experts(width: int, depth: int, heads: int) -> dict[str, Any]:
     return _llama_like(width, depth, heads) | {"num_local_experts": 4, "num_experts_per_tok": 2}
 
@@ -106,6 +110,7 @@ ARCHITECTURES: dict[str, tuple[str, str, Any]] = {
     "StarCoder2": ("Starcoder2Config", "Starcoder2Model", _llama_like),
     "OLMo": ("OlmoConfig", "OlmoModel", _llama_like),
     "OLMo2": ("Olmo2Config", "Olmo2Model", _llama_like),
+    "OLMo2 (eps 1e-20)": ("Olmo2Config", "Olmo2Model", _without_eps),
     "Mixtral": ("MixtralConfig", "MixtralModel", _experts),
     "Qwen3-MoE": ("Qwen3MoeConfig", "Qwen3MoeModel", _qwen_experts),
     "LongCat-Flash": ("LongcatFlashConfig", "LongcatFlashModel", _longcat),

@@ -36,9 +36,15 @@ RANDOM = (
     "RoBERTa",
     "ELECTRA",
     "DistilBERT",
+    "GPT-NeoX",
+    "Gemma2",
+    "Gemma3",
+    "OLMo2",
+    "OLMo2 (eps 1e-20)",
 )
 TRAINED = ("mgm", "minilm", "antiberty", "rxnfp")
 WIDTH, DEPTH, HEADS, TOKENS, SEQUENCES, DRAWS, SEED = 512, 12, 8, 32, 2, 6, 0
+INITIALISATIONS, SIMULATED = 12, 48  # of each random architecture; of a trained one's, DRAWS
 QUANTITIES = ("variance", "covariance", "deviation", "grad_variance", "grad_covariance", "grad_deviation")
 TRASTUZUMAB = (  # heavy chain, variable domain
     "EVQLVESGGGLVQPGGSLRLSCAASGFNIKDTYIHWVRQAPGKGLEWVARIYPTNGYTRYADSVKGRFTISADTSKNTAYLQMNSLRAEDTAVYYCSRWGGDGFYAMDYWGQGTLVTVSS"
@@ -64,15 +70,16 @@ def random_networks(name: str) -> dict[str, Any]:
     def draw(seed: int) -> Any:
         return make(name, width=WIDTH, depth=DEPTH, heads=HEADS, seed=seed)
 
-    seen = pg.trace((draw(seed) for seed in range(DRAWS)), inputs)
+    seen = pg.trace((draw(seed) for seed in range(INITIALISATIONS)), inputs)
     traced = time.perf_counter() - begun
     model, unread = pg.describe(draw(0), tokens=TOKENS)
     start = pg.start_of(seen)
     said = pg.predict(model, **start)
-    simulated = pg.simulate(model, draws=DRAWS, seed=SEED, progress=False, backend="numpy", **start)
+    simulated = pg.simulate(model, draws=SIMULATED, seed=SEED, progress=False, backend="numpy", **start)
     judged = pg.compare(said, seen)
     record = {"placement": type(model.equations).__name__, "activation": model.activation, "norm": model.norm}
-    record |= {"causal": model.causal, "unread": list(unread), "seconds": round(traced / DRAWS, 1)}
+    record |= {"causal": model.causal, "unread": list(unread), "seconds": round(traced / INITIALISATIONS, 1)}
+    record |= {"draws": INITIALISATIONS, "simulated": SIMULATED}
     record |= {"worst_z": {str(q): _digits(judged.worst_z.sel(quantity=q)) for q in judged.quantity.values}}
     record |= {"trace": columns(seen), "theory": columns(said), "simulation": columns(simulated)}
     return record

@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from propagate.checks import THRESHOLD as THRESHOLD
+from propagate.checks import checked_threshold as checked_threshold
+from propagate.divergence import first_out_of_band
 from propagate.model import ModelError
-from propagate.table import BY_MATRIX, FURTHER, JOINED, QUANTITIES, STREAM, further
+from propagate.table import BY_CALL, BY_MATRIX, FURTHER, JOINED, QUANTITIES, STREAM, further
 
 if TYPE_CHECKING:
     import xarray as xr
 
 Floats = NDArray[np.float64]
-THRESHOLD = 4.0
 ROUNDING = 1e-9  # relative differences below this are arithmetic, not evidence
+SINGLE = 1e-5  # the same of a trace in single precision or less
 
 
 def compare(prediction: xr.Dataset, measurement: xr.Dataset, *, threshold: float = THRESHOLD) -> xr.Dataset:
@@ -35,7 +38,8 @@ def compare(prediction: xr.Dataset, measurement: xr.Dataset, *, threshold: float
 
     A quantity over further dimensions, such as `token_variance` over tokens, is judged entry by entry; at each block
     the entry with the largest |z| stands for all. But each matrix's gradient is a quantity of its own,
-    `param_grad[query]` for instance; where there are streams it is found under "joined".
+    `param_grad[query]` for instance, and what a sublayer gives, `call_variance[attention1]`, where both tables have it
+    (`predict_calls` and `trace`); where there are streams both are found under "joined".
 
     Args:
         prediction: a table with any of the quantities over `block`, and `<name>_allowance` where it is not exact.
@@ -45,8 +49,10 @@ def compare(prediction: xr.Dataset, measurement: xr.Dataset, *, threshold: float
     Returns:
         A Dataset over `quantity` and `block`, and over `stream` where the tables have it: `predicted`, `measured`,
         `standard_error`, `allowance` (the last two relative to the prediction, for a covariance to the variance),
-        `relative_error`, `z`; over `quantity`: `worst_z` and `agrees`; in `attrs`, `agrees` as 0 or 1. Entries with
-        nothing to compare are NaN.
+        `relative_error`, `z`; over `quantity`: `worst_z` and `agrees`; in `attrs`, `agrees` as 0 or 1, and
+        `first_divergence`, in words the first place out of the band: forward block by block, the sublayers before the
+        stream that they make, then the gradient from the last block back; "" if there is none. Entries with nothing
+        to compare are NaN.
 
     Raises:
         ModelError: if the tables share no quantity, their blocks or streams differ, or the threshold is not positive.
@@ -55,8 +61,9 @@ def compare(prediction: xr.Dataset, measurement: xr.Dataset, *, threshold: float
         >>> import xarray as xr
         >>> said = xr.Dataset({"variance": ("block", [1.0, 2.0])})
         >>> seen = xr.Dataset({"variance": ("block", [1.0, 1.0]), "variance_se": ("block", [0.1, 0.1])})
-        >>> compare(said, seen.assign_attrs(draws=50)).attrs["agrees"]
-        0
+        >>> verdict = compare(said, seen.assign_attrs(draws=50))
+        >>> verdict.attrs["agrees"], verdict.attrs["first_divergence"]
+        (0, 'block 1, the stream: variance is 1, predicted 2 (allowed: 20 %)')
     """
     import xarray as xr
 
@@ -66,7 +73,7 @@ def compare(prediction: xr.Dataset, measurement: xr.Dataset, *, threshold: float
             raise ModelError(f"{name} must be an xarray.Dataset, got {given!r}")
         if "block" not in given.dims:
             raise ModelError(f"{name} must have the dimension block, got {', '.join(map(str, given.dims)) or 'none'}")
-    prediction, measurement = _by_matrix(prediction), _by_matrix(measurement)
+    prediction, measurement = _apart(prediction), _apart(measurement)
     names = _names(prediction, measurement)
     if not names:
         raise ModelError(f"the tables share none of {', '.join(QUANTITIES)}")
@@ -87,40 +94,38 @@ def compare(prediction: xr.Dataset, measurement: xr.Dataset, *, threshold: float
     worst = np.abs(result.z).max(places).fillna(0.0)
     result["worst_z"], result["agrees"] = worst, worst < threshold
     shared = {key: measurement.attrs[key] for key in ("model", "draws", "seed", "device") if key in measurement.attrs}
-    return result.assign_attrs(agrees=int(bool(result.agrees.all())), threshold=threshold, **shared)
+    result = result.assign_attrs(agrees=int(bool(result.agrees.all())), threshold=threshold, **shared)
+    return result.assign_attrs(first_divergence=str(first_out_of_band(result) or ""))
 
 
-def checked_threshold(threshold: float) -> float:
-    """The threshold, if it is one.
+def _apart(table: xr.Dataset) -> xr.Dataset:
+    """With a column for each matrix and each sublayer call, such as `param_grad[query]`, in place of dimensions."""
+    for dimension, names in (("matrix", (BY_MATRIX,)), ("call", BY_CALL)):
+        if dimension not in table.dims:
+            continue
+        columns = {
+            f"{name}[{entry}]{str(column).removeprefix(name)}": values.sel({dimension: entry}, drop=True)
+            for column, values in table.data_vars.items()
+            if dimension in values.dims and (name := _stem(str(column), names))
+            for entry in values[dimension].to_numpy().tolist()
+        }
+        if STREAM in table.coords:
+            joined = table[STREAM] == JOINED
+            columns = {name: column.where(joined).transpose("block", ...) for name, column in columns.items()}
+        table = table.drop_dims(dimension).assign(columns)
+    return table
 
-    Raises:
-        ModelError: unless it is a positive number.
-    """
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not threshold > 0:
-        raise ModelError(f"threshold must be a positive number, got {threshold!r}")
-    return float(threshold)
 
-
-def _by_matrix(table: xr.Dataset) -> xr.Dataset:
-    """With a column for each matrix, `param_grad[query]` for instance, in place of a dimension."""
-    if "matrix" not in table.dims:
-        return table
-    columns = {
-        str(name).replace(BY_MATRIX, f"{BY_MATRIX}[{matrix}]"): values.sel(matrix=matrix, drop=True)
-        for name, values in table.data_vars.items()
-        if "matrix" in values.dims
-        for matrix in values.matrix.to_numpy().tolist()
-    }
-    if STREAM in table.coords:
-        joined = table[STREAM] == JOINED
-        columns = {name: column.where(joined).transpose("block", ...) for name, column in columns.items()}
-    return table.drop_dims("matrix").assign(columns)
+def _stem(column: str, names: tuple[str, ...]) -> str:
+    """The name that a column begins with, whatever follows; "" if none."""
+    return next((name for name in names if column in (name, f"{name}_se", f"{name}_allowance")), "")
 
 
 def _names(prediction: xr.Dataset, measurement: xr.Dataset) -> list[str]:
     """What both tables have, in the order of the names; each matrix's gradient is one. Then the spreads."""
-    known = (*QUANTITIES, *FURTHER)
-    named = [str(name) for wanted in known for name in prediction if str(name).split("[")[0] == wanted]
+    known = (*BY_CALL, *QUANTITIES, *FURTHER)
+    columns = [str(name) for name in prediction if str(name).endswith("]") or "[" not in str(name)]
+    named = [name for wanted in known for name in columns if name.split("[")[0] == wanted]
     spreads = [name for name in QUANTITIES if f"{name}_spread" in prediction and f"log_{name}_se" in measurement]
     return [name for name in named if name in measurement] + [f"{name}_spread" for name in spreads]
 
@@ -163,13 +168,14 @@ def _judge(
             difference = np.where(measured == predicted, 0.0, (measured - predicted) / scale)
             error = values(measurement, f"{name}_se") / scale
         compared = np.isfinite(predicted)
+    rounding = ROUNDING if measurement.attrs.get("dtype", "float64") == "float64" else SINGLE
     found = {
         "predicted": predicted,
         "measured": measured,
         "standard_error": error,
         "allowance": allowance,
         "relative_error": difference,
-        "z": np.where(compared, _score(difference, error, allowance, draws), np.nan),
+        "z": np.where(compared, _score(difference, error, allowance, draws, rounding), np.nan),
     }
     shape = predicted.shape[: len(places)]
     rows = {key: values.reshape(math.prod(shape), -1) for key, values in found.items()}
@@ -177,14 +183,14 @@ def _judge(
     return {key: values[np.arange(len(values)), worst].reshape(shape) for key, values in rows.items()}
 
 
-def _score(difference: Floats, error: Floats, allowance: Floats, draws: int) -> Floats:
+def _score(difference: Floats, error: Floats, allowance: Floats, draws: int, rounding: float) -> Floats:
     from scipy import stats
 
     total = np.sqrt(error**2 + allowance**2)
     with np.errstate(divide="ignore", invalid="ignore"):
         tail = stats.t.logsf(np.abs(difference) / total, draws - 1)
     score = -stats.norm.ppf(np.exp(np.maximum(tail, -700)))
-    score = np.where(np.abs(difference) < ROUNDING, 0.0, np.sign(difference) * score)
+    score = np.where(np.abs(difference) < rounding, 0.0, np.sign(difference) * score)
     return np.where(np.isfinite(difference), score, np.inf)  # a measurement that is no number agrees with nothing
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
+import operator
 from typing import Any
+
+THRESHOLD = 4.0
+"""Largest |z| that still agrees, unless another is asked for."""
 
 
 class ModelError(ValueError):
@@ -32,9 +36,12 @@ def choice(field: str, value: Any, allowed: tuple[str, ...]) -> None:
 
 def integer(field: str, value: Any, *, at_least: int = 1, at_most: int | None = None) -> int:
     """The value as an int; ModelError unless it is a whole number from `at_least` to `at_most`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        whole = None
+    if whole is None or isinstance(value, bool):
         raise ModelError(f"{field} must be a whole number, got {value!r}")
-    whole = int(value)
     if whole < at_least:
         raise ModelError(f"{field} must be at least {at_least}, got {value!r}")
     if at_most is not None and whole > at_most:
@@ -51,3 +58,14 @@ def number(field: str, value: Any, *, positive: bool) -> float:
     if value < 0 or (positive and value == 0):
         raise ModelError(f"{field} must be {'positive' if positive else 'at least 0'}, got {value!r}")
     return float(value)
+
+
+def checked_threshold(threshold: float) -> float:
+    """The threshold, if it is one.
+
+    Raises:
+        ModelError: unless it is a positive number.
+    """
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not threshold > 0:
+        raise ModelError(f"threshold must be a positive number, got {threshold!r}")
+    return float(threshold)

@@ -81,6 +81,8 @@ def print_verdict(judged: xr.Dataset) -> None:
     typer.echo(
         f"Theory and simulation {verdict}: |z| < {attrs['threshold']:g}, {attrs['draws']} draws, {attrs['device']}."
     )
+    if attrs["first_divergence"]:
+        typer.echo(f"First divergence: {attrs['first_divergence']}.")
 
 
 def _percent(share: float) -> str:

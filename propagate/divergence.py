@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
-from propagate.agreement import THRESHOLD, checked_threshold
+from propagate.checks import THRESHOLD, checked_threshold
 from propagate.model import ModelError
+from propagate.table import BY_CALL, BY_MATRIX, STREAM
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -47,9 +50,9 @@ def first_divergence(
     """The first block and sublayer at which a measurement leaves the predicted band, or None.
 
     The band around a prediction is `tolerance`, the prediction's own `<name>_allowance` and `threshold` standard errors
-    of the measurement, where it has any. Forward comes first, block by block: the sublayers in the order of their
-    calls, then the stream; after that the gradient, from the last block back. What the two tables hold over different
-    dimensions (a placement of several streams, traced in its first) is left out.
+    of the measurement and of the prediction, where they have any. Forward comes first, block by block: the sublayers
+    in the order of their calls, then the stream; after that the gradient, from the last block back. What the two
+    tables hold over different dimensions is left out.
 
     Args:
         prediction: a table such as `predict_calls` gives; that of `predict` names blocks only.
@@ -75,11 +78,50 @@ def first_divergence(
         raise ModelError(
             f"the tables differ in depth: {prediction.sizes['block'] - 1} and {measurement.sizes['block'] - 1} blocks"
         )
-    for block, call, name in _places(prediction, measurement):
-        found = _judged(prediction, measurement, block, call, name, tolerance, threshold)
+    several = STREAM in prediction.dims and STREAM in measurement.dims
+    for (block, call, name), stream in product(
+        _places(prediction, measurement), measurement[STREAM].to_numpy().tolist() if several else [""]
+    ):
+        tables = [table.sel({STREAM: stream}) if several else table for table in (prediction, measurement)]
+        found = _judged(tables[0], tables[1], block, call, name, tolerance, threshold)
         if found is not None:
-            return found
+            return dataclasses.replace(found, quantity=_of_stream(found.quantity, stream if name[:4] != "call" else ""))
     return None
+
+
+def _of_stream(quantity: str, stream: str) -> str:
+    return f"{quantity} of stream {stream}" if stream else quantity
+
+
+def first_out_of_band(judged: xr.Dataset) -> Divergence | None:
+    """The same of a table that `compare` gave: the first place whose |z| is not below its threshold, or None."""
+    quantities = [str(name) for name in judged.quantity.values]
+    back = [name for name in quantities if name.startswith(("grad_", BY_MATRIX))]
+    forward = [name for name in quantities if name not in back]
+    of_calls = [name for name in forward if name.split("[")[0] in BY_CALL]
+    of_calls.sort(key=_order_of(of_calls))  # call by call, and each call's variance first
+    blocks = range(judged.sizes["block"])
+    places = [(block, name) for block in blocks for name in dict.fromkeys([*of_calls, *forward])]
+    places += [(block, name) for block in reversed(blocks) for name in back]
+    out = (abs(judged.z) >= judged.attrs["threshold"]).transpose("quantity", "block", ...).to_numpy()
+    for block, name in places:
+        broken = out[quantities.index(name), block]
+        if not broken.any():
+            continue
+        at = judged.sel(quantity=name).isel(block=block)
+        at = at.isel({STREAM: int(broken.argmax())}) if broken.ndim else at
+        kind, _, call = name.rstrip("]").partition("[")
+        allowed = judged.attrs["threshold"] * math.hypot(float(at.standard_error), float(at.allowance))
+        place = "gradient" if name in back else call or "sum"
+        kind = name if name in back else kind.removeprefix("call_")
+        kind = _of_stream(kind, str(at[STREAM].item()) if STREAM in at.coords and not call else "")
+        return Divergence(block, place, kind, float(at.predicted), float(at.measured), allowed)
+    return None
+
+
+def _order_of(names: list[str]) -> Callable[[str], tuple[int, int]]:
+    calls = list(dict.fromkeys(name.split("[")[1] for name in names))
+    return lambda name: (calls.index(name.split("[")[1]), BY_CALL.index(name.split("[")[0]))
 
 
 def _places(prediction: xr.Dataset, measurement: xr.Dataset) -> Iterator[tuple[int, str, str]]:
@@ -93,7 +135,7 @@ def _places(prediction: xr.Dataset, measurement: xr.Dataset) -> Iterator[tuple[i
     blocks = range(measurement.sizes["block"])
     for block in blocks:
         for call in calls:
-            for name in shared(("call_variance", "call_covariance")):
+            for name in shared(BY_CALL):
                 yield block, call, name
         for name in shared(("variance", "covariance", "deviation")):
             yield block, "sum", name
@@ -121,7 +163,7 @@ def _judged(
     scale = abs(at(prediction, name.replace("covariance", "variance")))
     if math.isnan(predicted) or math.isnan(measured) or scale == 0:
         return None
-    error = at(measurement, f"{name}_se") / scale
+    error = math.hypot(at(measurement, f"{name}_se"), at(prediction, f"{name}_se")) / scale
     allowed = tolerance + at(prediction, f"{name}_allowance") + threshold * (0.0 if math.isnan(error) else error)
     if name.endswith("covariance"):
         difference = abs(measured - predicted) / scale

@@ -24,6 +24,8 @@ MEANING = {
 QUANTITIES = tuple(MEANING)
 BY_MATRIX = "param_grad"
 """The quantity of each weight matrix; the embedding, block 0, has no matrix: NaN there."""
+BY_CALL = ("call_variance", "call_covariance")
+"""Second moments of what each sublayer call of a block gives, over (`block`, `call`), which some tables have."""
 FURTHER = {"token_variance": ("token",), "grad_token_variance": ("token",), BY_MATRIX: ("matrix",)}
 """Quantities with dimensions besides `block`: those of single tokens, which only tables of tokens that are not
 exchangeable have, and those of single matrices, which no one stream has."""
@@ -72,6 +74,8 @@ def table(
 def start_of(measured: xr.Dataset) -> dict[str, float]:
     """The moments at a table's two ends, as the arguments with which `predict` and `simulate` start from there.
 
+    Of several streams, those of what they are made of and of what joins them.
+
     Example: theory from where a measurement began.
         >>> from propagate import Model, predict
         >>> model = Model("postnorm", depth=3)
@@ -82,6 +86,8 @@ def start_of(measured: xr.Dataset) -> dict[str, float]:
         True
     """
     ends = {"variance": 0, "covariance": 0, "grad_variance": -1, "grad_covariance": -1}
+    if STREAM in measured.dims:
+        measured = measured.sel({STREAM: JOINED})
     return {name: float(measured[name].isel(block=end)) for name, end in ends.items()}
 
 

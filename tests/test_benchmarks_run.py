@@ -20,6 +20,7 @@ SCRIPTS = [
         [*NUMPY, "--widths", "32", "--tokens", "4", "--torch-draws", "1", "--check-draws", "500"],
         marks=TORCH,
     ),
+    pytest.param("llama_7b", ["--tiny", "--device", "cpu", "--blocks", "2", "--tokens", "6"], marks=TORCH),
     pytest.param("scaling", [*NUMPY, "--largest", "64", "--base", "32", "4", "1", "1"], marks=TORCH),
 ]
 

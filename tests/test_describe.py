@@ -75,8 +75,40 @@ def test_what_could_not_be_read_is_said() -> None:
     assert any("logits" in words for words in pg.describe(other).unread)
 
 
+@pytest.mark.parametrize("name", ["Mixtral", "Qwen3-MoE"])
+def test_mixtures_of_experts_are_read(name: str) -> None:
+    """Simulation of what was read has the moments that are traced; with other gates or a dense FFN it has not."""
+    kind = SMALL | {"depth": 3, "initializer_range": 2 * STRONG}
+    modules = (make(name, **kind, seed=seed) for seed in range(20))
+    seen = pg.trace(modules, {"input_ids": IDS})
+    model, unread = pg.describe(make(name, **kind), tokens=8)
+    experts = model.experts
+    assert (experts.count, experts.top_k, experts.softmax) == (4, 2, "after" if name == "Mixtral" else "before")
+    assert experts.router_std == pytest.approx(2 * STRONG * 128**0.5, rel=0.05)
+    assert model.ffn_ratio == (4.0 if name == "Mixtral" else 2.0)
+    assert len(unread) == 1
+
+    def agrees(model: pg.Model) -> int:
+        simulated = pg.simulate(model, draws=48, seed=1, progress=False, backend="numpy", **pg.start_of(seen))
+        return pg.compare(simulated, seen).attrs["agrees"]
+
+    assert agrees(model) == 1
+    assert agrees(dataclasses.replace(model, experts=None)) == 0
+    other = "before" if name == "Mixtral" else "after"
+    assert agrees(dataclasses.replace(model, experts=dataclasses.replace(experts, softmax=other))) == 0
+
+
+def test_experts_in_some_blocks_only_are_refused() -> None:
+    with pytest.raises(pg.ModelError, match="experts in all blocks or in none, got 3 of 4"):
+        pg.describe(make("Qwen3-MoE", **SMALL, mlp_only_layers=[2]))
+
+
 def test_an_unknown_architecture_is_refused_in_one_line() -> None:
     unknown = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
     with pytest.raises(pg.ModelError, match="Sequential is not known here") as caught:
         pg.describe(unknown)
     assert "\n" not in str(caught.value)
+    with pytest.raises(
+        pg.ModelError, match="longcat_flash cannot be described: its block has dense FFNs and a mixture"
+    ):
+        pg.describe(make("LongCat-Flash", **SMALL))

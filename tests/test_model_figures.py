@@ -25,11 +25,22 @@ def test_traces_agree_with_their_theory_and_with_no_other() -> None:
     for name, other in zip(names, [*names[3:], *names[:3]], strict=True):
         prediction, trace = script.tables(data, name)
         judged = pg.compare(prediction, trace)
-        assert judged.attrs["agrees"] == 1, (name, judged.worst_z.values)
+        assert judged.attrs["agrees"] == (name != "OLMo2"), (name, judged.worst_z.values)  # the caption says why
         wrong, _ = script.tables(data, other)
         rejected += not pg.compare(wrong, trace).attrs["agrees"]
     assert len(names) >= 10
     assert rejected >= len(names) - 4  # decoders with the same sizes differ in little
+
+
+def test_what_the_caption_says_of_olmo2_is_so() -> None:
+    """Its eps is the cause: without, all is within 5 %; with, the first block alone is far off and is named."""
+    script = figures.load("architectures")
+    data = script.data()
+    first = pg.compare(*script.tables(data, "OLMo2")).attrs["first_divergence"]
+    assert first.startswith("block 1, the stream: variance")
+    apart = {name: script._apart(data.sel(architecture=name)) for name in data.architecture.values.tolist()}
+    assert apart.pop("OLMo2") > 0.4
+    assert max(apart.values()) < 0.055
 
 
 def test_stored_theory_is_todays() -> None:

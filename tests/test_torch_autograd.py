@@ -11,12 +11,13 @@ from propagate.model import ACTIVATIONS
 from propagate.montecarlo.backend import Array, choose_backend
 from propagate.montecarlo.blocks import State, block_of, read_state
 from propagate.montecarlo.normals import Normals
-from propagate.montecarlo.operators import Pull, output_rms
+from propagate.montecarlo.operators import GATED, Pull, output_rms
 from propagate.montecarlo.samplers import dense
 
 torch = pytest.importorskip("torch", reason="torch is absent: install the extra [torch]")
 
 from propagate.tracing.build import Network, build  # noqa: E402
+from propagate.tracing.experts import Mixture  # noqa: E402
 from propagate.tracing.layers import Attention, FeedForward, Projection, UniformAttention  # noqa: E402
 
 torch.set_num_threads(1)
@@ -61,7 +62,7 @@ def numpy_pass(model: pg.Model, x: Array, g: Array) -> tuple[Array, Array, list[
 
 def copy(matrices: list[Array], network: Network) -> None:
     """The simulation's matrices times the model's gains, into the modules, in order of their calls."""
-    waiting = iter(matrices)
+    waiting, output = iter(matrices), output_rms(network.model.activation)
 
     def fill(projection: Projection, *gains: float) -> None:
         parts = np.split(next(waiting), np.cumsum(projection.sizes)[:-1], axis=-1)
@@ -75,12 +76,32 @@ def copy(matrices: list[Array], network: Network) -> None:
             if isinstance(sublayer, FeedForward):
                 fill(sublayer.read, gains.ffn_in)
                 normed = not isinstance(sublayer.inner, torch.nn.Identity)
-                fill(sublayer.write, gains.ffn_out / (1 if normed else output_rms(network.model.activation)))
+                fill(sublayer.write, gains.ffn_out / (1 if normed else output))
+            elif isinstance(sublayer, Mixture):
+                fill(sublayer.router, sublayer.experts.router_std)
+                fill_experts(sublayer.routed, next(waiting), next(waiting), gains, output, network.model.hidden)
+                if sublayer.experts.shared:
+                    read = next(waiting)  # one FFN, as many times as wide: all gates, then all that they open
+                    halves = np.split(read, 2 if network.model.activation in GATED else 1, axis=1)
+                    parts = [np.split(half, len(sublayer.shared), axis=1) for half in halves]
+                    read = np.concatenate([part for expert in zip(*parts, strict=True) for part in expert], axis=1)
+                    fill_experts(sublayer.shared, read, next(waiting), gains, output, network.model.hidden)
             elif isinstance(sublayer, Attention | UniformAttention):
                 logits = [] if isinstance(sublayer, UniformAttention) else [gains.query, gains.key]
                 fill(sublayer.read, *logits, gains.value)
                 fill(sublayer.write, gains.attention_out)
     assert next(waiting, None) is None
+
+
+def fill_experts(experts: Any, read: Array, write: Array, gains: Any, output: float, hidden: int) -> None:
+    """Matrices that experts share side by side, cut up; `hidden` is the uncut expert's hidden width."""
+    size = np.sqrt(len(write) / hidden)  # the simulation's entries have variance 1 over all hidden units together
+    for expert, own, back in zip(
+        experts, np.split(read, len(experts), axis=1), np.split(write, len(experts)), strict=True
+    ):
+        with torch.no_grad():
+            expert.read.weight.copy_(torch.from_numpy(own.T * gains.ffn_in))
+            expert.write.weight.copy_(torch.from_numpy(back.T * size * gains.ffn_out / output))
 
 
 def both(model: pg.Model) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
@@ -134,6 +155,37 @@ def test_masks_positions_and_grouped_heads_too(fields: dict[str, Any]) -> None:
     plain = pg.Model("spannorm", activation="gelu", **SIZE)
     if "key_value_heads" not in fields:
         assert mismatch(both(plain)[1][1], both(model)[1][1]) > 1e-3  # what was added matters
+
+
+EXPERTS = {
+    "two of five": pg.Experts(5, 2),
+    "softmax before": pg.Experts(5, 3, softmax="before", gain=2.5),
+    "shared": pg.Experts(4, 1, softmax="before", shared=2, router_std=2.0),
+    "identity": pg.Experts(4, 3, identity=2, shared=1),
+    "split": pg.Experts(3, 2, split=3, identity=1, softmax="before"),
+}
+
+
+@pytest.mark.parametrize("kind", EXPERTS)
+@pytest.mark.parametrize("activation", ["relu", "swiglu"])
+def test_experts_too(kind: str, activation: str) -> None:
+    experts = EXPERTS[kind]
+    for placement, causal in product(("prenorm", "spannorm", "residual"), (False, True)):
+        gains = {"ffn_gain": 0.7, "scaling": pg.ScaleInit(0.5), "causal": causal}
+        model = pg.Model(placement, activation=activation, experts=experts, **gains, **SIZE)
+        (y, back), (output, grad) = both(model)
+        assert mismatch(output, y) < 1e-10
+        assert mismatch(grad, back) < 1e-10
+
+
+def test_the_routers_gradient_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gates that autograd takes for constants give another gradient."""
+    model = pg.Model("prenorm", experts=EXPERTS["softmax before"], **SIZE)
+    gates = Mixture.gates
+    monkeypatch.setattr(Mixture, "gates", lambda self, x: gates(self, x.detach()))
+    (y, back), (output, grad) = both(model)
+    assert mismatch(output, y) < 1e-10
+    assert mismatch(grad, back) > 1e-3
 
 
 def test_dropout_is_of_branch_outputs() -> None:

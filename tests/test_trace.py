@@ -1,5 +1,7 @@
 """A trace measures the streams and gradients that a torch model really has, and leaves the model as it was."""
 
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -210,6 +212,29 @@ def test_theory_and_trace_agree(placement: str) -> None:
     assert judged.attrs["agrees"] == 1, judged.worst_z.to_series().to_dict()
     wrong = pg.Model("postnorm", depth=4, width=128, tokens=8, heads=2)
     assert pg.compare(pg.predict(wrong, **pg.start_of(seen)), seen).attrs["agrees"] == 0
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_one_model_at_a_time_is_in_memory(kept: bool) -> None:
+    model, alive, most = pg.Model("prenorm", depth=2, width=32, tokens=4, heads=2), weakref.WeakSet(), []
+    holder: list[Any] = []
+
+    def made() -> Any:
+        for seed in range(4):
+            network = pg.build(model, seed=seed, dtype=torch.float64)
+            alive.add(network)
+            most.append(len(alive))
+            holder.extend([network] * kept)
+            yield network
+            del network
+
+    pg.build(model)  # torch's own first call keeps a network in a cycle
+    gc.disable()
+    try:
+        pg.trace(made(), tokens(0.0, 4, 32))
+    finally:
+        gc.enable()
+    assert max(most) == (4 if kept else 1)
 
 
 def test_standard_errors_are_over_models() -> None:

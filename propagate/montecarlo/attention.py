@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from propagate.model import Model
 from propagate.montecarlo.backend import Array, Backend
-from propagate.montecarlo.operators import NORMS, Pull, in_one_pass, one_pass_attention, rotary, softmax
+from propagate.montecarlo.operators import NORMS, in_one_pass, one_pass_attention, rotary, softmax
+from propagate.montecarlo.pulls import Pull, chain
 
 if TYPE_CHECKING:
     from propagate.montecarlo.blocks import Block
@@ -21,7 +22,7 @@ def attention(block: Block, site: int, x: Array, normed: frozenset[str]) -> tupl
     attended, pull_norm = inner_norm(block, "heads", normed, attended)
     gain = gains.attention_out * (1 if normed & {"value", "heads"} else gains.value)
     y, pull_out = block.sampler(attended, site + 1, block.model.width, gain)
-    return y, lambda g: pull_heads(pull_norm(pull_out(g)))
+    return y, chain(pull_out, pull_norm, pull_heads)
 
 
 def inner_norm(block: Block, name: str, normed: frozenset[str], x: Array) -> tuple[Array, Pull]:
@@ -66,7 +67,7 @@ def _uniform(block: Block, site: int, x: Array, normed: frozenset[str]) -> tuple
     heads, pull_norm = inner_norm(block, "value", normed, _split(model, values))
     return (
         _merge(_spread(block, weights @ heads)),
-        lambda g: pull(_merge(pull_norm(weights.T @ _gather(block, _split(model, g))))),
+        chain(lambda g: _merge(pull_norm(weights.T @ _gather(block, _split(model, g)))), pull),
     )
 
 
@@ -81,7 +82,7 @@ def _softmax_heads(block: Block, site: int, x: Array, normed: frozenset[str]) ->
     plain = model.window is None and model.mask is None and model.rope is None and shared == width
     if plain and not normed & {"query", "key", "value"} and in_one_pass(block.backend, tokens):
         out, pull_heads = one_pass_attention(projected, model.heads, scale, causal=model.causal)
-        return out, lambda g: pull_projection(pull_heads(g))
+        return out, chain(pull_heads, pull_projection)
     (query, pull_query), (key, pull_key), (value, pull_value) = (
         inner_norm(block, name, normed, _split(model, part))
         for name, part in zip(
@@ -95,7 +96,7 @@ def _softmax_heads(block: Block, site: int, x: Array, normed: frozenset[str]) ->
         logits = xp.where(_visible(block.backend, model), logits, -xp.inf)
     weights, pull_softmax = softmax(block.backend, logits)
 
-    def pull(g: Array) -> Array:
+    def pull_softmax_heads(g: Array) -> Array:
         g = _split(model, g)
         logit_cotangent = scale * pull_softmax(g @ value.swapaxes(-1, -2))
         parts = (
@@ -103,6 +104,6 @@ def _softmax_heads(block: Block, site: int, x: Array, normed: frozenset[str]) ->
             pull_key(turn(_gather(block, logit_cotangent.swapaxes(-1, -2) @ query), -1)),
             pull_value(_gather(block, weights.swapaxes(-1, -2) @ g)),
         )
-        return pull_projection(xp.concatenate([_merge(part) for part in parts], axis=-1))
+        return xp.concatenate([_merge(part) for part in parts], axis=-1)
 
-    return _merge(weights @ value), pull
+    return _merge(weights @ value), chain(pull_softmax_heads, pull_projection)

@@ -17,11 +17,11 @@ from propagate.montecarlo.operators import (
     ACTIVATIONS,
     GATED,
     NORMS,
-    Pull,
     dropout,
     output_rms,
     tanh,
 )
+from propagate.montecarlo.pulls import AddingPull, Pull, chain
 from propagate.montecarlo.samplers import Sampler
 from propagate.placement import Layout, join, split
 from propagate.scaling import Gains
@@ -44,10 +44,10 @@ class Tape:
     steps: list[tuple[int, int, Pull]] = field(default_factory=list)
     streams: int = 0
 
-    def stream(self, value: Array) -> Stream:
-        """A new stream."""
+    def stream(self, *parts: Array) -> Stream:
+        """A new stream, of one array or of the sum of two."""
         self.streams += 1
-        return Stream(value, self, self.streams)
+        return Stream(parts, self, self.streams)
 
     def pull(self, outputs: Sequence[int], cotangents: Arrays, sources: Sequence[Stream]) -> Arrays:
         """The cotangents at `sources`, from those at the streams numbered `outputs`."""
@@ -55,33 +55,53 @@ class Tape:
         for number, cotangent in zip(outputs, cotangents, strict=True):
             arrived[number] = self.backend.add(arrived[number], cotangent) if number in arrived else cotangent
         for made, stream, pull in reversed(self.steps):
-            if made in arrived:
-                part = pull(arrived[made])
-                arrived[stream] = self.backend.add(arrived[stream], part) if stream in arrived else part
+            if made not in arrived:
+                continue
+            if stream not in arrived:
+                arrived[stream] = pull(arrived[made])
+            elif isinstance(pull, AddingPull):
+                arrived[stream] = pull.add(arrived[made], arrived[stream])
+            else:
+                arrived[stream] = self.backend.add(arrived[stream], pull(arrived[made]))
         return tuple(arrived[x.number] if x.number in arrived else 0 * x.value for x in sources)
 
 
 @dataclass(eq=False, slots=True)
 class Stream:
-    """An array of shape (draws, tokens, width), with the arithmetic that placements use."""
+    """An array of shape (draws, tokens, width), with the arithmetic that placements use.
 
-    value: Array
+    A sum stays two arrays until its value is asked for: a norm on a device adds them as it reads them.
+    """
+
+    parts: tuple[Array, ...]
     tape: Tape
     number: int
     __array_ufunc__: ClassVar[None] = None  # an array times a stream is the stream's business
 
-    def _derive(self, value: Array, *sources: tuple[Stream, Pull]) -> Stream:
-        stream = self.tape.stream(value)
+    @property
+    def value(self) -> Array:
+        if len(self.parts) > 1:
+            self.parts = (self.tape.backend.add(*self.parts),)
+        return self.parts[0]
+
+    def _derive(self, parts: tuple[Array, ...], *sources: tuple[Stream, Pull]) -> Stream:
+        stream = self.tape.stream(*parts)
         self.tape.steps.extend((stream.number, source.number, pull) for source, pull in sources)
         return stream
 
     def apply(self, operator: Callable[[Array], tuple[Array, Pull]]) -> Stream:
         """The stream that an operator with a pull makes of this one."""
         value, pull = operator(self.value)
-        return self._derive(value, (self, pull))
+        return self._derive((value,), (self, pull))
+
+    def norm(self, operator: Callable[..., tuple[Array, Pull]]) -> Stream:
+        """The same, by an operator that can add up two parts itself."""
+        backend = self.tape.backend
+        value, pull = operator(backend, *(self.parts if backend.name == "cupy" else (self.value,)))
+        return self._derive((value,), (self, pull))
 
     def __add__(self, other: Stream) -> Stream:
-        return self._derive(self.tape.backend.add(self.value, other.value), (self, lambda g: g), (other, lambda g: g))
+        return self._derive((self.value, other.value), (self, lambda g: g), (other, lambda g: g))
 
     def __mul__(self, factor: float | Array) -> Stream:
         return self.apply(lambda x: (x * factor, lambda g: g * factor))
@@ -117,7 +137,7 @@ class Block:
         return self.index == self.model.depth
 
     def norm(self, x: Stream) -> Stream:
-        return x.apply(lambda value: NORMS[self.model.norm](self.backend, value))
+        return x.norm(NORMS[self.model.norm])
 
     def attention(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
         site, inside = self._site(), self.model.inner_norms("attention", normed)
@@ -203,4 +223,4 @@ def _ffn(block: Block, site: int, x: Array, hidden: int, normed: frozenset[str])
     after, pull_activation = ACTIVATIONS[model.activation](block.backend, before)
     after, pull_norm = inner_norm(block, "hidden", normed, after)
     y, pull_out = sampler(after, site + 1, model.width, gain_out)
-    return y, lambda g: pull_in(pull_activation(pull_norm(pull_out(g))))
+    return y, chain(pull_out, pull_norm, pull_activation, pull_in)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from propagate.experts import Experts
 from propagate.montecarlo.backend import Array, Backend
-from propagate.montecarlo.operators import ACTIVATIONS, GATED, Pull, output_rms, softmax
+from propagate.montecarlo.operators import ACTIVATIONS, GATED, output_rms, softmax
+from propagate.montecarlo.pulls import Pull
 
 if TYPE_CHECKING:
     from propagate.montecarlo.blocks import Block

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import add
 from statistics import NormalDist
 
 import numpy as np
 from scipy.integrate import quad
 
 from propagate.montecarlo.backend import Array, Backend, choose_backend
+from propagate.montecarlo.pulls import Pull
 
-Pull = Callable[[Array], Array]
 Operator = Callable[[Backend, Array], tuple[Array, Pull]]
 
 
-def rms_norm(backend: Backend, x: Array) -> tuple[Array, Pull]:
-    """x over its root mean square.
+def rms_norm(backend: Backend, *parts: Array) -> tuple[Array, Pull]:
+    """The sum of one or two arrays over its root mean square; and the pull, to that sum.
 
     Example:
         >>> y, pull = rms_norm(choose_backend("numpy"), np.array([[[3.0, 4.0]]]))
@@ -29,29 +30,30 @@ def rms_norm(backend: Backend, x: Array) -> tuple[Array, Pull]:
         (1.0, True)
     """
     if backend.name == "cupy":
-        return _norm_on_device(x, centred=False)
+        return _norm_on_device(*parts, centred=False)
+    x = reduce(add, parts)
     scale = 1 / backend.xp.sqrt(backend.xp.mean(x * x, axis=-1, keepdims=True))
     y = x * scale
     return y, lambda g: scale * (g - y * backend.xp.mean(g * y, axis=-1, keepdims=True))
 
 
-def layer_norm(backend: Backend, x: Array) -> tuple[Array, Pull]:
-    """x less its mean, over its standard deviation.
+def layer_norm(backend: Backend, *parts: Array) -> tuple[Array, Pull]:
+    """The sum of one or two arrays less its mean, over its standard deviation; and the pull, to that sum.
 
     Example:
         >>> layer_norm(choose_backend("numpy"), np.array([[[1.0, 3.0]]]))[0].tolist()
         [[[-1.0, 1.0]]]
     """
     if backend.name == "cupy":
-        return _norm_on_device(x, centred=True)
-    y, pull = rms_norm(backend, _centred(backend, x))
+        return _norm_on_device(*parts, centred=True)
+    y, pull = rms_norm(backend, _centred(backend, reduce(add, parts)))
     return y, lambda g: _centred(backend, pull(g))
 
 
-def _norm_on_device(x: Array, *, centred: bool) -> tuple[Array, Pull]:
+def _norm_on_device(*parts: Array, centred: bool) -> tuple[Array, Pull]:
     from propagate.montecarlo.cuda import kernels
 
-    return kernels.norm(x, centred=centred)
+    return kernels.norm(*parts, centred=centred)
 
 
 def _centred(backend: Backend, x: Array) -> Array:

@@ -20,7 +20,8 @@ from propagate.model import Model, ModelError, check_plain
 from propagate.montecarlo.backend import Array
 from propagate.montecarlo.blocks import MATRICES, Block
 from propagate.montecarlo.operators import GATED, output_rms
-from propagate.montecarlo.samplers import Pull, Sampler
+from propagate.montecarlo.pulls import Pull
+from propagate.montecarlo.samplers import Sampler
 
 Part = tuple[str, int, float]
 """A matrix's name, its fan-out and its gain. One map of a sampler may hold several, side by side."""

@@ -7,14 +7,12 @@ has shape (draws, tokens, fan_in), y (draws, tokens, fan_out).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 from propagate.montecarlo.backend import Array
 from propagate.montecarlo.laws import Law, normal
 from propagate.montecarlo.normals import Normals
-
-Pull = Callable[[Array], Array]
+from propagate.montecarlo.pulls import Pull
 
 
 class Sampler(Protocol):

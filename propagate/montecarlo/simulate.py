@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from propagate.checks import integer
 from propagate.model import Model, ModelError, check_flag, check_model
 from propagate.montecarlo.backend import choose_backend
 from propagate.montecarlo.checkpoint import load, save
@@ -117,12 +118,12 @@ def simulate(
     if not isinstance(checkpoint, str | os.PathLike | None):
         raise ModelError(f"checkpoint must be a file's path, got {checkpoint!r}")
     where = executor.submit(_place, backend, precision).result() if executor else _place(backend, precision)
-    draws = _whole("draws", draws, at_least=2)
-    seed = _whole("seed", seed, at_least=0)
+    draws = integer("draws", draws, at_least=2)
+    seed = integer("seed", seed, at_least=0)
     sampler_name = _sampler(sampler, model)
     start = start_of(model, variance, covariance, grad_variance, grad_covariance, gram, inputs, grad_gram)
     if memory is not None:
-        _whole("memory", memory, at_least=1)
+        integer("memory", memory, at_least=1)
     limits = {"batch": memory or where.batch, "one_draw": memory or where.one_draw}
     planned = plan(model, where.backend, precision, sampler_name, **limits)
     batch = min(planned.batch, math.ceil(draws / TASKS)) if executor else planned.batch
@@ -174,14 +175,6 @@ def _place(backend: str, precision: str) -> Place:
     pool = chosen.xp.get_default_memory_pool()  # what CuPy holds for its next arrays is free too
     half = int(chosen.xp.cuda.Device().mem_info[0] + pool.free_bytes()) // 2
     return Place(chosen.name, chosen.device, half, half)
-
-
-def _whole(name: str, value: Any, *, at_least: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise ModelError(f"{name} must be a whole number, got {value!r}")
-    if value < at_least:
-        raise ModelError(f"{name} must be at least {at_least}, got {value!r}")
-    return int(value)
 
 
 def _sampler(name: str, model: Model) -> str:

@@ -13,7 +13,8 @@ from __future__ import annotations
 from propagate.montecarlo.backend import Array
 from propagate.montecarlo.factor import factor, root_of
 from propagate.montecarlo.normals import BACKWARD, Normals
-from propagate.montecarlo.samplers import Pull, Sampler
+from propagate.montecarlo.pulls import Pull
+from propagate.montecarlo.samplers import Sampler
 
 
 def weightless(normals: Normals) -> Sampler:

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from propagate.model import Model, check_model
+from propagate.theory import network, token_resolved
+from propagate.theory.blocks import Block, alone, read
+from propagate.theory.finite_width import call_allowances
 from propagate.theory.moments import Moments
-from propagate.theory.network import propagate_moments
-from propagate.theory.predict import predict
+from propagate.theory.predict import predict, rounded_samples
+from propagate.theory.starts import gram_of
 
 if TYPE_CHECKING:
     import xarray as xr
 
 VERBS = ("attention", "ffn", "norm")
+MOMENTS = ("variance", "covariance", "deviation")
 
 
 def predict_calls(model: Model, **start: Any) -> xr.Dataset:
     """The table of `predict`, and `call_variance`, `call_covariance`, `call_deviation` over (`block`, `call`).
 
-    A call is named by its sublayer and its number in the block, as in a `trace`: "norm2" is the second norm.
+    A call is named by its sublayer and its number in the block, as in a `trace`: "norm2" is the second norm. Where
+    tokens are not exchangeable (a Gram matrix, a mask, rotary positions) these are means over tokens and over pairs of
+    tokens, and where logits are drawn `<name>_se` is the theory's own standard error, as in `predict`.
 
     Args:
-        model: the network. Where tokens are not exchangeable, calls are left out.
+        model: the network.
         start: as for `predict`, numbers only.
 
     Raises:
@@ -36,45 +45,68 @@ def predict_calls(model: Model, **start: Any) -> xr.Dataset:
         ['norm1', 'attention1', 'norm2', 'ffn1']
         >>> found.call_variance.sel(block=1, call=["norm1", "ffn1"]).values.round(12).tolist()
         [1.0, 1.0]
+
+    Example: under a causal mask the first token has nothing to average with, and attention gives more.
+        >>> causal = predict_calls(Model("prenorm", depth=1, tokens=4, causal=True, logit_std=0.0))
+        >>> causal.call_variance.sel(block=1, call="attention1").item()  # the mean of 1, 1/2, 1/3, 1/4
+        0.5208333333333333
     """
     check_model(model)
     found = predict(model, **start)
-    if not getattr(model, "exchangeable", not model.causal):
-        return found  # tokens that attention does not treat alike have no one pair of moments to write down
-    heard: list[dict[str, Moments]] = []
-    first = Moments(float(start.get("variance", 1.0)), float(start.get("variance", 1.0) - start.get("covariance", 0.0)))
-    propagate_moments(_Overheard(model, heard), first, Moments(1.0, 1.0))  # type: ignore[arg-type]
-    names = list(dict.fromkeys(name for block in heard for name in block))
-    nothing = Moments(np.nan, np.nan)
-    for moment in ("variance", "covariance", "deviation"):
-        rows = [[float(getattr(block.get(name, nothing), moment)) for name in names] for block in [{}, *heard]]
-        found[f"call_{moment}"] = ("block", "call"), np.array(rows)
+    variance = float(start.get("variance", 1.0))
+    first = Moments(variance, variance - float(start.get("covariance", 0.0)))
+    if model.exchangeable and start.get("gram") is None and start.get("grad_gram") is None:
+        heard = _heard(model, first, partial(network.block_of, model))
+        columns = _columns(heard, lambda x: {name: np.array([getattr(x, name)]) for name in MOMENTS})
+    else:
+        samples, replicas = rounded_samples(start.get("samples")), token_resolved.replicas_of(model)
+        gram = token_resolved.repeated(gram_of("gram", start.get("gram"), first, model.tokens), replicas)
+        heard = _heard(model, gram, lambda index: token_resolved.block_of(model, index, samples))
+        columns = _columns(heard, lambda x: token_resolved.statistics([x], gram))
+    names = list(dict.fromkeys(itertools.chain.from_iterable(heard)))
+    if model.tokens == 1:
+        columns |= {name: np.full_like(values, np.nan) for name, values in columns.items() if "variance" not in name}
+    allowed = call_allowances(found.variance_allowance.to_numpy(), model.width)[:, None]
+    columns |= {f"call_{moment}_allowance": np.repeat(allowed, len(names), axis=1) for moment in MOMENTS}
+    found = found.assign({name: (("block", "call"), values) for name, values in columns.items()})
     return found.assign_coords(call=("call", names))
 
 
-class _Overheard:
-    """A model, and at the same time its placement, whose blocks write down what their sublayers give."""
+def _heard(model: Model, start: Any, block_at: Callable[[int], Block]) -> list[dict[str, Any]]:
+    """Moments of every call in blocks 0 ... depth, by name; those of the embedding are left out."""
+    placement, state, heard = model.equations, alone(start), list[dict[str, Any]]()
+    for index in range(model.depth + 1):
+        block, equations = block_at(index), placement.block if index else placement.embed
+        listening = _Listening(block, {})
+        state = read(partial(_swapped, equations, listening), block.tape, state).output
+        heard.append(listening.heard if index else {})
+    return heard
 
-    def __init__(self, model: Model, heard: list[dict[str, Moments]]) -> None:
-        self._model, self._heard = model, heard
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model if hasattr(self._model, name) else self._model.equations, name)
+def _swapped(equations: Callable[[Any, Any], Any], block: Any, streams: Any) -> Any:
+    return equations(streams, block)
 
-    @property
-    def equations(self) -> _Overheard:
-        return self
 
-    def block(self, x: Any, block: Any) -> Any:
-        self._heard.append({})
-        return self._model.equations.block(x, _Listening(block, self._heard[-1]))
+def _columns(heard: list[dict[str, Any]], statistics: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    """Arrays of shape (blocks, calls): means over replicas and, where there are several, their standard errors."""
+    names = list(dict.fromkeys(itertools.chain.from_iterable(heard)))
+    known = {(i, j): statistics(block[n]) for i, block in enumerate(heard) for j, n in enumerate(names) if n in block}
+    columns: dict[str, Any] = {}
+    for moment in MOMENTS:
+        mean, error = np.full((2, len(heard), len(names)), np.nan)
+        for place, found in known.items():
+            replicas = np.ravel(found[moment])
+            mean[place] = replicas.mean()
+            error[place] = replicas.std(ddof=1) / np.sqrt(len(replicas)) if len(replicas) > 1 else 0.0
+        columns |= {f"call_{moment}": mean, f"call_{moment}_se": error}
+    return columns
 
 
 class _Listening:
     """A block that writes down the moments of every call."""
 
-    def __init__(self, block: Any, heard: dict[str, Moments]) -> None:
-        self._block, self._heard, self._counts = block, heard, Counter[str]()
+    def __init__(self, block: Any, heard: dict[str, Any]) -> None:
+        self._block, self.heard, self._counts = block, heard, Counter[str]()
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._block, name)
@@ -84,7 +116,7 @@ class _Listening:
         def call(*given: Any, **options: Any) -> Any:
             output = found(*given, **options)
             self._counts[name] += 1
-            self._heard[f"{name}{self._counts[name]}"] = output.value.moments()
+            self.heard[f"{name}{self._counts[name]}"] = output.value.moments()
             return output
 
         return call

@@ -92,6 +92,22 @@ def _of_kept(
     }
 
 
+def call_allowances(forward: Array, width: int) -> Array:
+    """Relative allowance of what a sublayer call gives, at every block: that of the streams that enter the block, and
+    the most that one block can add.
+
+    Args:
+        forward: `variance_allowance`, blocks along the first axis; of several streams, those along the second.
+        width: of the model.
+
+    Example:
+        >>> call_allowances(np.array([0.0, 0.01, 0.02]), width=800).tolist()
+        [nan, 0.01, 0.02]
+    """
+    entering = forward if forward.ndim == 1 else np.nanmax(forward, axis=1)
+    return np.concatenate([[np.nan], entering[:-1] + NO_SKIP * DRIFT / width])
+
+
 def matrix_allowances(forward: Array, back: Array, model: Model, matrices: Sequence[str]) -> Array:
     """Relative allowance of `param_grad`, of shape (blocks, ..., matrices).
 

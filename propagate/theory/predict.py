@@ -146,13 +146,14 @@ def predict(
         raise ModelError(f"experts must be None where tokens are not exchangeable, got {model.experts!r}")
     ends = gram_of("gram", gram, start, model.tokens), gram_of("grad_gram", grad_gram, cotangent, model.tokens)
     columns, several = token_columns(
-        model, *ends, through_readout=through_readout, samples=_samples(samples), watch=watch
+        model, *ends, through_readout=through_readout, samples=rounded_samples(samples), watch=watch
     )
     watch.warn()
     return table(columns, model.depth, attributes, (STREAM,) if several else ())
 
 
-def _samples(samples: Any) -> int | None:
+def rounded_samples(samples: Any) -> int | None:
+    """Checked, and rounded up to whole rows of quasi-random points; None stays the default."""
     if samples is None:
         return None
     if isinstance(samples, bool) or not hasattr(samples, "__index__") or samples < 1:

@@ -45,7 +45,7 @@ def propagate_grams(
         >>> path.forward[-1][0][0].variance.round(12).tolist()
         [[1.0, 1.0, 1.0, 1.0]]
     """
-    start, cotangent = (_repeated(gram, replicas_of(model)) for gram in (start, cotangent))
+    start, cotangent = (repeated(gram, replicas_of(model)) for gram in (start, cotangent))
     blocks = (watch or Watch(model)).block_at(lambda index: block_of(model, index, samples))
     return propagate_moments(model, start, cotangent, through_readout=through_readout, block_at=blocks)
 
@@ -90,7 +90,7 @@ def _attention(model: Model, samples: int, seed: tuple[int, int]) -> Attention:
     return Attention(visible, model.logit_std**2, model.frequencies, samples, seed)
 
 
-def _repeated(gram: Gram, replicas: int) -> Gram:
+def repeated(gram: Gram, replicas: int) -> Gram:
     return Gram(*(np.repeat(part[None], replicas, axis=0) for part in gram))
 
 
@@ -104,18 +104,18 @@ def columns(
     """
     path = propagate_grams(model, start, cotangent, through_readout=through_readout, samples=samples, watch=watch)
     replicas = replicas_of(model)
-    start, cotangent = _repeated(start, replicas), _repeated(cotangent, replicas)
+    start, cotangent = repeated(start, replicas), repeated(cotangent, replicas)
     of_replicas: dict[str, Array] = {}
     for prefix, ends, joints in (
         ("", (start, path.readout), path.forward),
         ("grad_", (path.embedding, cotangent), path.backward),
     ):
-        streams = [_statistics([joint[i][i] for joint in joints], start) for i in range(len(joints[0]))]
+        streams = [statistics([joint[i][i] for joint in joints], start) for i in range(len(joints[0]))]
         for name in streams[0]:
             of_replicas[prefix + name] = np.stack([stream[name] for stream in streams], axis=2)
             if path.several:
                 joined = np.full_like(streams[0][name], np.nan)
-                joined[0], joined[-1] = (_statistics([end], start)[name][0] for end in ends)
+                joined[0], joined[-1] = (statistics([end], start)[name][0] for end in ends)
                 of_replicas[prefix + name] = np.insert(of_replicas[prefix + name], len(streams), joined, axis=2)
     found: dict[str, Array] = {}
     for name, values in of_replicas.items():
@@ -137,7 +137,7 @@ def columns(
     return {name: values if path.several else values[:, 0] for name, values in found.items()}, path.several
 
 
-def _statistics(grams: list[Any], like: Gram) -> dict[str, Array]:
+def statistics(grams: list[Any], like: Gram) -> dict[str, Array]:
     """Arrays of shape (blocks, replicas), and with a last axis of tokens for the tokens' own."""
     known = [gram if isinstance(gram, Gram) else like.weighted(0.0) for gram in grams]
     of_tokens = np.stack([gram.variance for gram in known])

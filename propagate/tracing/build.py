@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from propagate.model import Model, ModelError, check_model
+from propagate.placement import split
 from propagate.scaling import Gains
 from propagate.tracing import layers
+from propagate.tracing.experts import Mixture
 
 Equations = Callable[[Any, Any], Any]
 Make = Callable[[], nn.Module]
@@ -37,6 +39,7 @@ KNOWN |= {
     "attention_gain",
     "ffn_gain",
     "scaling",
+    "experts",
 }
 """Fields of a `Model` that the modules here follow; with any other a model is refused, unless it has its default."""
 
@@ -74,7 +77,10 @@ class Verbs:
         return self._call("attention", lambda: layers.attention(self.model, self.gains, inside), x)
 
     def ffn(self, x: Tensor, normed: Sequence[str] = ()) -> Tensor:
+        """The dense FFN or the mixture of experts, whichever the model has."""
         inside = self.model.inner_norms("ffn", normed)
+        if self.model.experts is not None:
+            return self._call("ffn", lambda: Mixture(self.model, self.gains), x)
         return self._call("ffn", lambda: layers.FeedForward(self.model, self.gains, inside), x)
 
     def tanh(self, x: Tensor) -> Tensor:
@@ -118,6 +124,9 @@ class Network(nn.Module):
     """Blocks 1 ... depth between the placement's embedding and readout: (..., tokens, width) to the same shape.
 
     What passes between blocks is a stream or, where the placement has several, a tuple.
+
+    Attributes:
+        streams: how many.
     """
 
     def __init__(self, model: Model) -> None:
@@ -128,7 +137,9 @@ class Network(nn.Module):
         self.readout = Block(model, placement.readout, model.depth + 1)
         with torch.device("meta"):
             x = torch.empty(1, 2, model.width)
-            for part in (self.embed, *self.blocks, self.readout):
+            x = self.embed.plan(x)
+            self.streams = len(split(x, Tensor)[0])
+            for part in (*self.blocks, self.readout):
                 x = part.plan(x)
         if not isinstance(x, Tensor):
             raise TypeError(f"a placement must return one stream, got {x!r}")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 import propagate
+from propagate.experts import Experts
 from propagate.model import Model, ModelError
 from propagate.scaling import Gains, Number
 from propagate.tracing.find import Blocks, blocks_of, is_norm
@@ -26,6 +27,11 @@ PLACEMENTS = {
     "gpt_neox": "parallelprenorm",
     "olmo2": "olmo2",
 }
+REFUSED = {
+    "longcat_flash": "its block has dense FFNs and a mixture of experts, which joins two sublayers later; a Model has"
+    " one kind of FFN, so no placement says both",
+}
+"""Architectures that can be traced, and why no `Model` describes them."""
 BIDIRECTIONAL = ("bert", "roberta", "albert", "distilbert", "electra")
 ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "swish": "silu"}
 # which matrix of a block a weight is, by the end of its path; the first that fits
@@ -36,8 +42,10 @@ ROLES = {
     "value": r"(v_proj|value|v_lin)\.weight$",
     "attention_out": r"(o_proj|out_proj|out_lin|att\w*\.c_proj|att\w*\.(output\.)?dense)\.weight$",
     "ffn_gate": r"gate_proj\.weight$",
+    "ffn_both": r"gate_up_proj(\.weight)?$",
     "ffn_in": r"(up_proj|c_fc|intermediate\.dense|dense_h_to_4h|linear1|fc1|lin1|ffn)\.weight$",
-    "ffn_out": r"(down_proj|mlp\.c_proj|output\.dense|dense_4h_to_h|linear2|fc2|lin2|ffn_output)\.weight$",
+    "ffn_out": r"(mlp\.c_proj|output\.dense|dense_4h_to_h|linear2|fc2|lin2|ffn_output)\.weight$|down_proj(\.weight)?$",
+    "router": r"mlp\.gate\.weight$",
 }
 
 
@@ -81,7 +89,7 @@ def describe(module: nn.Module, *, tokens: int = 32, blocks: Blocks = None) -> D
         blocks: where the residual stream runs, as for `trace`.
 
     Raises:
-        ModelError: for an architecture that is not known here.
+        ModelError: for an architecture that is not known here, or that no `Model` can say (LongCat-Flash).
 
     Example: theory of a model that is not ours, from where its trace begins.
         >>> import torch, propagate as pg
@@ -108,9 +116,12 @@ def describe(module: nn.Module, *, tokens: int = 32, blocks: Blocks = None) -> D
     gate = {core: name for name, core in GATED.items()}
     if gated and activation not in gate:
         raise ModelError(f"no gated activation of {activation!r} is known, of {', '.join(gate)} only")
-    width, hidden = _fans(matrices[0]["ffn_in"], found[0], "ffn_in")
+    hidden, width = _fans(matrices[0]["ffn_out"], found[0])
     read = [_gains(block, rows, activation) for block, rows in zip(found, matrices, strict=True)]
     gains, logits = tuple(gain for gain, _ in read), [spread for _, spread in read]
+    routers = [_gain(block, rows, "router") for block, rows in zip(found, matrices, strict=True) if "router" in rows]
+    if routers and len(routers) < len(found):
+        raise ModelError(f"a Model has experts in all blocks or in none, got {len(routers)} of {len(found)} with them")
     norms = [part for part in found[0].modules() if is_norm(part)]
     model = Model(
         kind,
@@ -125,12 +136,15 @@ def describe(module: nn.Module, *, tokens: int = 32, blocks: Blocks = None) -> D
         rope=_rope(getattr(module, "config", None)),
         logit_std=sum(logits) / len(logits),
         scaling=MeasuredGains(gains),
+        experts=_experts(module.config, len(matrices[0]["router"][0][1]), routers) if routers else None,
     )
-    return Description(model, tuple(_unread(found, norms, getattr(module, "config", None), logits)))
+    return Description(model, tuple(_unread(found, norms, getattr(module, "config", None), logits, routers, tokens)))
 
 
 def _configured(config: Any, module: nn.Module) -> tuple[str, int, str, bool]:
     name = getattr(config, "model_type", None)
+    if name in REFUSED:
+        raise ModelError(f"the architecture {name} cannot be described: {REFUSED[name]}")
     if name not in PLACEMENTS:
         known = ", ".join(sorted(PLACEMENTS))
         raise ModelError(f"the architecture {name or type(module).__name__} is not known here; known are {known}")
@@ -149,25 +163,27 @@ def _matrices(block: nn.Module) -> dict[str, list[tuple[str, Tensor]]]:
     found: dict[str, list[tuple[str, Tensor]]] = {}
     for path, weight in block.named_parameters():
         role = next((role for role, pattern in ROLES.items() if re.search(pattern, path)), None)
-        if role is not None and weight.dim() == 2:
+        if role is not None and weight.dim() >= 2:
             found.setdefault(role, []).append((path, weight))
+    if "ffn_both" in found:
+        found["ffn_gate"] = found["ffn_in"] = found["ffn_both"]
     for role in ("attention_out", "ffn_in", "ffn_out"):
         if role not in found:
             raise ModelError(f"the matrix {role} of {type(block).__name__} was not found by name")
     return found
 
 
-def _fans(weights: Sequence[tuple[str, Tensor]], block: nn.Module, role: str) -> tuple[int, int]:
-    """Inputs and outputs of a matrix; GPT-2's Conv1D stores it transposed."""
+def _fans(weights: Sequence[tuple[str, Tensor]], block: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of a matrix, or of each of a stack; GPT-2's Conv1D stores it transposed."""
     path, weight = weights[0]
-    outputs, inputs = weight.shape
+    outputs, inputs = weight.shape[-2:]
     owner = block.get_submodule(path.rpartition(".")[0])
     return (outputs, inputs) if type(owner).__name__ == "Conv1D" else (inputs, outputs)
 
 
 def _gain(block: nn.Module, rows: dict[str, list[tuple[str, Tensor]]], role: str) -> float:
     weights = rows[role] if role in rows else rows["fused"]
-    fan_in, _ = _fans(weights, block, role)
+    fan_in, _ = _fans(weights, block)
     squares = [precise(weight).square().mean().item() for _, weight in weights]
     return math.sqrt(sum(squares) / len(squares) * fan_in)
 
@@ -189,6 +205,16 @@ def _gains(block: nn.Module, rows: dict[str, list[tuple[str, Tensor]]], activati
     return read, _logit_factor(block) * (1.0 if normed else gain["query"] * gain["key"])
 
 
+def _experts(config: Any, count: int, routers: Sequence[float]) -> Experts:
+    """Mixtral renormalises the gates of the chosen experts; Qwen3-MoE only if its configuration says so."""
+    return Experts(
+        count=count,
+        top_k=config.num_experts_per_tok,
+        router_std=sum(routers) / len(routers),
+        softmax="after" if getattr(config, "norm_topk_prob", True) else "before",
+    )
+
+
 def _logit_factor(block: nn.Module) -> float:
     """The factor on the logits, times the square root of the width of a head: 1 as a rule, but not in Gemma."""
     for part in block.modules():
@@ -205,7 +231,14 @@ def _rope(config: Any) -> float | None:
     return float(given["rope_theta"]) if whole and "rope_theta" in given else None
 
 
-def _unread(blocks: Sequence[nn.Module], norms: Sequence[nn.Module], config: Any, logits: Sequence[float]) -> list[str]:
+def _unread(
+    blocks: Sequence[nn.Module],
+    norms: Sequence[nn.Module],
+    config: Any,
+    logits: Sequence[float],
+    routers: Sequence[float],
+    tokens: int,
+) -> list[str]:
     """What a model has and a `Model` has not, as far as it can be seen."""
     words = []
     eps = {float(value) for n in norms for key in ("eps", "variance_epsilon") if (value := getattr(n, key, None))}
@@ -217,8 +250,17 @@ def _unread(blocks: Sequence[nn.Module], norms: Sequence[nn.Module], config: Any
     weights = [p.detach() for block in blocks for part in block.modules() if is_norm(part) for p in part.parameters()]
     if any(float(weight.float().var(correction=0)) > 0 for weight in weights):
         words.append("learned gains of the norms that are not all one")
-    if max(logits) > 1.1 * min(logits):
-        words.append("logits whose spread differs between blocks; their mean is taken")
-    if getattr(config, "rope_parameters", None) and _rope(config) is None:
-        words.append("rotary positions of parts of the heads, or rescaled ones")
+    for what, spreads in (("attention", logits), ("routers", routers)):
+        if spreads and max(spreads) > 1.1 * min(spreads):
+            words.append(f"logits of {what} whose spread differs between blocks; their mean is taken")
+    rotary = getattr(config, "rope_parameters", None)
+    if rotary and _rope(config) is None:
+        several = any(isinstance(value, dict) for value in rotary.values())
+        what = "that differ between blocks" if several else "of parts of the heads, or rescaled ones"
+        words.append(f"rotary positions {what}")
+    window = getattr(config, "sliding_window", None)
+    if isinstance(window, int) and getattr(config, "use_sliding_window", True) and window < tokens:
+        words.append(f"attention of some blocks to {window} tokens only")
+    if cap := getattr(config, "attn_logit_softcapping", None):
+        words.append(f"attention logits capped softly at {cap:g}")
     return words

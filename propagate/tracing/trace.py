@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from propagate.model import ModelError
-from propagate.table import table
+from propagate.table import STREAM, table
+from propagate.tracing.build import Network
 from propagate.tracing.find import Blocks, blocks_of
 from propagate.tracing.recorder import Recorder, flat, watching
 from propagate.tracing.statistics import change, cosine, effective_rank, precise, second_moments
@@ -44,8 +45,8 @@ def trace(
         inputs: what the model is called with: a tensor, a tuple of arguments or a mapping of keyword arguments.
         loss: from the model's output to a scalar, whose gradient is traced. By default a standard normal cotangent
             enters at the stream that leaves the last block, on the tokens that count: `simulate`'s grad_variance of 1.
-        blocks: where the residual stream (of several, the first) runs: modules, their container or its dotted path. By
-            default the list of equal blocks that holds the most parameters.
+        blocks: where the residual stream runs: modules, their container or its dotted path. By default the list of
+            equal blocks that holds the most parameters.
         mask: (sequences, tokens), true for tokens that count. By default the inputs' `attention_mask`, if they have
             one, and else all. Pass one to leave out special tokens too. `attrs` state how many counted.
         seed: of the cotangents.
@@ -57,6 +58,11 @@ def trace(
         `call_deviation` of what the sublayers gave ("attention1", "ffn1", "norm1", ...), before the skip is added.
         For several draws also `<name>_se`, and `log_<name>` of the positive ones.
 
+        A network that `build` made of a placement of several streams (ResiDual, SiameseNorm) has a further dimension
+        `stream`, as in `predict`: "1", "2", ... and "joined", which is the embedded tokens at block 0 and what leaves
+        the readout at the last block. The default cotangent then enters behind the readout. Of another model's
+        several streams the first is traced.
+
     Raises:
         ModelError: where the blocks are not found, or are given no stream.
 
@@ -66,7 +72,10 @@ def trace(
         >>> seen.sizes["block"], bool(seen.variance[3] > seen.variance[0])
         (4, True)
     """
-    draws = [_one(m, inputs, loss, blocks, mask, seed, k) for k, m in enumerate(_modules(module))]
+    draws: list[dict[str, Any]] = []
+    for one in _modules(module):
+        draws.append(_one(one, inputs, loss, blocks, mask, seed, len(draws)))
+        del one  # before the next is made
     if not draws:
         raise ModelError("module must be a torch model or an iterable of at least one")
     if any(
@@ -81,7 +90,7 @@ def trace(
     if len(draws) > 1:
         columns |= {f"{name}_se": v.std(0, ddof=1) / np.sqrt(len(draws)) for name, v in stacked.items()}
     attributes = dict(draws[0]["_attributes"]) | {"draws": len(draws), "seed": seed, "torch": torch.__version__}
-    return _labelled(columns, draws[0]["_calls"], attributes)
+    return _labelled(columns, draws[0]["_calls"], draws[0]["_several"], attributes)
 
 
 def _modules(module: Any) -> Iterator[nn.Module]:
@@ -94,6 +103,7 @@ def _modules(module: Any) -> Iterator[nn.Module]:
         if not isinstance(one, nn.Module):
             raise ModelError(f"module must be a torch model or an iterable of them, got one of {one!r}")
         yield one
+        del one
 
 
 def _one(
@@ -105,39 +115,69 @@ def _one(
     keep = None if mask is None else mask.bool()
     if keep is not None and not keep.any(-1).all():
         raise ModelError("mask must let at least one token of every sequence count")
-    with torch.enable_grad(), _evaluating(module), watching(blocks_of(module, blocks), keep) as seen:
+    found = blocks_of(module, blocks)
+    with torch.enable_grad(), _evaluating(module), watching(found, keep, _ends(module, found)) as seen:
         output = _call(module, inputs)
         if not seen.called:
             raise ModelError("the model called none of its blocks; point at those it uses with blocks=")
         gradients, of_parameters = _gradients(seen, output, loss, seed, draw)
-    counted, streams = seen.kept(seen.streams[0]), [flat(stream) for stream in seen.streams]
-    rows = {"": [second_moments(x, counted) for x in streams]}
-    rows["grad_"] = [second_moments(flat(g), counted) for g in gradients]
-    found: dict[str, Any] = {prefix + name: [row[name] for row in rows[prefix]] for prefix in rows for name in MOMENTS}
-    steps = list(pairwise(streams))
-    found["branch_skip_ratio"] = [np.nan, *(change(x, y, counted) for x, y in steps)]
-    found["layer_cosine"] = [np.nan, *(cosine(x, y, counted) for x, y in steps)]
-    found["effective_rank"] = [effective_rank(x, counted) for x in streams]
-    found["parameter_grad_norm"] = [np.nan, *of_parameters]
+    stream = seen.states[0][0]
+    counted = seen.kept(stream)
+    columns = _of_streams(seen, gradients, counted)
+    columns["parameter_grad_norm"] = [np.nan, *of_parameters]
     names = list(dict.fromkeys(name for block in seen.calls for name in block))
     nothing = dict.fromkeys(MOMENTS, np.nan)
     for moment in MOMENTS if names else ():
-        found[f"call_{moment}"] = [[block.get(n, nothing)[moment] for n in names] for block in [{}, *seen.calls]]
-    stream = seen.streams[0]
+        columns[f"call_{moment}"] = [[block.get(n, nothing)[moment] for n in names] for block in [{}, *seen.calls]]
+    entered = "behind the readout" if seen.several else "at the last block"
     attributes = {
         "witness": "trace",
         "model": type(module).__name__,
         "width": stream.shape[-1],
         "depth": len(seen.called),
         "tokens": stream.shape[-2],
-        "sequences": streams[0].shape[0],
+        "sequences": counted.shape[0],
         "tokens_counted": int(counted.sum()),
         "tokens_left_out": int((~counted).sum()),
-        "gradient": "of the loss" if loss else "of a standard normal cotangent at the last block",
+        "gradient": "of the loss" if loss else f"of a standard normal cotangent {entered}",
         "dtype": str(stream.dtype).removeprefix("torch."),
         "device": str(stream.device),
     }
-    return found | {"_calls": names, "_attributes": attributes}
+    return columns | {"_calls": names, "_several": seen.several, "_attributes": attributes}
+
+
+def _ends(module: nn.Module, blocks: list[nn.Module]) -> tuple[nn.Module, nn.Module] | None:
+    """Where several streams begin and are joined, of a network that `build` made with all of its blocks."""
+    for part in module.modules():
+        if isinstance(part, Network) and part.streams > 1 and [*part.blocks] == blocks:
+            return part.embed, part.readout
+    return None
+
+
+def _of_streams(seen: Recorder, gradients: Gradients, counted: Tensor) -> dict[str, Any]:
+    """Quantities over blocks or, of several streams, over blocks and streams, what joins them last."""
+    found: dict[str, Any] = {}
+    for number in range(len(seen.states[0])):
+        streams = [flat(state[number]) for state in seen.states]
+        steps = list(pairwise(streams))
+        rows = {"": [second_moments(x, counted) for x in streams]}
+        rows["grad_"] = [second_moments(flat(state[number]), counted) for state in gradients.states]
+        one = {prefix + name: [row[name] for row in rows[prefix]] for prefix in rows for name in MOMENTS}
+        one["branch_skip_ratio"] = [np.nan, *(change(x, y, counted) for x, y in steps)]
+        one["layer_cosine"] = [np.nan, *(cosine(x, y, counted) for x, y in steps)]
+        one["effective_rank"] = [effective_rank(x, counted) for x in streams]
+        for name, values in one.items():
+            found.setdefault(name, []).append(values)
+    if not seen.several:
+        return {name: values for name, (values,) in found.items()}
+    for prefix, ends in (("", seen.ends), ("grad_", gradients.ends)):
+        moments = [second_moments(flat(end), counted) for end in ends]
+        for name in MOMENTS:
+            between = [np.nan] * (len(seen.states) - 2)
+            found[prefix + name].append([moments[0][name], *between, moments[1][name]])
+    for name in ("branch_skip_ratio", "layer_cosine", "effective_rank"):
+        found[name].append([np.nan] * len(seen.states))
+    return {name: np.array(values).T for name, values in found.items()}
 
 
 def _call(module: nn.Module, inputs: Any) -> Any:
@@ -146,21 +186,30 @@ def _call(module: nn.Module, inputs: Any) -> Any:
     return module(*inputs) if isinstance(inputs, tuple) else module(inputs)
 
 
-def _gradients(seen: Recorder, output: Any, loss: Any, seed: int, draw: int) -> tuple[list[Tensor], list[float]]:
+class Gradients(NamedTuple):
+    """Cotangents in the shape of `Recorder.states` and `Recorder.ends`."""
+
+    states: list[tuple[Tensor, ...]]
+    ends: list[Tensor]
+
+
+def _gradients(seen: Recorder, output: Any, loss: Any, seed: int, draw: int) -> tuple[Gradients, list[float]]:
     """Cotangents of the streams, and the norm of the gradient of every block's parameters."""
-    last = seen.streams[-1]
+    last = seen.ends[-1] if seen.several else seen.states[-1][0]
     if loss is None:
         generator = torch.Generator().manual_seed(1_000_003 * seed + draw)
         cotangent = torch.randn(last.shape, generator=generator, dtype=precise(last).dtype).to(last)
         kept = seen.kept(last).reshape(*last.shape[:-1], 1)
-        target, seeds, streams = last, cotangent * kept, seen.streams[:-1]
+        target, seeds = last, cotangent * kept
     else:
-        target, seeds, streams = loss(output), None, seen.streams
+        target, seeds = loss(output), None
         if not isinstance(target, Tensor) or target.dim() > 0:
             raise ModelError(f"loss must give a tensor with one number, got {target!r}")
+    streams = [x for state in seen.states for x in state] + seen.ends
     wanted = {id(p): p for block in seen.called for p in block.parameters() if p.requires_grad}
     found = torch.autograd.grad(target, [*streams, *wanted.values()], seeds, allow_unused=True)
-    gradients = [torch.zeros_like(x) if g is None else g for x, g in zip(streams, found, strict=False)]
+    given = iter(torch.zeros_like(x) if g is None else g for x, g in zip(streams, found, strict=False))
+    states = [tuple(next(given) for _ in state) for state in seen.states]
     squares = {
         key: 0.0 if g is None else float(precise(g).square().sum())
         for key, g in zip(wanted, found[len(streams) :], strict=True)
@@ -168,7 +217,7 @@ def _gradients(seen: Recorder, output: Any, loss: Any, seed: int, draw: int) -> 
     norms = [
         float(np.sqrt(sum(squares[id(p)] for p in block.parameters()))) if squares else np.nan for block in seen.called
     ]
-    return (gradients if seeds is None else [*gradients, seeds]), norms
+    return Gradients(states, list(given)), norms
 
 
 @contextmanager
@@ -183,8 +232,13 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def _labelled(columns: dict[str, Any], calls: list[str], attributes: dict[str, Any]) -> xr.Dataset:
-    flat_columns = {name: values for name, values in columns.items() if values.ndim == 1}
-    data = table(flat_columns, attributes["depth"], attributes)
-    data = data.assign({n: (("block", "call"), v) for n, v in columns.items() if v.ndim == 2})
+def _labelled(columns: dict[str, Any], calls: list[str], several: bool, attributes: dict[str, Any]) -> xr.Dataset:
+    def within(*names: str) -> dict[str, Any]:
+        return {key: values for key, values in columns.items() if any(name in key for name in names)}
+
+    of_calls, of_blocks = within("call_"), within("parameter_grad_norm")
+    of_streams = {name: values for name, values in columns.items() if name not in (*of_calls, *of_blocks)}
+    data = table(of_streams, attributes["depth"], attributes, (STREAM,) if several else ())
+    data = data.assign({name: ("block", values) for name, values in of_blocks.items()})
+    data = data.assign({name: (("block", "call"), values) for name, values in of_calls.items()})
     return data.assign_coords(call=("call", calls)) if calls else data

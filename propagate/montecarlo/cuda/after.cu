@@ -159,6 +159,11 @@ __device__ Quad quad_of(const real* row, u32 j, u32 width) {
     return quad;
 }
 
+__device__ Quad sum_of(Quad a, const Quad& b) {
+    for (int i = 0; i < 4; ++i) a.v[i] += b.v[i];
+    return a;
+}
+
 __device__ void put_quad(real* row, u32 j, u32 width, const Quad& quad) {
     if (width % 4 == 0)
         *(Quad*)(row + j) = quad;
@@ -169,20 +174,24 @@ __device__ void put_quad(real* row, u32 j, u32 width, const Quad& quad) {
 constexpr int KEPT = 4;                 // quads of a row that a thread keeps in registers between its two passes
 constexpr u32 STEP = 4 * THREADS;
 
-// A row a block: y = (x - mean) scale, with no mean taken unless `centred`.
+// A row a block: y = (x - mean) scale, with no mean taken unless `centred`; x the sum of two arrays if there are two.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    norm_forward(real* y, real* scale, const real* x, u32 width, bool centred) {
-    const real* const row = x + (u64)blockIdx.x * width;
+    norm_forward(real* y, real* scale, const real* x, const real* second, u32 width, bool centred) {
+    const u64 base = (u64)blockIdx.x * width;
+    const auto quad_at = [=](u32 j) {
+        const Quad quad = quad_of(x + base, j, width);
+        return second ? sum_of(quad, quad_of(second + base, j, width)) : quad;
+    };
     Quad kept[KEPT];
     real sum = 0, squares = 0;
 #pragma unroll
     for (int n = 0; n < KEPT; ++n)
         if (4 * threadIdx.x + n * STEP < width) {
-            kept[n] = quad_of(row, 4 * threadIdx.x + n * STEP, width);
+            kept[n] = quad_at(4 * threadIdx.x + n * STEP);
             for (int i = 0; i < 4; ++i) sum += kept[n].v[i], squares += kept[n].v[i] * kept[n].v[i];
         }
     for (u32 j = 4 * threadIdx.x + KEPT * STEP; j < width; j += STEP) {
-        const Quad quad = quad_of(row, j, width);
+        const Quad quad = quad_at(j);
         for (int i = 0; i < 4; ++i) sum += quad.v[i], squares += quad.v[i] * quad.v[i];
     }
     real mean = 0;
@@ -192,7 +201,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         mean = total[0] / width;
         squares = 0;
         for (u32 j = 4 * threadIdx.x; j < width; j += STEP) {
-            const Quad quad = quad_of(row, j, width);
+            const Quad quad = quad_at(j);
             for (u32 i = 0; i < 4 && j + i < width; ++i) squares += (quad.v[i] - mean) * (quad.v[i] - mean);
         }
     }
@@ -203,19 +212,19 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     for (int n = 0; n < KEPT; ++n)
         if (4 * threadIdx.x + n * STEP < width) {
             for (int i = 0; i < 4; ++i) kept[n].v[i] = (kept[n].v[i] - mean) * factor;
-            put_quad(y + (u64)blockIdx.x * width, 4 * threadIdx.x + n * STEP, width, kept[n]);
+            put_quad(y + base, 4 * threadIdx.x + n * STEP, width, kept[n]);
         }
     for (u32 j = 4 * threadIdx.x + KEPT * STEP; j < width; j += STEP) {
-        Quad quad = quad_of(row, j, width);
+        Quad quad = quad_at(j);
         for (int i = 0; i < 4; ++i) quad.v[i] = (quad.v[i] - mean) * factor;
-        put_quad(y + (u64)blockIdx.x * width, j, width, quad);
+        put_quad(y + base, j, width, quad);
     }
     if (threadIdx.x == 0) scale[blockIdx.x] = factor;
 }
 
-// out = scale (g - y mean(g y)), less its mean if `centred`.
-extern "C" __global__ void __launch_bounds__(THREADS)
-    norm_backward(real* out, const real* g, const real* y, const real* scale, u32 width, bool centred) {
+// out = scale (g - y mean(g y)), less its mean if `centred`; plus `onto` if there is one.
+extern "C" __global__ void __launch_bounds__(THREADS) norm_backward(
+    real* out, const real* g, const real* y, const real* scale, const real* onto, u32 width, bool centred) {
     const u64 base = (u64)blockIdx.x * width;
     Quad kept_g[KEPT], kept_y[KEPT];
     real sum = 0, product = 0;
@@ -239,13 +248,13 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         const u32 j = 4 * threadIdx.x + n * STEP;
         if (j >= width) continue;
         for (int i = 0; i < 4; ++i) kept_g[n].v[i] = factor * (kept_g[n].v[i] - mean - kept_y[n].v[i] * along);
-        put_quad(out + base, j, width, kept_g[n]);
+        put_quad(out + base, j, width, onto ? sum_of(kept_g[n], quad_of(onto + base, j, width)) : kept_g[n]);
     }
     for (u32 j = 4 * threadIdx.x + KEPT * STEP; j < width; j += STEP) {
         Quad a = quad_of(g + base, j, width);
         const Quad b = quad_of(y + base, j, width);
         for (int i = 0; i < 4; ++i) a.v[i] = factor * (a.v[i] - mean - b.v[i] * along);
-        put_quad(out + base, j, width, a);
+        put_quad(out + base, j, width, onto ? sum_of(a, quad_of(onto + base, j, width)) : a);
     }
 }
 

@@ -19,7 +19,8 @@ __device__ void normals_of_column(float (&z)[8 * EIGHTS], const Site at, u64 row
 }
 
 template <bool BACK>
-__device__ void mixed(real* out, const double* mix, const real* x, const double* along, u32 width, bool relu, const Site at) {
+__device__ void mixed(real* out, const double* mix, const real* x, const double* along, const real* onto, u32 width,
+    bool relu, const Site at) {
     __shared__ __align__(16) real c[T * PAD];
     __shared__ __align__(16) real a[BACK ? T * PAD : 1];
     const u64 matrix = (u64)blockIdx.y * T * T;
@@ -54,6 +55,7 @@ __device__ void mixed(real* out, const double* mix, const real* x, const double*
             for (int s = 0; s < T; ++s) sum += a[t * PAD + s] * d[BACK ? s : 0];
         }
         if (relu && !((BACK ? x[base + (u64)t * width] : sum) > 0)) sum = 0;
+        if (onto) sum += onto[base + (u64)t * width];
         out[base + (u64)t * width] = sum;
     }
 }
@@ -61,13 +63,15 @@ __device__ void mixed(real* out, const double* mix, const real* x, const double*
 // out = mix @ Z, mix lower triangular.
 extern "C" __global__ void __launch_bounds__(128) forward(
     real* out, const double* mix, u32 width, u32, bool relu, u64 first_draw, u32 site, u32 key0, u32 key1) {
-    mixed<false>(out, mix, nullptr, nullptr, width, relu, {first_draw, site, key0, key1});
+    mixed<false>(out, mix, nullptr, nullptr, nullptr, width, relu, {first_draw, site, key0, key1});
 }
 
-// out = mix @ Z + along @ D(x), mix lower triangular.
-extern "C" __global__ void __launch_bounds__(128)
-    backward(real* out, const double* mix, const real* x, const double* along, u32 width, u32, bool relu, u64 first_draw, u32 site, u32 key0, u32 key1) {
-    mixed<true>(out, mix, x, along, width, relu, {first_draw, site, key0, key1});
+// out = mix @ Z + along @ D(x), mix lower triangular; then the pull of the ReLU that gave x if asked for, and `onto`
+// added if there is one.
+extern "C" __global__ void __launch_bounds__(128) backward(
+    real* out, const double* mix, const real* x, const double* along, const real* onto, u32 width, u32, bool relu,
+    u64 first_draw, u32 site, u32 key0, u32 key1) {
+    mixed<true>(out, mix, x, along, onto, width, relu, {first_draw, site, key0, key1});
 }
 
 struct alignas(4 * sizeof(real)) Four {

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from propagate.montecarlo.backend import Array
+from propagate.montecarlo.pulls import AddingPull, Pull
 
 LARGEST_TOKENS = 48  # a block's shared memory holds a few T x T matrices of float64
-CHUNK = 1024  # columns whose sums one block takes; a constant, so that sums do not depend on the draws of a batch
+CHUNK = 2048  # columns whose sums one block takes; a constant, so that sums do not depend on the draws of a batch
 MOMENTS_CHUNK = 4096  # likewise, of `sums_of_squares`
 COLUMNS = {"float32": 1024, "float64": 128}  # that one block of `forward` and `backward` makes
 THREADS = 256
@@ -90,18 +91,26 @@ def forward(mix: Array, width: int, at: Site, dtype: Any, *, relu: bool = False)
     return out
 
 
-def backward(mix: Array, x: Array, along: Array, at: Site, *, relu: bool = False) -> Array:
+def backward(mix: Array, x: Array, along: Array, at: Site, *, relu: bool = False, onto: Array | None = None) -> Array:
     """mix @ Z + along @ D, with `mix` lower triangular and D the successive differences of x's tokens.
 
-    If asked for, the pull of the ReLU whose output x is follows at once.
+    If asked for, the pull of the ReLU whose output x is follows at once; and the sum with `onto`.
     """
     import cupy
 
     draws, tokens, width = x.shape
     out = cupy.empty_like(x)
     grid, sizes = _columns(draws, width, x.dtype)
-    launch("backward", tokens, x.dtype, grid, 128, out, mix, x, along, *sizes, np.bool_(relu), *at)
+    arguments = (out, mix, x, along, _or_null(onto), *sizes, np.bool_(relu), *at)
+    launch("backward", tokens, x.dtype, grid, 128, *arguments)
     return out
+
+
+def _or_null(array: Array | None) -> Any:
+    """The array, or the null pointer that tells a kernel there is none."""
+    import cupy
+
+    return np.uintp(0) if array is None else cupy.ascontiguousarray(array)
 
 
 def _columns(draws: int, width: int, dtype: Any) -> tuple[tuple[int, int], tuple[np.uint32, np.uint32]]:
@@ -158,25 +167,29 @@ def _factor_sizes(chunks: int, draws: int, scale: float, dtype: Any) -> tuple[An
     return (np.uint32(chunks), np.uint32(draws), np.float64(scale), *limits)
 
 
-def norm(x: Array, *, centred: bool) -> tuple[Array, Callable[[Array], Array]]:
-    """x, less its mean if `centred`, over its root mean square along the last axis; and the pull."""
+def norm(x: Array, second: Array | None = None, *, centred: bool) -> tuple[Array, Pull]:
+    """x, or the sum of two arrays, less its mean if `centred`, over its root mean square along the last axis.
+
+    And the pull, to that sum.
+    """
     import cupy
 
     x = cupy.ascontiguousarray(x)
     width, rows = x.shape[-1], x.size // x.shape[-1]
     y, scale = cupy.empty_like(x), cupy.empty(rows, dtype=x.dtype)
     sizes = (np.uint32(width), np.bool_(centred))
-    launch("norm_forward", 1, x.dtype, (rows,), THREADS, y, scale, x, *sizes)
+    launch("norm_forward", 1, x.dtype, (rows,), THREADS, y, scale, x, _or_null(second), *sizes)
 
-    def pull(g: Array) -> Array:
+    def pull(g: Array, onto: Array | None) -> Array:
         out = cupy.empty_like(y)
-        launch("norm_backward", 1, y.dtype, (rows,), THREADS, out, cupy.ascontiguousarray(g), y, scale, *sizes)
+        arguments = (out, cupy.ascontiguousarray(g), y, scale, _or_null(onto), *sizes)
+        launch("norm_backward", 1, y.dtype, (rows,), THREADS, *arguments)
         return out
 
-    return y, pull
+    return y, AddingPull(pull)
 
 
-def attention(projected: Array, heads: int, scale: float, *, causal: bool) -> tuple[Array, Callable[[Array], Array]]:
+def attention(projected: Array, heads: int, scale: float, *, causal: bool) -> tuple[Array, Pull]:
     """Softmax attention, float32: from queries, keys and values side by side, (draws, tokens, 3 width)."""
     import cupy
 
@@ -185,13 +198,14 @@ def attention(projected: Array, heads: int, scale: float, *, causal: bool) -> tu
     out = cupy.empty((draws, tokens, width), dtype=projected.dtype)
     weights = cupy.empty((draws, heads, tokens, tokens), dtype=projected.dtype)
     sizes, grid = (np.uint32(heads), np.uint32(width // heads), np.float32(scale)), (heads, draws)
+    threads = 128 if tokens <= 32 else 64
     arguments = (out, weights, projected, *sizes, np.bool_(causal))
-    launch("attention_forward", tokens, projected.dtype, grid, 32, *arguments)
+    launch("attention_forward", tokens, projected.dtype, grid, threads, *arguments)
 
     def pull(g: Array) -> Array:
         cotangent = cupy.empty_like(projected)
         arguments = (cotangent, cupy.ascontiguousarray(g), weights, projected, *sizes)
-        launch("attention_backward", tokens, projected.dtype, grid, 32, *arguments)
+        launch("attention_backward", tokens, projected.dtype, grid, threads, *arguments)
         return cotangent
 
     return out, pull

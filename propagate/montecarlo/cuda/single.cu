@@ -2,7 +2,8 @@
 //
 // Lane 4 g + k of a warp holds the pieces of a matrix that mma.m16n8k8 asks for: of A rows g, g + 8 and columns k,
 // k + 4; of B rows k, k + 4 and column g; of the sum rows g, g + 8 and columns 2 k, 2 k + 1. Sums over coordinates take
-// them in any order, so a lane loads neighbours: four of the inner index, or two of the outer.
+// them in any order, so a lane loads neighbours: four of the inner index, or two of the outer. Tokens too stand in an
+// order of their own, neighbours in one lane, so that most differences of tokens ask no other lane.
 
 constexpr int TILES = (T + 15) / 16;   // of 16 rows
 constexpr int ROWS = 2 * TILES;        // of 8 rows
@@ -11,9 +12,9 @@ struct Split {
     u32 high, low;
 };
 
+// Rounded to 11 bits as cvt.rna.tf32 does, which is twice as many instructions, and the rest.
 __device__ Split split(float x) {
-    u32 high;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(high) : "f"(x));
+    const u32 high = (__float_as_uint(x) + 0x1000u) & 0xFFFFE000u;
     return {high, __float_as_uint(x - __uint_as_float(high))};
 }
 
@@ -30,53 +31,64 @@ __device__ void multiply(float (&c)[4], const Split (&a)[4], Split b0, Split b1)
     multiply(c, a[0].high, a[1].high, a[2].high, a[3].high, b0.high, b1.high);
 }
 
-// Four neighbouring numbers of a row, zeros beyond its end.
-__device__ float4 four_of(const float* row, u32 column, u32 end, bool aligned) {
-    if (aligned && column + 4 <= end) return *(const float4*)(row + column);
-    float v[4] = {};
-    for (u32 i = 0; i < 4 && column + i < end; ++i) v[i] = row[column + i];
-    return make_float4(v[0], v[1], v[2], v[3]);
-}
-
-__device__ float2 two_of(const float* row, u32 column, u32 end, bool aligned) {
-    if (aligned && column + 2 <= end) return *(const float2*)(row + column);
+// Two or four neighbouring numbers of a row: all of them there, or else zeros beyond its end.
+template <bool WHOLE>
+__device__ float2 two_of(const float* row, u32 column, u32 end) {
+    if (WHOLE) return *(const float2*)(row + column);
     return make_float2(column < end ? row[column] : 0.0f, column + 1 < end ? row[column + 1] : 0.0f);
 }
 
-// Rows g, g + 8, ... of 16 columns, four a lane.
+template <bool WHOLE>
+__device__ float4 four_of(const float* row, u32 column, u32 end) {
+    if (WHOLE) return *(const float4*)(row + column);
+    const float2 left = two_of<false>(row, column, end), right = two_of<false>(row, column + 2, end);
+    return make_float4(left.x, left.y, right.x, right.y);
+}
+
+// Of a lane, the tokens that stand in rows g, g + 8, ... of a matrix: neighbours.
+__device__ int token_of(int g, int r) { return EIGHTS * g + r; }
+
+// Those tokens' 16 columns, four a lane.
 struct Slice {
     float v[ROWS][4];
 };
 
-__device__ Slice slice_of(const float* x, u64 stride, u32 column, u32 end, bool aligned) {
+template <bool WHOLE>
+__device__ Slice slice_of(const float* x, u32 stride, u32 column, u32 end) {
     const int g = threadIdx.x % 32 / 4;
     Slice slice;
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
-        const float4 four = 8 * r + g < T ? four_of(x + (8 * r + g) * stride, column, end, aligned) : float4{};
+        const int t = token_of(g, r);
+        const float4 four = r < EIGHTS && t < T ? four_of<WHOLE>(x + t * stride, column, end) : float4{};
         slice.v[r][0] = four.x, slice.v[r][1] = four.y, slice.v[r][2] = four.z, slice.v[r][3] = four.w;
     }
     return slice;
 }
 
+__device__ Slice slice_of(const float* x, u32 stride, u32 column, u32 end, bool whole) {
+    return whole ? slice_of<true>(x, stride, column, end) : slice_of<false>(x, stride, column, end);
+}
+
 __device__ Slice differences(const Slice& x) {
-    const int lane = threadIdx.x % 32, g = lane / 4;
+    const int g = threadIdx.x % 32 / 4;
     Slice d;
 #pragma unroll
-    for (int r = 0; r < ROWS; ++r)
+    for (int i = 0; i < 4; ++i) {
+        const float above = __shfl_up_sync(~0u, x.v[EIGHTS - 1][i], 4);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const float above = __shfl_up_sync(~0u, x.v[r][i], 4);
-            const float last = r ? __shfl_sync(~0u, x.v[r ? r - 1 : 0][i], 28 + lane % 4) : 0.0f;
-            d.v[r][i] = 8 * r + g < T ? x.v[r][i] - (g ? above : last) : 0.0f;
+        for (int r = 0; r < ROWS; ++r) {
+            const float before = r ? x.v[r ? r - 1 : 0][i] : g ? above : 0.0f;
+            d.v[r][i] = r < EIGHTS && token_of(g, r) < T ? x.v[r][i] - before : 0.0f;
         }
+    }
     return d;
 }
 
 typedef float Sums[TILES][ROWS][4];  // a T x T matrix, in pieces
 
-// sums += a b^T over 16 columns. LOWER: only what is on the diagonal or below is needed.
-template <bool LOWER>
+// sums += a b^T over 16 columns. HALF: the sum is symmetric, and half of it enough.
+template <bool HALF>
 __device__ void add_products(Sums& sums, const Slice& a, const Slice& b) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -93,13 +105,15 @@ __device__ void add_products(Sums& sums, const Slice& a, const Slice& b) {
             const Split piece[4] = {left[2 * i][0], left[2 * i + 1][0], left[2 * i][1], left[2 * i + 1][1]};
 #pragma unroll
             for (int j = 0; j < EIGHTS; ++j)
-                if (!LOWER || j <= 2 * i + 1) multiply(sums[i][j], piece, right[j][0], right[j][1]);
+                if (!HALF || j <= 2 * i + 1) multiply(sums[i][j], piece, right[j][0], right[j][1]);
         }
     }
 }
 
 typedef float Shared[16 * TILES][8 * ROWS + 1];
 
+// Columns are tokens too, or else normals, which stand in their own order.
+template <bool TOKENS_TOO, bool HALF>
 __device__ void put(Shared& to, const Sums& sums) {
     const int g = threadIdx.x % 32 / 4, k = threadIdx.x % 4;
 #pragma unroll
@@ -107,26 +121,32 @@ __device__ void put(Shared& to, const Sums& sums) {
 #pragma unroll
         for (int j = 0; j < EIGHTS; ++j)
 #pragma unroll
-            for (int e = 0; e < 4; ++e) to[16 * i + g + e / 2 * 8][8 * j + 2 * k + e % 2] = sums[i][j][e];
+            for (int e = 0; e < 4; ++e) {
+                const int r = 2 * i + e / 2, c = 2 * k + e % 2;
+                if (r >= EIGHTS || (HALF && j > r)) continue;
+                const int t = token_of(g, r), s = TOKENS_TOO ? token_of(c, j) : 8 * j + c;
+                to[t][s] = sums[i][j][e];
+                if (HALF && j < r) to[s][t] = sums[i][j][e];
+            }
 }
 
 // The sum of the warps' pieces, four warps at a time and always in the same order.
-template <bool LOWER>
+template <bool TOKENS_TOO, bool HALF>
 __device__ void store_total(double* out, Shared (&four)[4], const Sums& sums) {
     const int warp = threadIdx.x / 32;
     for (int turn = 0; turn < THREADS / 128; ++turn) {
         __syncthreads();
-        if (warp / 4 == turn) put(four[warp % 4], sums);
+        if (warp / 4 == turn) put<TOKENS_TOO, HALF>(four[warp % 4], sums);
         __syncthreads();
         for (int i = threadIdx.x; i < T * T; i += THREADS) {
             const int t = i / T, s = i % T;
             const double sum = ((double)four[0][t][s] + four[1][t][s]) + ((double)four[2][t][s] + four[3][t][s]);
-            out[i] = LOWER && s > t ? 0.0 : turn ? out[i] + sum : sum;
+            out[i] = turn ? out[i] + sum : sum;
         }
     }
 }
 
-// Of a chunk of columns: gram = D D^T (on and below the diagonal) and dot = D Z^T, each (chunks, draws, T, T).
+// Of a chunk of columns: gram = D D^T and dot = D Z^T, each (chunks, draws, T, T).
 extern "C" __global__ void __launch_bounds__(THREADS, T <= 32 ? 2 : 1) gram_and_dot_of(
     double* gram, double* dot, const float* x, u32 width, u32 chunk, u64 first_draw, u32 site, u32 key0, u32 key1) {
     __shared__ Shared four[4];
@@ -135,7 +155,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, T <= 32 ? 2 : 1) gram_and_
     const float* const source = x + (u64)blockIdx.y * T * width;
     Sums grams = {}, dots = {};
     for (u32 base = first + 16 * warp; base < end; base += 16 * (THREADS / 32)) {
-        const Slice slice = slice_of(source, width, base + 4 * k, end, width % 4 == 0);
+        const bool whole = width % 4 == 0 && base + 16 <= end;
+        const Slice slice = slice_of(source, width, base + 4 * k, end, whole);
         Slice noise;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -149,32 +170,39 @@ extern "C" __global__ void __launch_bounds__(THREADS, T <= 32 ? 2 : 1) gram_and_
         add_products<false>(dots, d, noise);
     }
     const u64 place = ((u64)blockIdx.x * gridDim.y + blockIdx.y) * T * T;
-    store_total<true>(gram + place, four, grams);
-    store_total<false>(dot + place, four, dots);
+    store_total<true, true>(gram + place, four, grams);
+    store_total<false, false>(dot + place, four, dots);
 }
 
-typedef float4 Pieces[TILES][EIGHTS][32];  // a T x T matrix on the left of a product, lane by lane, in shared memory
+// A T x T matrix on the left of a product, lane by lane, split: high and low.
+typedef uint4 Pieces[TILES][EIGHTS][2][32];
 
-// By all threads of a block; `down` and `right` are the steps between the matrix's rows and columns.
-template <typename V>
+// Tokens that a lane multiplies, neighbours again: n counts from 0 to 2 EIGHTS.
+__device__ int inner_token_of(int k, int n) { return 2 * EIGHTS * k + n; }
+
+// By all threads of a block; `down` and `right` are the steps between the matrix's rows and columns. Columns are tokens
+// or else normals.
+template <bool OF_TOKENS, typename V>
 __device__ void load_pieces(Pieces& pieces, const V* matrix, int down, int right) {
     __syncthreads();
     for (int i = threadIdx.x; i < TILES * EIGHTS * 32; i += blockDim.x) {
         const int lane = i % 32, piece = i / 32, row = 16 * (piece / EIGHTS) + lane / 4;
-        const int column = 8 * (piece % EIGHTS) + lane % 4;
-        float v[4];
+        const int j = piece % EIGHTS, k = lane % 4;
+        Split v[4];
         for (int e = 0; e < 4; ++e) {
-            const int t = row + e % 2 * 8, s = column + e / 2 * 4;
-            v[e] = t < T && s < T ? (float)matrix[t * down + s * right] : 0.0f;
+            const int t = row + e % 2 * 8, s = OF_TOKENS ? inner_token_of(k, 2 * j + e / 2) : 8 * j + k + e / 2 * 4;
+            v[e] = split(t < T && s < T ? (float)matrix[t * down + s * right] : 0.0f);
         }
-        pieces[piece / EIGHTS][piece % EIGHTS][lane] = make_float4(v[0], v[1], v[2], v[3]);
+        auto& place = pieces[piece / EIGHTS][piece % EIGHTS];
+        place[0][lane] = make_uint4(v[0].high, v[1].high, v[2].high, v[3].high);
+        place[1][lane] = make_uint4(v[0].low, v[1].low, v[2].low, v[3].low);
     }
     __syncthreads();
 }
 
 typedef float Columns[TILES][2][4];  // of 16 columns, 2 g and 2 g + 1 a lane
 
-// out += pieces @ b, with b[c][j][h] row 8 j + k + 4 h of column 2 g + c.
+// out += pieces @ b, with b[c][j][h] column 2 g + c of normal 8 j + k + 4 h or of the lane's token 2 j + h.
 template <bool LOWER>
 __device__ void add_mixed(Columns& out, const Pieces& pieces, const float (&b)[2][EIGHTS][2]) {
 #pragma unroll
@@ -187,15 +215,16 @@ __device__ void add_mixed(Columns& out, const Pieces& pieces, const float (&b)[2
 #pragma unroll
         for (int i = 0; i < TILES; ++i) {
             if (LOWER && j > 2 * i + 1) continue;
-            const float4 whole = pieces[i][j][threadIdx.x % 32];
-            const Split left[4] = {split(whole.x), split(whole.y), split(whole.z), split(whole.w)};
+            const uint4 high = pieces[i][j][0][threadIdx.x % 32], low = pieces[i][j][1][threadIdx.x % 32];
+            const Split left[4] = {{high.x, low.x}, {high.y, low.y}, {high.z, low.z}, {high.w, low.w}};
 #pragma unroll
             for (int c = 0; c < 2; ++c) multiply(out[i][c], left, right[c][0], right[c][1]);
         }
     }
 }
 
-__device__ void store_columns(float* out, u64 stride, u32 column, u32 end, bool aligned, const Columns& sums) {
+template <bool WHOLE>
+__device__ void store_columns(float* out, u32 stride, u32 column, u32 end, const Columns& sums) {
     const int g = threadIdx.x % 32 / 4;
 #pragma unroll
     for (int i = 0; i < TILES; ++i)
@@ -205,59 +234,102 @@ __device__ void store_columns(float* out, u64 stride, u32 column, u32 end, bool 
             if (t >= T) continue;
             float* const place = out + t * stride + column;
             const float v[4] = {sums[i][0][2 * h], sums[i][1][2 * h], sums[i][0][2 * h + 1], sums[i][1][2 * h + 1]};
-            if (aligned && column + 4 <= end)
-                *(float4*)place = make_float4(v[0], v[1], v[2], v[3]);
+            if (WHOLE)  // __stcg, since the compiler takes a plain store of four apart
+                __stcg((float4*)place, make_float4(v[0], v[1], v[2], v[3]));
             else
                 for (u32 n = 0; n < 4 && column + n < end; ++n) place[n] = v[n];
         }
 }
 
-// Rows 8 j + k and 8 j + k + 4 of columns 2 g and 2 g + 1.
-__device__ void load_columns(float (&b)[2][EIGHTS][2], const float* x, u64 stride, u32 column, u32 end, bool aligned) {
+__device__ void store_columns(float* out, u32 stride, u32 column, u32 end, bool whole, const Columns& sums) {
+    if (whole)
+        store_columns<true>(out, stride, column, end, sums);
+    else
+        store_columns<false>(out, stride, column, end, sums);
+}
+
+// The lane's tokens in columns 2 g and 2 g + 1.
+template <bool WHOLE>
+__device__ void load_columns(float (&b)[2][EIGHTS][2], const float* x, u32 stride, u32 column, u32 end) {
+#pragma unroll
+    for (int n = 0; n < 2 * EIGHTS; ++n) {
+        const int t = inner_token_of(threadIdx.x % 4, n);
+        const float2 two = t < T ? two_of<WHOLE>(x + t * stride, column, end) : float2{};
+        b[0][n / 2][n % 2] = two.x, b[1][n / 2][n % 2] = two.y;
+    }
+}
+
+__device__ void load_columns(float (&b)[2][EIGHTS][2], const float* x, u32 stride, u32 column, u32 end, bool whole) {
+    if (whole)
+        load_columns<true>(b, x, stride, column, end);
+    else
+        load_columns<false>(b, x, stride, column, end);
+}
+
+// Each token less the one before it.
+__device__ void take_differences(float (&d)[2][EIGHTS][2]) {
     const int k = threadIdx.x % 4;
 #pragma unroll
-    for (int j = 0; j < EIGHTS; ++j)
+    for (int c = 0; c < 2; ++c) {
+        const float above = __shfl_up_sync(~0u, d[c][EIGHTS - 1][1], 1);
+        float before = k ? above : 0.0f;
+#pragma unroll
+        for (int n = 0; n < 2 * EIGHTS; ++n) {
+            const float mine = d[c][n / 2][n % 2];
+            d[c][n / 2][n % 2] = inner_token_of(k, n) < T ? mine - before : 0.0f;
+            before = mine;
+        }
+    }
+}
+
+// Zeros where a ReLU stops the sums: where they are not positive themselves or, going BACK, where what it gave is not.
+template <bool WHOLE, bool BACK>
+__device__ void stop(Columns& sums, const float* gave, u32 stride, u32 column, u32 end) {
+#pragma unroll
+    for (int i = 0; i < TILES; ++i)
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            const int t = 8 * j + k + 4 * h;
-            const float2 two = t < T ? two_of(x + t * stride, column, end, aligned) : float2{};
-            b[0][j][h] = two.x, b[1][j][h] = two.y;
+            const int t = 16 * i + threadIdx.x % 32 / 4 + 8 * h;
+            float* const mine[4] = {&sums[i][0][2 * h], &sums[i][1][2 * h], &sums[i][0][2 * h + 1], &sums[i][1][2 * h + 1]};
+            float4 sign = make_float4(*mine[0], *mine[1], *mine[2], *mine[3]);
+            if (BACK && t < T) sign = four_of<WHOLE>(gave + t * stride, column, end);
+            if (!(sign.x > 0)) *mine[0] = 0;
+            if (!(sign.y > 0)) *mine[1] = 0;
+            if (!(sign.z > 0)) *mine[2] = 0;
+            if (!(sign.w > 0)) *mine[3] = 0;
         }
 }
 
-// Each row less the one above it, which the lane before holds, or the last of four lanes in its piece before.
-__device__ void take_differences(float (&d)[2][EIGHTS][2]) {
-    const int k = threadIdx.x % 4, source = k ? threadIdx.x - 1 : threadIdx.x + 3;
+template <bool WHOLE>
+__device__ void add_to(Columns& sums, const float* onto, u32 stride, u32 column, u32 end) {
 #pragma unroll
-    for (int c = 0; c < 2; ++c) {
-        float carried = 0;
+    for (int i = 0; i < TILES; ++i)
 #pragma unroll
-        for (int j = 0; j < EIGHTS; ++j)
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                const float mine = d[c][j][h], above = __shfl_sync(~0u, mine, source % 32);
-                d[c][j][h] = 8 * j + k + 4 * h < T ? mine - (k ? above : carried) : 0.0f;
-                carried = above;
-            }
-    }
+        for (int h = 0; h < 2; ++h) {
+            const int t = 16 * i + threadIdx.x % 32 / 4 + 8 * h;
+            if (t >= T) continue;
+            const float4 four = four_of<WHOLE>(onto + t * stride, column, end);
+            sums[i][0][2 * h] += four.x, sums[i][1][2 * h] += four.y;
+            sums[i][0][2 * h + 1] += four.z, sums[i][1][2 * h + 1] += four.w;
+        }
 }
 
 template <bool BACK>
 __device__ void mixed(
-    float* out, const double* mix, const float* x, const double* along, u32 width, u32 chunk, bool relu,
-    const Site at) {
+    float* out, const double* mix, const float* x, const double* along, const float* onto, u32 width, u32 chunk,
+    bool relu, const Site at) {
     const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, k = threadIdx.x % 4;
     const u64 matrix = (u64)blockIdx.y * T * T, base = (u64)blockIdx.y * T * width;
     const u32 first = blockIdx.x * chunk, end = min(first + chunk, width);
-    const bool aligned = width % 4 == 0;
     __shared__ Pieces fresh, known;
-    load_pieces(fresh, mix + matrix, T, 1);
-    if (BACK) load_pieces(known, along + matrix, T, 1);
+    load_pieces<false>(fresh, mix + matrix, T, 1);
+    if (BACK) load_pieces<true>(known, along + matrix, T, 1);
     for (u32 column = first + 16 * warp; column < end; column += 16 * 4) {
         asm volatile("" ::: "memory");  // read the pieces again: kept in registers they leave room for few warps
+        const bool whole = width % 4 == 0 && column + 16 <= end;
         Columns sums = {};
         float b[2][EIGHTS][2], d[2][EIGHTS][2];
-        if (BACK) load_columns(d, x + base, width, column + 2 * g, end, aligned);  // arrives while normals are made
+        if (BACK) load_columns(d, x + base, width, column + 2 * g, end, whole);  // arrives while normals are made
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             float z[2][EIGHTS];
@@ -271,34 +343,31 @@ __device__ void mixed(
             add_mixed<false>(sums, known, d);
         }
         if (relu) {
-#pragma unroll
-            for (int i = 0; i < TILES; ++i)
-#pragma unroll
-                for (int h = 0; h < 2; ++h) {
-                    const int t = 16 * i + g + 8 * h;
-                    float* const mine[4] = {
-                        &sums[i][0][2 * h], &sums[i][1][2 * h], &sums[i][0][2 * h + 1], &sums[i][1][2 * h + 1]};
-                    float4 sign = make_float4(*mine[0], *mine[1], *mine[2], *mine[3]);
-                    if (BACK && t < T) sign = four_of(x + base + (u64)t * width, column + 4 * k, end, aligned);
-                    if (!(sign.x > 0)) *mine[0] = 0;
-                    if (!(sign.y > 0)) *mine[1] = 0;
-                    if (!(sign.z > 0)) *mine[2] = 0;
-                    if (!(sign.w > 0)) *mine[3] = 0;
-                }
+            if (whole)
+                stop<true, BACK>(sums, x + base, width, column + 4 * k, end);
+            else
+                stop<false, BACK>(sums, x + base, width, column + 4 * k, end);
         }
-        store_columns(out + base, width, column + 4 * k, end, aligned, sums);
+        if (onto) {
+            if (whole)
+                add_to<true>(sums, onto + base, width, column + 4 * k, end);
+            else
+                add_to<false>(sums, onto + base, width, column + 4 * k, end);
+        }
+        store_columns(out + base, width, column + 4 * k, end, whole, sums);
     }
 }
 
 // out = mix @ Z, mix lower triangular; and then ReLU if asked for.
 extern "C" __global__ void __launch_bounds__(128) forward(
     float* out, const double* mix, u32 width, u32 chunk, bool relu, u64 first_draw, u32 site, u32 key0, u32 key1) {
-    mixed<false>(out, mix, nullptr, nullptr, width, chunk, relu, {first_draw, site, key0, key1});
+    mixed<false>(out, mix, nullptr, nullptr, nullptr, width, chunk, relu, {first_draw, site, key0, key1});
 }
 
-// out = mix @ Z + along @ D(x), mix lower triangular; and then the pull of the ReLU that gave x if asked for.
+// out = mix @ Z + along @ D(x), mix lower triangular; then the pull of the ReLU that gave x if asked for, and `onto`
+// added if there is one.
 extern "C" __global__ void __launch_bounds__(128) backward(
-    float* out, const double* mix, const float* x, const double* along, u32 width, u32 chunk, bool relu,
-    u64 first_draw, u32 site, u32 key0, u32 key1) {
-    mixed<true>(out, mix, x, along, width, chunk, relu, {first_draw, site, key0, key1});
+    float* out, const double* mix, const float* x, const double* along, const float* onto, u32 width, u32 chunk,
+    bool relu, u64 first_draw, u32 site, u32 key0, u32 key1) {
+    mixed<true>(out, mix, x, along, onto, width, chunk, relu, {first_draw, site, key0, key1});
 }

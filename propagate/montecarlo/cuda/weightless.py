@@ -9,7 +9,7 @@ from propagate.montecarlo.backend import Array
 from propagate.montecarlo.cuda import kernels
 from propagate.montecarlo.cuda.kernels import Site
 from propagate.montecarlo.normals import BACKWARD, Normals
-from propagate.montecarlo.samplers import Pull
+from propagate.montecarlo.pulls import AddingPull, Pull
 from propagate.montecarlo.weightless import weightless
 
 
@@ -30,7 +30,7 @@ class Fused:
         if not self.covers(x.shape[-2], x.shape[-1], fan_out):
             return weightless(self.normals)(x, site, fan_out, gain)
         there, back = self._map(x, site, fan_out, gain)
-        return there(False), lambda g: back(g, False)
+        return there(False), AddingPull(lambda g, onto: back(g, False, onto))
 
     def covers(self, tokens: int, *widths: int) -> bool:
         """Whether the kernels can do it: not too many tokens, and no more than coordinates."""
@@ -42,12 +42,15 @@ class Fused:
         """Two maps with a ReLU between them, which needs no pass of its own."""
         there, back = self._map(x, site, hidden, gain_in)
         out_there, out_back = self._map(there(True), site + 1, fan_out, gain_out)
-        return out_there(False), lambda g: back(out_back(g, True), False)
+        return out_there(False), AddingPull(lambda g, onto: back(out_back(g, True, None), False, onto))
 
     def _map(
         self, x: Array, site: int, fan_out: int, gain: float
-    ) -> tuple[Callable[[bool], Array], Callable[[Array, bool], Array]]:
-        """The map and its pull; each told whether a ReLU comes next (whose output, on the way back, was x)."""
+    ) -> tuple[Callable[[bool], Array], Callable[[Array, bool, Array | None], Array]]:
+        """The map and its pull, told whether a ReLU comes next (whose output, on the way back, was x).
+
+        The pull is also told what to add its result to.
+        """
         xp = self.normals.backend.xp
         x = xp.ascontiguousarray(x)
         seen, fresh = (Site.of(self.normals.seed, self.normals.draws, where) for where in (site, site + BACKWARD))
@@ -58,9 +61,9 @@ class Fused:
         def there(relu: bool) -> Array:
             return kernels.forward(root, fan_out, seen, x.dtype, relu=relu)
 
-        def back(g: Array, relu: bool) -> Array:
+        def back(g: Array, relu: bool, onto: Array | None) -> Array:
             grams, dots = kernels.gram_and_dot(xp.ascontiguousarray(g), seen)
             cotangent_root, along = kernels.returns(grams, dots, met, change, self.unsound, scale, x.dtype)
-            return kernels.backward(cotangent_root, x, along, fresh, relu=relu)
+            return kernels.backward(cotangent_root, x, along, fresh, relu=relu, onto=onto)
 
         return there, back

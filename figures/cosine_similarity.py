@@ -16,7 +16,7 @@ from propagate.figures import workers
 DEPTH, WIDTH, DRAWS = 24, 256, 6
 PLACEMENTS = ("PreNorm", "SpanNorm")
 
-FULL = {"draws": 32, "width": 1024}
+FULL = {"draws": 24, "width": 512}
 CAPTION = """\
 **Cosine between layers.** Cosine between a token in the stream that leaves block l and the same token in the stream
 that leaves block m (0: the embedding), at random initialisation, in networks of {depth} blocks. Heat maps: above the

@@ -2,9 +2,12 @@
 
     python benchmarks/validity.py --backend cupy --draws 400
 
-One sublayer at a time, on tokens with exact second moments, at width 512 (attention in heads of 64 coordinates). Errors
+One sublayer at a time, on tokens with exact second moments, at width 512 (attention in heads of 64 coordinates;
+`wide_attention` is the same networks against the map that takes heads for wide). Errors
 are theory / simulation - 1; of covariances, the difference relative to the variance. `<name>_se` is the simulation's
-share of them. `figures/validity.py` draws the map, `propagate.theory.validity` reads it.
+share of them. Cotangents are measured at both ends of their correlation, 0 and 1, by networks of their own: what
+returns is linear in the second moments of what arrives, so what lies between is a mean of the two.
+`figures/validity.py` draws the map, `propagate.theory.validity` reads it.
 """
 
 from __future__ import annotations
@@ -12,7 +15,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import sys
+import math
+import time
+import warnings
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import Executor
@@ -34,8 +39,8 @@ GRAD_CORRELATIONS = [0.0, 1 / 3, 2 / 3, 1.0]
 QUANTITIES = {"variance": 1, "covariance": 1, "grad_variance": 0, "grad_covariance": 0}  # and the block to read them at
 AXES: dict[str, dict[str, list[Any]]] = {
     "attention": {
-        "tokens": [2, 8, 32, 128],
-        "logit_std": [0.0, 0.36, 1.0, 2.25, 4.0],
+        "tokens": [2, 8, 32, 128, 512],
+        "logit_std": [0.0, 0.36, 0.7, 1.0, 1.5, 2.25, 3.0, 4.0],
         "correlation": CORRELATIONS,
         "grad_correlation": GRAD_CORRELATIONS,
     },
@@ -75,49 +80,74 @@ class LoneNorm(pg.Placement):
         return block.norm(x)
 
 
-PLACEMENTS = {"attention": LoneAttention(), "ffn": LoneFFN(), "norm": LoneNorm()}
+AXES["wide_attention"] = AXES["attention"]
+PLACEMENTS = {"attention": LoneAttention(), "ffn": LoneFFN(), "norm": LoneNorm(), "wide_attention": LoneAttention()}
 
 
-def errors(operator: str, place: dict[str, Any], *, draws: int, backend: str) -> dict[str, float]:
-    """Relative errors at one place of an operator's domain, and their standard errors."""
-    place = dict(place)
-    variance, correlation = place.pop("input_variance", 1.0), place.pop("correlation")
-    start = {
-        "variance": variance,
-        "covariance": correlation * variance,
-        "grad_covariance": place.pop("grad_correlation"),
-    }
-    model = pg.Model(PLACEMENTS[operator], **SIZE, **place)
-    seed = zlib.crc32(repr((operator, place, start)).encode())
-    measured = pg.simulate(model, draws=draws, seed=seed, backend=backend, progress=False, **start)
-    predicted = pg.predict(model, **start)
-    found = {"device": measured.attrs["device"]}
+def errors(operator: str, place: dict[str, Any], *, draws: int, backend: str) -> dict[str, Any]:
+    """Relative errors at one place of an operator's domain, and their standard errors: lists over grad_correlation."""
+    sizes = {name: value for name, value in place.items() if name not in ("input_variance", "correlation")}
+    variance = place.get("input_variance", 1.0)
+    start = {"variance": variance, "covariance": place["correlation"] * variance}
+    model = pg.Model(PLACEMENTS[operator], **SIZE, **sizes)
+    head_size = math.inf if operator == "wide_attention" else None
+    runs, theory = [], []
+    for shared in (0.0, 1.0):
+        seed = zlib.crc32(repr((operator.removeprefix("wide_"), place, shared)).encode())
+        ends = start | {"grad_covariance": shared}
+        runs.append(pg.simulate(model, draws=draws, seed=seed, backend=backend, progress=False, **ends))
+        theory.append(pg.predict(model, **ends, head_size=head_size))
+    found: dict[str, Any] = {"place": place, "device": runs[0].attrs["device"]}
     for name, block in QUANTITIES.items():
-        scale = float(measured[name.replace("covariance", "variance")][block])
-        found[name] = float(predicted[name][block] - measured[name][block]) / scale
-        found[f"{name}_se"] = float(measured[f"{name}_se"][block]) / scale
+        for correlation in AXES[operator]["grad_correlation"]:
+            # forward the two are measurements of the same
+            share = correlation if name.startswith("grad") else 0.5
+            weights, scale_of = np.array([1 - share, share]), name.replace("covariance", "variance")
+            said, seen, scale = (
+                float(weights @ [float(table[column][block]) for table in tables])
+                for tables, column in ((theory, name), (runs, name), (runs, scale_of))
+            )
+            own = float(np.hypot(*(weights * [float(run[f"{name}_se"][block]) for run in runs])))
+            found.setdefault(name, []).append(round((said - seen) / scale, 5))
+            found.setdefault(f"{name}_se", []).append(round(own / scale, 5))
     return found
 
 
 def error_map(operator: str, draws: int, backend: str, executor: Executor | None) -> dict[str, Any]:
     """All places of an operator's domain, as nested lists over its axes."""
     axes = AXES[operator]
-    places = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    *outer, inner = axes
+    assert inner == "grad_correlation"
+    places = [dict(zip(outer, values, strict=True)) for values in itertools.product(*(axes[name] for name in outer))]
     task = partial(errors, operator, draws=draws, backend=backend)
     rows = list(shown(operator, len(places), (executor.map if executor else map)(task, places)))
     shape = [len(values) for values in axes.values()]
     names = [name for quantity in QUANTITIES for name in (quantity, f"{quantity}_se")]
-    columns = {name: np.array([round(row[name], 5) for row in rows]).reshape(shape).tolist() for name in names}
-    head = {"head_size": SIZE["width"] // SIZE["heads"]} if operator == "attention" else {}
+    columns = {name: np.array([row[name] for row in rows]).reshape(shape).tolist() for name in names}
+    head = {"head_size": SIZE["width"] // SIZE["heads"]} if "attention" in operator else {}
     about = {"width": SIZE["width"], **head, "draws": draws, "device": rows[0]["device"]}
     return about | {"axes": axes, "errors": columns}
 
 
-def shown(operator: str, total: int, rows: Iterator[dict[str, float]]) -> Iterator[dict[str, float]]:
-    """The rows, with a line on standard error now and then."""
+def shown(operator: str, total: int, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows, each printed: percent errors with their standard errors, of a gradient at both ends."""
+    began = time.perf_counter()
     for number, row in enumerate(rows, 1):
-        if number % 20 == 0 or number == total:
-            print(f"{operator}: {number} of {total}", file=sys.stderr, flush=True)
+        place = " ".join(
+            f"{name}={value if isinstance(value, str) else f'{value:.3g}'}" for name, value in row["place"].items()
+        )
+        cells = (
+            f"{label} {100 * row[name][at]:+.2f} +- {100 * row[f'{name}_se'][at]:.2f}"
+            for label, name, at in (
+                ("forward", "variance", 0),
+                ("back", "grad_variance", 0),
+                ("shared", "grad_variance", -1),
+            )
+        )
+        print(
+            f"{operator} {number} of {total}, {time.perf_counter() - began:.0f} s: {place}: {', '.join(cells)}",
+            flush=True,
+        )
         yield row
 
 
@@ -129,6 +159,7 @@ def main() -> None:
     parser.add_argument("--operators", nargs="+", choices=AXES, default=list(AXES), help="the others are kept")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
+    warnings.simplefilter("ignore", pg.ValidityWarning)
     content = json.loads(options.out.read_bytes()) if options.out.exists() else {}
     with nullcontext() if options.workers == 1 else pg.process_pool(options.workers) as executor:
         for operator in options.operators:

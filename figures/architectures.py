@@ -44,10 +44,11 @@ block 3 % smaller than predicted and its gradient 5 % larger.
 What the theory leaves out, as `describe` says it: {unread}. Biases start at zero; embeddings enter by the start.
 Rotary positions of whole heads are in the theory; those of a quarter of each head (StableLM, GPT-NeoX) and those with
 two bases (Gemma3) are not and matter little here. Gemma2 caps its logits at 50, which logits that spread by 0.1 do
-not notice. Gemma scales its embeddings up by sqrt(width), so that its eps does not count. Qwen3 norms queries and
-keys: its logits spread by 1 whatever the matrices. GPT-2 divides its output matrices by sqrt(2 depth); that is in the
-gains read. Gradients grow steeply towards the embedding in PreNorm models because their embeddings are small: the
-first norm divides by their standard deviation, 0.02.
+not notice. Gemma scales its embeddings up by sqrt(width), so that its eps does not count. Mixtral and Qwen3-MoE have
+4 experts here, 2 for a token, and are predicted token by token with them. Qwen3 norms queries and keys: its logits
+spread by 1 whatever the matrices. GPT-2 divides its output matrices by sqrt(2 depth); that is in the gains read.
+Gradients grow steeply towards the embedding in PreNorm models because their embeddings are small: the first norm
+divides by their standard deviation, 0.02.
 
 Measured by `figures/measure_models.py` on two CPU cores in float32, {seconds} s for each trace of one model (forward,
 backward and making it included); stored in `measured/models.json`. Seeds 0 ... {last}.

@@ -13,11 +13,11 @@ from propagate.figures import ROOT
 
 MEASURED = ROOT / "benchmarks" / "results" / "attention_gradient.json"
 FORMULAS = {  # column of errors: marker, what it is called
-    "of_head_size_error_percent": ("o", "ours, heads of 64"),
-    "error_percent": ("x", "ours, limit of wide heads"),
+    "predicted_error_percent": ("o", "ours, heads of 64"),
+    "wide_error_percent": ("x", "ours, limit of wide heads"),
     "published_error_percent": ("D", "published, value path only"),
 }
-ERRORS = ("standard_error_percent", "of_head_size_standard_error_percent")
+ERROR = "standard_error_percent"
 COLOURS = ("#0072B2", "#009E73", "#CC79A7")
 LIMIT = 3.0
 
@@ -25,19 +25,17 @@ CAPTION = """\
 **Gradient variance behind one attention sublayer: error of three formulas.** Formula over simulation, less 1, in
 percent; each panel a standard deviation of the logits, across it the correlation of the tokens (0, 1/3, 2/3), in
 colours the correlation of the gradients that arrive at the output. Heads have 64 coordinates, as in the published
-comparison. Circles: our map through values, queries and keys, for heads of that size. Crosses: its limit of wide heads,
-which `predict` uses. Diamonds: the published formula of DeepScaleLM (arXiv:2403.09635; `pred_g_out_var` in
+comparison. Circles: `predict`, through values, queries and keys, for heads of that size. Crosses: its limit of wide
+heads (`head_size=math.inf`). Diamonds: the published formula of DeepScaleLM (arXiv:2403.09635; `pred_g_out_var` in
 simulations/SHA.py of akhilkedia/TranformersGetStable), which follows the values alone, under uniform attention:
-sigma_g^2 sigma_v^2 (1 + (T - 1) r_g) / T. Band: 3 %; bars: 1.96 standard errors of {draws} random networks. The scale
-is linear up to 10 % and logarithmic beyond.
+sigma_g^2 sigma_v^2 (1 + (T - 1) r_g) / T. Band: 3 %; bars: 1.96 standard errors of {draws} random networks, {hard} of
+them where tokens and gradients are correlated and logits have standard deviation 2.25. The scale is linear up to 10 %
+and logarithmic beyond.
 
 What it shows: where gradients are uncorrelated the published formula misses most of the variance ({published:.1f} % at
-worst), because it leaves out the paths through queries and keys. Our map for heads of that size is within 3 % or 3
-standard errors at logits of standard deviation 0.36 and 1; at 2.25 it is so for uncorrelated tokens or gradients, and
-where both are correlated it falls short by {own:.1f} % at worst, 4 % on average: more than noise, and not explained by
-the head; with 256 tokens at width {width} the width itself is not large. The limit of wide heads is {narrow:.1f} % off
-at worst, at the widest logits and correlated gradients: chance correlations of order 1/sqrt(64) between queries then
-add up over tokens. `propagate.validity("attention")` holds such errors, and `predict` warns by them.
+worst), because it leaves out the paths through queries and keys. What `predict` says is within 3 % or 3 standard errors
+everywhere, {own:.1f} % off at worst. The limit of wide heads is {narrow:.1f} % off at worst, at the widest logits and
+correlated gradients: chance correlations of order 1/sqrt(64) between queries then add up over tokens.
 
 Width {width}, {tokens} tokens with exact second moments, unit gains. Data: benchmarks/attention_gradient.py.
 """
@@ -54,17 +52,18 @@ def data(**_: Any) -> xr.Dataset:
     shape = [len(values) for values in axes.values()]
     order = sorted(rows, key=lambda row: tuple(row[name] for name in axes))
     found = xr.Dataset(
-        {name: (tuple(axes), np.array([row[name] for row in order]).reshape(shape)) for name in (*FORMULAS, *ERRORS)},
+        {name: (tuple(axes), np.array([row[name] for row in order]).reshape(shape)) for name in (*FORMULAS, ERROR)},
         coords=axes,
     )
     worst = abs(found).max(("logit_std", "correlation", "grad_correlation"))
     return found.assign_attrs(
-        draws=content["draws"],
+        draws=min(row["draws"] for row in rows),
+        hard=max(row["draws"] for row in rows),
         width=content["width"],
         tokens=content["tokens"],
         published=float(found.published_error_percent.sel(head_size=64).min()),
-        own=float(worst.of_head_size_error_percent.sel(head_size=64)),
-        narrow=float(worst.error_percent.sel(head_size=64)),
+        own=float(worst.predicted_error_percent.sel(head_size=64)),
+        narrow=float(worst.wide_error_percent.sel(head_size=64)),
     )
 
 
@@ -83,7 +82,7 @@ def draw(data: xr.Dataset) -> Any:
             for k, shade in enumerate(COLOURS):
                 one = data.sel(logit_std=logit_std, head_size=64).isel(grad_correlation=k)
                 x = np.arange(3) + 0.24 * (k - 1)
-                error = plots.CONFIDENCE * np.hypot(*(one[name] for name in ERRORS))
+                error = plots.CONFIDENCE * one[ERROR]
                 for (name, (marker, _)), shift in zip(FORMULAS.items(), (-0.05, 0.05, 0.0), strict=True):
                     look = {"linestyle": "none", "marker": marker, "color": shade, "markersize": 3.6}
                     if name == "published_error_percent":

@@ -41,6 +41,8 @@ RANDOM = (
     "Gemma3",
     "OLMo2",
     "OLMo2 (eps 1e-20)",
+    "Mixtral",
+    "Qwen3-MoE",
 )
 TRAINED = ("mgm", "minilm", "antiberty", "rxnfp")
 WIDTH, DEPTH, HEADS, TOKENS, SEQUENCES, DRAWS, SEED = 512, 12, 8, 32, 2, 6, 0

@@ -22,15 +22,16 @@ CAPTION = """\
 tokens with exact second moments, against the standard deviation of the logits between unit-variance, uncorrelated
 tokens; columns: number of tokens; colours: their correlation; rows: the output's variance, and the variance of the
 gradient sent back when those that arrive are independent over tokens and when they are all the same. Bars: 1.96
-standard errors of {draws} random networks (four times as many for the top row); band: 5 %, beyond which `predict` gives
+standard errors of {draws} random networks (twice as many for the top row); band: 5 %, beyond which `predict` gives
 a `ValidityWarning` with the nearest measured error.
 
-What it shows: the map is exact for wide heads, and here heads have {head_size} coordinates. Up to logits of standard
-deviation 1 the errors are a few percent, most of them noise; above, the theory's gradient variance falls short by up to
+What it shows: the errors are noise, also at wide logits: {beyond} of {places} gradient variances lies beyond 3 standard
+errors, as by chance. The map knows that heads have {head_size} coordinates. The one that takes them for wide
+(`propagate.validity("wide_attention")`, used with rotary positions and normed queries or keys) falls short by up to
 {worst:.0f} % where the gradients of many tokens are correlated: chance correlations between queries, of order
-1/sqrt({head_size}), add up over tokens. Not shown: gradient correlations 1/3 and 2/3; the FFN's map, largest error
-{ffn:.1f} % with standard errors up to {ffn_se:.1f} %; the norm's, {norm:.1f} % (all in the data,
-`propagate.validity(...)`).
+1/sqrt({head_size}), add up over tokens; {beyond_wide} lie beyond 3. Not shown: gradient correlations 1/3 and 2/3; the
+FFN's map, largest error {ffn:.1f} % with standard errors up to {ffn_se:.1f} %; the norm's, {norm:.1f} % (all in the
+data, `propagate.validity(...)`).
 
 Width {width}, device {device}. Data: propagate/data/validity.json, made by benchmarks/validity.py.
 """
@@ -39,11 +40,8 @@ Width {width}, device {device}. Data: propagate/data/validity.json, made by benc
 def data(**_: Any) -> xr.Dataset:
     """The stored map, at both ends of the gradient's correlation."""
     stored = 100 * pg.validity("attention")
-    runs = stored.sizes["grad_correlation"]  # forward, they are so many independent measurements of the same
-    found = {
-        "variance": stored.variance.mean("grad_correlation"),
-        "variance_se": (stored.variance_se**2).sum("grad_correlation") ** 0.5 / runs,
-    }
+    forward = stored.sel(grad_correlation=0, drop=True)  # the same at every correlation of the gradients
+    found = {"variance": forward.variance, "variance_se": forward.variance_se}
     for end in (0, 1):
         one = stored.sel(grad_correlation=end, drop=True)
         found |= {f"grad_variance_{end}": one.grad_variance, f"grad_variance_{end}_se": one.grad_variance_se}
@@ -52,7 +50,11 @@ def data(**_: Any) -> xr.Dataset:
         errors = pg.validity(operator)
         about[operator] = 100 * max(float(abs(errors[name]).max()) for name in errors if not str(name).endswith("_se"))
         about[f"{operator}_se"] = 100 * max(float(errors[name].max()) for name in errors if str(name).endswith("_se"))
-    return xr.Dataset(found).assign_attrs(about, worst=-float(stored.grad_variance.min()))
+    wide = 100 * pg.validity("wide_attention")
+    about |= {"worst": -float(wide.grad_variance.min()), "places": stored.grad_variance.size}
+    for name, errors in (("beyond", stored), ("beyond_wide", wide)):
+        about[name] = int((abs(errors.grad_variance) > 3 * errors.grad_variance_se).sum())
+    return xr.Dataset(found).assign_attrs(about)
 
 
 def draw(data: xr.Dataset) -> Any:

@@ -33,8 +33,9 @@ def compare(prediction: xr.Dataset, measurement: xr.Dataset, *, threshold: float
     draws at any width, and it is their expectation that is predicted. The error of a comparison is the standard error
     over draws and the prediction's stated finite-width allowance, added in quadrature. `z` is the normal score of the
     resulting t statistic with draws - 1 degrees of freedom, so that few draws do not pass for certainty. A prediction's
-    own standard error, `<name>_se`, counts as part of its allowance. Where the prediction has `<name>_spread`, the
-    standard deviation of the logarithm over draws is judged by it.
+    own standard error, `<name>_se`, counts as part of its allowance. Its bias is taken off the difference:
+    `log_<name>_bias` on the log scale, else `<name>_bias`. Where the prediction has `<name>_spread`, the standard
+    deviation of the logarithm over draws is judged by it.
 
     A quantity over further dimensions, such as `token_variance` over tokens, is judged entry by entry; at each block
     the entry with the largest |z| stands for all. But each matrix's gradient is a quantity of its own,
@@ -49,10 +50,10 @@ def compare(prediction: xr.Dataset, measurement: xr.Dataset, *, threshold: float
     Returns:
         A Dataset over `quantity` and `block`, and over `stream` where the tables have it: `predicted`, `measured`,
         `standard_error`, `allowance` (the last two relative to the prediction, for a covariance to the variance),
-        `relative_error`, `z`; over `quantity`: `worst_z` and `agrees`; in `attrs`, `agrees` as 0 or 1, and
-        `first_divergence`, in words the first place out of the band: forward block by block, the sublayers before the
-        stream that they make, then the gradient from the last block back; "" if there is none. Entries with nothing
-        to compare are NaN.
+        `relative_error` (less the bias), `z`; over `quantity`: `worst_z` and `agrees`; in `attrs`, `agrees` as 0 or 1,
+        and `first_divergence`, in words the first place out of the band: forward block by block, the sublayers before
+        the stream that they make, then the gradient from the last block back; "" if there is none. Entries with
+        nothing to compare are NaN.
 
     Raises:
         ModelError: if the tables share no quantity, their blocks or streams differ, or the threshold is not positive.
@@ -168,6 +169,8 @@ def _judge(
             difference = np.where(measured == predicted, 0.0, (measured - predicted) / scale)
             error = values(measurement, f"{name}_se") / scale
         compared = np.isfinite(predicted)
+    biased = f"log_{name}_bias" if f"log_{name}" in measurement else f"{name}_bias"
+    difference = difference - values(prediction, biased, default=np.zeros_like(predicted))
     rounding = ROUNDING if measurement.attrs.get("dtype", "float64") == "float64" else SINGLE
     found = {
         "predicted": predicted,

@@ -252,6 +252,7 @@ def recursion(
     norm: Annotated[str, typer.Option("--norm", help="rms or layer.")] = "rms",
     index: Annotated[int | None, typer.Option(help="The block's number; by default the symbol l.")] = None,
     depth: Annotated[int | None, typer.Option(help="Blocks; by default the symbol L.")] = None,
+    experts: Annotated[str | None, typer.Option(help="A mixture of experts, COUNT:TOP_K.")] = None,
     latex: Annotated[bool, typer.Option(help="Print LaTeX.")] = False,
 ) -> None:
     """One block's moment map as equations, derived from the placement's own text."""
@@ -259,7 +260,9 @@ def recursion(
 
     try:
         logits: float | str = "symbol" if finite_logits else 0.0
-        found = pg.recursion(placement, activation=activation, norm=norm, logit_std=logits, index=index, depth=depth)
+        mixture = None if experts is None else _experts(experts)
+        fields: dict[str, Any] = {"activation": activation, "norm": norm, "logit_std": logits, "experts": mixture}
+        found = pg.recursion(placement, index=index, depth=depth, **fields)
     except ModelError as error:
         refuse(error)
     typer.echo(found._repr_latex_() if latex else str(found))

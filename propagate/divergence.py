@@ -164,7 +164,8 @@ def _judged(
     if math.isnan(predicted) or math.isnan(measured) or scale == 0:
         return None
     error = math.hypot(at(measurement, f"{name}_se"), at(prediction, f"{name}_se")) / scale
-    allowed = tolerance + at(prediction, f"{name}_allowance") + threshold * (0.0 if math.isnan(error) else error)
+    stated = at(prediction, f"{name}_allowance") + abs(at(prediction, f"{name}_bias"))
+    allowed = tolerance + stated + threshold * (0.0 if math.isnan(error) else error)
     if name.endswith("covariance"):
         difference = abs(measured - predicted) / scale
     else:

@@ -171,6 +171,11 @@ class Model:
         return tuple(self.rope ** (-2 * pair / size) for pair in range(size // 2))
 
     @property
+    def head_size(self) -> int:
+        """Coordinates of an attention head."""
+        return self.width // self.heads
+
+    @property
     def hidden(self) -> int:
         """Hidden width of the FFN."""
         return round(self.ffn_ratio * self.width)

@@ -11,7 +11,7 @@ import xarray as xr
 
 import propagate as pg
 from propagate.table import QUANTITIES
-from propagate.theory import sublayers
+from propagate.theory import finite_heads
 from propagate.theory.softmax import SoftmaxAverages, softmax_averages
 
 PLACEMENTS = ("prenorm", "postnorm", "spannorm", "periln", "deepnorm", "layernormscaling")
@@ -102,7 +102,7 @@ def test_attention_without_query_and_key_paths_is_rejected(monkeypatch: pytest.M
         slope = (tokens - 1) / tokens**2
         return softmax_averages(tokens, spread, correlation)._replace(self_slope=-slope, cross_slope=-slope)
 
-    monkeypatch.setattr(sublayers, "softmax_averages", frozen)
+    monkeypatch.setattr(finite_heads, "softmax_averages", frozen)
     judged = pg.compare(pg.predict(model, covariance=0.1), seen)
     assert judged.agrees.sel(quantity="deviation")
     assert not judged.agrees.sel(quantity="grad_deviation")

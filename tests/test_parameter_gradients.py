@@ -83,7 +83,7 @@ def test_a_gradient_that_forgets_an_inner_norm_is_rejected(monkeypatch: pytest.M
         with monkeypatch.context() as patched:
             for name in ("attention_gradients", "ffn_gradients"):
                 right = getattr(theory, name)
-                patched.setattr(theory, name, lambda *args, right=right: right(*args[:-1]))
+                patched.setattr(theory, name, lambda *args, right=right, **size: right(*args[:-1], **size))
             model, options = CASES[case]
             wrong = pg.predict(model, parameter_gradients=True, **options, **start_of(model))
         quantities = [f"param_grad[{name}]" for name in known]

@@ -142,7 +142,7 @@ def failure_model(tokens: int, beta: float, depth: int = 50) -> pg.Model:
 
 @cache
 def finite(tokens: int, beta: float, p: float) -> np.ndarray:
-    found = pg.predict(failure_model(tokens, beta), covariance=p)
+    found = pg.predict(failure_model(tokens, beta), covariance=p, head_size=math.inf)
     return np.asarray(found.covariance / found.variance)
 
 

@@ -1,6 +1,7 @@
 """The symbolic recursion, made numeric, is one step of `predict`."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def one_step(placement: str, activation: str, logit_std: float, point: tuple[flo
     inner = pg.placement(placement)
     model = pg.Model(Interior(inner), depth=1, activation=activation, logit_std=logit_std, **fields)
     q, p, gamma, kappa = point
-    found = pg.predict(model, variance=q, covariance=p, grad_variance=gamma, grad_covariance=kappa)
+    found = pg.predict(model, variance=q, covariance=p, grad_variance=gamma, grad_covariance=kappa, head_size=math.inf)
     ends = (found.variance[1], found.covariance[1], found.grad_variance[0], found.grad_covariance[0])
     return [float(value) for value in ends]
 

@@ -11,7 +11,7 @@ from propagate.model import ACTIVATIONS
 from propagate.theory import gram_sublayers, quadrature
 from propagate.theory.gram import Gram, distances
 from propagate.theory.gram_kernels import KERNELS, gelu_pair, gelu_slope_pair
-from propagate.theory.gram_softmax import Attention, rotary_profiles, weights
+from propagate.theory.gram_softmax import Attention, Heads, heads, rotary_profiles
 from propagate.theory.token_resolved import propagate_grams
 
 TOKENS = 6
@@ -90,6 +90,16 @@ def off_by(model: pg.Model) -> float:
 def test_softmax_attention_is_the_pair_within_its_own_error(placement: str, activation: str) -> None:
     model = pg.Model(placement, depth=4, tokens=TOKENS, activation=activation, logit_std=1.5)
     assert off_by(model) < 6  # of Student's t with 7 degrees of freedom: 1 in 2000, in some 30 numbers
+
+
+@pytest.mark.parametrize("heads", [2, 4, 16], ids=["larger", "smaller", "single"])
+def test_heads_of_any_size_are_the_pair_and_wide_ones_are_not(heads: int) -> None:
+    """Heads of more coordinates than tokens, of fewer, and of one: drawn here, integrated there."""
+    model = pg.Model("prenorm", depth=2, width=16, heads=heads, tokens=TOKENS, logit_std=1.5)
+    _, full = both(model, samples=2048)
+    wide = pg.predict(model, variance=START[0], covariance=START[1], head_size=np.inf)
+    assert off_by(model) < 6
+    assert float(abs(full.deviation[-1] - wide.deviation[-1]) / full.deviation_se[-1]) > 6
 
 
 @pytest.mark.parametrize("part", ["_query_average", "_key_average"])
@@ -208,10 +218,11 @@ def test_paths_are_the_sums_of_the_derivation(frequencies: tuple[float, ...]) ->
     rows = tuple(map(tuple, MASK.tolist()))
     query, key, value = x, Gram.of(random_gram(8, 4)[None]), Gram.of(random_gram(9, 4)[None])
     kind = Attention(rows, 1.7, frequencies, 16, (1, 0))
-    drawn = weights(query, key, kind)[:, :, :1]
-    a = np.repeat(drawn, 3, axis=2)  # the same weights for each frequency
-    queries, keys = gram_sublayers._logits(a, gram_sublayers.Projected(query, key, value), g, kind)
-    one = drawn[0, :, 0]
+    drawn = heads(query, key, kind)
+    one = drawn.weights[0, :, 0]
+    a = np.repeat(drawn.weights[:, :, :1], 3, axis=2)  # the same weights for each frequency
+    same = Heads(a, drawn.query[:, :1], drawn.key[:, :1])
+    queries, keys = gram_sublayers._logits(same, gram_sublayers.Projected(query, key, value), g, kind)
     jacobian = np.array([np.diag(row) - np.outer(row, row) for row in one])
     inner = np.einsum("tsu,uv,pvr->tpsr", jacobian, value.matrix[0], jacobian)
     turn = cos_of(4) if frequencies else np.ones((4, 4, 4, 4))

@@ -14,7 +14,7 @@ from propagate.placement import Layout, join, split
 from propagate.theory.elementwise import Split, tanh
 from propagate.theory.experts import Mixture, lacking
 from propagate.theory.functions import Scalar, sqrt
-from propagate.theory.moments import NOTHING, Atom, Combination, Joint, Moments, correlated, joint_moments
+from propagate.theory.moments import NOTHING, Atom, Combination, Joint, Lack, Moments, correlated, joint_moments
 
 Pull = Callable[[Combination], Combination]
 Sublayer = Callable[[Any, frozenset[str]], tuple[Any, Callable[[Any], Any]]]
@@ -24,8 +24,12 @@ ZERO = Combination({})
 
 @dataclass(eq=False, slots=True)
 class Tape:
-    """The steps of one block: (a stream, one it was made from, how its cotangent reaches that one), in order."""
+    """The steps of one block: (a stream, one it was made from, how its cotangent reaches that one), in order.
 
+    `lacking` says that the pull is asked for what cotangents lack, which two modes do not tell.
+    """
+
+    lacking: bool = False
     steps: list[tuple[Stream, Stream, Pull]] = field(default_factory=list)
 
     def record(self, value: Combination, *sources: tuple[Stream, Pull]) -> Stream:
@@ -173,17 +177,31 @@ def alone(moments: Moments) -> State:
     return State(((moments,),))
 
 
+class Carried(NamedTuple):
+    """What a cotangent that reaches a block lacks along the one stream that passes there, all later norms together.
+
+    Attributes:
+        energy, joint: of a `Lack` along that stream, with the stream's coefficients in what was normed put in: the
+            first by the square of the first token's, the second by both tokens'.
+    """
+
+    energy: Any
+    joint: Any
+
+
 class BlockMap(NamedTuple):
     """What a block does to second moments: forward at one input, backward as a linear map.
 
     Attributes:
         output: what leaves.
         pull: from the joint moments of the cotangents at the streams that leave to those at the streams that enter.
+        pull_lacking: the same of one stream's cotangent together with what it lacks, which only experts notice.
         skips: entry (i, j) is the factor with which stream j reaches stream i along skips alone, branches left out.
     """
 
     output: State
     pull: Callable[[Joint], Joint]
+    pull_lacking: Callable[[Joint, Carried | None], tuple[Joint, Carried | None]]
     skips: tuple[tuple[Scalar, ...], ...]
 
 
@@ -204,11 +222,29 @@ def read(equations: Callable[[Any], Any], tape: Tape, start: State) -> BlockMap:
         arriving = [Combination.of(atom) for atom in correlated(cotangents)]
         return joint_moments(tape.pull(streams, arriving, sources))
 
+    def pull_lacking(cotangents: Joint, carried: Carried | None) -> tuple[Joint, Carried | None]:
+        if len(sources) != 1 or len(streams) != 1:
+            return pull(cotangents), None
+        lacks = () if carried is None else (Lack(values[0], *carried),)
+        (sent,) = tape.pull(streams, [Combination({Atom(cotangents[0][0]): 1.0}, lacks)], sources)
+        return joint_moments([sent]), _carried(sent, entered[0])
+
     skips = tuple(tuple(value.terms.get(atom, 0.0) for atom in entered) for value in values)
     output = State(joint_moments(values), layout)
-    if len(sources) == len(streams) == 1 and isinstance(start.joint[0][0], Moments):
-        return BlockMap(output, _on_two_modes(pull, tape), skips)
-    return BlockMap(output, pull, skips)
+    if len(sources) == len(streams) == 1 and isinstance(start.joint[0][0], Moments) and not tape.lacking:
+        return BlockMap(output, _on_two_modes(pull, tape), pull_lacking, skips)
+    return BlockMap(output, pull, pull_lacking, skips)
+
+
+def _carried(cotangent: Combination, entered: Atom) -> Carried | None:
+    """What a cotangent lacks along the stream that entered, in all."""
+    found = None
+    for along, energy, joint in cotangent.lacks:
+        if entered in along.terms:
+            c = along.terms[entered]
+            part = Carried(energy.scaled(c * c, 1.0), joint.scaled(c, c))
+            found = part if found is None else Carried(*(a.plus(b) for a, b in zip(found, part, strict=True)))
+    return found
 
 
 def _on_two_modes(pull: Callable[[Joint], Joint], tape: Tape) -> Callable[[Joint], Joint]:

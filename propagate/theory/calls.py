@@ -53,15 +53,15 @@ def predict_calls(model: Model, **start: Any) -> xr.Dataset:
     """
     check_model(model)
     found = predict(model, **start)
-    variance = float(start.get("variance", 1.0))
+    variance, size = float(start.get("variance", 1.0)), start.get("head_size")
     first = Moments(variance, variance - float(start.get("covariance", 0.0)))
     if model.exchangeable and start.get("gram") is None and start.get("grad_gram") is None:
-        heard = _heard(model, first, partial(network.block_of, model))
+        heard = _heard(model, first, partial(network.block_of, model, head_size=size))
         columns = _columns(heard, lambda x: {name: np.array([getattr(x, name)]) for name in MOMENTS})
     else:
         samples, replicas = rounded_samples(start.get("samples")), token_resolved.replicas_of(model)
         gram = token_resolved.repeated(gram_of("gram", start.get("gram"), first, model.tokens), replicas)
-        heard = _heard(model, gram, lambda index: token_resolved.block_of(model, index, samples))
+        heard = _heard(model, gram, lambda index: token_resolved.block_of(model, index, samples, size))
         columns = _columns(heard, lambda x: token_resolved.statistics([x], gram))
     names = list(dict.fromkeys(itertools.chain.from_iterable(heard)))
     if model.tokens == 1:

@@ -1,14 +1,16 @@
-"""What `fluctuations` covers, found out by reading a placement's equations without numbers."""
+"""What bias and fluctuations cover, found out by reading a placement's equations without numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NoReturn
 
 from propagate.model import Model, ModelError
 from propagate.placement import split
 from propagate.theory.units import KNOWN
+
+INSIDE = frozenset({"query", "key"})  # norms inside attention that are covered
 
 
 class Stream:
@@ -28,10 +30,17 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What a placement's equations see; raises ModelError at what is not covered."""
+    """What a placement's equations see; raises ModelError at what is not covered.
+
+    Attributes:
+        what: who asks: "bias" or "fluctuations".
+        beyond: filled with what the closed form of the fluctuations does not cover.
+    """
 
     model: Model
     index: int
+    what: str
+    beyond: set[str] = field(default_factory=set)
 
     @property
     def depth(self) -> int:
@@ -57,37 +66,44 @@ class Block:
     def tanh(self, x: Stream) -> NoReturn:
         self._refuse("tanh of a stream")
 
-    def std(self, x: Stream) -> NoReturn:
-        self._refuse("the root mean square of a stream as a number")
+    def std(self, x: Stream) -> float:
+        self.beyond.add("a stream's size")
+        return 1.0
 
     def _sublayer(self, name: str, x: Stream, normed: Sequence[str]) -> Stream:
         inside = self.model.inner_norms(name, normed)
+        if inside - INSIDE:
+            self._refuse(f"norms of {', '.join(sorted(inside - INSIDE))} inside {name}")
         if inside:
-            self._refuse(f"norms of {', '.join(sorted(inside))} inside {name}")
+            self.beyond.add("norms inside sublayers")
         return x
 
     def _refuse(self, what: str) -> NoReturn:
-        raise ModelError(f"fluctuations does not cover {what}, got {self.model.placement!r}")
+        raise ModelError(f"{self.what} does not cover {what}, got {self.model.placement!r}")
 
 
-def check_covered(model: Model) -> None:
-    """ModelError unless `fluctuations` covers the model.
+def check_covered(model: Model, what: str) -> bool:
+    """Whether the fluctuations have a closed form; ModelError unless `what`, bias or fluctuations, covers the model.
 
     Raises:
-        ModelError: for an activation whose units are not known, norms inside sublayers, tanh or the size of a stream,
-            or several streams.
+        ModelError: for an activation whose units are not known, weights that are not normal, norms of values, heads or
+            hidden units inside sublayers, or tanh.
 
-    Example:
-        >>> check_covered(Model("olmo2", depth=2))
+    Example: several streams are followed by samples.
+        >>> check_covered(Model("prenorm", depth=2), "bias"), check_covered(Model("residual", depth=2), "bias")
+        (True, False)
+        >>> check_covered(Model("subln", depth=2), "bias")
         Traceback (most recent call last):
-        propagate.checks.ModelError: fluctuations does not cover norms of key, query inside attention, got OLMo2()
+        propagate.checks.ModelError: bias does not cover norms of heads inside attention, got SubLN()
     """
     if model.activation not in KNOWN:
-        raise ModelError(f"fluctuations covers {', '.join(sorted(KNOWN))}, got activation={model.activation!r}")
-    placement = model.equations
-    state = placement.embed(Stream(), Block(model, 0))
+        raise ModelError(f"{what} covers {', '.join(sorted(KNOWN))}, got activation={model.activation!r}")
+    if model.weights != "normal":
+        raise ModelError(f"{what} needs weights='normal', got {model.weights!r}")
+    placement, beyond = model.equations, set[str]()
+    state = placement.embed(Stream(), Block(model, 0, what, beyond))
     for index in range(1, model.depth + 1):
-        state = placement.block(state, Block(model, index))
-    if split(state, Stream)[1] is not None:
-        raise ModelError(f"fluctuations does not cover several streams or numbers between blocks, got {placement!r}")
-    placement.readout(state, Block(model, model.depth + 1))
+        state = placement.block(state, Block(model, index, what, beyond))
+    several = split(state, Stream)[1] is not None
+    placement.readout(state, Block(model, model.depth + 1, what, beyond))
+    return not (beyond or several)

@@ -1,17 +1,24 @@
-"""Attention whose heads have a finite number of coordinates: exact in their size as the width alone grows.
+"""The averages over attention weights that attention's moment map is made of, for heads of any size.
 
-`sublayers.attention` takes logits for Gaussian, as they are in wide heads. In a head of n coordinates they are inner
-products of n terms: rows of logits have spreads of their own, chance correlations of order 1/sqrt(n) between queries
-add up over tokens on the way back, and the keys that are attended to are those that point the query's way. Here the
-queries and keys of one head, tokens x n each, are drawn, and the same averages are taken over the weights that they
-give. Values and cotangents are independent of the weights, so their own n drops out. No width enters.
+In a head of n coordinates the logits of token t are inner products of its query with the keys. Given the queries of two
+tokens their logits are Gaussian, and independent between keys: over the variance that is expected, the variances and
+the covariance are q_tt, q_uu and q_tu, the second moments of n pairs of Gaussians of the tokens' correlation. Those
+fluctuate by 1/sqrt(n), and softmax averages curve upwards: chance correlations add up. With the averages of
+`softmax.py` for two rows of different spread, O(v, w, k) = E a . a' for logit variances v, w and covariance k, and its
+slope F = dO/dk = E tr(J J'), the averages for heads of n coordinates are, at logit variance s and correlation c,
 
-With J_t = diag(a_t) - a_t a_t^T the softmax Jacobian, q-hat and k-hat the Gram matrices of the drawn queries and (less
-what all keys share) keys, over n and in units of their expected variance, the averages are
+    overlap      E O(s q_tt, s q_uu, s q_tu)
+    key_cross    E q_tu F(s q_tt, s q_uu, s q_tu)
+    query_cross  d overlap / dc / s, by Price's theorem: E tr(J k J'), k the Gram matrix of the drawn keys
 
-    second, overlap            of sum_s a_ts a_t's, for t = t' and t != t'
-    query_own, query_cross     of tr(J_t k-hat J_t')
-    key_own, key_cross         of q-hat_tt' tr(J_t J_t')
+and `second`, `key_own`, `query_own` the same at c = 1, where both rows are one. Expectations over the three q are taken
+by Gauss quadrature, in variables that are independent (Bartlett): a chi-squared, a normal, another chi-squared.
+
+No width enters: the map is exact as the number of heads grows. At finite width, logits and their cotangents go through
+the same matrices, which adds terms of relative order logit variance / width. For tokens of exact second moments they
+are, of the values' part, its derivative by the logarithm of the logits' standard deviation over the width, and a like
+term of the keys' part: 0.5 to 1 % together at width 512 and logits of standard deviation 2.25. They are left out, as
+all else of order 1 / width is; `benchmarks/attention_gradient.py` measures what is left.
 """
 
 from __future__ import annotations
@@ -22,99 +29,178 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import roots_hermitenorm
 
-from propagate.theory.moments import Moments
+from propagate.theory.functions import Scalar, is_plain
+from propagate.theory.softmax import hermite_basis, softmax_averages
 
 Array = NDArray[np.float64]
 
+_STEP = 0.7  # of log(rate): errors of about 1e-6 of what is a correction
+_PATCHES = ((1.0, 5, 6), (2.0, 6, 7), (3.0, 8, 8), (4.0, 9, 9))  # largest spread; Chebyshev terms in it and in c
+
 
 class HeadAverages(NamedTuple):
-    """The averages of this module's docstring. Of infinitely wide heads `query_*` are `softmax_averages`' slopes."""
+    """The averages of this module's docstring, in excess of their values for uniform attention.
 
-    second: float
-    overlap: float
-    query_own: float
-    query_cross: float
-    key_own: float
-    key_cross: float
+    Those are 1/T for `second` and `overlap`, (T - 1)/T^2 for the slopes, and c times that for `key_cross`.
+    """
+
+    second: Scalar
+    overlap: Scalar
+    query_own: Scalar
+    query_cross: Scalar
+    key_own: Scalar
+    key_cross: Scalar
 
 
-@lru_cache(maxsize=256)
-def head_averages(
-    tokens: int, head_size: int, spread_squared: float, correlation: float, *, samples: int = 32, seed: int = 0
-) -> HeadAverages:
-    """Averages over drawn heads.
+def head_averages(tokens: Scalar, head_size: float, spread_squared: Scalar, correlation: Scalar) -> HeadAverages:
+    """Averages over the weights of heads of `head_size` coordinates, infinity included.
 
     Args:
         tokens: two or more.
-        head_size: coordinates of a head.
-        spread_squared: variance of the part of the logits that the softmax sees.
+        head_size: coordinates of a head, 1 or more; of infinitely many no fluctuation is left.
+        spread_squared: expected variance of the part of the logits that the softmax sees. What finite heads add is
+            tabulated up to a spread of 4, and held there beyond.
         correlation: of the queries of two tokens, 0 to 1.
-        samples: heads drawn.
-        seed: of the draws.
 
-    Example: in wide heads, what `softmax_averages` integrates.
-        >>> from propagate.theory.softmax import softmax_averages
-        >>> drawn = head_averages(8, 4096, 1.0, 0.5, samples=400)
-        >>> abs(drawn.second - 1 / 8 - softmax_averages(8, 1.0, 0.5).second) < 0.005
-        True
+    Example: the smaller the heads, the more two uncorrelated tokens attend to the same keys.
+        >>> [round(head_averages(16, size, 4.0, 0.0).overlap, 4) for size in (64, 8)]
+        [0.0014, 0.0099]
     """
-    draw = np.random.default_rng([20_261_122, seed])
-    total = np.mean(
-        [_of_one_head(draw, tokens, head_size, math.sqrt(spread_squared), correlation) for _ in range(samples)], axis=0
-    )
-    return HeadAverages(*total.tolist())
+    wide = softmax_averages(tokens, spread_squared, correlation)
+    second, overlap, own, cross = wide
+    limit = HeadAverages(second, overlap, own, cross, own, correlation * cross)
+    if head_size == math.inf:
+        return limit
+    if is_plain(spread_squared, correlation):
+        return HeadAverages(*map(sum, zip(limit, _added(tokens, head_size, spread_squared, correlation), strict=True)))
+    columns = np.vectorize(lambda v, c: tuple(_added(tokens, head_size, v, c)), otypes=[float] * 6)
+    return HeadAverages(*map(sum, zip(limit, columns(spread_squared, correlation), strict=True)))
 
 
-def _of_one_head(draw: np.random.Generator, tokens: int, n: int, spread: float, correlation: float) -> Array:
-    shared, own = draw.standard_normal(n), draw.standard_normal((tokens, n))
-    queries = math.sqrt(correlation) * shared + math.sqrt(1 - correlation) * own
-    keys = draw.standard_normal((tokens, n))
-    logits = spread / math.sqrt(n) * queries @ keys.T
-    a = np.exp(logits - logits.max(axis=1, keepdims=True))
-    a /= a.sum(axis=1, keepdims=True)
-    q_hat, k_hat = queries @ queries.T / n, keys @ keys.T / n
-    both = a @ a.T
-    third = a @ (a * a).T
-    slope = both + both**2 - third - third.T
-    seen = a @ k_hat
-    mixed = a @ (a * seen).T
-    at_queries = (a * k_hat.diagonal()) @ a.T - mixed - mixed.T + both * (seen @ a.T)
-    return np.array([part for matrix in (both, at_queries, q_hat * slope) for part in _own_and_cross(matrix)])
+def _added(tokens: int, head_size: float, spread_squared: float, correlation: float) -> list[float]:
+    """What finite heads add to each of `HeadAverages`."""
+    if spread_squared <= 0 or tokens == 1:
+        return [0.0] * 6
+    spread = min(math.sqrt(spread_squared), _PATCHES[-1][0])
+    top, spreads, correlations = next(patch for patch in _PATCHES if spread <= patch[0] * (1 + 1e-9))
+    few = 2 if tokens < 4 or head_size <= 16 else 0  # singularities are nearer
+    spreads, correlations = spreads + few, correlations + few
+    in_correlation, at_one = _series(tokens, head_size, top, spreads, correlations)
+    a = np.cos((2 * math.acos(min(spread / top, 1.0))) * _INDEX[:spreads])
+    b = np.cos(math.acos(min(max(2 * correlation - 1, -1.0), 1.0)) * _INDEX[:correlations])
+    overlap, query, key = ((in_correlation @ a) @ b).tolist()
+    second, query_own, key_own = (at_one @ a).tolist()
+    held = spread * spread / spread_squared  # above the last patch `overlap` and spread^2 times the slopes are held
+    return [
+        spread * spread * second,
+        spread * spread * overlap,
+        held * query_own,
+        held * query,
+        held * key_own,
+        held * key,
+    ]
 
 
-def _own_and_cross(matrix: Array) -> tuple[float, float]:
-    own = float(np.trace(matrix))
-    tokens = len(matrix)
-    return own / tokens, (float(matrix.sum()) - own) / (tokens * (tokens - 1))
+_INDEX = np.arange(16.0)
 
 
-def attention_of_head_size(
-    x: Moments, g: Moments, tokens: int, head_size: int, logit_variance: float, *, samples: int = 32, seed: int = 0
-) -> tuple[Moments, Moments]:
-    """Moments of the output, and of the cotangent sent back, of attention at unit gains.
+@lru_cache(maxsize=64)
+def _series(tokens: int, head_size: float, top: float, spreads: int, correlations: int) -> tuple[Array, Array]:
+    """Chebyshev coefficients of the excess over wide heads, (3, correlations, spreads), and those at correlation 1.
 
-    Args:
-        x, g: moments of the input, and of the cotangent at the output.
-        tokens, head_size: two or more tokens; coordinates of a head.
-        logit_variance: of a logit between unit-variance, uncorrelated tokens.
-        samples, seed: of `head_averages`.
-
-    Example: uniform attention knows no head size.
-        >>> output, back = attention_of_head_size(Moments(1.0, 1.0), Moments(1.0, 1.0), 4, 8, 0.0, samples=1)
-        >>> round(output.variance, 12), round(back.variance, 12)
-        (0.25, 0.25)
+    Of overlap / spread^2, of its derivative by the correlation, and of key_cross; even in spread / top on [-1, 1], in
+    2 correlation - 1 on [-1, 1].
     """
-    others = tokens - 1
-    correlation = x.covariance / x.variance
-    found = head_averages(
-        tokens, head_size, logit_variance * x.variance * x.deviation, correlation, samples=samples, seed=seed
+    angle_s = (np.arange(spreads) + 0.5) * np.pi / (2 * spreads)
+    angle_c = (np.arange(correlations) + 0.5) * np.pi / correlations
+    nodes_s, nodes_c = top * np.cos(angle_s), (1 + np.cos(angle_c)) / 2
+    values = np.array([_excess(tokens, head_size, s, nodes_c) for s in nodes_s])  # (spreads, 2, correlations)
+    to_s = np.cos(2 * np.outer(_INDEX[:spreads], angle_s)) * 2 / spreads
+    to_c = np.cos(np.outer(_INDEX[:correlations], angle_c)) * 2 / correlations
+    to_s[0] /= 2
+    to_c[0] /= 2
+    overlap, key = np.einsum("ki,lj,imj->mlk", to_s, to_c, values)
+    slope = np.zeros_like(overlap)
+    slope[:-1] = 2 * np.polynomial.chebyshev.chebder(overlap, axis=0)
+    found = np.ascontiguousarray(np.stack([overlap, slope, key]))
+    return found, np.ascontiguousarray(found.sum(axis=1))
+
+
+def _excess(tokens: int, head_size: float, spread: float, correlations: Array) -> Array:
+    """(2, correlations): E O / spread^2 and E q_tu F, each less its value at the expected q."""
+    integrals = _Integrals(tokens, spread)
+    c = correlations[:, None, None]
+    size, size_weight = _chi_squared(head_size, _nodes(head_size, spread))
+    turn, turn_weight = _normal(head_size, 2 * _nodes(head_size, spread) - 1)
+    rest, rest_weight = _chi_squared(head_size - 1, 2, over=head_size)
+    one = np.ones(len(correlations))
+    total = -np.stack(integrals(1.0, one, correlations)) * [[1.0], [1.0]] * [one, correlations]
+    for own, weight in zip(size, size_weight, strict=True):
+        along = c * math.sqrt(own) + np.sqrt(1 - c * c) * turn[:, None]
+        other, joint = np.broadcast_arrays(along**2 + (1 - c * c) * rest, math.sqrt(own) * along)
+        overlap, slope = integrals(own, other.ravel(), joint.ravel())
+        mean = weight * turn_weight[:, None] * rest_weight
+        total[0] += (mean * overlap.reshape(other.shape)).sum(axis=(1, 2))
+        total[1] += (mean * (joint.ravel() * slope).reshape(other.shape)).sum(axis=(1, 2))
+    return np.asarray(total / [[spread**2], [1.0]])
+
+
+def _nodes(head_size: float, spread: float) -> int:
+    """The wider the logits fluctuate, the more nodes."""
+    return min(2 + int(3 * spread**2 / math.sqrt(head_size)) + int(head_size < 16), 6)
+
+
+def _chi_squared(freedom: float, nodes: int, over: float | None = None) -> tuple[Array, Array]:
+    """Gauss nodes and weights of a chi-squared variable over its degrees of freedom, or over another number.
+
+    From the recurrence of Laguerre's polynomials (Golub and Welsch), at any number of degrees of freedom.
+    """
+    if freedom <= 0:
+        return np.zeros(1), np.ones(1)
+    k = np.arange(nodes)
+    values, vectors = np.linalg.eigh(
+        np.diag(2 * k + freedom / 2) + np.diag(np.sqrt(k[1:] * (k[1:] + freedom / 2 - 1)), -1)
     )
-    output = Moments(x.covariance + x.deviation * found.second, x.deviation * (found.second - found.overlap))
-    value = g.variance * found.second + others * g.covariance * found.overlap
-    shared = (g.variance * (1 - found.second) + others * g.covariance * (1 - found.overlap)) / others
-    per_logit = logit_variance * x.deviation
-    own, cross = (per_logit * x.deviation * w for w in (g.variance * found.query_own, g.covariance * found.query_cross))
-    key = per_logit * x.variance * (g.variance * found.key_own + others * g.covariance * found.key_cross)
-    deviation = (value - shared) + (own - cross) + key * tokens / others
-    return output, Moments(value + own + key, deviation)
+    return 2 * values / (over or freedom), vectors[0] ** 2
+
+
+def _normal(head_size: float, nodes: int) -> tuple[Array, Array]:
+    x, weight = roots_hermitenorm(nodes)
+    return x / math.sqrt(head_size), weight / weight.sum()
+
+
+class _Integrals:
+    """E a . a' and E tr(J J') of two rows whose logits have variances and a covariance in units of spread^2.
+
+    As `softmax._integrals`, for rows of different spread, and coarser: what is used are differences.
+    """
+
+    def __init__(self, tokens: int, spread: float) -> None:
+        self.tokens, self.spread = tokens, spread
+        self.x, self.root, self.hermite = hermite_basis(28 + int(8 * spread**2))
+        self.rate = np.exp(np.arange(-math.log(tokens) - 8 - 4 * spread, 7 * spread + 4, _STEP))
+
+    def __call__(self, variance: float, others: Array, joint: Array) -> tuple[Array, Array]:
+        correlation = np.clip(joint / np.sqrt(variance * others), -1.0, 1.0)
+        (row,) = self._rows(np.array([variance]))
+        powers = correlation[:, None] ** np.arange(len(self.x))
+        overlap, slope = np.empty_like(others), np.empty_like(others)
+        measure = self.tokens * _STEP**2
+        for i, other in enumerate(self._rows(others)):
+            p00, p11, p22, p12, p21 = (
+                (row[a] * powers[i]) @ other[b].T for a, b in ((0, 0), (1, 1), (2, 2), (1, 2), (2, 1))
+            )
+            log_rest = np.log(np.maximum(p00, 1e-300))
+            rest1, rest2 = np.exp((self.tokens - 1) * log_rest), np.exp((self.tokens - 2) * log_rest)
+            overlap[i] = measure * np.sum(p11 * rest1)
+            both = measure * np.sum(p22 * rest1 + (self.tokens - 1) * p11 * p11 * rest2)
+            slope[i] = overlap[i] + both - measure * np.sum((p12 + p21) * rest1)
+        return overlap, slope
+
+    def _rows(self, variances: Array) -> Array:
+        """(rows, 3, rates, Hermite functions): of y^k exp(-y), y = rate exp(logit), for k = 0, 1, 2."""
+        y = self.rate[:, None] * np.exp(self.spread * np.sqrt(variances)[:, None, None] * self.x)
+        zeroth = np.exp(-y) * self.root
+        return np.asarray(np.stack([zeroth, y * zeroth, y * y * zeroth], axis=1) @ self.hermite)

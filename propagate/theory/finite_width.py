@@ -10,9 +10,8 @@ the allowance is 2. Further, backward:
 - the first norm that a cotangent meets removes one of `width` directions: 1/width, once;
 - the token-deviation mode receives up to 2/width of the energy in the token-mean mode, once.
 
-All vanish as 1/width; a test regresses the slope. The spread between networks is predicted, without such constants, in
-`fluctuations`; the drift of the mean logarithm takes the second order of the same expansion, also in what tells tokens
-apart, and is not.
+All vanish as 1/width; a test regresses the slope. Signed and without such constants the same drift is derived in
+`bias`, and the spread between networks in `fluctuations`: for exchangeable tokens, when asked for.
 """
 
 from __future__ import annotations

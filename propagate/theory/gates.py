@@ -10,6 +10,7 @@ in theta is fitted to them.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -17,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from propagate.experts import Experts
-from propagate.model import ModelError
 from propagate.theory.functions import Scalar, is_plain, is_symbolic
 from propagate.theory.moments import Moments
 
@@ -52,7 +52,7 @@ class Gates(NamedTuple):
 def gate_averages(experts: Experts, logit_variance: Scalar, loss: Scalar) -> Gates:
     """The averages for logits of this variance, and for tokens of correlation 1 - loss.
 
-    Sampled: `gate_errors` states their standard errors.
+    Sampled: `gate_errors` states their standard errors. Of SymPy expressions, named functions (`symbols`).
 
     Example: two chosen of eight, as good as independent, rarely coincide.
         >>> routed = gate_averages(Experts(count=8, top_k=2), 1.0, 1.0).routed
@@ -60,12 +60,70 @@ def gate_averages(experts: Experts, logit_variance: Scalar, loss: Scalar) -> Gat
         (0.55, 1.0)
     """
     if is_symbolic(logit_variance, loss):
-        raise ModelError("experts have no closed form: predict evaluates them, recursion cannot")
+        return symbols(experts, logit_variance, loss)
     if is_plain(logit_variance, loss):
         return _at(experts, float(logit_variance), float(loss))
     columns = np.vectorize(lambda v, x: tuple(np.hstack(_at(experts, v, x))), otypes=[float] * 13)
     found = columns(logit_variance, loss)
     return Gates(found[0], *(Moments(*found[i : i + 2]) for i in range(1, 13, 2)))
+
+
+def symbols(experts: Experts, logit_variance: Scalar, loss: Scalar) -> Gates:
+    """The averages as SymPy expressions: a number or a closed form where there is one, else a named function.
+
+    `gate_routed(v, c)` is the average over logits of variance v for two tokens of correlation c, and `gate_routed(v,
+    1)` that for one token; so for every field of `Gates` but `kept`, which is `gate_kept(v)`. In closed form: without
+    identity experts, their averages are 0; a single renormalised gate is constant, and of two candidates two tokens
+    choose the same with probability 1 - arccos(c) / pi; renormalised gates of alike candidates share evenly.
+
+    Example:
+        >>> import sympy
+        >>> c = sympy.Symbol("c", real=True)
+        >>> symbols(Experts(2, 1), sympy.Symbol("v"), 1 - c).routed.deviation
+        acos(c)/pi
+        >>> symbols(Experts(8, 2), sympy.Symbol("v"), 1 - c).routed.covariance
+        gate_routed(v, c)
+    """
+    import sympy
+
+    correlation, zero = sympy.simplify(1 - loss), sympy.Integer(0)
+    nothing = Moments(zero, zero)
+
+    def pair(name: str) -> Moments:
+        function = sympy.Function(f"gate_{name}")
+        one = function(logit_variance, sympy.Integer(1))
+        return Moments(one, one - function(logit_variance, correlation))
+
+    renormalised = experts.softmax == "after"
+    found = Gates(zero, *(pair(name) for name in Gates._fields[1:]))
+    if renormalised:
+        found = found._replace(kept=sympy.nsimplify(_symmetric_share(experts), rational=True))
+    else:
+        found = found._replace(kept=sympy.Function("gate_kept")(logit_variance))
+    if not experts.identity:
+        found = found._replace(kept=zero, kept_spread=nothing, kept_slope=nothing)
+    if renormalised and experts.chosen == 1 and not experts.identity:
+        square = sympy.nsimplify(experts.factor**2, rational=True)
+        drop = square - sympy.Function("gate_routed")(logit_variance, correlation)
+        if experts.candidates == 2:
+            drop = square * sympy.acos(correlation) / sympy.pi
+        found = found._replace(routed=Moments(square, drop), routed_slope=nothing, along_own=nothing, along_one=nothing)
+    return found
+
+
+def named(experts: Experts) -> dict[str, Callable[..., float]]:
+    """The functions of `symbols`, as numbers."""
+
+    def of_pair(name: str) -> Callable[[float, float], float]:
+        def at(logit_variance: float, correlation: float) -> float:
+            return float(
+                getattr(gate_averages(experts, float(logit_variance), 1 - float(correlation)), name).covariance
+            )
+
+        return at
+
+    found: dict[str, Callable[..., float]] = {f"gate_{name}": of_pair(name) for name in Gates._fields[1:]}
+    return found | {"gate_kept": lambda v: float(gate_averages(experts, float(v), 1.0).kept)}
 
 
 def gate_errors(experts: Experts, logit_variance: float) -> Array:

@@ -10,7 +10,9 @@ squared distances of V, and J_t = diag(a_t) - a_t a_t^T the softmax Jacobian of 
     of the output              E A V A^T
     back at the values         E A^T Gamma A
     back at the queries        tau Gamma_tt' E sum_ss' (J_t V J_t')_ss' K_ss' c
-    back at the keys           tau sum_tt' Gamma_tt' Q_tt' E (J_t V J_t')_ss' c
+    back at the keys           tau sum_tt' Gamma_tt' E Q_tt' (J_t V J_t')_ss' c
+
+(in heads of finite size Q and K are those of the head, drawn with A)
 
 since the cotangent of a logit's weight is h_t . v_s, with h and v independent of A and of each other, of second moments
 Gamma and V. c = mean_i cos(((t - t') - (s - s')) theta_i), 1 without rotary positions. The three cotangents are
@@ -22,6 +24,7 @@ of A. For c the cosine of the difference of two angles is expanded; each draw of
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -29,7 +32,8 @@ import numpy as np
 from propagate.theory.activations import ACTIVATIONS
 from propagate.theory.gram import Array, Gram, distances
 from propagate.theory.gram_kernels import KERNELS, Kernel
-from propagate.theory.gram_softmax import Attention, turns, weights
+from propagate.theory.gram_softmax import Attention, Heads, heads, turns
+from propagate.theory.sublayers import size_of
 
 Pull: TypeAlias = Callable[[Gram], Gram]
 NOTHING: frozenset[str] = frozenset()
@@ -101,19 +105,20 @@ def attention(
         gains = {"query": query, "key": key, "value": value}
         scales: dict[str, Any] = {name: x.norm_scale() if name in normed else gain for name, gain in gains.items()}
         seen = Projected(*(x.times(scales[name]) for name in gains))
-        heads = _output(weights(seen.query, seen.key, kind), seen.value)
-        scale = out * heads.norm_scale() if "heads" in normed else out
+        size = replace(kind, head_size=size_of(normed, kind.head_size))
+        together = _output(heads(seen.query, seen.key, size).weights, seen.value)
+        scale = out * together.norm_scale() if "heads" in normed else out
 
         def pull(g: Gram) -> Gram:
-            a, g = weights(seen.query, seen.key, kind), g.times(scale)
-            total = _values(a, g).times(scales["value"])
+            drawn, g = heads(seen.query, seen.key, size), g.times(scale)
+            total = _values(drawn.weights, g).times(scales["value"])
             if not kind.exact:
-                queries, keys = _logits(a, seen, g, kind)
+                queries, keys = _logits(drawn, seen, g, kind)
                 total = total.plus(queries.times(scales["query"]).weighted(kind.logit_variance))
                 total = total.plus(keys.times(scales["key"]).weighted(kind.logit_variance))
             return total
 
-        return heads.times(scale), pull
+        return together.times(scale), pull
 
     return apply
 
@@ -140,38 +145,39 @@ def _values(a: Array, g: Gram) -> Gram:
     return Gram(_over_rows(a, _mix(g.matrix, a)), distances(_over_rows(centred, _mix(g.matrix, centred))))
 
 
-def _logits(a: Array, x: Projected, g: Gram, kind: Attention) -> tuple[Gram, Gram]:
+def _logits(drawn: Heads, x: Projected, g: Gram, kind: Attention) -> tuple[Gram, Gram]:
     """Cotangents at queries and keys, less the factor tau."""
-    shared, d = g.matrix * x.query.matrix, x.value.deviation
+    a, d = drawn.weights, x.value.deviation
+    shared = g.matrix[:, None] * drawn.query
     if not kind.frequencies:
-        queries, keys = _query_average(a, d, x.key.deviation), _key_average(a, d, shared)
+        queries, keys = _query_average(a, d, drawn.key), _key_average(a, d, shared)
         return Gram.of(queries).product(g), Gram.of(keys)
-    queries, keys = np.zeros_like(shared), np.zeros_like(shared)
+    queries, keys = np.zeros_like(d), np.zeros_like(d)
     groups = min(len(kind.frequencies), a.shape[2])
     bounds = np.linspace(0, a.shape[2], groups + 1).astype(int)
     for start, stop, cosine_and_sine in zip(bounds, bounds[1:], turns(kind, groups, len(a)), strict=False):
         some = a[:, :, start:stop]
         for turn in cosine_and_sine:
-            queries += turn * _query_average(some, d, -x.key.matrix * turn) / groups
-            keys += turn * _key_average(some, d, shared * turn) / groups
+            queries += turn * _query_average(some, d, -(x.key.matrix * turn)[:, None]) / groups
+            keys += turn * _key_average(some, d, shared * turn[:, None]) / groups
     return Gram.of(queries).product(g), Gram.of(keys)
 
 
 def _query_average(a: Array, d: Array, other: Array) -> Array:
-    """E sum_ss' (J_t d J_t')_ss' other_ss', for a symmetric d."""
-    e, right, left = a @ d[:, None], a @ other[:, None].swapaxes(-1, -2), a @ other[:, None]
+    """E sum_ss' (J_t d J_t')_ss' other_ss', d symmetric, `other` with an axis of samples before the last two."""
+    e, right, left = a @ d[:, None], _in_rows(a, other.swapaxes(-1, -2)), _in_rows(a, other)
     crossed = _over_columns(a, e * right) + _over_columns(e * left, a)
     rows = a.swapaxes(1, 2)
     both = (rows @ e.transpose(0, 2, 3, 1)) * (rows @ right.transpose(0, 2, 3, 1))
-    return np.asarray(_over_columns(a @ (d * other)[:, None], a) - crossed + both.mean(axis=1))
+    return np.asarray(_over_columns(_in_rows(a, d[:, None] * other), a) - crossed + both.mean(axis=1))
 
 
 def _key_average(a: Array, d: Array, shared: Array) -> Array:
-    """-E sum_tt' shared_tt' (J_t d J_t')_ss', for a symmetric d."""
+    """-E sum_tt' shared_tt' (J_t d J_t')_ss', for a symmetric d, and `shared` with an axis of samples likewise."""
     e, mixed = a @ d[:, None], _mix(shared, a)
     crossed = _over_rows(_mix(shared.swapaxes(-1, -2), a) * e, a) + _over_rows(a, mixed * e)
     rows = a.swapaxes(1, 2)
-    inner = shared[:, None] * (rows @ e.transpose(0, 2, 3, 1))
+    inner = shared * (rows @ e.transpose(0, 2, 3, 1))
     outer = _over_rows(a, (inner @ rows).swapaxes(1, 2))
     return np.asarray(crossed - d * _over_rows(a, mixed) - outer)
 
@@ -191,6 +197,13 @@ def _over_rows(left: Array, right: Array) -> Array:
 
 
 def _mix(matrix: Array, a: Array) -> Array:
-    """M A in every sample."""
+    """M A in every sample, M one matrix a replica or one a sample."""
+    if matrix.ndim == a.ndim:
+        return np.asarray((matrix @ a.swapaxes(1, 2)).swapaxes(1, 2))
     replicas, tokens = a.shape[:2]
     return np.asarray((matrix @ a.reshape(replicas, tokens, -1)).reshape(a.shape))
+
+
+def _in_rows(a: Array, matrix: Array) -> Array:
+    """A M in every sample."""
+    return np.asarray((a.swapaxes(1, 2) @ matrix).swapaxes(1, 2))

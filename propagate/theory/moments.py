@@ -110,12 +110,16 @@ class Lack(NamedTuple):
     experts, does.
 
     Attributes:
-        along: the stream.
-        energy: moments of the part of the cotangent that was made orthogonal to it.
+        along: the stream, less its parts along streams that the cotangent was made orthogonal to later; over the root
+            of the stream's variance.
+        energy: moments of the part of the cotangent that was made orthogonal to it. Those of two tokens may be weighted
+            by the first token's coefficients, so that a Gram matrix is not symmetric.
+        joint: the same times the tokens' correlation in the stream.
     """
 
     along: Combination
-    energy: Moments
+    energy: Any
+    joint: Any
 
 
 class Combination:
@@ -145,19 +149,27 @@ class Combination:
 
     def __mul__(self, factor: Scalar) -> Combination:
         terms = {atom: coefficient * factor for atom, coefficient in self.terms.items()}
-        return Combination(terms, tuple(Lack(lack.along, lack.energy.times(factor)) for lack in self.lacks))
+        lacks = self.lacks and tuple(
+            Lack(lack.along, lack.energy.times(factor), lack.joint.times(factor)) for lack in self.lacks
+        )
+        return Combination(terms, lacks)
 
     def orthogonal_to(self, stream: Combination) -> Combination:
         """A cotangent behind a norm: each token's is orthogonal to what was normed, one of very many directions."""
-        return Combination(self.terms, (*self.lacks, Lack(stream, self.moments())))
+        unit, moments = stream * stream.moments().norm_scale(), self.moments()
+        older = (lack._replace(along=_less_its_part(lack.along, unit)) for lack in self.lacks)
+        return Combination(self.terms, (*older, Lack(unit, moments, moments.product(unit.moments()))))
 
     def moments(self) -> Any:
         """Second moments of the combination."""
-        return _sum(
-            part
-            for atom, coefficient in self.terms.items()
-            for part in (_times(atom.moments, coefficient, coefficient), *_with_others(atom, coefficient, self))
-        )
+        total: Any = NOTHING
+        for atom, coefficient in self.terms.items():  # written out: half of the time of a prediction was spent here
+            if atom.moments is not NOTHING:
+                part = atom.moments.scaled(coefficient, coefficient)
+                total = part if total is NOTHING else total.plus(part)
+            if atom.joint:
+                total = _sum([total, *_with_others(atom, coefficient, self)])
+        return total
 
     def joint(self, other: Combination) -> Any:
         """Second moments of this and another combination jointly."""
@@ -167,6 +179,12 @@ class Combination:
                 parts.append(_times(atom.moments, coefficient, other.terms[atom]))
             parts += _with_others(atom, coefficient, other)
         return _sum(parts)
+
+
+def _less_its_part(along: Combination, unit: Combination) -> Combination:
+    """What is left of a stream, token by token, without its part along another of variance 1."""
+    joint = along.joint(unit)
+    return along if joint is NOTHING else along + unit * -joint.variance
 
 
 def _times(moments: Any, left: Scalar, right: Scalar) -> Any:

@@ -9,7 +9,7 @@ from propagate.model import Model
 from propagate.placement import Layout, check_streams
 from propagate.scaling import Gains
 from propagate.theory.activations import ACTIVATIONS
-from propagate.theory.blocks import Block, BlockMap, State, Tape, alone, read
+from propagate.theory.blocks import Block, BlockMap, Carried, State, Tape, alone, read
 from propagate.theory.experts import Mixture, mixture
 from propagate.theory.functions import Scalar
 from propagate.theory.moments import Joint
@@ -58,7 +58,7 @@ def propagate_moments(
     Example:
         >>> from propagate.theory.moments import Moments
         >>> path = propagate_moments(Model("postnorm", depth=3), Moments(1.0, 1.0), Moments(1.0, 1.0))
-        >>> len(path.forward), path.forward[-1][0][0].variance
+        >>> len(path.forward), round(path.forward[-1][0][0].variance, 12)
         (4, 1.0)
     """
     placement, depth = model.equations, model.depth
@@ -75,12 +75,18 @@ def propagate_moments(
         check_streams(placement, "block", found=len(states[-1].joint), expected=len(states[0].joint))
     readout = block_map(placement.readout, depth + 1, states[-1])
     check_streams(placement, "readout", found=len(readout.output.joint), expected=1)
+
+    def pulled(done: BlockMap, joint: Joint, carried: Carried | None) -> tuple[Joint, Carried | None]:
+        return (done.pull(joint), None) if model.experts is None else done.pull_lacking(joint, carried)
+
     entering: Joint = ((cotangent,),)
+    carried: Carried | None = None
     if through_readout or len(states[-1].joint) > 1:
-        entering = readout.pull(entering)
+        entering, carried = pulled(readout, entering, carried)
     backward = [entering]
     for done in reversed(maps):
-        backward.append(done.pull(backward[-1]))
+        arrived, carried = pulled(done, backward[-1], carried)
+        backward.append(arrived)
     return Path(
         forward=[state.joint for state in states],
         backward=backward[::-1],
@@ -92,16 +98,19 @@ def propagate_moments(
     )
 
 
-def block_of(model: Model, index: int) -> Block:
-    """The block a placement's equations see at `index`: 0 for the embedding, depth + 1 for the readout."""
+def block_of(model: Model, index: int, head_size: float | None = None) -> Block:
+    """The block a placement's equations see at `index`: 0 for the embedding, depth + 1 for the readout.
+
+    `head_size` stands in for the model's own, to the moments of attention.
+    """
     gains = model.gains(max(index, 1))
     return Block(
         index=index,
         depth=model.depth,
         first=index == 1,
         last=index == model.depth,
-        tape=Tape(),
-        attention_map=attention(model.tokens, model.logit_std**2, gains),
+        tape=Tape(lacking=model.experts is not None),
+        attention_map=attention(model.tokens, model.logit_std**2, gains, head_size or model.head_size),
         ffn_map=ffn(ACTIVATIONS[model.activation], gains, centred=model.norm == "layer"),
         inner_norms=model.inner_norms,
         experts_map=_mixture(model, gains),

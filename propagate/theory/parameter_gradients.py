@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from propagate.model import Model, ModelError
@@ -26,18 +27,19 @@ from propagate.theory.blocks import Block, State, Stream, Sublayer
 from propagate.theory.functions import Scalar
 from propagate.theory.moments import Combination, Joint, Moments, correlated
 from propagate.theory.network import Path, block_of
-from propagate.theory.sublayers import NOTHING, attention_paths, projection_powers
+from propagate.theory.sublayers import NOTHING, attention_paths, projection_powers, size_of
 
 Norms = dict[str, Scalar]
 MATRICES = ("query", "key", "value", "attention_out", "ffn_gate", "ffn_in", "ffn_out")
 
 
-def parameter_gradients(model: Model, path: Path) -> dict[str, list[Scalar]]:
+def parameter_gradients(model: Model, path: Path, head_size: float | None = None) -> dict[str, list[Scalar]]:
     """Expected squared Frobenius norms of the gradients of every block's matrices.
 
     Args:
         model: the network.
         path: its moments.
+        head_size: stands in for the model's own.
 
     Returns:
         A list over blocks 1 ... depth for each matrix; of a matrix that a block has more than once, the sum; 0 where a
@@ -52,16 +54,22 @@ def parameter_gradients(model: Model, path: Path) -> dict[str, list[Scalar]]:
         256.0
     """
     of_blocks = [
-        _of_block(model, index, State(path.forward[index - 1], path.layouts[index - 1]), path.backward[index])
+        _of_block(
+            model,
+            index,
+            head_size or model.head_size,
+            State(path.forward[index - 1], path.layouts[index - 1]),
+            path.backward[index],
+        )
         for index in range(1, model.depth + 1)
     ]
     used = [name for name in MATRICES if any(name in norms for norms in of_blocks)]
     return {name: [norms.get(name, 0.0) for norms in of_blocks] for name in used}
 
 
-def _of_block(model: Model, index: int, entering: State, leaving: Joint) -> Norms:
+def _of_block(model: Model, index: int, head_size: float, entering: State, leaving: Joint) -> Norms:
     """A block's equations again, its sublayers observed while its cotangents return."""
-    block, gains, total = block_of(model, index), model.gains(index), dict[str, Scalar]()
+    block, gains, total = block_of(model, index, head_size), model.gains(index), dict[str, Scalar]()
 
     def observed(sublayer: Sublayer, norms: Callable[..., Norms]) -> Sublayer:
         def apply(x: Moments, normed: frozenset[str]) -> tuple[Moments, Callable[[Moments], Moments]]:
@@ -79,7 +87,7 @@ def _of_block(model: Model, index: int, entering: State, leaving: Joint) -> Norm
 
     block = replace(
         block,
-        attention_map=observed(block.attention_map, attention_gradients),
+        attention_map=observed(block.attention_map, partial(attention_gradients, head_size=head_size)),
         ffn_map=observed(block.ffn_map, ffn_gradients),
     )
     _pull(model.equations.block, block, entering, leaving)
@@ -104,7 +112,9 @@ def frobenius(tokens: int, x: Moments, g: Moments) -> Scalar:
     return tokens * (x.variance * g.variance + (tokens - 1) * x.covariance * g.covariance)
 
 
-def attention_gradients(model: Model, gains: Gains, x: Moments, g: Moments, normed: frozenset[str] = NOTHING) -> Norms:
+def attention_gradients(
+    model: Model, gains: Gains, x: Moments, g: Moments, normed: frozenset[str] = NOTHING, *, head_size: float
+) -> Norms:
     """Of the attention's matrices, from the moments of its input and of the cotangent at its output.
 
     A projection's own cotangent is that which it sends back to the input over the variance of its matrix. Of a normed
@@ -121,7 +131,7 @@ def attention_gradients(model: Model, gains: Gains, x: Moments, g: Moments, norm
         if model.logit_std:
             sent |= {"query": 0.0 * x.variance, "key": 0.0 * x.variance}
     else:
-        paths = attention_paths(tokens, model.logit_std**2 * powers.query * powers.key, x)
+        paths = attention_paths(tokens, model.logit_std**2 * powers.query * powers.key, x, size_of(normed, head_size))
         output, through = paths.output, paths.pull(g_heads)
         sent = {"value": frobenius(tokens, x, through.value)}
         if model.logit_std:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from propagate.checks import integer
 from propagate.model import Model, ModelError, check_flag, check_model, check_plain
 from propagate.table import BY_MATRIX, STREAM, table
+from propagate.theory.bias import bias_columns, sampled, sampled_spreads
 from propagate.theory.covered import check_covered
-from propagate.theory.experts import warn_if_uneven
+from propagate.theory.experts import uneven, warn_of_means
 from propagate.theory.finite_width import allowances, allowances_of_streams, matrix_allowances
 from propagate.theory.fluctuations import spreads
 from propagate.theory.functions import Scalar
@@ -39,11 +42,15 @@ def predict(
     gram: Any = None,
     grad_gram: Any = None,
     through_readout: bool = False,
+    head_size: float | None = None,
     samples: int | None = None,
     parameter_gradients: bool = False,
     fluctuations: bool = False,
+    bias: bool = False,
 ) -> xr.Dataset:
-    """Variance, covariance and their gradient counterparts at every block, as the width goes to infinity.
+    """Variance, covariance and their gradient counterparts at every block, as the number of heads goes to infinity.
+
+    That is the limit of a large width with heads that keep their size.
 
     Args:
         model: the network.
@@ -54,12 +61,16 @@ def predict(
         gram: (tokens, tokens) second moments of the embedded tokens, in place of `variance` and `covariance`.
         grad_gram: the same of the cotangent, in place of `grad_variance` and `grad_covariance`.
         through_readout: the cotangent enters behind the readout (PreNorm's final norm) instead.
+        head_size: coordinates of a head; None means the model's own, `math.inf` the limit of wide heads, in which
+            logits are Gaussian. It matters where their standard deviation is 1 or more.
         samples: for tokens that are not exchangeable, how often attention's logits are drawn in each sublayer, rounded
             up to a multiple of 16; by default so often that 2^13 rows are, at least 64 times.
         parameter_gradients: predict the gradient of every weight matrix too; for exchangeable tokens.
         fluctuations: predict how much networks of the model's width, heads and hidden width differ from one another
-            too (about 10 ms a block); for exchangeable tokens and one stream, with neither norms inside sublayers nor
-            tanh, nor a stream's own size as a factor.
+            too; for exchangeable tokens, normal weights and at most queries and keys normed inside sublayers, without
+            tanh. Of one stream in closed form (about 10 ms a block), of several from samples, as `bias`.
+        bias: predict how far their mean lies from the limit too, and with what sign; for the same models. It takes
+            seconds: 16 tokens and 12 blocks about 4, growing with the blocks and with tokens^3.
 
     Returns:
         A Dataset over `block` 0 ... depth with `variance`, `covariance`, `deviation`, `grad_variance`,
@@ -72,7 +83,10 @@ def predict(
         gain / sqrt(fan_in), of all matrices of that name in the block together and without a dimension `stream`; NaN at
         block 0, which has no matrix. With `fluctuations` also `<name>_spread` of variance, deviation and their
         gradients: the standard deviation of the quantity's logarithm between networks, to first order in 1/width, and
-        `<name>_spread_allowance`, the relative size of the next order.
+        `<name>_spread_allowance`, the relative size of the next order. With `bias` also, to first order in 1/width,
+        `<name>_bias`, the mean over networks less the limit, relative as the allowance is; `log_<name>_bias`, the mean
+        logarithm less that of the limit; `<name>_se`, their sampling error; and `<name>_allowance` is then for what
+        they leave out, of second order (see `bias`). Deviations below 1e-8 of the variance keep the stated allowance.
 
         With a Gram matrix, a mask or rotary positions tokens are not exchangeable, and full (tokens, tokens) matrices
         are propagated. The names then mean what a simulation measures: averages over tokens and over pairs of tokens.
@@ -81,13 +95,17 @@ def predict(
         evaluations of the whole network, whose mean is given with its standard error `<name>_se`. (There is none with
         `logit_std=0`, where nothing is drawn.) Draws are the same in every run.
 
+        Experts have one router a sublayer, whose choices do not average out. Where gates are so uneven that tokens
+        behind a mixture differ much in variance (top-k with softmax before the choice, split experts), tokens are
+        resolved whatever the start, in 64 evaluations that each draw routers of their own.
+
         A placement of several streams (ResiDual, SiameseNorm) has a further dimension `stream`: "1", "2", ... in the
         order of its equations, and "joined", which holds what the streams are made of and come together in: at block 0
         the embedded tokens before `embed`, at the last block what leaves the readout; in between it is NaN. The
         cotangent of such a placement always enters behind the readout.
 
     Warns:
-        UserWarning: where experts' gates are so uneven that their means mislead.
+        UserWarning: where experts' gates are that uneven and the start is an array, which is not resolved.
         ValidityWarning: where a sublayer is used outside its verified domain; see `validity`.
 
     Raises:
@@ -103,10 +121,12 @@ def predict(
     check_flag("through_readout", through_readout)
     check_flag("parameter_gradients", parameter_gradients)
     check_flag("fluctuations", fluctuations)
-    for name, asked in (("parameter_gradients", parameter_gradients), ("fluctuations", fluctuations)):
+    size = _head_size(head_size, model)
+    check_flag("bias", bias)
+    further = {"parameter_gradients": parameter_gradients, "fluctuations": fluctuations, "bias": bias}
+    for name, asked in further.items():
         if asked:
             check_plain(name, model)
-    warn_if_uneven(model.experts)
     values, dims, coords = aligned(
         variance=variance, covariance=covariance, grad_variance=grad_variance, grad_covariance=grad_covariance
     )
@@ -115,41 +135,58 @@ def predict(
 
     attributes = {"witness": "theory", "model": repr(model), "width": model.width, "depth": model.depth}
     attributes |= {"tokens": model.tokens}
-    exchangeable = gram is None and grad_gram is None and model.exchangeable
-    for name, asked in (("parameter_gradients", parameter_gradients), ("fluctuations", fluctuations)):
+    exchangeable = (
+        gram is None and grad_gram is None and model.exchangeable and (bool(dims) or not uneven(model.experts))
+    )
+    for name, asked in further.items():
         if asked and not exchangeable:
             raise ModelError(
                 f"{name} must be False for predict where tokens are not exchangeable (a Gram matrix, a mask or rotary"
                 " positions), got True"
             )
-    if fluctuations:
-        if dims:
-            raise ModelError(f"fluctuations needs a start of plain numbers, got an array of starts over {dims}")
-        check_covered(model)
-    watch = Watch(model)
+    closed = True
+    for name in ("fluctuations", "bias"):
+        if further[name]:
+            if dims:
+                raise ModelError(f"{name} needs a start of plain numbers, got an array of starts over {dims}")
+            closed = check_covered(model, name)
+    watch = Watch(model, size)
     if exchangeable:
-        blocks = watch.block_at(partial(block_of, model))
+        warn_of_means(model.experts)
+        blocks = watch.block_at(partial(block_of, model, head_size=size))
         path = propagate_moments(model, start, cotangent, through_readout=through_readout, block_at=blocks)
         watch.warn()
         shape, matrices = np.broadcast(*values).shape, list[str]()
         columns = _columns(path, start, cotangent, model, shape, through_readout)
         if parameter_gradients:
-            of_matrices, matrices = _matrix_columns(path, columns, model, shape)
+            of_matrices, matrices = _matrix_columns(path, columns, model, shape, size)
             columns |= of_matrices
-        if fluctuations:
+        if fluctuations and closed:
             columns |= spreads(model, path, cotangent if through_readout else None)
+        if bias or (fluctuations and not closed):
+            samples_of = sampled(model, *_plain(start, cotangent), through_readout=through_readout)
+            columns |= sampled_spreads(model, samples_of) if fluctuations and not closed else {}
+            columns |= bias_columns(model, samples_of, columns, path) if bias else {}
         dims = (STREAM, *dims) if path.several else dims
         return table(columns, model.depth, attributes, dims, matrices).assign_coords(coords)
     if dims:
         raise ModelError(f"variance must be a number where tokens are not exchangeable, got dimensions {dims}")
-    if model.experts is not None:
-        raise ModelError(f"experts must be None where tokens are not exchangeable, got {model.experts!r}")
     ends = gram_of("gram", gram, start, model.tokens), gram_of("grad_gram", grad_gram, cotangent, model.tokens)
     columns, several = token_columns(
-        model, *ends, through_readout=through_readout, samples=rounded_samples(samples), watch=watch
+        model, *ends, through_readout=through_readout, head_size=size, samples=rounded_samples(samples), watch=watch
     )
     watch.warn()
     return table(columns, model.depth, attributes, (STREAM,) if several else ())
+
+
+def _head_size(given: Any, model: Model) -> float:
+    if given is None:
+        return model.head_size
+    return math.inf if given == math.inf else integer("head_size", given)
+
+
+def _plain(*ends: Moments) -> list[Moments]:
+    return [Moments(float(x.variance), float(x.deviation)) for x in ends]
 
 
 def rounded_samples(samples: Any) -> int | None:
@@ -181,10 +218,10 @@ def _columns(
 
 
 def _matrix_columns(
-    path: Path, columns: dict[str, Any], model: Model, shape: tuple[int, ...]
+    path: Path, columns: dict[str, Any], model: Model, shape: tuple[int, ...], head_size: float
 ) -> tuple[dict[str, Array], list[str]]:
     """Gradients of matrices, (block, ..., matrix), and the matrices' names."""
-    norms = matrix_norms(model, path)
+    norms = matrix_norms(model, path, head_size)
     found = np.stack([_stacked([np.nan, *of_blocks], shape) for of_blocks in norms.values()], axis=-1)
     drifts = (columns[f"{name}_allowance"] for name in ("variance", "grad_variance"))
     forward, back = (np.nanmax(drift, axis=1) if path.several else drift for drift in drifts)

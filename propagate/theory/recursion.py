@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from propagate.experts import Experts
 from propagate.model import Model, ModelError, as_placement
 from propagate.placement import Layout, Placement, join, split
 from propagate.scaling import Gains, Scaling
-from propagate.theory import activations, softmax
+from propagate.theory import activations, gates, softmax
 from propagate.theory.blocks import Block, Stream, Tape
+from propagate.theory.experts import Along, Mixture, mixture
 from propagate.theory.functions import Scalar
 from propagate.theory.moments import Combination, Joint, Moments, correlated, joint_moments
 from propagate.theory.sublayers import Sublayer, attention, ffn
@@ -37,6 +39,7 @@ class Recursion:
         arguments: symbols for what enters at both ends: `q`, `p`, variance and covariance of the stream that enters,
             `gamma`, `kappa` of the cotangent at the stream that leaves.
         results: for each argument the same moment at the other end, as an equation for its name with a prime.
+        experts: whose gates `gate_routed(v, c)` and its like are averages over (`theory.gates.symbols`).
 
     Where several streams enter, `q12` is the joint moment of streams 1 and 2, and so on. Numbers that pass from block
     to block (Admin's skip) are `w1`, `w2`, ..., between the forward and the backward moments.
@@ -49,6 +52,7 @@ class Recursion:
     definitions: tuple[sympy.Eq, ...]
     arguments: tuple[sympy.Symbol, ...]
     results: tuple[sympy.Eq, ...]
+    experts: Experts | None = None
 
     def result(self, name: str) -> sympy.Expr:
         """The right side for one argument, by the argument's name.
@@ -111,7 +115,9 @@ class Recursion:
         missing = set().union(*(side.free_symbols for side in sides)) - set(self.arguments)
         if missing:
             raise ModelError(f"lambdify needs values for {', '.join(sorted(map(str, missing)))}")
-        function: Callable[..., tuple[float, ...]] = sympy.lambdify(self.arguments, sides, [_named(), "math"], cse=True)
+        function: Callable[..., tuple[float, ...]] = sympy.lambdify(
+            self.arguments, sides, [_named(self.experts), "math"], cse=True
+        )
         return function
 
     def _repr_latex_(self) -> str:
@@ -133,6 +139,7 @@ def recursion(
     scaling: Scaling | None = None,
     index: int | None = None,
     depth: int | None = None,
+    experts: Experts | None = None,
 ) -> Recursion:
     """One block of a placement, as SymPy equations: an interior one unless `index` says otherwise.
 
@@ -143,6 +150,11 @@ def recursion(
         scaling: multiplies the symbols g_a and g_f.
         index, depth: numbers in place of the symbols l and L. Mix-LN needs both: which of its two kinds a block is
             depends on them.
+        experts: a mixture of experts in place of the FFN. Averages over its gates stay named functions, but for the few
+            that have a closed form. They are means over tokens, also behind norms, and what a norm takes from the
+            router's gradient is followed within the block, not from block to block; `predict` does more.
+
+    Heads are wide: it is the map of `predict` with `head_size=math.inf`.
 
     Raises:
         ModelError: for an unknown name or value, or a placement that needs numbers and was given none.
@@ -154,7 +166,7 @@ def recursion(
     equations = as_placement(placement)
     if (depth is None and index is not None) or not (index is None or 1 <= index <= (depth or 0)):
         raise ModelError(f"index must be between 1 and depth, got index={index!r} with depth={depth!r}")
-    model = Model(equations, depth=depth or 3, activation=activation, norm=norm)
+    model = Model(equations, depth=depth or 3, activation=activation, norm=norm, experts=experts)
     definitions: list[sympy.Eq] = []
     block = _block(model, _logit_variance(logit_std), scaling, definitions, index, depth)
     try:
@@ -176,7 +188,7 @@ def recursion(
     arriving = [Combination.of(atom) for atom in correlated(cotangents)]
     back = joint_moments(block.tape.pull(outputs, arriving, sources))
     pairs = [*_pairs(joint, left), *_numbers(layout, after), *_pairs(cotangents, back)]
-    return Recursion(tuple(definitions), tuple(a for a, _ in pairs), tuple(_primed(*pair) for pair in pairs))
+    return Recursion(tuple(definitions), tuple(a for a, _ in pairs), tuple(_primed(*pair) for pair in pairs), experts)
 
 
 def _entering(placement: Placement, block: Block) -> tuple[Layout, int]:
@@ -252,30 +264,54 @@ def _block(
         attention_map=_naming(attention(tokens, logit_variance, gains), number, definitions),
         ffn_map=_naming(ffn_map, number, definitions),
         inner_norms=model.inner_norms,
+        experts_map=None if model.experts is None else _naming_mixture(model, gains, number, definitions),
     )
+
+
+def _naming_mixture(model: Model, gains: Gains, number: Iterator[int], definitions: list[Any]) -> Mixture:
+    """As `_naming`, of a mixture of experts; the weight of identity experts stays as it is."""
+    assert model.experts is not None
+    apply_mixture = mixture(activations.ACTIVATIONS[model.activation], gains.ffn_in, gains.ffn_out, model.experts)
+
+    def apply(x: Moments) -> tuple[Moments, Scalar, Callable[[Moments, Sequence[Along]], Moments]]:
+        k = next(number)
+        output, kept, pull = apply_mixture(_define("qp", k, x, definitions))
+
+        def pulled(g: Moments, along: Sequence[Along]) -> Moments:
+            return _define("uv", k, pull(_define("gh", k, g, definitions), along), definitions)
+
+        return _define("ab", k, output, definitions), kept, pulled
+
+    return apply
 
 
 def _naming(sublayer: Sublayer, number: Iterator[int], definitions: list[Any]) -> Sublayer:
     """The sublayer, with symbols for the moments before and after it in place of growing expressions."""
 
-    def define(names: str, k: int, moments: Moments) -> Moments:
-        import sympy
-
-        stand_ins = []
-        for name, value in zip(names, (_tidy(moments.variance), _tidy(moments.covariance)), strict=True):
-            if value.is_Atom:  # a number or a symbol stands for itself
-                stand_ins.append(value)
-                continue
-            stand_ins.append(_symbol(f"{name}_{k}"))
-            definitions.append(sympy.Eq(stand_ins[-1], value, evaluate=False))
-        return Moments(stand_ins[0], stand_ins[0] - stand_ins[1])
-
     def apply(x: Moments, normed: frozenset[str]) -> tuple[Moments, Callable[[Moments], Moments]]:
         k = next(number)
-        output, pull = sublayer(define("qp", k, x), normed)
-        return define("ab", k, output), lambda g: define("uv", k, pull(define("gh", k, g)))
+        output, pull = sublayer(_define("qp", k, x, definitions), normed)
+
+        def pulled(g: Moments) -> Moments:
+            return _define("uv", k, pull(_define("gh", k, g, definitions)), definitions)
+
+        return _define("ab", k, output, definitions), pulled
 
     return apply
+
+
+def _define(names: str, k: int, moments: Moments, definitions: list[Any]) -> Moments:
+    """Symbols for two moments, whose definitions are noted."""
+    import sympy
+
+    stand_ins = []
+    for name, value in zip(names, (_tidy(moments.variance), _tidy(moments.covariance)), strict=True):
+        if value.is_Atom:  # a number or a symbol stands for itself
+            stand_ins.append(value)
+            continue
+        stand_ins.append(_symbol(f"{name}_{k}"))
+        definitions.append(sympy.Eq(stand_ins[-1], value, evaluate=False))
+    return Moments(stand_ins[0], stand_ins[0] - stand_ins[1])
 
 
 def _symbol(name: str, *, real: bool = False) -> Any:
@@ -298,6 +334,7 @@ def _logit_variance(logit_std: float | str) -> Any:
 def _tidy(expression: Any) -> Any:
     """Exact numbers for the floats of the equations, and the form SymPy finds shortest."""
     import sympy
+    from sympy.core.function import AppliedUndef
 
     exact = sympy.nsimplify(expression, rational=True)
     forms = [exact]
@@ -305,10 +342,26 @@ def _tidy(expression: Any) -> Any:
         forms += [sympy.cancel(exact), sympy.factor_terms(sympy.cancel(exact))]
     if sympy.count_ops(exact) <= LONG:
         forms += [sympy.simplify(exact), sympy.expand(exact)]
+    if any(function.func.__name__.startswith("gate_") for function in exact.atoms(AppliedUndef)):
+        forms.append(_by_averages(exact))
     return min(forms, key=sympy.count_ops)
 
 
-def _named() -> dict[str, Callable[..., float]]:
+def _by_averages(expression: Any) -> Any:
+    """As a sum over the averages over gates that it is linear in, each with a factored coefficient."""
+    import sympy
+    from sympy.core.function import AppliedUndef
+
+    roots = {power for power in expression.atoms(sympy.Pow) if not power.exp.is_Integer}
+    stand_ins = {part: sympy.Dummy() for part in expression.atoms(sympy.Function) | roots}
+    averages = [stand_in for part, stand_in in stand_ins.items() if isinstance(part, AppliedUndef)]
+    above, below = sympy.fraction(sympy.cancel(expression.xreplace(stand_ins)))
+    coefficients = sympy.collect(sympy.expand(above), averages, evaluate=False)
+    total = sum(average * sympy.factor(coefficient / below) for average, coefficient in coefficients.items())
+    return sympy.sympify(total).xreplace({stand_in: part for part, stand_in in stand_ins.items()})
+
+
+def _named(experts: Experts | None) -> dict[str, Callable[..., float]]:
     """Numeric values of the functions that stand where there is no closed form."""
 
     def average(field: str) -> Callable[..., float]:
@@ -326,4 +379,4 @@ def _named() -> dict[str, Callable[..., float]]:
         for part in ("value", "slope"):
             named[f"{name}_{part}"] = kernel(getattr(activations.ACTIVATIONS[name], part))
         named[f"{name}_mean_slope"] = partial(activations.mean_slope, name)
-    return named
+    return named if experts is None else named | gates.named(experts)

@@ -132,7 +132,7 @@ def _symbolic(tokens: Scalar, spread_squared: Scalar, correlation: Scalar) -> So
 def _integrals(tokens: int, spread: float, correlations: Array) -> list[SoftmaxAverages]:
     """Direct quadrature at one spread, of at most `WIDE` or so, and several correlations."""
     nodes = 32 + int(24 * spread**2)
-    x, weight, hermite = _mehler_basis(nodes)
+    x, weight, hermite = hermite_basis(nodes)
     log_rate = np.arange(-math.log(tokens) - 24 - 4 * spread, 6 * spread + 5, _STEP)
     rate = np.exp(log_rate)
     exponent = -np.outer(rate, np.exp(spread * x))
@@ -169,7 +169,7 @@ def _integrals(tokens: int, spread: float, correlations: Array) -> list[SoftmaxA
 
 
 @lru_cache(maxsize=64)
-def _mehler_basis(nodes: int) -> tuple[Array, Array, Array]:
+def hermite_basis(nodes: int) -> tuple[Array, Array, Array]:
     """Hermite nodes, the square roots of their weights (which sum to 1), and orthonormal Hermite values times those."""
     x, weight = roots_hermitenorm(nodes)
     root = np.sqrt(weight / weight.sum())

@@ -1,23 +1,24 @@
-"""Moment maps of the sublayers, forward and backward, in the limit of infinite width.
+"""Moment maps of the sublayers, forward and backward, in the limit of infinite width at a given size of head.
 
 A sublayer is a function of its input's moments, and of the names of its inner projections that are normed. It returns
 the moments of its output and a pull: the function that takes the moments of the cotangent at its output to those of the
 cotangent it sends back to its input.
 Assumptions: fresh Gaussian weights, tokens exchangeable, tokens far fewer than the width. All maps are exact as the
-width, the width of an attention head and, where the heads' joint output is normed, their number grow.
+width grows, attention's as the number of its heads does; where queries or keys are normed also as their size does.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
 from propagate.scaling import Gains
 from propagate.theory.activations import Activation
+from propagate.theory.finite_heads import head_averages
 from propagate.theory.functions import Scalar
 from propagate.theory.moments import Moments
-from propagate.theory.softmax import softmax_averages
 
 Pull = Callable[[Moments], Moments]
 Sublayer = Callable[[Moments, frozenset[str]], tuple[Moments, Pull]]
@@ -63,13 +64,13 @@ def ffn(activation: Activation, gains: Gains, *, centred: bool = False) -> Subla
 
 
 @lru_cache(maxsize=256)
-def attention(tokens: Scalar, logit_variance: Scalar, gains: Gains) -> Sublayer:
-    """Softmax self-attention over all tokens.
+def attention(tokens: Scalar, logit_variance: Scalar, gains: Gains, head_size: float = math.inf) -> Sublayer:
+    """Softmax self-attention over all tokens, in heads of `head_size` coordinates.
 
     `logit_variance` is the variance of a logit between unit-variance, uncorrelated tokens at gains 1. The logits of one
     row have a common part, which the softmax ignores; what is left has variance logit_variance * variance * deviation,
     and two rows' logits are correlated as the tokens are. A normed projection has variance 1 in place of its gain
-    squared times the input's variance, forward and backward.
+    squared times the input's variance, forward and backward; heads with a normed query or key are taken for wide.
 
     Backward, the cotangent returns through the values, the queries and the keys. Those three are uncorrelated. The sum
     over tokens of the keys' cotangent vanishes, so that path lives in the token-deviation mode alone.
@@ -89,7 +90,7 @@ def attention(tokens: Scalar, logit_variance: Scalar, gains: Gains) -> Sublayer:
 
     def apply(x: Moments, normed: frozenset[str] = NOTHING) -> tuple[Moments, Pull]:
         powers = projection_powers(gains, x, normed)
-        paths = attention_paths(tokens, logit_variance * powers.query * powers.key, x)
+        paths = attention_paths(tokens, logit_variance * powers.query * powers.key, x, size_of(normed, head_size))
         power = out / paths.output.variance if "heads" in normed else out * powers.value
 
         def pull(g: Moments) -> Moments:
@@ -99,6 +100,16 @@ def attention(tokens: Scalar, logit_variance: Scalar, gains: Gains) -> Sublayer:
         return _scaled(paths.output, power), pull
 
     return apply
+
+
+def size_of(normed: frozenset[str], head_size: float) -> float:
+    """Of heads for `head_averages`: a norm changes how queries and keys fluctuate, and such heads are taken for wide.
+
+    Example:
+        >>> size_of(frozenset(), 64), size_of(frozenset({"query"}), 64)
+        (64, inf)
+    """
+    return math.inf if normed & {"query", "key"} else head_size
 
 
 class Powers(NamedTuple):
@@ -135,7 +146,7 @@ class AttentionPaths(NamedTuple):
     pull: Callable[[Moments], Cotangents]
 
 
-def attention_paths(tokens: Scalar, logit_variance: Scalar, x: Moments) -> AttentionPaths:
+def attention_paths(tokens: Scalar, logit_variance: Scalar, x: Moments, head_size: float = math.inf) -> AttentionPaths:
     """Attention at an input's moments, its three backward paths kept apart. See `attention`.
 
     Example: uniform attention has no queries and keys to speak of.
@@ -145,17 +156,21 @@ def attention_paths(tokens: Scalar, logit_variance: Scalar, x: Moments) -> Atten
     others = tokens - 1
     uniform_slope = others / tokens**2
     logit_spread = logit_variance * x.variance * x.deviation
-    second, overlap, self_slope, cross_slope = softmax_averages(tokens, logit_spread, x.covariance / x.variance)
+    found = head_averages(tokens, head_size, logit_spread, x.covariance / x.variance)
+    second, overlap = found.second, found.overlap
     mean_mode = x.covariance + x.deviation / tokens
 
     def pull(g: Moments) -> Cotangents:
         mean = (g.variance + others * g.covariance) / tokens
         value = mean + g.variance * second + others * g.covariance * overlap
         value_deviation = tokens / others * g.variance * second + tokens * g.covariance * overlap
-        own, cross = g.variance * (uniform_slope + self_slope), g.covariance * (uniform_slope + cross_slope)
+        own = g.variance * (uniform_slope + found.query_own)
+        cross = g.covariance * (uniform_slope + found.query_cross)
         per_logit = logit_variance * x.deviation
         query, query_deviation = per_logit * x.deviation * own, per_logit * x.deviation * (own - cross)
-        key = per_logit * (x.variance * own + others * x.covariance * cross)
+        key_own = x.variance * (uniform_slope + found.key_own)
+        key_cross = x.covariance * uniform_slope + x.variance * found.key_cross
+        key = per_logit * (g.variance * key_own + others * g.covariance * key_cross)
         return Cotangents(
             value=Moments(value, value_deviation),
             query=Moments(query, query_deviation),

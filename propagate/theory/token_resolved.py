@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from propagate.model import Model
+from propagate.scaling import Gains
 from propagate.theory.blocks import Block, Tape
+from propagate.theory.experts import Mixture
 from propagate.theory.finite_width import allowances, allowances_of_streams
 from propagate.theory.gram import Array, Gram
 from propagate.theory.gram_elementwise import tanh
+from propagate.theory.gram_experts import ROUTERS, mixture
 from propagate.theory.gram_softmax import REPLICAS, Attention, default_samples
 from propagate.theory.gram_sublayers import attention, ffn
 from propagate.theory.network import Path, propagate_moments
@@ -27,6 +30,7 @@ def propagate_grams(
     cotangent: Gram,
     *,
     through_readout: bool = False,
+    head_size: float | None = None,
     samples: int | None = None,
     watch: Watch | None = None,
 ) -> Path:
@@ -36,6 +40,7 @@ def propagate_grams(
         model: the network.
         start, cotangent: (tokens, tokens).
         through_readout: the cotangent enters behind the readout.
+        head_size: stands in for the model's own.
         samples: draws of the attention logits a sublayer; by default about 2^13 rows.
         watch: told where attention and the FFN are used.
 
@@ -46,28 +51,30 @@ def propagate_grams(
         [[1.0, 1.0, 1.0, 1.0]]
     """
     start, cotangent = (repeated(gram, replicas_of(model)) for gram in (start, cotangent))
-    blocks = (watch or Watch(model)).block_at(lambda index: block_of(model, index, samples))
+    blocks = (watch or Watch(model)).block_at(lambda index: block_of(model, index, samples, head_size))
     return propagate_moments(model, start, cotangent, through_readout=through_readout, block_at=blocks)
 
 
 def replicas_of(model: Model) -> int:
-    """How many independent evaluations: one where no logits are drawn.
+    """How many independent evaluations: one where no logits are drawn, many where every one has routers of its own.
 
     Example:
         >>> replicas_of(Model("prenorm", depth=1, logit_std=0.0)), replicas_of(Model("prenorm", depth=1))
         (1, 8)
     """
-    return 1 if _attention(model, 16, (0, 0)).exact else REPLICAS
+    if model.experts is not None:
+        return ROUTERS
+    return 1 if _attention(model, 16, (0, 0), None).exact else REPLICAS
 
 
-def block_of(model: Model, index: int, samples: int | None) -> Block:
+def block_of(model: Model, index: int, samples: int | None, head_size: float | None = None) -> Block:
     """The block a placement's equations see at `index`: 0 for the embedding, depth + 1 for the readout."""
     gains = model.gains(max(index, 1))
     calls = itertools.count()
-    drawn = samples or default_samples(model.tokens)
+    drawn = (samples or default_samples(model.tokens)) * max(replicas_of(model) // REPLICAS, 1)
 
     def attention_map(x: Gram, normed: frozenset[str]) -> tuple[Gram, Callable[[Gram], Gram]]:
-        kind = _attention(model, drawn, (index, next(calls)))
+        kind = _attention(model, drawn, (index, next(calls)), head_size)
         out, scales = gains.attention_out, {"query": gains.query, "key": gains.key, "value": gains.value}
         return attention(kind, **scales, out=out)(x, normed)
 
@@ -76,18 +83,27 @@ def block_of(model: Model, index: int, samples: int | None) -> Block:
         depth=model.depth,
         first=index == 1,
         last=index == model.depth,
-        tape=Tape(),
+        tape=Tape(lacking=model.experts is not None),
         attention_map=attention_map,
         ffn_map=ffn(model.activation, gains.ffn_in, gains.ffn_out, centred=model.norm == "layer"),
         inner_norms=model.inner_norms,
         dropout=model.dropout,
         tanh_map=tanh,
+        experts_map=None if model.experts is None else _mixture(model, gains, index, calls),
     )
 
 
-def _attention(model: Model, samples: int, seed: tuple[int, int]) -> Attention:
+def _mixture(model: Model, gains: Gains, index: int, calls: Iterator[int]) -> Mixture:
+    def apply(x: Gram) -> Any:
+        assert model.experts is not None
+        return mixture(model.activation, gains.ffn_in, gains.ffn_out, model.experts, (index, next(calls)))(x)
+
+    return apply
+
+
+def _attention(model: Model, samples: int, seed: tuple[int, int], head_size: float | None) -> Attention:
     visible = tuple(tuple(row) for row in model.visible.tolist())
-    return Attention(visible, model.logit_std**2, model.frequencies, samples, seed)
+    return Attention(visible, model.logit_std**2, model.frequencies, samples, seed, head_size or model.head_size)
 
 
 def repeated(gram: Gram, replicas: int) -> Gram:
@@ -95,14 +111,23 @@ def repeated(gram: Gram, replicas: int) -> Gram:
 
 
 def columns(
-    model: Model, start: Gram, cotangent: Gram, *, through_readout: bool, samples: int | None, watch: Watch
+    model: Model,
+    start: Gram,
+    cotangent: Gram,
+    *,
+    through_readout: bool,
+    head_size: float,
+    samples: int | None,
+    watch: Watch,
 ) -> tuple[dict[str, Array], bool]:
     """The table's columns, and whether they have an axis of streams.
 
     Means over tokens and over pairs of tokens, and each token's own variance; each the mean over replicas, and
     `<name>_se` its standard error where there are several: the theory's own, of the attention logits it drew.
     """
-    path = propagate_grams(model, start, cotangent, through_readout=through_readout, samples=samples, watch=watch)
+    path = propagate_grams(
+        model, start, cotangent, through_readout=through_readout, head_size=head_size, samples=samples, watch=watch
+    )
     replicas = replicas_of(model)
     start, cotangent = repeated(start, replicas), repeated(cotangent, replicas)
     of_replicas: dict[str, Array] = {}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
@@ -31,15 +32,20 @@ if TYPE_CHECKING:
 
 DATA = Path(__file__).parent.parent / "data" / "validity.json"
 LARGEST_ERROR = 0.05  # a measured error above it is worth a warning
-SIGNIFICANT = 3.0  # standard errors that a measured error must exceed to count
+SIGNIFICANT = (
+    4.0  # standard errors that a measured error must exceed to count: of 2500 measured, chance exceeds 3 in seven
+)
 SCALE_FREE = ("linear", "relu", "squared_relu")  # a factor on the input is one on the output
 ASSUMPTIONS = {
     "attention": (
         "query, key, value and output matrices are independent, fresh and Gaussian (other laws with entries of the "
         "same variance in the limit)",
-        "tokens far fewer than the width",
-        "heads so wide that a logit is Gaussian: the relative error grows as logit_std^4 / head size",
+        "heads many, tokens far fewer than the width; heads of any size",
         "tokens exchangeable, or their Gram matrix given",
+    ),
+    "wide_attention": (
+        "as attention, and heads so wide that a logit is Gaussian: the relative error grows as logit_std^4 / head size",
+        "used with rotary positions, with normed queries or keys, and if asked for",
     ),
     "ffn": (
         "both matrices are independent, fresh and Gaussian",
@@ -61,7 +67,7 @@ def validity(operator: str) -> xr.Dataset:
     """The error map of an operator, as it was measured.
 
     Args:
-        operator: "attention", "ffn" or "norm".
+        operator: "attention", "wide_attention" (the map that takes heads for wide), "ffn" or "norm".
 
     Returns:
         A Dataset over the axes of the measurement: `variance`, `covariance`, `grad_variance`, `grad_covariance`, each
@@ -105,14 +111,15 @@ class Watch:
         >>> from propagate.theory.predict import predict
         >>> with warnings.catch_warnings(record=True) as caught:
         ...     warnings.simplefilter("always")
-        ...     table = predict(Model("postnorm", depth=1, tokens=4, logit_std=9.0))
+        ...     table = predict(Model("postnorm", depth=1, tokens=4, logit_std=9.0), head_size=math.inf)
         >>> [warning.category.__name__ for warning in caught]
         ['ValidityWarning']
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, head_size: float | None = None) -> None:
         self.model = model
-        self.attention: list[tuple[float, float]] = []
+        self.wide = bool(model.frequencies) or head_size == math.inf
+        self.attention: dict[str, list[tuple[float, float]]] = {"attention": [], "wide_attention": []}
         self.ffn: list[float] = []
 
     def block_at(self, make: Callable[[int], Block]) -> Callable[[int], Block]:
@@ -128,7 +135,8 @@ class Watch:
                 power = logits
                 for name, square in squares.items():
                     power = power if name in normed else power * square * variance
-                self.attention += _farthest(power * deviation / variance, deviation / variance)
+                kind = "wide_attention" if self.wide or normed & squares.keys() else "attention"
+                self.attention[kind] += _farthest(power * deviation / variance, deviation / variance)
                 return block.attention_map(x, normed)
 
             def ffn(x: Any, normed: frozenset[str]) -> tuple[Any, Callable[[Any], Any]]:
@@ -142,17 +150,18 @@ class Watch:
 
     def warn(self) -> None:
         """A `ValidityWarning` for each operator that was used outside its verified domain."""
-        for concern in (self._of_attention(), self._of_ffn()):
+        for concern in (*map(self._of_attention, self.attention), self._of_ffn()):
             if concern:
                 warnings.warn(concern, ValidityWarning, stacklevel=3)
 
-    def _of_attention(self) -> str:
-        if not self.attention or self.model.tokens == 1 or "attention" not in _stored():
+    def _of_attention(self, kind: str) -> str:
+        uses = self.attention[kind]
+        if not uses or self.model.tokens == 1 or kind not in _stored():
             return ""
-        found = _stored()["attention"]
-        axes, error = found["axes"], _certain_errors("attention").max(axis=-1)  # (tokens, logit_std, correlation)
+        found = _stored()[kind]
+        axes, error = found["axes"], _certain_errors(kind).max(axis=-1)  # (tokens, logit_std, correlation)
         stds, correlations, most = np.array(axes["logit_std"]), np.array(axes["correlation"]), max(axes["tokens"])
-        spread, lost = np.sqrt(np.array(self.attention).T[0]), np.array(self.attention).T[1]
+        spread, lost = np.sqrt(np.array(uses).T[0]), np.array(uses).T[1]
         t = int(np.argmin(np.abs(np.log(np.array(axes["tokens"]) / self.model.tokens))))
         c = np.argmin(np.abs((1 - lost)[:, None] - correlations), axis=1)
         s = np.argmin(np.abs(spread[:, None] - stds * np.sqrt(1 - correlations[c])[:, None]), axis=1)

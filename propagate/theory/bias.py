@@ -1,0 +1,199 @@
+"""Predicted bias of networks of finite width and, where no closed form is at hand, their spread.
+
+To first order in 1 / width, from samples (see `perturbed_network`). With s the spread of a quantity's logarithm, its
+mean is off by s^2 / 2 more than its mean logarithm is. What is left out is of second order: measured on six placements
+(width 16 to 64, 1 to 8 tokens, 12000 draws) it is 0.1 to 0.4 of |bias| (tokens / width + s^2), of either sign; that
+product is the allowance. Where tokens choose what they attend to, what `perturbed_attention` leaves out comes on top.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from propagate.model import Model
+from propagate.theory.finite_width import Array
+from propagate.theory.moments import Moments
+from propagate.theory.network import Path
+from propagate.theory.perturbation import Noise
+from propagate.theory.perturbed_attention import energies_of, exchangeable
+from propagate.theory.perturbed_network import Grams, evaluated
+from propagate.theory.responses import to_energies
+
+PAIRS = 128
+SEED = 20260219
+AT_ONCE = 2**17  # pairs x tokens^2 x (blocks + 2) held at a time
+FAINT = 1e-8  # share of deviations below which rounding is larger than what is looked for
+
+
+class Sampled(NamedTuple):
+    """Of one quantity, times the width: bias of its mean and of its mean logarithm, both relative; their standard
+    error; and the variance of its logarithm. Of a covariance relative to the variance, and of the latter's logarithm.
+    """
+
+    mean: float
+    log: float
+    error: float
+    square: float
+
+
+Table = dict[str, list[list[Sampled]]]
+"""By quantity: blocks 0 ... depth, streams (the last of several is "joined")."""
+NAMES = ("variance", "covariance", "deviation")
+
+
+def sampled(
+    model: Model, start: Moments, cotangent: Moments, *, through_readout: bool = False, pairs: int = PAIRS
+) -> Table:
+    """Biases and spreads of every quantity, of networks that all start from exact second moments.
+
+    Args:
+        model: a network that is `covered`.
+        start, cotangent: plain numbers, at the two ends.
+        through_readout: the cotangent enters behind the readout.
+        pairs: samples.
+
+    Example: the first norm that a cotangent meets takes one of its directions away.
+        >>> from propagate.placement import Placement
+        >>> class Normed(Placement):
+        ...     def block(self, x, block):
+        ...         return block.norm(x)
+        >>> one = Moments(1.0, 1.0)
+        >>> found = sampled(Model(Normed(), depth=2, tokens=1, heads=1), one, one, pairs=4000)
+        >>> [round(block[0].mean) for block in found["grad_variance"]]
+        [-1, -1, 0]
+    """
+    ends = [exchangeable(np.array(to_energies(x, model.tokens)), model.tokens) for x in (start, cotangent)]
+    random = np.random.default_rng(SEED)
+    at_once = min(max(AT_ONCE // (model.tokens**2 * (model.depth + 2)), 1), pairs, 64)
+    parts: list[dict[str, Array]] = []
+    for first in range(0, pairs, at_once):
+        noise = Noise(min(at_once, pairs - first), random)
+        parts.append(_samples(evaluated(model, noise, *ends, through_readout=through_readout), noise))
+    found: Table = {}
+    for name in parts[0]:
+        values = np.concatenate([part[name] for part in parts], axis=-1)  # (blocks, streams, 3, samples)
+        found[name] = [[_summary(stream) for stream in block] for block in values]
+    return found
+
+
+def _samples(grams: Grams, noise: Noise) -> dict[str, Array]:
+    """By quantity (blocks, streams, 3, pairs): second order, second and first order of the logarithm."""
+    found: dict[str, Array] = {}
+    last = len(grams.forward) - 1
+    several = len(grams.forward[0]) > 1
+    for prefix, of_blocks, joined in (
+        ("", grams.forward, {last: grams.readout}),
+        ("grad_", grams.backward, {0: grams.embedding}),
+    ):
+        rows = [[*streams, *([joined.get(block)] if several else [])] for block, streams in enumerate(of_blocks)]
+        parts = [[_parts(gram, noise) for gram in row] for row in rows]
+        for i, name in enumerate(NAMES):
+            found[prefix + name] = np.array([[part[i] for part in row] for row in parts])
+    return found
+
+
+def _parts(gram: Array | None, noise: Noise) -> Array:
+    if gram is None:
+        return np.full((3, 3, noise.pairs), np.nan)
+    tokens, energies = gram.shape[-1], energies_of(gram)
+    mean, deviation = energies[:, 0], energies[:, 1]
+    variance = (mean + (tokens - 1) * deviation) / tokens
+    found = []
+    for values, size in ((variance, variance), ((mean - deviation) / tokens, variance), (deviation, deviation)):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            relative, logarithm = values / size[-1], np.log(size / size[-1])
+        found.append([_even(relative, noise), _even(logarithm, noise), _odd(logarithm, noise)])
+    return np.array(found)
+
+
+def _even(values: Array, noise: Noise) -> Array:
+    up, down = values[: noise.pairs], values[noise.pairs : -1]
+    return np.asarray(((up - values[-1]) + (down - values[-1])) / (2 * noise.small**2))
+
+
+def _odd(values: Array, noise: Noise) -> Array:
+    return np.asarray((values[: noise.pairs] - values[noise.pairs : -1]) / (2 * noise.small))
+
+
+def _summary(samples: Array) -> Sampled:
+    mean, log, slope = samples
+    error = max(mean.std(), log.std()) / math.sqrt(mean.size)
+    return Sampled(float(mean.mean()), float(log.mean()), float(error), float((slope**2).mean()))
+
+
+def bias_columns(model: Model, table: Table, columns: dict[str, Any], path: Path) -> dict[str, Array]:
+    """Columns `<name>_bias`, `log_<name>_bias`, `<name>_se` and, in place of the stated ones, `<name>_allowance`.
+
+    Args:
+        model: the network.
+        table: of `sampled`.
+        columns: of the limit, with their stated allowances.
+        path: the limit.
+    """
+    found: dict[str, Array] = {}
+    left_out = _choice_left_out(model, path)
+    for name, blocks in table.items():
+        prefix = "grad_" if name.startswith("grad_") else ""
+        limit, variance = np.asarray(columns[name]), np.asarray(columns[f"{prefix}variance"])
+        of = _columns(blocks, limit.shape)
+        with np.errstate(invalid="ignore"):
+            known = np.isfinite(of["mean"]) & (np.asarray(columns[f"{prefix}deviation"]) > FAINT * variance)
+        if model.tokens == 1:
+            known = np.isfinite(of["mean"]) & (name == f"{prefix}variance")
+        logarithm = "covariance" not in name
+        scale = np.abs(limit if logarithm else variance)
+        of = {key: np.where(known, value, 0.0) / model.width for key, value in of.items()}
+        size = np.maximum(np.abs(of["mean"]), np.abs(of["log"]) if logarithm else 0.0)
+        choice = left_out[bool(prefix)].reshape(-1, *(1,) * (limit.ndim - 1))
+        beyond = size * (model.tokens / model.width + of["square"]) + np.where(size > 0, choice, 0.0)
+        found[f"{name}_bias"] = of["mean"]
+        if logarithm:
+            found[f"log_{name}_bias"] = of["log"]
+        found[f"{name}_se"] = np.where(np.isfinite(scale), of["error"] * scale, 0.0)
+        found[f"{name}_allowance"] = np.where(known, beyond, columns[f"{name}_allowance"])
+    return found
+
+
+def _columns(blocks: list[list[Sampled]], shape: tuple[int, ...]) -> dict[str, Array]:
+    values = np.array([[tuple(stream) for stream in block] for block in blocks])
+    return {key: values[..., i].reshape(shape) for i, key in enumerate(Sampled._fields)}
+
+
+def _choice_left_out(model: Model, path: Path) -> tuple[Array, Array]:
+    """Of each block, what attention's choice may add to the moments and to the cotangents', relative.
+
+    Its logits of variance v change by v / width with what tells tokens apart, and by v^2 / head size with a head's few
+    coordinates. That is a part of the choice, which is 1 / tokens of the moments, and of the cotangents as large a part
+    as is shared by all tokens; and it counts by what the block did not keep of its input.
+    """
+    forward, backward = [], []
+    for index, (entering, leaving, skips) in enumerate(
+        zip(path.forward[:-1], path.forward[1:], path.skips, strict=True), start=1
+    ):
+        gains, x, g = model.gains(index), entering[0][0], path.backward[index][0][0]
+        std = float(model.logit_std * gains.query * gains.key)
+        logits = std * std * x.variance * x.deviation
+        kept = min(skips[0][0] ** 2 * x.variance / leaving[0][0].variance, 1.0)
+        part = (1 - kept) * (logits + logits * logits * model.heads) / model.width
+        forward.append(part / model.tokens)
+        backward.append(part * max(1 - g.deviation / g.variance, 1 / model.tokens))
+    return np.insert(np.cumsum(forward), 0, 0.0), np.append(np.cumsum(backward[::-1])[::-1], 0.0)
+
+
+def sampled_spreads(model: Model, table: Table) -> dict[str, Array]:
+    """Columns `<name>_spread` and `<name>_spread_allowance` of `fluctuations`, from samples."""
+    found: dict[str, Array] = {}
+    for name, blocks in table.items():
+        if "covariance" in name:
+            continue
+        square = np.array([[stream.square for stream in block] for block in blocks]) / model.width
+        square = square[:, 0] if square.shape[1] == 1 else square
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found[f"{name}_spread"] = np.sqrt(square)
+            next_order = square + model.tokens / model.width + 0.5 / (model.width**2 * square)
+            allowance = np.hypot(next_order, 1 / math.sqrt(2 * PAIRS))  # and the error of the samples
+            found[f"{name}_spread_allowance"] = np.where(square > 0, allowance, 0.0)
+    return found

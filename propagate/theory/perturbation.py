@@ -1,0 +1,121 @@
+"""Streams of a wide network and their fluctuations, as vectors in a small space.
+
+The tokens of all streams of a block span few of `width` directions. Only inner products count, so those directions are
+taken as an orthonormal frame, and a stream is an array (evaluations, tokens, directions) whose rows' inner products are
+second moments per coordinate. What a fresh Gaussian matrix makes of a stream brings as many new directions as there are
+tokens, and has small components along those that were there before: of each of them the rows have independent Gaussian
+components of variance 1 / width, whatever the frame (the law that conditions a Gaussian matrix on where it was used).
+
+With e^2 = 1 / width every inner product is limit + e (Gaussian) + e^2 (bias), and to order e^2 the mean of any smooth
+function of them follows from means and covariances alone: E f = f + f' bias + f'' Cov / 2. That is taken over samples.
+Evaluations come in pairs with the noise of opposite signs, whose mean has no term of order e, and a last one without
+noise, which is the limit: half the sum of a pair less the limit, over e^2, is a sample of the bias times the width.
+No width enters: e is any small number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+SMALL = 2e-3  # e: fourth order is left out of what is e^2, rounding over e^2 must be small
+
+
+@dataclass
+class Noise:
+    """Evaluations: `pairs` with +e, as many with -e, and one without noise.
+
+    Attributes:
+        pairs: their number.
+        random: where the noise comes from.
+        small: e.
+    """
+
+    pairs: int
+    random: np.random.Generator
+    small: float = SMALL
+    square: Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.square = np.full((2 * self.pairs + 1, 1, 1), self.small**2)
+        self.square[-1] = 0.0
+
+    def odd(self, values: Array) -> Array:
+        """e times samples (pairs, ...), with both signs and, last, 0."""
+        return np.concatenate([self.small * values, -self.small * values, np.zeros((1, *values.shape[1:]))])
+
+    def normals(self, rows: int, columns: int) -> Array:
+        """e times a Gaussian matrix."""
+        return self.odd(self.random.standard_normal((self.pairs, rows, columns)))
+
+    def symmetric(self, size: int) -> Array:
+        """The fluctuation of Z Z^T / width for Gaussian Z: variance 2 e^2 on the diagonal, e^2 off it."""
+        values = self.random.standard_normal((self.pairs, size, size))
+        return self.odd((values + values.swapaxes(1, 2)) / np.sqrt(2))
+
+
+@dataclass
+class Frame:
+    """The directions that a block's streams have so far."""
+
+    noise: Noise
+    directions: int
+
+    def image(self, rows: int, without: Array | None = None) -> Array:
+        """Rows of a fresh Gaussian matrix: along the directions so far, then along as many new ones.
+
+        Args:
+            rows: their number.
+            without: an orthonormal frame (evaluations, size, directions) to which the rows are orthogonal.
+        """
+        along, apart = self._along(rows, without), self.noise.symmetric(rows)
+        # squared, with what lies along the frame, its mean is 1 less 1 / width for each direction in `without`
+        rest = (1 - self.directions * self.noise.square / 2) * np.eye(rows) + apart / 2 - apart @ apart / 8
+        return self._grown(along, rest)
+
+    def isometry(self, rows: int, without: Array | None = None) -> Array:
+        """Orthonormal rows in directions that know nothing of the frame, likewise."""
+        along = self._along(rows, without)
+        return self._grown(along, np.asarray(np.linalg.cholesky(np.eye(rows) - along @ along.swapaxes(1, 2)), float))
+
+    def padded(self, x: Array) -> Array:
+        """With zeros along the directions that came later."""
+        return padded(x, self.directions)
+
+    def _along(self, rows: int, without: Array | None) -> Array:
+        along = self.noise.normals(rows, self.directions)
+        if without is None:
+            return along
+        span = self.padded(without)
+        return along - (along @ span.swapaxes(1, 2)) @ span
+
+    def _grown(self, along: Array, rest: Array) -> Array:
+        self.directions += rest.shape[-1]
+        return np.concatenate([along, rest], axis=-1)
+
+
+def root(gram: Array) -> Array:
+    """Symmetric square roots of matrices."""
+    values, vectors = np.linalg.eigh(gram)
+    return np.asarray((vectors * np.sqrt(np.maximum(values, 0.0))[..., None, :]) @ vectors.swapaxes(-1, -2))
+
+
+def factored(x: Array) -> tuple[Array, Array]:
+    """x = L Q with lower triangular L of positive diagonal, so that it is smooth in x, and orthonormal rows Q."""
+    q, r = np.linalg.qr(x.swapaxes(-1, -2))
+    sign = np.where(np.diagonal(r, axis1=-2, axis2=-1) < 0, -1.0, 1.0)
+    return (r * sign[..., :, None]).swapaxes(-1, -2), (q * sign[..., None, :]).swapaxes(-1, -2)
+
+
+def padded(x: Array, directions: int) -> Array:
+    """With zeros along directions that came later."""
+    return x if x.shape[-1] == directions else np.pad(x, ((0, 0), (0, 0), (0, directions - x.shape[-1])))
+
+
+def inner(x: Array, y: Array) -> Array:
+    """Inner products of every token of x with every token of y."""
+    size = min(x.shape[-1], y.shape[-1])
+    return x[..., :size] @ y[..., :size].swapaxes(-1, -2)

@@ -1,0 +1,237 @@
+"""The mean of networks of finite width lies beside the limit by the predicted amount, with the predicted sign."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import propagate as pg
+from propagate.theory import bias, perturbed_attention, perturbed_ffn, perturbed_network
+from propagate.theory.moments import Moments
+from propagate.theory.perturbation import Frame, Noise, factored
+
+WIDTHS, DRAWS = (16, 32, 64), 800
+NAMES = ("deviation", "grad_variance", "grad_deviation")
+UNIFORM: dict[str, Any] = {"tokens": 4, "heads": 1, "logit_std": 0.0}
+START = {"covariance": 0.3, "grad_covariance": 0.2}
+ENDS = Moments(1.0, 0.7), Moments(1.0, 0.8)
+END = {"deviation": -1, "variance": -1, "grad_variance": 0, "grad_deviation": 0}
+
+
+def measured_less_limit(model: pg.Model, draws: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean logarithms of a simulation less those of the limit, and standard errors, at the far ends."""
+    said = pg.predict(model, **START)
+    seen = pg.simulate(model, draws=draws, seed=model.width, backend="numpy", **START)
+    values = {n: float(seen[f"log_{n}"][END[n]] - np.log(said[n][END[n]])) for n in NAMES}
+    return values, {n: float(seen[f"log_{n}_se"][END[n]]) for n in NAMES}
+
+
+@pytest.fixture(scope="module")
+def slopes() -> dict[str, tuple[float, float, float, float]]:
+    """Of each quantity of linear PostNorm: measured slope against 1 / width and error, predicted slope and error."""
+    models = [pg.Model("postnorm", depth=4, width=width, activation="linear", **UNIFORM) for width in WIDTHS]
+    said = bias.sampled(models[0], *ENDS, pairs=1500)
+    values, errors = zip(*(measured_less_limit(model, DRAWS) for model in models), strict=True)
+    found = {}
+    for name in NAMES:
+        slope, error = slope_at_origin([row[name] for row in values], [row[name] for row in errors])
+        predicted = said[name][END[name]][0]
+        found[name] = slope, error, predicted.log, predicted.error
+    return found
+
+
+def slope_at_origin(values: list[float], errors: list[float]) -> tuple[float, float]:
+    """Of a parabola through 0 in 1 / width, by least squares: second order is left free, not allowed for."""
+    x, weight = 1 / np.array(WIDTHS), 1 / np.array(errors)
+    design = np.stack([x, x * x], axis=1) * weight[:, None]
+    covariance = np.linalg.inv(design.T @ design)
+    return float((covariance @ design.T @ (np.array(values) * weight))[0]), float(covariance[0, 0] ** 0.5)
+
+
+def test_the_slope_against_one_over_the_width_is_the_predicted_bias(slopes: Any) -> None:
+    for measured, error, said, own in slopes.values():
+        assert abs(measured - said) < 3.5 * math.hypot(error, own)
+
+
+def test_no_bias_and_the_opposite_bias_are_rejected(slopes: Any) -> None:
+    measured, error, said, own = slopes["grad_deviation"]
+    assert abs(measured) > 4 * error
+    assert abs(measured + said) > 4 * math.hypot(error, own)
+
+
+def by_hand(ffns: int, attentions: int, ratio: float) -> float:
+    """Bias times width of the mean log gradient of PostNorm, one token, unit gains, homogeneous activation.
+
+    Forward and backward the sums |x + f|^2 and |g + J^T g|^2 have one law, but that g is orthogonal to x + f. The first
+    norm makes it so, and takes 1 of the energy. In the plane of x and f, g then lies along x - f alone, with half the
+    energy of two free directions: <g, x> = -<g, f> = a, a^2 = 1/2. Of |J^T g|^2 is missing 1/2 along x, and 1/2 over
+    the ratio of hidden width to width along the hidden units; and 2 <g, J^T g> = -2 a^2 where it was 0 in the mean. Of
+    the sum's energy, 2, that is (3/2 + 1 / (2 ratio)) / 2.
+    """
+    return -1 - ffns * (3 / 4 + 1 / (4 * ratio)) - attentions
+
+
+@pytest.mark.parametrize("ratio", [4.0, 0.5])
+def test_one_token_as_worked_out_by_hand(ratio: float) -> None:
+    for activation in ("linear", "relu"):
+        model = pg.Model("postnorm", depth=3, tokens=1, heads=1, activation=activation, ffn_ratio=ratio)
+        found = bias.sampled(model, Moments(1.0, 1.0), Moments(1.0, 1.0), pairs=3000)["grad_variance"]
+        for count, [block] in zip((3, 2, 1), found, strict=False):
+            assert abs(block.log - by_hand(count, count, ratio)) < 4 * block.error
+        assert ratio == 4.0 or abs(found[0][0].log + 6) > 4 * found[0][0].error  # 6 norms, but not 1 for each
+
+
+def test_prenorm_of_one_token_keeps_its_mean_exactly() -> None:
+    """E |x|^2 of a sum of fresh branches has no bias at any width; its logarithm has half the spread's square."""
+    model = pg.Model("prenorm", depth=3, tokens=1, heads=1, activation="gelu")
+    found = bias.sampled(model, Moments(1.0, 1.0), Moments(1.0, 1.0), pairs=3000)["variance"][-1][0]
+    assert abs(found.mean) < 4 * found.error
+    assert abs(found.log + found.square / 2) < 4 * found.error
+    assert abs(found.log) > 4 * found.error
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pg.Model("spannorm", depth=2, activation="gelu", tokens=4, heads=2),
+        pg.Model("prenorm", depth=2, activation="swiglu", tokens=4, heads=2, norm="layer"),
+        pg.Model("olmo2", depth=2, activation="tanh", tokens=3, heads=2),
+        pg.Model("siamesenorm", depth=2, tokens=3, heads=2),
+        pg.Model("admin", depth=2, tokens=3, heads=2),
+        pg.Model("deepscalelm", depth=2, tokens=3, heads=2),
+    ],
+    ids=lambda model: type(model.placement).__name__ if not isinstance(model.placement, str) else model.placement,
+)
+def test_without_noise_it_is_the_limit(model: pg.Model) -> None:
+    """Both ways of reading the equations give the same moments, forward and backward."""
+    said = pg.predict(model, **START)
+    grams = [np.full((model.tokens,) * 2, c) + (1 - c) * np.eye(model.tokens) for c in (0.3, 0.2)]
+    noise = Noise(1, np.random.default_rng(0))
+    found = perturbed_network.evaluated(model, noise, *grams, through_readout=False)
+    for prefix, blocks in (("", found.forward), ("grad_", found.backward)):
+        for block, streams in enumerate(blocks):
+            for i, gram in enumerate(streams):
+                for name, value in (("variance", gram[-1, 0, 0]), ("covariance", gram[-1, 0, 1])):
+                    column = said[prefix + name].isel(block=block)
+                    expected = float(column if column.ndim == 0 else column[i])
+                    assert value == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_compare_takes_the_bias_off() -> None:
+    """A prediction wrong by a factor of two is rejected, which the stated allowance lets pass."""
+    model = pg.Model("postnorm", depth=4, width=48, activation="linear", **UNIFORM)
+    seen = pg.simulate(model, draws=200, seed=3, backend="numpy", **START)
+    said, stated = (pg.predict(model, **START, bias=given) for given in (True, False))
+    assert pg.compare(said, seen).attrs["agrees"]
+    for factor in (0.5, 1.8):
+        weight = xr.where(said.block == 0, factor, 1.0)
+        right, rough = (
+            pg.compare(table.assign(grad_deviation=table.grad_deviation * weight), seen).agrees
+            for table in (said, stated)
+        )
+        assert not right.sel(quantity="grad_deviation")
+        assert rough.sel(quantity="grad_deviation")
+
+
+FORGOTTEN = (
+    "the norm's projection",
+    "what a branch sends back along its input",
+    "what a fresh row has along older ones",
+)
+
+
+@pytest.mark.parametrize("forgotten", FORGOTTEN)
+def test_a_forgotten_term_is_found_out(forgotten: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bias worked out by hand, or the exact mean, rejects each wrong derivation."""
+    one, name = Moments(1.0, 1.0), "postnorm"
+    if forgotten == FORGOTTEN[0]:
+
+        def norm(self: Any, x: Any) -> Any:
+            scale = 1 / np.sqrt((x.x**2).sum(axis=-1, keepdims=True))
+            return self.tape.record(x.x * scale, (x, lambda g: g * scale))
+
+        monkeypatch.setattr(perturbed_network.Block, "norm", norm)
+    elif forgotten == FORGOTTEN[1]:
+        image = Frame.image
+        for module in (perturbed_attention, perturbed_ffn):
+            monkeypatch.setattr(module, "factored", lambda x: (factored(x)[0], 0 * factored(x)[1]))
+        monkeypatch.setattr(Frame, "image", lambda self, rows, without=None: image(self, rows))
+    else:
+        name = "prenorm"
+        monkeypatch.setattr(
+            Frame,
+            "image",
+            lambda self, rows, without=None: self._grown(
+                self._along(rows, without), np.eye(rows) + self.noise.symmetric(rows) / 2
+            ),
+        )
+    model = pg.Model(name, depth=3, tokens=1, heads=1, activation="linear")
+    found = bias.sampled(model, one, one, pairs=15000)
+    if name == "postnorm":
+        block = found["grad_variance"][0][0]
+        assert abs(block.log - by_hand(3, 3, 4.0)) > 4 * block.error
+    else:
+        block = found["variance"][-1][0]
+        assert abs(block.mean) > 4 * block.error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activation", ["relu", "swiglu"])
+def test_with_a_choice_among_tokens_it_is_met_too(activation: str) -> None:
+    """Softmax attention, where the choice's bias is an approximation: over all, the opposite bias is farther off."""
+    right, wrong = 0.0, 0.0
+    for name in ("postnorm", "prenorm", "periln", "olmo2", "residual", "admin"):
+        model = pg.Model(name, depth=4, width=64, tokens=8, heads=2, activation=activation)
+        seen = pg.simulate(model, draws=600, seed=11, backend="numpy", **START)
+        said = pg.predict(model, **START, bias=True)
+        judged = pg.compare(said, seen)
+        assert bool(judged.agrees.all()), judged.worst_z.to_series().to_dict()
+        turned = said.assign({n: -said[n] for n in said if str(n).endswith("_bias")})
+        right += float((judged.z**2).sum())
+        wrong += float((pg.compare(turned, seen).z ** 2).sum())
+    assert wrong > 2 * right
+
+
+def test_several_streams_have_a_spread_too() -> None:
+    model = pg.Model("residual", depth=2, width=96, tokens=4, heads=4)
+    said = pg.predict(model, **START, fluctuations=True, bias=True)
+    seen = pg.simulate(model, draws=300, seed=5, backend="numpy", **START)
+    judged = pg.compare(said, seen)
+    spreads = judged.sel(quantity=[q for q in judged.quantity.to_numpy() if q.endswith("_spread")])
+    assert bool(judged.agrees.all()), judged.worst_z.to_series().to_dict()
+    assert int(np.isfinite(spreads.z).sum()) >= 12
+    for factor in (0.6, 1.7):
+        wrong = said.assign({n: said[n] * factor for n in said if str(n).endswith("_spread")})
+        assert not pg.compare(wrong, seen).agrees.sel(quantity=spreads.quantity).all()
+
+
+def test_samples_agree_with_the_closed_form_of_the_spread() -> None:
+    """Two derivations of one number: of one stream the spread has a closed form."""
+    model = pg.Model("spannorm", depth=2, width=64, activation="gelu", tokens=4, heads=4)
+    closed = pg.predict(model, **START, fluctuations=True)
+    found = bias.sampled(model, *ENDS, pairs=2000)
+    for name in NAMES:
+        expected = float(closed[f"{name}_spread"][END[name]]) ** 2 * model.width
+        assert found[name][END[name]][0].square == pytest.approx(expected, rel=0.15)
+
+
+def test_what_is_not_covered_is_refused() -> None:
+    for model, what in (
+        (pg.Model("hybridnorm", depth=2), "bias does not cover norms of value inside attention"),
+        (pg.Model("dyt", depth=2), "bias does not cover tanh of a stream"),
+        (pg.Model("prenorm", depth=2, weights="orthogonal"), "bias needs weights='normal'"),
+        (pg.Model("prenorm", depth=2, causal=True), "bias must be False for predict where tokens are not exchangeable"),
+        (pg.Model("prenorm", depth=2, dropout=0.1), "bias needs dropout=0.0"),
+    ):
+        with pytest.raises(pg.ModelError, match=what):
+            pg.predict(model, bias=True)
+    with pytest.raises(pg.ModelError, match="bias needs a start of plain numbers"):
+        pg.predict(pg.Model("prenorm", depth=2), covariance=xr.DataArray([0.1, 0.2], dims="start"), bias=True)
+
+
+def test_the_same_in_every_run() -> None:
+    model = pg.Model("prenorm", depth=2, width=64, tokens=3, heads=1)
+    one, other = (pg.predict(model, bias=True) for _ in range(2))
+    xr.testing.assert_equal(one, other)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
@@ -56,8 +55,8 @@ backward and making it included); stored in `measured/models.json`. Seeds 0 ... 
 """
 
 
-def data(draws: int = 0, seed: int = 0, executor: Executor | None = None) -> xr.Dataset:
-    """The stored record, over (architecture, block). It was measured once: draws, seed and executor change nothing."""
+def data(**_: Any) -> xr.Dataset:
+    """The stored record, over (architecture, block). It was measured once: arguments change nothing."""
     record = load()
     names = list(record["random"])
     columns: dict[str, Any] = {}

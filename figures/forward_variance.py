@@ -7,9 +7,10 @@ from typing import Any
 
 import xarray as xr
 
-from figures.networks import DEPTH, DRAWS, PLACEMENTS, SEED, START, counts, grid, records
+from figures.networks import DEPTH, DRAWS, LARGER, PLACEMENTS, SEED, START, WIDTH, counts, grid, records
 from propagate import plots
 
+FULL = LARGER
 CAPTION = """\
 **Forward variance against block.** Second moment per coordinate of the residual stream, E x², in a network of 128
 blocks at random initialisation. Left: at the output of each block. PostNorm and SpanNorm end every block with a norm,
@@ -29,14 +30,25 @@ PostNorm and SpanNorm, with or without scaling; by ScaleInit for PreNorm, 2.5 in
 have not seen the paper's figures, and know of none that corresponds to this one.
 
 Width {width}, {heads} heads, ReLU FFN of ratio {ffn_ratio:g}, RMSNorm, logit standard deviation {logit_std:g}, 16
-tokens; start: variance 1, covariance 0.3. Sampler {sampler}, exact in law at every width. Seed {first_seed}; each
-network has its own (`seed` in the data).
+tokens; start: variance 1, covariance 0.3. Sampler {sampler}, exact in law at every width. Device: {device}. Seed
+{first_seed}; each network has its own (`seed` in the data).
 """
 
 
-def data(draws: int = DRAWS, seed: int = SEED, executor: Executor | None = None, depth: int = DEPTH) -> xr.Dataset:
+def data(
+    draws: int = DRAWS,
+    seed: int = SEED,
+    executor: Executor | None = None,
+    depth: int = DEPTH,
+    width: int = WIDTH,
+    backend: str = "numpy",
+) -> xr.Dataset:
     """Six networks, and the four normed ones again, cut before their last norm."""
-    runs = grid(START, draws, seed, depth) + grid(START, draws, seed, depth, ("PostNormSum", "SpanNormSum"))
+    runs = [
+        run
+        for placements in (PLACEMENTS, ("PostNormSum", "SpanNormSum"))
+        for run in grid(START, draws, seed, depth, placements, width=width, backend=backend)
+    ]
     found = records(runs, ["variance"], executor)
     # a norm forgets what fluctuated before it: its output is exact, and its input is allowed one block's drift, not all
     one_block = found.variance_allowance.diff("block").reindex(block=found.block, fill_value=0.0)

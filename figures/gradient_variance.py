@@ -8,9 +8,23 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from figures.networks import DEPTH, DRAWS, PLACEMENTS, SEED, START, WIDTH, counts, digits, grid, records, unscaled
+from figures.networks import (
+    DEPTH,
+    DRAWS,
+    LARGER,
+    PLACEMENTS,
+    SEED,
+    START,
+    WIDTH,
+    counts,
+    digits,
+    grid,
+    records,
+    unscaled,
+)
 from propagate import plots
 
+FULL = LARGER
 CAPTION = """\
 **Gradient variance against block.** Second moment per coordinate of the loss gradient with respect to the stream, E
 g², in a network of 128 blocks at random initialisation. The gradient enters at the stream that leaves the last block,
@@ -35,20 +49,27 @@ takes about twice as many blocks to the same floor. We have not seen the paper's
 corresponds to this one.
 
 Width {width}, {heads} heads, ReLU FFN of ratio {ffn_ratio:g}, RMSNorm, logit standard deviation {logit_std:g}, 16
-tokens; start: variance 1, covariance 0.3. Sampler {sampler}, exact in law at every width. Seed {first_seed}; each
-network has its own (`seed` in the data). The networks are those of forward_variance.
+tokens; start: variance 1, covariance 0.3. Sampler {sampler}, exact in law at every width. Device: {device}. Seed
+{first_seed}; each network has its own (`seed` in the data). The networks are those of forward_variance.
 """
 
 
-def data(draws: int = DRAWS, seed: int = SEED, executor: Executor | None = None, depth: int = DEPTH) -> xr.Dataset:
+def data(
+    draws: int = DRAWS,
+    seed: int = SEED,
+    executor: Executor | None = None,
+    depth: int = DEPTH,
+    width: int = WIDTH,
+    backend: str = "numpy",
+) -> xr.Dataset:
     """The same six networks as forward_variance."""
-    found = records(grid(START, draws, seed, depth), ["grad_variance"], executor)
+    found = records(grid(START, draws, seed, depth, width=width, backend=backend), ["grad_variance"], executor)
     factors = {}
     for name in ("PostNorm", "SpanNorm"):
         half = unscaled(found, name).isel(block=slice(0, depth // 2 + 1))
         factor = np.exp((np.log(half.theory_grad_variance) - half.log_grad_variance).mean())
         factors[f"below_{name.lower()}"] = float(digits(factor))
-    return found.assign_attrs(counts(draws), first_seed=seed, drift=depth / WIDTH, **factors)
+    return found.assign_attrs(counts(draws), first_seed=seed, drift=depth / width, **factors)
 
 
 def draw(data: xr.Dataset) -> Any:

@@ -25,6 +25,7 @@ TEXT = Path(__file__).parent / "measured" / "text_embedding.json"
 DEPTH, WIDTH, TOKENS, HEADS, LOGIT_STD = 128, 512, 16, 8, 1.0
 SAMPLER: Literal["weightless"] = "weightless"  # exact in law; named, so that what is drawn never depends on the size
 START = "0.3"  # covariance of the synthetic start that forward_variance, gradient_variance and skip_path share
+LARGER = {"draws": 64, "width": 2048}  # what `propagate figures --full` passes to `data` where a script's FULL is this
 DRAWS, SEED = 20, 0  # draws of the unscaled PostNorm and SpanNorm, which vary most; see `share`
 PLACEMENTS = ("PreNorm", "PostNorm", "SpanNorm")
 STARTS = ("0.3", "0", "text")
@@ -65,6 +66,7 @@ class Run:
     model: pg.Model
     draws: int
     seed: int
+    backend: str = "numpy"
 
     @property
     def name(self) -> str:
@@ -92,14 +94,23 @@ def text_gram() -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.asarray(gram / gram.diagonal().mean())
 
 
-def network(placement: str, scaling: str, depth: int, tokens: int = TOKENS) -> pg.Model:
+def network(placement: str, scaling: str, depth: int, tokens: int = TOKENS, width: int = WIDTH) -> pg.Model:
     """A network of the size that every figure uses."""
     equations = {"PostNormSum": PostNormSum(), "SpanNormSum": SpanNormSum()}.get(placement, placement)
-    size: dict[str, Any] = {"depth": depth, "width": WIDTH, "tokens": tokens, "heads": HEADS}
+    size: dict[str, Any] = {"depth": depth, "width": width, "tokens": tokens, "heads": HEADS}
     return pg.Model(equations, scaling=SCALINGS[scaling], activation="relu", logit_std=LOGIT_STD, **size)
 
 
-def grid(start: str, draws: int, seed: int, depth: int = DEPTH, placements: Sequence[str] = PLACEMENTS) -> list[Run]:
+def grid(
+    start: str,
+    draws: int,
+    seed: int,
+    depth: int = DEPTH,
+    placements: Sequence[str] = PLACEMENTS,
+    *,
+    width: int = WIDTH,
+    backend: str = "numpy",
+) -> list[Run]:
     """Every placement with and without ScaleInit. Each network has its own seed, the same in every figure."""
     tokens = len(text_gram()) if start == "text" else TOKENS
     runs = []
@@ -107,8 +118,8 @@ def grid(start: str, draws: int, seed: int, depth: int = DEPTH, placements: Sequ
         for offset, scaling in enumerate(SCALINGS):
             row = 2 * PLACEMENTS.index(placement.removesuffix("Sum")) + offset
             own = 1_000_000 * seed + 1000 * depth + 10 * row + STARTS.index(start)
-            model = network(placement, scaling, depth, tokens)
-            runs.append(Run(placement, scaling, start, model, share(draws, placement, scaling, start), own))
+            model = network(placement, scaling, depth, tokens, width)
+            runs.append(Run(placement, scaling, start, model, share(draws, placement, scaling, start), own, backend))
     return runs
 
 
@@ -127,7 +138,7 @@ def simulate(run: Run) -> xr.Dataset:
     """The simulation of a run, in the process that calls it."""
     start: dict[str, Any] = {"gram": text_gram()} if run.start == "text" else run.moments()
     return pg.simulate(
-        run.model, draws=run.draws, seed=run.seed, **start, backend="numpy", sampler=SAMPLER, progress=False
+        run.model, draws=run.draws, seed=run.seed, **start, backend=run.backend, sampler=SAMPLER, progress=False
     )
 
 
@@ -158,10 +169,9 @@ def predict(run: Run) -> xr.Dataset:
 
 def records(runs: Sequence[Run], names: Sequence[str], executor: Executor | None = None) -> xr.Dataset:
     """Theory and simulation of the named quantities, over (network, block)."""
-    tables = [
-        columns(predict(run), measured, names) for run, measured in zip(runs, measure(runs, executor), strict=True)
-    ]
-    return labelled(xr.concat(tables, "network"), runs)
+    measured = measure(runs, executor)
+    tables = [columns(predict(run), seen, names) for run, seen in zip(runs, measured, strict=True)]
+    return labelled(xr.concat(tables, "network"), runs, measured[0])
 
 
 def columns(theory: xr.Dataset, measured: xr.Dataset, names: Sequence[str], simulated: bool = True) -> xr.Dataset:
@@ -176,14 +186,14 @@ def columns(theory: xr.Dataset, measured: xr.Dataset, names: Sequence[str], simu
     return xr.Dataset({key: ("block", digits(value.to_numpy())) for key, value in found.items()}, blocks)
 
 
-def labelled(data: xr.Dataset, runs: Sequence[Run]) -> xr.Dataset:
+def labelled(data: xr.Dataset, runs: Sequence[Run], measured: xr.Dataset) -> xr.Dataset:
     """With what each network is, and what all of them share in `attrs` (a caption's fields)."""
     for key in ("placement", "scaling", "start"):
         data[key] = "network", [getattr(run, key) for run in runs]
     data["draws"], data["seed"] = ("network", [run.draws for run in runs]), ("network", [run.seed for run in runs])
     data["tokens"] = "network", [run.model.tokens for run in runs]
-    shared = {"width": WIDTH, "heads": HEADS, "logit_std": LOGIT_STD, "activation": "relu", "norm": "rms"}
-    shared |= {"sampler": SAMPLER}
+    shared = {"width": runs[0].model.width, "heads": HEADS, "logit_std": LOGIT_STD, "activation": "relu", "norm": "rms"}
+    shared |= {"sampler": SAMPLER, "device": measured.attrs["device"]}
     return data.assign_attrs(shared, ffn_ratio=runs[0].model.ffn_ratio, propagate=pg.__version__)
 
 
@@ -203,6 +213,15 @@ def tables(data: xr.Dataset, network: int) -> tuple[xr.Dataset, xr.Dataset]:
     prediction = {n: row[f"theory_{n}"] for n in names} | {f"{n}_allowance": row[f"{n}_allowance"] for n in names}
     wanted = [key for n in names for key in (n, f"{n}_se", f"log_{n}", f"log_{n}_se") if key in row]
     return xr.Dataset(prediction), row[wanted].assign_attrs(draws=int(row.draws))
+
+
+def scores(predicted: Any, allowance: Any, logarithm: Any, error: Any, draws: int) -> Any:
+    """z of mean logarithms and their errors against a prediction, one for each entry, as `propagate.compare` has it."""
+    said = {"grad_variance": predicted, "grad_variance_allowance": allowance}
+    seen = {"grad_variance": np.exp(logarithm), "log_grad_variance": logarithm, "log_grad_variance_se": error}
+    tables = (xr.Dataset({key: ("block", np.ravel(values)) for key, values in t.items()}) for t in (said, seen))
+    prediction, measurement = tables
+    return pg.compare(prediction, measurement.assign_attrs(draws=draws)).z.to_numpy().ravel()
 
 
 def digits(values: Any, keep: int = 9) -> Any:

@@ -11,12 +11,12 @@ import xarray as xr
 import propagate as pg
 from figures.networks import (
     DRAWS,
+    LARGER,
     PLACEMENTS,
     SAMPLER,
     SCALINGS,
     SEED,
     START,
-    TOKENS,
     WIDTH,
     Run,
     counts,
@@ -30,6 +30,7 @@ from propagate.figures import workers
 DEPTH = 24
 SHOWN = {"query": "#CC79A7", "value": "#E69F00", "ffn_in": "#56B4E9", "ffn_out": "#000000"}
 
+FULL = LARGER
 CAPTION = """\
 **Gradient norm of the weight matrices against block.** Root of the expected squared Frobenius norm of dLoss/dW, in
 units of √tokens · width, at random initialisation and for a network of {depth} blocks. W is the matrix as a network
@@ -51,18 +52,27 @@ nothing once tokens have collapsed onto one another: in the last block of unscal
 values' gradient. We have not seen the SpanNorm paper's figures, and know of none that corresponds to this one.
 
 Width {width}, {heads} heads, ReLU FFN of ratio {ffn_ratio:g}, RMSNorm, logit standard deviation {logit_std:g}, 16
-tokens; start: variance 1, covariance 0.3. Sampler {sampler}, exact in law at every width. Seed {first_seed}; each
-network has its own (`seed` in the data).
+tokens; start: variance 1, covariance 0.3. Sampler {sampler}, exact in law at every width. Device: {device}. Seed
+{first_seed}; each network has its own (`seed` in the data).
 """
 
 
-def data(draws: int = DRAWS, seed: int = SEED, executor: Executor | None = None, depth: int = DEPTH) -> xr.Dataset:
+def data(
+    draws: int = DRAWS,
+    seed: int = SEED,
+    executor: Executor | None = None,
+    depth: int = DEPTH,
+    width: int = WIDTH,
+    backend: str = "numpy",
+) -> xr.Dataset:
     """Theory and simulation of `param_grad` of six networks."""
-    runs = grid(START, draws, seed, depth)
+    runs = grid(START, draws, seed, depth, width=width, backend=backend)
     with workers(executor) as pool:
         measured = [future.result() for future in [pool.submit(simulate, run) for run in runs]]
     found = labelled(
-        xr.concat([_columns(predict(run), seen) for run, seen in zip(runs, measured, strict=True)], "network"), runs
+        xr.concat([_columns(predict(run), seen) for run, seen in zip(runs, measured, strict=True)], "network"),
+        runs,
+        measured[0],
     )
     last = {
         (run.placement, run.scaling): np.sqrt(found.theory_param_grad.isel(network=i, block=-1))
@@ -89,7 +99,7 @@ def simulate(run: Run) -> xr.Dataset:
         **run.moments(),
         through_readout=True,
         parameter_gradients=True,
-        backend="numpy",
+        backend=run.backend,
         sampler=SAMPLER,
         progress=False,
     )
@@ -108,7 +118,7 @@ def _columns(theory: xr.Dataset, seen: xr.Dataset) -> xr.Dataset:
 
 def draw(data: xr.Dataset) -> Any:
     """Placements beside one another, without scaling above and with it below; one vertical scale."""
-    unit = TOKENS**0.5 * WIDTH
+    unit = int(data.tokens[0]) ** 0.5 * data.attrs["width"]
     with plots.style():
         figure, axes = plots.panels(2, 3, height=4.2, sharey=True, sharex=True)
         for index in range(data.sizes["network"]):

@@ -10,7 +10,21 @@ import numpy as np
 import xarray as xr
 
 import propagate as pg
-from figures.networks import DEPTH, DRAWS, PLACEMENTS, SEED, Run, counts, digits, grid, predict, records, text
+from figures.networks import (
+    DEPTH,
+    DRAWS,
+    LARGER,
+    PLACEMENTS,
+    SEED,
+    WIDTH,
+    Run,
+    counts,
+    digits,
+    grid,
+    predict,
+    records,
+    text,
+)
 from propagate import plots
 
 FLOOR = 1e-20  # below it, 64-bit arithmetic loses the digits that two machines would agree on
@@ -20,6 +34,7 @@ TITLES = {
     "text": "start: text (correlation {:.3f})",
 }
 
+FULL = LARGER
 CAPTION = """\
 **Rank collapse.** 1 - correlation of two tokens (their mean squared difference over twice the variance) against
 block, in a network of 128 blocks at random initialisation; at 0 all tokens have become the same vector. The lower
@@ -52,14 +67,21 @@ We have not seen the paper's figures; its Fig. 6 is said to show heat maps of si
 another quantity.
 
 Width {width}, {heads} heads, ReLU FFN of ratio {ffn_ratio:g}, RMSNorm, logit standard deviation {logit_std:g}, 16
-tokens (text: {text_tokens}). Sampler {sampler}, exact in law at every width. Seed {first_seed}; each network has its
-own (`seed` in the data). The networks of start 0.3 are those of forward_variance.
+tokens (text: {text_tokens}). Sampler {sampler}, exact in law at every width. Device: {device}. Seed
+{first_seed}; each network has its own (`seed` in the data). The networks of start 0.3 are those of forward_variance.
 """
 
 
-def data(draws: int = DRAWS, seed: int = SEED, executor: Executor | None = None, depth: int = DEPTH) -> xr.Dataset:
+def data(
+    draws: int = DRAWS,
+    seed: int = SEED,
+    executor: Executor | None = None,
+    depth: int = DEPTH,
+    width: int = WIDTH,
+    backend: str = "numpy",
+) -> xr.Dataset:
     """Six networks for each of three starts; those that start from correlation 0.3 are those of forward_variance."""
-    runs = [run for start in TITLES for run in grid(start, draws, seed, depth)]
+    runs = [run for start in TITLES for run in grid(start, draws, seed, depth, width=width, backend=backend)]
     found = records(runs, ["variance", "deviation"], executor)
     hidden = found.theory_deviation < FLOOR * found.theory_variance
     for name in found:

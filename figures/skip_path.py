@@ -11,9 +11,11 @@ import xarray as xr
 from figures.networks import (
     DEPTH,
     DRAWS,
+    LARGER,
     SCALINGS,
     SEED,
     START,
+    WIDTH,
     Run,
     columns,
     counts,
@@ -29,6 +31,7 @@ from propagate import plots
 SIMULATED = (1, 2, 4, 8, 16, 32, 128)
 PLACEMENTS = ("PostNorm", "SpanNorm")
 
+FULL = LARGER
 CAPTION = """\
 **Skip-path gain beside total gain.** Gradient variance at the embedding, for a gradient of variance 1 that enters at
 the stream that leaves the last block, independent over tokens, against the depth L of the network.
@@ -52,20 +55,29 @@ skip path and for rank collapse (see rank_collapse), not for the total gradient 
 the paper's figures nor its Eq. 11; the claim is known to us from public reviews.
 
 Width {width}, {heads} heads, ReLU FFN of ratio {ffn_ratio:g}, RMSNorm, logit standard deviation {logit_std:g}, 16
-tokens; start: variance 1, covariance 0.3. Sampler {sampler}, exact in law at every width. Seed {first_seed}; each
-network has its own (`seed` in the data). The networks of depth 128 are those of gradient_variance.
+tokens; start: variance 1, covariance 0.3. Sampler {sampler}, exact in law at every width. Device: {device}. Seed
+{first_seed}; each network has its own (`seed` in the data). The networks of depth 128 are those of gradient_variance.
 """
 
 
-def data(draws: int = DRAWS, seed: int = SEED, executor: Executor | None = None, depth: int = DEPTH) -> xr.Dataset:
+def data(
+    draws: int = DRAWS,
+    seed: int = SEED,
+    executor: Executor | None = None,
+    depth: int = DEPTH,
+    width: int = WIDTH,
+    backend: str = "numpy",
+) -> xr.Dataset:
     """Four kinds of network at every depth of a grid; simulations where `SIMULATED` says so."""
     depths = sorted({*np.unique(np.geomspace(1, depth, 24).round()).astype(int).tolist(), *SIMULATED})
     depths = [length for length in depths if length <= depth]
-    runs = [grid(START, draws, seed, length, PLACEMENTS) for length in depths]
+    runs = [grid(START, draws, seed, length, PLACEMENTS, width=width, backend=backend) for length in depths]
     wanted = [run for row in runs for run in row if run.model.depth in SIMULATED]
     measured = dict(zip(wanted, measure(wanted, executor), strict=True))
     rows = [xr.concat([_embedding(run, measured.get(run)) for run in row], "network") for row in runs]
-    found = labelled(xr.concat(rows, xr.Variable("depth", depths), join="exact"), runs[-1])
+    found = labelled(
+        xr.concat(rows, xr.Variable("depth", depths), join="exact"), runs[-1], next(iter(measured.values()))
+    )
     found["seed"] = ("network", "depth"), np.array([[run.seed for run in row] for row in runs]).T
     simulated = found.isel(depth=np.isfinite(found.log_grad_variance).all("network"))
     ends = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
@@ -43,8 +42,8 @@ tokenizer differ between the models: an illustration, no controlled comparison o
 """
 
 
-def data(draws: int = 0, seed: int = 0, executor: Executor | None = None) -> xr.Dataset:
-    """The stored record, over (network, block), NaN past a network's depth. Draws, seed and executor change nothing."""
+def data(**_: Any) -> xr.Dataset:
+    """The stored record, over (network, block), NaN past a network's depth. Arguments change nothing."""
     record = load()
     depth = max(len(one["trained"]["variance"]) for one in record["trained"].values())
     columns: dict[str, Any] = {}

@@ -272,15 +272,18 @@ def recursion(
 def figures(
     names: Annotated[list[str] | None, typer.Argument(help="Which; all if none is named.")] = None,
     list_them: Annotated[bool, typer.Option("--list", help="Only list their names.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="More draws and a larger width; hours on a CPU.")] = False,
+    backend: Annotated[str, typer.Option(help="numpy or cupy; the committed figures are numpy's.")] = "numpy",
+    to: Annotated[Path | None, typer.Option(help="Folder to write to; by default the checkout's figures/.")] = None,
 ) -> None:
-    """Regenerate the figures, their data and their pictures, in the checkout's figures/ folder."""
+    """Regenerate the figures: their data, their pictures and their captions."""
     from propagate import figures as scripts
 
     try:
         if list_them:
             typer.echo("\n".join(scripts.names()))
         else:
-            for path in scripts.regenerate(names or scripts.names()):
+            for path in scripts.regenerate(names or scripts.names(), full=full, backend=backend, to=to):
                 typer.echo(path)
     except ModelError as error:
         refuse(error)

@@ -65,7 +65,7 @@ class Experts:
 
     @property
     def candidates(self) -> int:
-        """Router logits of a token: routed and identity experts, the identity experts last."""
+        """How many router logits a token has, of routed and identity experts, the identity experts last."""
         return self.routed + self.identity
 
     @property

@@ -1,7 +1,8 @@
 """The checkout's figures: which there are, and making them again.
 
-Each script in `figures/` has `data(draws=, seed=, executor=)`, `draw(data)` and a `CAPTION`. The package never imports
-them; they are loaded by name when asked for, from the checkout that the package lies in.
+Each script in `figures/` has `data(draws=, seed=, executor=, backend=)`, `draw(data)` and a `CAPTION`; one that
+simulates also has `FULL`, the arguments of `data` for a larger run. The package never imports them; they are loaded by
+name when asked for, from the checkout that the package lies in.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from propagate import figure_index
 from propagate.files import replace
 from propagate.model import ModelError
 
@@ -46,10 +48,13 @@ def regenerate(
     *,
     draws: int | None = None,
     seed: int | None = None,
+    full: bool = False,
+    backend: str = "numpy",
+    to: str | os.PathLike[str] | None = None,
     executor: Executor | None = None,
     progress: bool | None = None,
 ) -> list[Path]:
-    """Make figures again: `<name>.png`, `.svg`, `.nc` (the data shown) and `.md` (the caption) in `figures/`.
+    """Make figures again: `<name>.png`, `.svg`, `.nc` (the data shown) and `.md` (the caption), and `README.md`.
 
     Simulations run in two processes; networks that several figures show are simulated once. Each file is replaced in
     one step, and the same seed gives the same bytes.
@@ -57,6 +62,10 @@ def regenerate(
     Args:
         names: which figures; all of them by default.
         draws, seed: in place of the scripts' own.
+        full: more draws and a larger width, as the scripts' `FULL` says; on a CPU that takes about ten times as long.
+        backend: "numpy", "cupy" or "auto", of the simulations. The committed figures are made on "numpy"; networks of
+            another backend have the same law and other numbers.
+        to: the folder that files are written to; by default the checkout's `figures/`.
         executor: where simulations run; by default a pool of two processes with one thread each.
         progress: show a progress bar on standard error; by default only on a terminal.
 
@@ -64,24 +73,27 @@ def regenerate(
         The files written.
 
     Raises:
-        ModelError: for an unknown name, or where there is no checkout; before any work.
+        ModelError: for an unknown name, a backend that is not there or where there is no checkout; before any work.
     """
-    chosen = _known(names)
+    chosen, folder = _known(names), _folder(to)
     given = {"draws": draws, "seed": seed}
-    settings = {key: _whole(key, value) for key, value in given.items() if value is not None}
+    settings = {key: _whole(key, value) for key, value in given.items() if value is not None} | _backend(backend)
     scripts = {name: load(name) for name in chosen}
     written: list[Path] = []
     with workers(executor) as pool, _counted(pool, progress) as counted, ThreadPoolExecutor(len(scripts)) as callers:
         # one thread a figure, which only waits: so the pool always has the next figure's networks to go on with
-        tables = {n: callers.submit(script.data, executor=counted, **settings) for n, script in scripts.items()}
+        tables = {
+            name: callers.submit(script.data, executor=counted, **(_larger(script, full) | settings))
+            for name, script in scripts.items()
+        }
         try:
             for name, script in scripts.items():
-                written += _write(name, script, tables[name].result())
+                written += _write(folder, name, script, tables[name].result())
         except BaseException:
             if executor is None:
                 pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return written
+    return [*written, figure_index.write(folder)]
 
 
 def load(name: str) -> Any:
@@ -141,7 +153,24 @@ def _whole(name: str, value: Any) -> int:
     return value
 
 
-def _write(name: str, script: Any, data: Any) -> list[Path]:
+def _larger(script: Any, full: bool) -> dict[str, Any]:
+    return dict(getattr(script, "FULL", {})) if full else {}
+
+
+def _folder(to: str | os.PathLike[str] | None) -> Path:
+    folder = ROOT / "figures" if to is None else Path(to)
+    if not folder.is_dir():
+        raise ModelError(f"to must be a folder, got {str(to)!r}")
+    return folder
+
+
+def _backend(name: str) -> dict[str, str]:
+    from propagate.montecarlo.backend import choose_backend
+
+    return {"backend": choose_backend(name, "float64").name}
+
+
+def _write(folder: Path, name: str, script: Any, data: Any) -> list[Path]:
     from propagate.plots import render
 
     picture = script.draw(data)
@@ -152,7 +181,7 @@ def _write(name: str, script: Any, data: Any) -> list[Path]:
         ".svg": render(picture, "svg"),
         ".md": caption.encode(),
     }
-    return [replace(ROOT / "figures" / f"{name}{suffix}", content) for suffix, content in contents.items()]
+    return [replace(folder / f"{name}{suffix}", content) for suffix, content in contents.items()]
 
 
 class _Counted(Executor):

@@ -154,7 +154,7 @@ class Model:
 
     @property
     def visible(self) -> Visible:
-        """(tokens, tokens): which token, the row, attends to which."""
+        """Which token, the row, attends to which, (tokens, tokens)."""
         return visible(self.tokens, self.causal, self.window, self.mask)
 
     @property

@@ -86,7 +86,7 @@ class Placement:
     """
 
     citation: ClassVar[str] = ""
-    """Where the equations come from: an arXiv id, or a key of `propagate.references`."""
+    """The source of the equations, as an arXiv id or a key of `propagate.references`."""
     also: ClassVar[tuple[str, ...]] = ()
     """Further names it is found under."""
 

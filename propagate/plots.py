@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -30,37 +31,20 @@ UNSCALED: dict[str, Any] = {"linestyle": "-", "marker": "o", "filled": True}
 CONFIDENCE = 1.96  # standard errors: 95 % of a normal distribution
 COLUMN, PAGE = 3.3, 7.0  # widths in inches
 BLOCK_AXIS = "block (0: the embedding)"
-_STYLE: Any = {
-    "font.size": 8,
-    "axes.titlesize": 8.5,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "lines.linewidth": 1.2,
-    "axes.grid": True,
-    "grid.linewidth": 0.4,
-    "grid.color": "0.9",
-    "axes.axisbelow": True,
-    "svg.hashsalt": "propagate",
-}
+STYLE = Path(__file__).with_name("propagate.mplstyle")
 
 
 def style() -> AbstractContextManager[None]:
-    """Within it, artists are made in the style of the package; the user's own settings come back afterwards.
+    """Within it, artists are made in the package's style sheet; the user's own settings come back afterwards.
+
+    In a notebook, `matplotlib.pyplot.style.use("propagate.propagate")` takes the same sheet for good.
 
     Example:
         >>> with style():
         ...     matplotlib.rcParams["font.size"]
         8.0
     """
-    context: AbstractContextManager[None] = matplotlib.rc_context(_STYLE)
+    context: AbstractContextManager[None] = matplotlib.rc_context(fname=STYLE)
     return context
 
 
@@ -147,6 +131,32 @@ def simulation_points(
         elinewidth=0.8,
         zorder=3,
     )
+
+
+def profile(
+    axes: Any, quantity: str, predicted: Any = None, measured: Any = None, *, placement: str, scaled: bool = False
+) -> None:
+    """A quantity of the tables of `predict` and `simulate` against block: a line with its allowance, points with bars.
+
+    At most some twelve blocks get a point; its mean is geometric where the table has the mean logarithm.
+
+    Example:
+        >>> import propagate as pg
+        >>> _, axes = panels(1, 1)
+        >>> profile(axes[0, 0], "variance", pg.predict(pg.Model("prenorm", depth=3)), placement="prenorm")
+        >>> axes[0, 0].lines[0].get_xdata().tolist()
+        [0, 1, 2, 3]
+    """
+    look: dict[str, Any] = {"placement": placement, "scaled": scaled}
+    if predicted is not None:
+        allowance = predicted.get(f"{quantity}_allowance")
+        theory_line(axes, predicted.block.to_numpy(), predicted[quantity], allowance=allowance, **look)
+    if measured is not None:
+        logarithmic = f"log_{quantity}" in measured
+        name = f"log_{quantity}" if logarithmic else quantity
+        points = measured.isel(block=slice(None, None, max(1, measured.sizes["block"] // 12)))
+        simulation_points(axes, points.block, points[name], points[f"{name}_se"], logarithmic=logarithmic, **look)
+    axes.set_xlabel(BLOCK_AXIS)
 
 
 def key(placements: tuple[str, ...] = (), *, scalings: bool = True, band: bool = True, prefix: str = "") -> list[Any]:

@@ -15,6 +15,8 @@ from propagate import figures
 NAMES = ("forward_variance", "gradient_variance", "parameter_gradients", "rank_collapse", "skip_path")  # simulated
 MEASURED = ("attention_gradient", "validity")  # drawn from stored measurements
 MODELS = ("architectures", "trained")  # test_model_figures.py
+TOUR = ("collapse_layers", "cosine_similarity", "phase_diagram", "twice_as_deep")  # test_figures_of_the_tour.py
+ALL = sorted((*NAMES, *MEASURED, *MODELS, *TOUR))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def predicted(name: str, data: xr.Dataset, network: int) -> xr.Dataset:
 
 
 def test_the_figures_that_are_promised_exist() -> None:
-    assert figures.names() == sorted((*NAMES, *MEASURED, *MODELS))
+    assert figures.names() == ALL
 
 
 @pytest.mark.parametrize("name", MEASURED)
@@ -75,7 +77,7 @@ def test_a_figure_of_stored_measurements_is_the_committed_one(name: str) -> None
     ("asked", "message"),
     [
         (["rank_colapse"], "got 'rank_colapse'; did you mean rank_collapse"),
-        (["zzz"], f"figure must be one of {', '.join(sorted((*NAMES, *MEASURED, *MODELS)))}, got 'zzz'"),
+        (["zzz"], f"figure must be one of {', '.join(ALL)}, got 'zzz'"),
         (["skip_path", "nonesuch"], "got 'nonesuch'"),
     ],
 )
@@ -128,7 +130,10 @@ def test_files_are_replaced_whole_and_nothing_else_is_left(
     (tmp_path / "figures" / "forward_variance.py").write_text("\ndef draw(data):\n")
     monkeypatch.setattr(figures, "ROOT", tmp_path)
     written = figures.regenerate(["forward_variance"], executor=here, progress=False)
-    assert sorted(path.suffix for path in written) == [".md", ".nc", ".png", ".svg"]
+    assert sorted(path.name for path in written) == [
+        "README.md",
+        *(f"forward_variance{s}" for s in (".md", ".nc", ".png", ".svg")),
+    ]
     assert sorted((tmp_path / "figures").iterdir()) == sorted([*written, tmp_path / "figures" / "forward_variance.py"])
 
 

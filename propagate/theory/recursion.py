@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -121,9 +122,7 @@ class Recursion:
         return function
 
     def _repr_latex_(self) -> str:
-        import sympy
-
-        lines = r" \\ ".join(sympy.latex(equation).replace("=", "&=", 1) for equation in self.equations())
+        lines = r" \\[3pt] ".join(_latex(equation) for equation in self.equations())
         return rf"$\displaystyle \begin{{aligned}} {lines} \end{{aligned}}$"
 
     def __str__(self) -> str:
@@ -235,6 +234,14 @@ def _primed(argument: Any, value: Any) -> sympy.Eq:
 
     greek = "\\" if str(argument)[0] in "gk" else ""
     return sympy.Eq(sympy.Symbol(f"{greek}{argument}'"), _tidy(value), evaluate=False)
+
+
+def _latex(equation: Any) -> str:
+    """With the places of streams as subscripts: q_{12}', which SymPy does for names without a prime only."""
+    import sympy
+
+    left, right = sympy.latex(equation.lhs), sympy.latex(equation.rhs)
+    return re.sub(r"(?<=[a-z])(\d+)'$", r"_{\1}'", left) + f" &= {right}"
 
 
 def _block(

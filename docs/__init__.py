@@ -1,0 +1,1 @@
+"""The documentation's sources, and what makes pages of the registry and of results."""

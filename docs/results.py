@@ -1,0 +1,258 @@
+"""Pages of numbers, made from the committed results of `benchmarks/results/`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+FROM_PAGE = "../../benchmarks/results"  # as seen from docs/generated
+
+
+def performance() -> str:
+    """How fast it is: each table is one family of result files."""
+    parts = [
+        "# Performance",
+        "Made from `benchmarks/results/` when these pages are built; no number here is written by hand. Compare the"
+        " columns of a row, which come from one run on one machine. [How each was measured, and what was"
+        " found](../../benchmarks/README.md).",
+        "## Against torch",
+        "Seconds for one block of one random network, forward and backward, fresh weights each draw: torch's autograd"
+        " on the same network at its best batch size, with and without gradients of the weights, and the weightless"
+        " sampler. *Floor*: the time that copying the fewest bytes at the device's measured bandwidth would take, as a"
+        " share of ours.",
+        *_against_torch(),
+        "## How time grows",
+        *_scaling(),
+        "## A million coordinates",
+        *_million(),
+        "## Dense against its ceiling",
+        "The dense sampler's time, and the share of it that random numbers and matrix products alone would take.",
+        *_dense(),
+        "## Dense against weightless",
+        *_samplers(),
+        "## Several workers",
+        *_workers(),
+        "## What float32 costs",
+        "Largest relative difference of one draw's moments between the precisions, 1 - correlation at the end, and the"
+        " smallest corrected p-value of two-sample tests between them; in the last column float32 has branches 5 % too"
+        " large, which the same tests must find. (Peri-LN norms its branches and cannot tell.)",
+        *_precision(),
+        "## Theory",
+        *_theory(),
+        "## Every committed result",
+        *_files(),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def agreement() -> str:
+    """Theory against simulation, placement by placement, from the committed run of `propagate verify`."""
+    found = _read("verify_h100.json")
+    settings, summary, rows = found["settings"], found["summary"], found["rows"]
+    lines = []
+    for name in dict.fromkeys(row["placement"] for row in rows):
+        cells = [row for row in rows if row["placement"] == name]
+        wrong = [control for cell in cells for control in cell["controls"] if control["differs"]]
+        worst = max(cells, key=lambda cell: abs(cell["z"]))
+        where = (
+            f"{worst['quantity']}, block {worst['block']}: {worst['activation']}, {worst['mask']}, {worst['scaling']}"
+        )
+        rejected = f"{sum(control['rejected'] for control in wrong)} of {len(wrong)}"
+        agree = f"{sum(cell['agrees'] for cell in cells)} of {len(cells)}"
+        lines.append((name, agree, f"{abs(worst['z']):.2f}", where, rejected))
+    words = (
+        f"{summary['agree']} of {summary['cells']} cells agree (width {settings['width']}, {settings['depth']} blocks,"
+        f" {settings['tokens']} tokens, {settings['heads']} heads, {settings['draws']} draws, seed {settings['seed']},"
+        f" {rows[0]['device']}); {summary['measured_again']} was measured a second time with other draws."
+        f" {summary['controls_rejected']} of {summary['controls']} wrong theories are rejected by the same runs."
+        f" Of {summary['scores']} scores {summary['far']} lie beyond 3, where chance alone would give"
+        f" {summary['far_by_chance']:.0f}: the stated allowances are wider than they need be."
+    )
+    head = ("placement", "cells that agree", "largest |z|", "where", "wrong theories rejected")
+    return f"{words}\n\n{_table(head, lines)}\n"
+
+
+def same_law() -> str:
+    """Two-sample tests of the weightless sampler against the dense one, and of a broken one."""
+    found = _read("same_law_numpy.json")
+    rows = [
+        (
+            case,
+            test["tests"],
+            f"{test['smallest_p']:.2g}",
+            _tiny(found["against_dense"]["unprojected"][case]["smallest_p"]),
+        )
+        for case, test in found["against_dense"]["weightless"].items()
+    ]
+    words = (
+        f"{found['summary']['draws']} draws each, seed {found['summary']['seed']}, {found['summary']['device']};"
+        " smallest p-value of all two-sample tests of a network, corrected for their number."
+    )
+    head = ("network", "tests", "weightless", "negative control: projection left out")
+    return f"{words}\n\n{_table(head, rows)}\n"
+
+
+def _tiny(probability: float) -> str:
+    return f"{probability:.2g}" if probability else "below 1e-300"
+
+
+def _read(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (head, *rows)]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    return "\n".join([lines[0], "|" + "---|" * len(cells[0]), *lines[1:]])
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return ""
+    unit, factor = next(((u, f) for u, f in (("s", 1.0), ("ms", 1e3)) if value * f >= 0.9995), ("µs", 1e6))
+    return f"{value * factor:.3g}\N{NO-BREAK SPACE}{unit}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
+
+
+def _command(summary: dict[str, Any]) -> str:
+    return str(summary.get("command", "")).split(" --out")[0]
+
+
+def _device(summary: dict[str, Any]) -> str:
+    """The machine in a few words."""
+    if summary["device"] != "CPU":
+        return str(summary["device"])
+    return f"{summary['processors']} CPU cores" if "processors" in summary else f"CPU, {summary['threads']} thread"
+
+
+def _against_torch() -> Iterator[str]:
+    head = ["placement", "tokens", "width", "torch", "with weight gradients", "ours, float32"]
+    head += ["times as fast", "with weight gradients", "ours in float64", "floor"]
+    for path in sorted(RESULTS.glob("against_torch_*.json")):
+        found = _read(path.name)
+        yield f"{_device(found['summary'])} ([{path.name}]({FROM_PAGE}/{path.name})):"
+        yield _table(head, map(_row_against_torch, found["rows"]))
+
+
+def _row_against_torch(row: dict[str, Any]) -> tuple[Any, ...]:
+    learning = min((run["seconds"] for run in row["all"]["torch"] if run["weight_gradient"]), default=None)
+    ours = row["float32"]["seconds"]
+    times = (
+        _seconds(row["torch"]["seconds"]),
+        _seconds(learning),
+        _seconds(ours),
+        f"**{row['torch_over_float32']:.3g}**",
+        f"{learning / ours:.3g}" if learning else "",
+        f"{row['torch_over_float64']:.3g}",
+        _percent(row["floor_float32"]),
+    )
+    return row["placement"], row["tokens"], row["width"], *times
+
+
+def _scaling() -> Iterator[str]:
+    for path in sorted(RESULTS.glob("scaling_*.json")):
+        found = _read(path.name)
+        base = ", ".join(f"{name} {value}" for name, value in found["summary"]["base"].items())
+        yield f"Exponent of time in each size, fitted on the larger half; {_device(found['summary'])}, around {base}."
+        samplers = list(dict.fromkeys(curve["sampler"] for curve in found["curves"]))
+        slopes = {(curve["against"], curve["sampler"]): curve["slope"] for curve in found["curves"]}
+        sizes = dict.fromkeys(curve["against"] for curve in found["curves"])
+        rows = [
+            (size, *(f"{slopes[size, s]:.2f}" if slopes.get((size, s)) is not None else "" for s in samplers))
+            for size in sizes
+        ]
+        yield _table(("time against", *samplers), rows)
+        if path.with_suffix(".png").exists():
+            yield f"![Seconds against width, tokens, depth and draws]({FROM_PAGE}/{path.stem}.png)"
+
+
+def _million() -> Iterator[str]:
+    found = _read("million.json")
+    summary = found["summary"]
+    yield (
+        f"`{summary['model'].split(', ffn_ratio')[0]}, ...)`, forward and backward, {_device(summary)}:"
+        f" {summary['seconds']:.0f} s, {summary['peak_bytes'] / 2**30:.1f} GiB at the most. One draw, and theory:"
+    )
+    rows = [(r["quantity"], r["block"], f"{r['simulated']:.5g}", f"{r['predicted']:.5g}") for r in found["rows"]]
+    yield _table(("quantity", "block", "simulated", "predicted"), rows)
+
+
+def _dense() -> Iterator[str]:
+    for path in sorted(RESULTS.glob("dense_ceiling_*.json")):
+        found = _read(path.name)
+        rows = [
+            (
+                r["precision"],
+                r["tokens"],
+                r["width"],
+                _seconds(r["dense_seconds"]),
+                _percent(r["share"]),
+            )
+            for r in found["rows"]
+        ]
+        yield f"{_device(found['summary'])}:"
+        yield _table(("precision", "tokens", "width", "a draw and block", "share"), rows)
+
+
+def _samplers() -> Iterator[str]:
+    found = _read("samplers_numpy.json")
+    summary = found["summary"]
+    yield f"{summary['unit'].capitalize()}; {_device(summary)}, PostNorm. `auto` is the rule's choice."
+    rows = [
+        (
+            r["tokens"],
+            r["width"],
+            _seconds(r["dense_seconds"]),
+            _seconds(r["weightless_seconds"]),
+            f"{r['dense_over_weightless']:.3g}",
+            r["auto"],
+        )
+        for r in found["rows"]
+    ]
+    yield _table(("tokens", "width", "dense", "weightless", "dense / weightless", "auto"), rows)
+
+
+def _workers() -> Iterator[str]:
+    for path in sorted(RESULTS.glob("workers_*.json")):
+        found = _read(path.name)
+        rows = [
+            (r["workers"], _seconds(r["seconds"]), f"{r['speedup']:.2f}", "yes" if r["same_table"] else "NO")
+            for r in found["rows"]
+        ]
+        yield f"{_device(found['summary'])}: `{_command(found['summary'])}`"
+        yield _table(("workers", "time", "times as fast", "same table to the bit"), rows)
+
+
+def _precision() -> Iterator[str]:
+    for path in sorted(RESULTS.glob("precision_*.json")):
+        found = _read(path.name)
+        measured = ("collapse", "variance", "grad_variance", "law", "wrong_law")
+        rows = [(r["network"], *(_tiny(r[key]) for key in measured)) for r in found["rows"]]
+        yield f"{_device(found['summary'])}:"
+        head = ("network", "1 - correlation", "variance", "gradient variance", "p-value", "p-value, wrong law")
+        yield _table(head, rows)
+
+
+def _theory() -> Iterator[str]:
+    found = _read("theory_speed.json")
+    yield f"{len(found['placements'])} placements x {found['depth']} blocks, {found['cores']} CPU cores, closed forms:"
+    rows = [(r["activation"], r["what"], _seconds(r["cold"]), _seconds(r["warm"])) for r in found["rows"]]
+    yield _table(("activation", "of", "first call", "later calls"), rows)
+
+
+def _files() -> Iterator[str]:
+    rows = []
+    for path in sorted(RESULTS.glob("*.json")):
+        found = _read(path.name)
+        said = found.get("summary", {}) | {k: v for k, v in found.items() if isinstance(v, str)}
+        device = said.get("device") or next((r.get("device") for r in found.get("rows", []) if "device" in r), "")
+        command = _command(said)
+        rows.append((f"[{path.name}]({FROM_PAGE}/{path.name})", device or "", f"`{command}`" if command else ""))
+    yield _table(("file", "device", "command"), rows)

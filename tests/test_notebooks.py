@@ -1,0 +1,74 @@
+"""The committed notebooks are their texts, executed in full and kept without times; CI runs them small, by nbmake."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+jupytext = pytest.importorskip("jupytext", reason="jupytext is absent: install the extra [notebooks]")
+nbformat = pytest.importorskip("nbformat", reason="nbformat is absent: install the extra [notebooks]")
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+TEXTS = sorted(FOLDER.glob("[0-9]*.py"))
+
+
+def executed(text: Path) -> Any:
+    return nbformat.read(text.with_suffix(".ipynb"), as_version=4)
+
+
+def cells(notebook: Any) -> list[tuple[str, str]]:
+    return [(cell.cell_type, cell.source) for cell in notebook.cells]
+
+
+def faults(notebook: Any) -> list[str]:
+    """What does not belong into the committed outputs of a full run."""
+    found = []
+    for cell in notebook.cells:
+        if "execution" in cell.metadata:
+            found.append("times")
+        for output in cell.get("outputs", []):
+            if output.output_type == "error" or output.get("name") == "stderr":
+                found.append(output.output_type)
+        if cell.cell_type == "code" and cell.execution_count is None:
+            found.append("not run")
+    return found
+
+
+def test_there_are_six() -> None:
+    assert [text.stem for text in TEXTS] == [
+        "1_ten_minutes",
+        "2_variance_plots",
+        "3_postnorm_gradient",
+        "4_how_deep",
+        "5_experts_and_real_models",
+        "6_width_one_million",
+    ]
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: text.stem)
+def test_a_notebook_is_its_text_and_was_run(text: Path) -> None:
+    notebook = executed(text)
+    assert cells(notebook) == cells(jupytext.read(text))
+    assert faults(notebook) == []
+    assert sum(cell.cell_type == "code" and bool(cell.outputs) for cell in notebook.cells) >= 3
+    assert "## What to try next" in notebook.cells[-1].source
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: text.stem)
+def test_nothing_in_a_notebook_depends_on_the_machine(text: Path) -> None:
+    content = text.with_suffix(".ipynb").read_text(encoding="utf-8")
+    assert str(FOLDER.parent) not in content
+    assert "/lib/python" not in content
+    assert " at 0x" not in content
+
+
+def test_a_stale_or_failed_notebook_would_be_found_out() -> None:
+    text = TEXTS[0]
+    notebook = executed(text)
+    code = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    code.source += "\nx = 1"
+    assert cells(notebook) != cells(jupytext.read(text))
+    code.outputs.append(nbformat.v4.new_output("stream", name="stderr", text="a warning"))
+    code.execution_count = None
+    code.metadata["execution"] = {}
+    assert faults(notebook) == ["times", "stream", "not run"]

@@ -13,8 +13,7 @@ figures: $(STAMP)          ## the main job: every figure, its data and its pictu
 	$(VENV)/bin/propagate figures
 
 test: $(STAMP) lint docs   ## style, types, walls, documentation, tests, notebooks run small (a GPU, where there is one, is used too)
-	$(VENV)/bin/python -m pytest -n 2 -m "not slow"
-	PROPAGATE_FAST=1 $(VENV)/bin/python -m pytest -n 2 --nbmake notebooks
+	PROPAGATE_FAST=1 $(VENV)/bin/python -m pytest -n 2 -m "not slow" --nbmake notebooks tests propagate
 
 test-slow: $(STAMP)        ## the long statistical tests alone
 	$(VENV)/bin/python -m pytest -n 2 -m slow

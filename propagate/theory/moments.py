@@ -165,7 +165,8 @@ class Combination:
         total: Any = NOTHING
         for atom, coefficient in self.terms.items():  # written out: half of the time of a prediction was spent here
             if atom.moments is not NOTHING:
-                part = atom.moments.scaled(coefficient, coefficient)
+                alone = type(coefficient) is float and coefficient == 1.0
+                part = atom.moments if alone else atom.moments.scaled(coefficient, coefficient)
                 total = part if total is NOTHING else total.plus(part)
             if atom.joint:
                 total = _sum([total, *_with_others(atom, coefficient, self)])

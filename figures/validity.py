@@ -25,13 +25,14 @@ gradient sent back when those that arrive are independent over tokens and when t
 standard errors of {draws} random networks (twice as many for the top row); band: 5 %, beyond which `predict` gives
 a `ValidityWarning` with the nearest measured error.
 
-What it shows: the errors are noise, also at wide logits: {beyond} of {places} gradient variances lies beyond 3 standard
-errors, as by chance. The map knows that heads have {head_size} coordinates. The one that takes them for wide
-(`propagate.validity("wide_attention")`, used with rotary positions and normed queries or keys) falls short by up to
-{worst:.0f} % where the gradients of many tokens are correlated: chance correlations between queries, of order
-1/sqrt({head_size}), add up over tokens; {beyond_wide} lie beyond 3. Not shown: gradient correlations 1/3 and 2/3; the
-FFN's map, largest error {ffn:.1f} % with standard errors up to {ffn_se:.1f} %; the norm's, {norm:.1f} % (all in the
-data, `propagate.validity(...)`).
+What it shows: {beyond} of {places} gradient variances lie beyond 3 standard errors (places at gradient correlations
+between 0 and 1 share two measurements), the farthest of them {beyond_farthest:+.1f} %, all but one with 128 tokens or
+more at a width of {width}: what is left are terms of order 1/width, which the map leaves out. The map knows that heads
+have {head_size} coordinates. The one that takes them for wide (`propagate.validity("wide_attention")`, used with rotary
+positions and normed queries or keys) falls short by up to {worst:.0f} % where the gradients of many tokens are
+correlated: chance correlations between queries, of order 1/sqrt({head_size}), add up over tokens; {beyond_wide} lie
+beyond 3. Not shown: gradient correlations 1/3 and 2/3; the FFN's map, largest error {ffn:.1f} % with standard errors up
+to {ffn_se:.1f} %; the norm's, {norm:.1f} % (all in the data, `propagate.validity(...)`).
 
 Width {width}, device {device}. Data: propagate/data/validity.json, made by benchmarks/validity.py.
 """
@@ -53,7 +54,8 @@ def data(**_: Any) -> xr.Dataset:
     wide = 100 * pg.validity("wide_attention")
     about |= {"worst": -float(wide.grad_variance.min()), "places": stored.grad_variance.size}
     for name, errors in (("beyond", stored), ("beyond_wide", wide)):
-        about[name] = int((abs(errors.grad_variance) > 3 * errors.grad_variance_se).sum())
+        far = errors.grad_variance.where(abs(errors.grad_variance) > 3 * errors.grad_variance_se, 0)
+        about |= {name: int((far != 0).sum()), f"{name}_farthest": float(far.values.flat[abs(far).values.argmax()])}
     return xr.Dataset(found).assign_attrs(about)
 
 
@@ -75,8 +77,8 @@ def draw(data: xr.Dataset) -> Any:
         for axis, tokens in zip(axes[0], data.tokens.values, strict=True):
             axis.set_title(f"{tokens} tokens")
         for axis in axes[-1]:
-            axis.set_xticks(range(data.sizes["logit_std"]), [f"{s:g}" for s in data.logit_std.values])
-            axis.set_xlabel("logit standard deviation")
+            axis.set_xticks(range(data.sizes["logit_std"]), [f"{s:g}" for s in data.logit_std.values], rotation=90)
+        axes[-1][data.sizes["tokens"] // 2].set_xlabel("standard deviation of the logits between unit-variance tokens")
         names = [f"correlation {c:.2g}" for c in data.correlation.values]
         plots.legend(figure, [plots.entry(n, color=s, linewidth=2) for n, s in zip(names, COLOURS, strict=True)])
     return figure

@@ -141,7 +141,9 @@ class Watch:
 
             def ffn(x: Any, normed: frozenset[str]) -> tuple[Any, Callable[[Any], Any]]:
                 variance = scale_in * _averages(x)[0]
-                self.ffn += [variance] if isinstance(variance, float) else [float(variance.min()), float(variance.max())]
+                self.ffn += (
+                    [variance] if isinstance(variance, float) else [float(variance.min()), float(variance.max())]
+                )
                 return block.ffn_map(x, normed)
 
             return dataclasses.replace(block, attention_map=attention, ffn_map=ffn)

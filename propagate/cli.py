@@ -49,6 +49,7 @@ JSON = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 OUT = Annotated[
     Path | None, typer.Option("--out", help="Also write the table to this netCDF file.", rich_help_panel=OUTPUT)
 ]
+BIAS = Annotated[bool, typer.Option("--bias", help="Also what the finite width does to the means, to first order.")]
 READOUT = Annotated[
     bool,
     typer.Option("--through-readout", help="The gradient enters behind the final norm.", rich_help_panel=START),
@@ -148,13 +149,19 @@ def _experts(text: str) -> Experts:
 @app.command()
 @_on_a_network
 def predict(
-    *, model: Model, start: dict[str, Any], through_readout: READOUT = False, json: JSON = False, out: OUT = None
+    *,
+    model: Model,
+    start: dict[str, Any],
+    bias: BIAS = False,
+    through_readout: READOUT = False,
+    json: JSON = False,
+    out: OUT = None,
 ) -> None:
     """Exact second moments at every block, as the width goes to infinity."""
     import propagate as pg
 
     check_target(out)
-    show(pg.predict(model, **start, through_readout=through_readout), json, out)
+    show(pg.predict(model, **start, bias=bias, through_readout=through_readout), json, out)
 
 
 @app.command()
@@ -181,6 +188,7 @@ def compare(
     start: dict[str, Any],
     run: dict[str, Any],
     threshold: Annotated[float, typer.Option(help="Largest |z| that agrees.", rich_help_panel=RUN)] = 4.0,
+    bias: BIAS = False,
     through_readout: READOUT = False,
     json: JSON = False,
     out: OUT = None,
@@ -191,7 +199,7 @@ def compare(
 
     check_target(out)
     checked_threshold(threshold)
-    predicted = pg.predict(model, **start, through_readout=through_readout)
+    predicted = pg.predict(model, **start, bias=bias, through_readout=through_readout)
     measured = _simulated(model, start, run, through_readout)
     judged = pg.compare(predicted, measured, threshold=threshold)
     write(judged, out)

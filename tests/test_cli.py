@@ -91,6 +91,15 @@ def test_predict_prints_a_table_and_json_and_writes_netcdf(monkeypatch, capsys, 
     assert [path.name for path in tmp_path.iterdir()] == ["moments.nc"]  # no temporary file is left
 
 
+def test_bias_is_a_column_beside_the_limit(monkeypatch, capsys) -> None:
+    _, out, _ = run(["predict", "postnorm", *SMALL, "--json"], monkeypatch, capsys)
+    _, biased, _ = run(["predict", "postnorm", *SMALL, "--bias", "--json"], monkeypatch, capsys)
+    limit, found = json.loads(out), json.loads(biased)
+    assert "grad_variance_bias" in found
+    assert "grad_variance_bias" not in limit
+    assert found["grad_variance"] == limit["grad_variance"]
+
+
 def test_compare_exits_with_the_verdict(monkeypatch, capsys) -> None:
     arguments = ["compare", "postnorm", *SMALL, "--draws", "12", "--backend", "numpy"]
     code, out, _ = run(arguments, monkeypatch, capsys)

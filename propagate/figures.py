@@ -19,6 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from propagate import figure_index
 from propagate.files import replace
+from propagate.checks import integer
 from propagate.model import ModelError
 
 P = ParamSpec("P")
@@ -76,8 +77,9 @@ def regenerate(
         ModelError: for an unknown name, a backend that is not there or where there is no checkout; before any work.
     """
     chosen, folder = _known(names), _folder(to)
-    given = {"draws": draws, "seed": seed}
-    settings = {key: _whole(key, value) for key, value in given.items() if value is not None} | _backend(backend)
+    given = (("draws", draws, 2), ("seed", seed, 0))
+    settings = {key: integer(key, value, at_least=least) for key, value, least in given if value is not None}
+    settings |= _backend(backend)
     scripts = {name: load(name) for name in chosen}
     written: list[Path] = []
     with workers(executor) as pool, _counted(pool, progress) as counted, ThreadPoolExecutor(len(scripts)) as callers:
@@ -144,13 +146,6 @@ def _known(chosen: Sequence[str] | None) -> list[str]:
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
             raise ModelError(f"figure must be one of {', '.join(known)}, got {name!r}{hint}")
     return list(dict.fromkeys(chosen)) or known
-
-
-def _whole(name: str, value: Any) -> int:
-    lowest = 2 if name == "draws" else 0
-    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-        raise ModelError(f"{name} must be a whole number of at least {lowest}, got {value!r}")
-    return value
 
 
 def _larger(script: Any, full: bool) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from propagate import figure_index
-from propagate.files import replace
 from propagate.checks import integer
+from propagate.files import replace
 from propagate.model import ModelError
 
 P = ParamSpec("P")

@@ -78,7 +78,9 @@ def regenerate(
     """
     chosen, folder = _known(names), _folder(to)
     given = (("draws", draws, 2), ("seed", seed, 0))
-    settings = {key: integer(key, value, at_least=least) for key, value, least in given if value is not None}
+    settings: dict[str, Any] = {
+        key: integer(key, value, at_least=least) for key, value, least in given if value is not None
+    }
     settings |= _backend(backend)
     scripts = {name: load(name) for name in chosen}
     written: list[Path] = []

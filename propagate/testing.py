@@ -46,7 +46,7 @@ def assert_propagates(
         >>> assert_propagates(Model("prenorm", depth=24), covariance=0.3, growth=50)
         >>> assert_propagates(Model("postnorm", depth=24), covariance=0.3, growth=50)
         Traceback (most recent call last):
-        AssertionError: block 8: 1 - correlation is 0.004927, 0.007039 of the embedding's (at least 0.01 allowed)
+        AssertionError: block 8: 1 - correlation is 0.004927, 0.007038 of the embedding's (at least 0.01 allowed)
 
     Example: a torch model of your own; with `like`, deviations from a theory are found.
         >>> import torch

@@ -201,7 +201,12 @@ def test_the_last_layer_of_prenorm_learns_slower_with_depth_and_that_of_postnorm
             norms.append(math.sqrt(float(said.param_grad.sel(matrix="ffn_out")[-1])))
         slopes[name] = np.polyfit(np.log(depths), np.log(norms), 1)[0]
         ends = [
-            pg.predict(pg.Model(name, depth=4, width=width), through_readout=True, parameter_gradients=True)
+            pg.predict(
+                pg.Model(name, depth=4, width=width),
+                through_readout=True,
+                parameter_gradients=True,
+                head_size=math.inf,  # else the heads grow too
+            )
             for width in widths
         ]
         ratio = float((ends[1].param_grad.sel(matrix="ffn_out") / ends[0].param_grad.sel(matrix="ffn_out"))[-1])

@@ -232,7 +232,8 @@ def read(equations: Callable[[Any], Any], tape: Tape, start: State) -> BlockMap:
     skips = tuple(tuple(value.terms.get(atom, 0.0) for atom in entered) for value in values)
     output = State(joint_moments(values), layout)
     if len(sources) == len(streams) == 1 and isinstance(start.joint[0][0], Moments) and not tape.lacking:
-        return BlockMap(output, _on_two_modes(pull, tape), pull_lacking, skips)
+        on_two_modes = _on_two_modes(pull, tape)
+        return BlockMap(output, on_two_modes, lambda cotangents, _: (on_two_modes(cotangents), None), skips)
     return BlockMap(output, pull, pull_lacking, skips)
 
 

@@ -70,13 +70,14 @@ def head_averages(tokens: Scalar, head_size: float, spread_squared: Scalar, corr
     """
     wide = softmax_averages(tokens, spread_squared, correlation)
     second, overlap, own, cross = wide
-    limit = HeadAverages(second, overlap, own, cross, own, correlation * cross)
     if head_size == math.inf:
-        return limit
+        return HeadAverages(second, overlap, own, cross, own, correlation * cross)
     if is_plain(spread_squared, correlation):
-        return HeadAverages(*map(sum, zip(limit, _added(tokens, head_size, spread_squared, correlation), strict=True)))
-    columns = np.vectorize(lambda v, c: tuple(_added(tokens, head_size, v, c)), otypes=[float] * 6)
-    return HeadAverages(*map(sum, zip(limit, columns(spread_squared, correlation), strict=True)))
+        a, b, c, d, e, f = _added(tokens, head_size, spread_squared, correlation)
+    else:
+        columns = np.vectorize(lambda v, c: tuple(_added(tokens, head_size, v, c)), otypes=[float] * 6)
+        a, b, c, d, e, f = columns(spread_squared, correlation)
+    return HeadAverages(second + a, overlap + b, own + c, cross + d, own + e, correlation * cross + f)
 
 
 def _added(tokens: int, head_size: float, spread_squared: float, correlation: float) -> list[float]:

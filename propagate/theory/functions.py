@@ -13,6 +13,7 @@ import numpy as np
 
 Scalar = Any
 """A float, a NumPy array or a SymPy expression."""
+_PLAIN = (float, int)  # faster to ask than their union
 
 
 def is_plain(*values: Scalar) -> bool:
@@ -22,7 +23,7 @@ def is_plain(*values: Scalar) -> bool:
         >>> is_plain(1.0, 2)
         True
     """
-    return all([isinstance(value, float | int) for value in values])  # noqa: C419  # a list is faster
+    return all([isinstance(value, _PLAIN) for value in values])  # noqa: C419  # a list is faster
 
 
 def is_symbolic(*values: Scalar) -> bool:
@@ -37,7 +38,7 @@ def is_symbolic(*values: Scalar) -> bool:
 
 def sqrt(x: Scalar) -> Scalar:
     """Square root."""
-    if isinstance(x, float | int):
+    if isinstance(x, _PLAIN):
         return math.sqrt(x)
     if is_symbolic(x):
         import sympy
@@ -48,7 +49,7 @@ def sqrt(x: Scalar) -> Scalar:
 
 def arcsin(x: Scalar) -> Scalar:
     """Inverse sine."""
-    if isinstance(x, float | int):
+    if isinstance(x, _PLAIN):
         return math.asin(x)
     if is_symbolic(x):
         import sympy

@@ -98,6 +98,8 @@ def correlated(joint: Joint) -> list[Atom]:
         Moments(variance=4.0, deviation=4.0)
     """
     atoms = [Atom(row[i]) for i, row in enumerate(joint)]
+    if len(atoms) == 1:
+        return atoms
     for i, atom in enumerate(atoms):
         atom.joint = {other: joint[i][j] for j, other in enumerate(atoms) if j != i and joint[i][j] is not NOTHING}
     return atoms
@@ -162,15 +164,16 @@ class Combination:
 
     def moments(self) -> Any:
         """Second moments of the combination."""
-        total: Any = NOTHING
+        variance, deviation, found = 0, 0, False
         for atom, coefficient in self.terms.items():  # written out: half of the time of a prediction was spent here
-            if atom.moments is not NOTHING:
-                alone = type(coefficient) is float and coefficient == 1.0
-                part = atom.moments if alone else atom.moments.scaled(coefficient, coefficient)
-                total = part if total is NOTHING else total.plus(part)
-            if atom.joint:
-                total = _sum([total, *_with_others(atom, coefficient, self)])
-        return total
+            own = atom.moments
+            if atom.joint or type(own) is not Moments:
+                return _sum(part for atom in self.terms for part in _parts(atom, self))
+            if own is not NOTHING:
+                weight = coefficient * coefficient
+                variance, deviation = variance + weight * own.variance, deviation + weight * own.deviation
+                found = True
+        return Moments(variance, deviation) if found else NOTHING
 
     def joint(self, other: Combination) -> Any:
         """Second moments of this and another combination jointly."""
@@ -196,6 +199,12 @@ def _sum(parts: Iterable[Any]) -> Any:
     """Moments of any one resolution; those of nothing, which has none, if there are no parts."""
     found = [part for part in parts if part is not NOTHING]
     return reduce(lambda total, part: total.plus(part), found) if found else NOTHING
+
+
+def _parts(atom: Atom, combination: Combination) -> list[Any]:
+    """Of an atom's own moments and of those with the others."""
+    coefficient = combination.terms[atom]
+    return [_times(atom.moments, coefficient, coefficient), *_with_others(atom, coefficient, combination)]
 
 
 def _with_others(atom: Atom, coefficient: Scalar, combination: Combination) -> list[Any]:

@@ -88,14 +88,17 @@ def attention(tokens: Scalar, logit_variance: Scalar, gains: Gains, head_size: f
 
         return linear
 
+    plain = projection_powers(gains, Moments(1.0, 1.0), NOTHING)
+
     def apply(x: Moments, normed: frozenset[str] = NOTHING) -> tuple[Moments, Pull]:
-        powers = projection_powers(gains, x, normed)
+        powers = projection_powers(gains, x, normed) if normed else plain
         paths = attention_paths(tokens, logit_variance * powers.query * powers.key, x, size_of(normed, head_size))
         power = out / paths.output.variance if "heads" in normed else out * powers.value
 
         def pull(g: Moments) -> Moments:
-            through = paths.pull(g)
-            return _scaled(through.value.plus(through.query).plus(through.key), power)
+            value, query, key = paths.pull(g)
+            variance = value.variance + query.variance + key.variance
+            return Moments(power * variance, power * (value.deviation + query.deviation + key.deviation))
 
         return _scaled(paths.output, power), pull
 

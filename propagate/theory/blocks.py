@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import add
 from typing import Any, ClassVar, NamedTuple
 
 from propagate.placement import Layout, join, split
@@ -15,6 +16,7 @@ from propagate.theory.elementwise import Split, tanh
 from propagate.theory.experts import Mixture, lacking
 from propagate.theory.functions import Scalar, sqrt
 from propagate.theory.moments import NOTHING, Atom, Combination, Joint, Lack, Moments, correlated, joint_moments
+from propagate.theory.tape import sent_back
 
 Pull = Callable[[Combination], Combination]
 Sublayer = Callable[[Any, frozenset[str]], tuple[Any, Callable[[Any], Any]]]
@@ -42,13 +44,7 @@ class Tape:
         self, outputs: Sequence[Stream], cotangents: Sequence[Combination], sources: Sequence[Stream]
     ) -> list[Combination]:
         """The cotangents at `sources`, from those at `outputs`."""
-        arrived: dict[Stream, Combination] = {}
-        for stream, cotangent in zip(outputs, cotangents, strict=True):
-            arrived[stream] = arrived[stream] + cotangent if stream in arrived else cotangent
-        for made, stream, pull in reversed(self.steps):
-            if made in arrived:
-                part = pull(arrived[made])
-                arrived[stream] = arrived[stream] + part if stream in arrived else part
+        arrived = sent_back(self.steps, zip(outputs, cotangents, strict=True), add)
         return [arrived.get(source, ZERO) for source in sources]
 
 

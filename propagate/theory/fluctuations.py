@@ -47,6 +47,7 @@ from propagate.theory.responses import (
 from propagate.theory.responses import root as root_of
 from propagate.theory.softmax import softmax_averages
 from propagate.theory.sublayers import NOTHING
+from propagate.theory.tape import sent_back
 from propagate.theory.units import heads_backward, heads_forward, hidden_backward, hidden_forward, rounded
 
 RESIDUE = 1e-6  # spreads below it are what finite differences leave of zero
@@ -69,12 +70,7 @@ class Tape:
 
     def pull(self, output: Stream, cotangent: Terms, source: Stream) -> Terms:
         """The cotangent at `source`, from the one at `output`."""
-        arrived = {output: cotangent}
-        for made, stream, pull in reversed(self.steps):
-            if made in arrived:
-                part = pull(arrived[made])
-                arrived[stream] = _sum(arrived[stream], part) if stream in arrived else part
-        return arrived[source]
+        return sent_back(self.steps, [(output, cotangent)], _sum)[source]
 
 
 def _sum(one: Terms, other: Terms) -> Terms:

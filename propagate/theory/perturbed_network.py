@@ -28,6 +28,7 @@ from propagate.theory.network import block_of
 from propagate.theory.perturbation import Array, Frame, Noise, factored, inner, padded, root
 from propagate.theory.perturbed_attention import attention
 from propagate.theory.perturbed_ffn import ffn
+from propagate.theory.tape import sent_back
 
 Pull = Callable[[Array], Array]
 
@@ -45,13 +46,7 @@ class Tape:
 
     def pull(self, outputs: Sequence[Stream], cotangents: Sequence[Array], sources: Sequence[Stream]) -> list[Array]:
         """The cotangents at `sources`, from those at `outputs`."""
-        arrived: dict[Stream, Array] = {}
-        for stream, cotangent in zip(outputs, cotangents, strict=True):
-            arrived[stream] = _sum(arrived[stream], cotangent) if stream in arrived else cotangent
-        for made, stream, pull in reversed(self.steps):
-            if made in arrived:
-                part = pull(arrived[made])
-                arrived[stream] = _sum(arrived[stream], part) if stream in arrived else part
+        arrived = sent_back(self.steps, zip(outputs, cotangents, strict=True), _sum)
         return [arrived[source] if source in arrived else 0 * source.x for source in sources]
 
 

@@ -24,8 +24,9 @@ from propagate.model import Model
 from propagate.montecarlo.backend import Array, Backend, choose_backend
 from propagate.montecarlo.factor import factor, root_of
 from propagate.montecarlo.normals import BACKWARD, Normals
+from propagate.montecarlo.pulls import Pull
 from propagate.montecarlo.run import SAMPLERS, run
-from propagate.montecarlo.samplers import Pull, Sampler, dense
+from propagate.montecarlo.samplers import Sampler, dense
 from propagate.montecarlo.starts import Start, exchangeable_root
 
 SMALL: dict[str, Any] = {"depth": 3, "width": 16, "tokens": 8, "heads": 2, "ffn_ratio": 1}

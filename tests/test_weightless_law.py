@@ -4,14 +4,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from same_law import unprojected, untied
 from scipy import stats
 
 from propagate.model import Model
-from propagate.montecarlo.backend import Array, Backend, choose_backend
-from propagate.montecarlo.factor import factor, root_of
-from propagate.montecarlo.normals import BACKWARD, Normals
+from propagate.montecarlo.backend import Backend, choose_backend
+from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.run import SAMPLERS, run
-from propagate.montecarlo.samplers import Pull, Sampler, dense
+from propagate.montecarlo.samplers import Sampler, dense
 from propagate.montecarlo.starts import Start, exchangeable_root
 from propagate.montecarlo.weightless import weightless
 
@@ -35,36 +35,6 @@ NETWORKS = {
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Backend:
     return choose_backend(request.param)
-
-
-def unprojected(normals: Normals) -> Sampler:
-    """Wrong: the fresh noise acts on the seen directions too."""
-    xp = normals.backend.xp
-
-    def sampler(x: Array, site: int, fan_out: int, gain: float = 1.0) -> tuple[Array, Pull]:
-        scale = gain * x.shape[-1] ** -0.5
-        root, change, basis = factor(xp, x)
-        rows = change @ basis
-        seen = normals(site, (rows.shape[-2], fan_out)) * scale
-
-        def pull(g: Array) -> Array:
-            noise = root_of(xp, g)
-            noise = noise @ normals(site + BACKWARD, (noise.shape[-1], x.shape[-1])) * scale
-            return g @ seen.swapaxes(-1, -2) @ rows + noise
-
-        return root @ seen, pull
-
-    return sampler
-
-
-def untied(normals: Normals) -> Sampler:
-    """Wrong: the weights that come back are independent of those that went forward."""
-    forward, backward = dense(normals), dense(normals)
-
-    def sampler(x: Array, site: int, fan_out: int, gain: float = 1.0) -> tuple[Array, Pull]:
-        return forward(x, site, fan_out, gain)[0], backward(x, site + BACKWARD, fan_out, gain)[1]
-
-    return sampler
 
 
 def smallest_p(model: Model, backend: Backend, one: str, other: str) -> tuple[float, int]:

@@ -16,6 +16,7 @@ from figures.networks import (
     LOGIT_STD,
     PLACEMENTS,
     SEED,
+    SETTING,
     START,
     TOKENS,
     WIDTH,
@@ -34,7 +35,8 @@ FORWARD, BACKWARD = "deviation", "grad_variance"
 SHADES = ("#E69F00", "#56B4E9", "#000000")
 
 FULL = LARGER
-CAPTION = """\
+CAPTION = (
+    """\
 **Collapse without scaling, layer by layer.** A network of {depth} blocks at random initialisation; the output matrices
 of attention and FFN have entries of standard deviation gain/√fan-in, the same gain in every block. Against that gain:
 how far two tokens still differ in the stream that leaves layers {layers}, 1 - correlation (upper panels), and the
@@ -55,10 +57,10 @@ at layer 1 is {post_grad:.2f} in PostNorm and {span_grad:.2f} in SpanNorm: a flo
 at initialisation what goes without scaling is the difference between tokens. Whether that is why training collapses,
 this figure cannot say.
 
-Width {width}, {heads} heads, ReLU FFN of ratio {ffn_ratio:g}, RMSNorm, logit standard deviation {logit_std:g}, 16
-tokens; start: variance 1, covariance 0.3. Sampler {sampler}, exact in law at every width. Device: {device}. Seed
-{first_seed}; each network has its own (`seed` in the data).
 """
+    + SETTING
+    + "\n"
+)
 
 
 def data(

@@ -7,11 +7,12 @@ from typing import Any
 
 import xarray as xr
 
-from figures.networks import DEPTH, DRAWS, LARGER, PLACEMENTS, SEED, START, WIDTH, counts, grid, records
+from figures.networks import DEPTH, DRAWS, LARGER, PLACEMENTS, SEED, SETTING, START, WIDTH, counts, grid, records
 from propagate import plots
 
 FULL = LARGER
-CAPTION = """\
+CAPTION = (
+    """\
 **Forward variance against block.** Second moment per coordinate of the residual stream, E x², in a network of 128
 blocks at random initialisation. Left: at the output of each block. PostNorm and SpanNorm end every block with a norm,
 so theirs is 1 to rounding whatever the branches do; PreNorm's adds up the branches. Right: what happens inside
@@ -29,10 +30,10 @@ Bears on claim C1 (with the scaling, signal variance is bounded through the netw
 PostNorm and SpanNorm, with or without scaling; by ScaleInit for PreNorm, 2.5 in place of 247 after 128 blocks. We
 have not seen the paper's figures, and know of none that corresponds to this one.
 
-Width {width}, {heads} heads, ReLU FFN of ratio {ffn_ratio:g}, RMSNorm, logit standard deviation {logit_std:g}, 16
-tokens; start: variance 1, covariance 0.3. Sampler {sampler}, exact in law at every width. Device: {device}. Seed
-{first_seed}; each network has its own (`seed` in the data).
 """
+    + SETTING
+    + "\n"
+)
 
 
 def data(

@@ -14,6 +14,7 @@ from figures.networks import (
     LARGER,
     PLACEMENTS,
     SEED,
+    SETTING,
     START,
     WIDTH,
     counts,
@@ -25,7 +26,8 @@ from figures.networks import (
 from propagate import plots
 
 FULL = LARGER
-CAPTION = """\
+CAPTION = (
+    """\
 **Gradient variance against block.** Second moment per coordinate of the loss gradient with respect to the stream, E
 g², in a network of 128 blocks at random initialisation. The gradient enters at the stream that leaves the last block,
 with variance 1 and independent over tokens, and travels to the left.
@@ -48,10 +50,10 @@ within a few blocks it falls to a floor near 1/tokens (dotted) and stays there, 
 takes about twice as many blocks to the same floor. We have not seen the paper's figures, and know of none that
 corresponds to this one.
 
-Width {width}, {heads} heads, ReLU FFN of ratio {ffn_ratio:g}, RMSNorm, logit standard deviation {logit_std:g}, 16
-tokens; start: variance 1, covariance 0.3. Sampler {sampler}, exact in law at every width. Device: {device}. Seed
-{first_seed}; each network has its own (`seed` in the data). The networks are those of forward_variance.
 """
+    + SETTING
+    + " The networks are those of forward_variance.\n"
+)
 
 
 def data(

@@ -30,6 +30,11 @@ DRAWS, SEED = 20, 0  # draws of the unscaled PostNorm and SpanNorm, which vary m
 PLACEMENTS = ("PreNorm", "PostNorm", "SpanNorm")
 STARTS = ("0.3", "0", "text")
 SCALINGS: dict[str, pg.ScaleInit | None] = {"none": None, "ScaleInit": pg.ScaleInit(0.5)}
+# ends the captions of the figures whose networks these are
+SETTING = """\
+Width {width}, {heads} heads, ReLU FFN of ratio {ffn_ratio:g}, RMSNorm, logit standard deviation {logit_std:g}, 16
+tokens; start: variance 1, covariance 0.3. Sampler {sampler}, exact in law at every width. Device: {device}. Seed
+{first_seed}; each network has its own (`seed` in the data)."""
 LOGGED = ("variance", "deviation", "grad_variance", "grad_deviation")
 
 

@@ -16,6 +16,7 @@ from figures.networks import (
     SAMPLER,
     SCALINGS,
     SEED,
+    SETTING,
     START,
     WIDTH,
     Run,
@@ -31,7 +32,8 @@ DEPTH = 24
 SHOWN = {"query": "#CC79A7", "value": "#E69F00", "ffn_in": "#56B4E9", "ffn_out": "#000000"}
 
 FULL = LARGER
-CAPTION = """\
+CAPTION = (
+    """\
 **Gradient norm of the weight matrices against block.** Root of the expected squared Frobenius norm of dLoss/dW, in
 units of √tokens · width, at random initialisation and for a network of {depth} blocks. W is the matrix as a network
 stores it, its entries of standard deviation gain/√fan-in. The loss's gradient enters behind the readout (PreNorm's
@@ -51,10 +53,10 @@ PostNorm's, {last_ratio:.2f} of it here, by the root of the variance that its st
 nothing once tokens have collapsed onto one another: in the last block of unscaled PostNorm {collapsed:.0e} of the
 values' gradient. We have not seen the SpanNorm paper's figures, and know of none that corresponds to this one.
 
-Width {width}, {heads} heads, ReLU FFN of ratio {ffn_ratio:g}, RMSNorm, logit standard deviation {logit_std:g}, 16
-tokens; start: variance 1, covariance 0.3. Sampler {sampler}, exact in law at every width. Device: {device}. Seed
-{first_seed}; each network has its own (`seed` in the data).
 """
+    + SETTING
+    + "\n"
+)
 
 
 def data(

@@ -14,6 +14,7 @@ from figures.networks import (
     LARGER,
     SCALINGS,
     SEED,
+    SETTING,
     START,
     WIDTH,
     Run,
@@ -32,7 +33,8 @@ SIMULATED = (1, 2, 4, 8, 16, 32, 128)
 PLACEMENTS = ("PostNorm", "SpanNorm")
 
 FULL = LARGER
-CAPTION = """\
+CAPTION = (
+    """\
 **Skip-path gain beside total gain.** Gradient variance at the embedding, for a gradient of variance 1 that enters at
 the stream that leaves the last block, independent over tokens, against the depth L of the network.
 
@@ -54,10 +56,10 @@ the skips alone would keep 0.37 and 0.22. So claim C2 (the scaling prevents vani
 skip path and for rank collapse (see rank_collapse), not for the total gradient of a ReLU network. We have not seen
 the paper's figures nor its Eq. 11; the claim is known to us from public reviews.
 
-Width {width}, {heads} heads, ReLU FFN of ratio {ffn_ratio:g}, RMSNorm, logit standard deviation {logit_std:g}, 16
-tokens; start: variance 1, covariance 0.3. Sampler {sampler}, exact in law at every width. Device: {device}. Seed
-{first_seed}; each network has its own (`seed` in the data). The networks of depth 128 are those of gradient_variance.
 """
+    + SETTING
+    + " The networks of depth 128 are those of gradient_variance.\n"
+)
 
 
 def data(

@@ -15,6 +15,7 @@ from figures.networks import (
     LARGER,
     LOGIT_STD,
     SEED,
+    SETTING,
     START,
     TOKENS,
     WIDTH,
@@ -38,7 +39,8 @@ PANELS = {
 }
 
 FULL = LARGER
-CAPTION = """\
+CAPTION = (
+    """\
 **"Twice as deep".** Unscaled PostNorm has two norms on the skip path of a block, unscaled SpanNorm one. Each norm
 halves the gradient variance that returns along the skips, so SpanNorm's skip path loses as much in twice as many
 blocks: the argument, as we know it from public reviews, that structure alone allows networks twice as deep (claim C3,
@@ -61,10 +63,10 @@ times as deep. Tokens become alike by a factor of {collapse_post:.2f} a norm in 
 SpanNorm, which may be {twice:.1f} times as deep. Where something vanishes or collapses at all, twice is a cautious
 word. All this is without scaling, with ReLU, at initialisation.
 
-Width {width}, {heads} heads, ReLU FFN of ratio {ffn_ratio:g}, RMSNorm, logit standard deviation {logit_std:g}, 16
-tokens; start: variance 1, covariance 0.3. Sampler {sampler}, exact in law at every width. Device: {device}. Seed
-{first_seed}; each network has its own (`seed` in the data). We have not seen the paper's figures.
 """
+    + SETTING
+    + " We have not seen the paper's figures.\n"
+)
 
 
 def data(

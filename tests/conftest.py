@@ -5,6 +5,9 @@ import os
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 
+from collections.abc import Iterator  # noqa: E402
+from concurrent.futures import Executor, ThreadPoolExecutor  # noqa: E402
+
 import pytest  # noqa: E402
 
 
@@ -23,3 +26,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[Executor]:
+    """A pool of one thread of this process: what the networks of a figure are simulated on in tests."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool

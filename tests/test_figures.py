@@ -1,13 +1,13 @@
 """The figures in the checkout: remade byte by byte, and the committed ones still agree with the theory."""
 
-from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
+from figure_data import networks, stored
 
 import propagate as pg
 from propagate import figures
@@ -17,24 +17,6 @@ MEASURED = ("attention_gradient", "validity")  # drawn from stored measurements
 MODELS = ("architectures", "trained")  # test_model_figures.py
 TOUR = ("collapse_layers", "cosine_similarity", "phase_diagram", "twice_as_deep")  # test_figures_of_the_tour.py
 ALL = sorted((*NAMES, *MEASURED, *MODELS, *TOUR))
-
-
-@pytest.fixture(scope="module")
-def here() -> Iterator[Executor]:
-    with ThreadPoolExecutor(1) as pool:
-        yield pool
-
-
-def stored(name: str) -> xr.Dataset:
-    with xr.open_dataset(figures.ROOT / "figures" / f"{name}.nc", engine="scipy") as data:
-        return data.load()
-
-
-def networks() -> Any:
-    figures.load("skip_path")  # puts the checkout on the path
-    import figures.networks as module
-
-    return module
 
 
 def predicted(name: str, data: xr.Dataset, network: int) -> xr.Dataset:

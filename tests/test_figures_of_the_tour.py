@@ -1,12 +1,12 @@
 """The figures that answer the SpanNorm paper's own: remade byte by byte, and theory and simulation in them agree."""
 
-from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
+from figure_data import networks, stored
 
 import propagate as pg
 from propagate import figures
@@ -18,24 +18,6 @@ SMALL: dict[str, dict[str, Any]] = {  # arguments of `data` that make it quick
     "twice_as_deep": {"depth": 2, "width": 64},
 }
 NAMES = tuple(SMALL)
-
-
-@pytest.fixture(scope="module")
-def here() -> Iterator[Executor]:
-    with ThreadPoolExecutor(1) as pool:
-        yield pool
-
-
-def stored(name: str) -> xr.Dataset:
-    with xr.open_dataset(figures.ROOT / "figures" / f"{name}.nc", engine="scipy") as data:
-        return data.load()
-
-
-def networks() -> Any:
-    figures.load("skip_path")  # puts the checkout on the path
-    import figures.networks as module
-
-    return module
 
 
 def needs_torch(name: str) -> None:

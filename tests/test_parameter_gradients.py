@@ -165,7 +165,7 @@ def test_it_is_the_derivative_by_every_entry_of_every_matrix(activation: str, fu
     rms = {"gelu": math.sqrt(0.425219), "swiglu": math.sqrt(0.355775)}[activation]
     if "hidden" in model.normed:
         rms = 1.0  # the norm makes the constant that gives the FFN's output its size needless
-    stored = {"query": 0.8**0.5, "key": 0.8**0.5, "value": 1.3, "attention_out": 0.7, "ffn_out": 0.6 / rms}
+    stored = {"query": 1.0, "key": 1.0, "value": 1.3, "attention_out": 0.7, "ffn_out": 0.6 / rms}
     if "scaling" in further:
         factors = {"query": 1.5, "key": 0.7, "value": 1.2, "attention_out": 0.8, "ffn_out": 0.9}
         stored = {name: gain * factors[name] for name, gain in stored.items()} | {"ffn_in": 0.5, "ffn_gate": 0.5}

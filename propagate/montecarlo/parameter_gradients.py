@@ -3,10 +3,9 @@
 For y = x W the gradient is x^T g, g the cotangent of y, and |x^T g|^2 = sum_ts (x_t . x_s) (g_t . g_s): two small Gram
 matrices, however the sampler applies W. The gradient is with respect to the matrix as a network stores it, its entries
 of standard deviation gain / sqrt(fan_in); the map that is applied may have another gain (the value's, for instance, is
-applied with the output's). The gain of queries and keys is the square root of `logit_std` each, times that of the
-placement and the scaling; that of the FFN's output matrix includes the constant that gives the FFN's output its size,
-unless its input is normed. A normed projection has its gain too, and its gradient falls as one over it, though what
-goes forward ignores it.
+applied with the output's). `logit_std` is in no matrix: it is a constant factor on the logits. The gain of the FFN's
+output matrix includes the constant that gives the FFN's output its size, unless its input is normed. A normed
+projection has its gain too, and its gradient falls as one over it, though what goes forward ignores it.
 """
 
 from __future__ import annotations
@@ -35,9 +34,7 @@ def attention_parts(model: Model, index: int) -> tuple[list[Part], ...]:
         [('query', 8, 1.0), ('key', 8, 1.0), ('value', 8, 1.0)]
     """
     gains, width = model.gains(index), model.width
-    logit = math.sqrt(model.logit_std)
-    query, key = float(gains.query) * logit, float(gains.key) * logit
-    projections = [("query", width, query), ("key", width, key), ("value", width, float(gains.value))]
+    projections = [(name, width, float(getattr(gains, name))) for name in ("query", "key", "value")]
     return projections if model.logit_std else projections[2:], [("attention_out", width, float(gains.attention_out))]
 
 

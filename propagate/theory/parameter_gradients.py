@@ -5,11 +5,12 @@ matrices concentrate as the width grows, and cotangents are independent of what 
 expectation is fan_in fan_out (T variance grad_variance + T (T - 1) covariance grad_covariance), with the moments of
 this matrix's own input and output cotangent.
 
-The gradient is with respect to the matrix as a network stores it, with no factor outside: its entries have standard
-deviation gain / sqrt(fan_in). The gain of queries and keys is the square root of `logit_std` each, times that of the
-placement and the scaling; that of the FFN's output matrix includes the constant that gives the FFN's output its size
-(see `Model.ffn_gain`), unless its input is normed. A normed projection has its gain too, and its gradient falls as one
-over it, though what goes forward ignores it.
+The gradient is with respect to the matrix as a network stores it (the modules of `propagate.build` do): its entries
+have standard deviation gain / sqrt(fan_in), the gain being that of the model, the placement and the scaling together.
+`logit_std` is in no matrix: it is a constant factor on the logits, beside the 1 / sqrt(head size) of every attention,
+so that gradients of queries and keys are proportional to it. The gain of the FFN's output matrix includes the constant
+that gives the FFN's output its size (see `Model.ffn_gain`), unless its input is normed. A normed projection has its
+gain too, and its gradient falls as one over it, though what goes forward ignores it.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ def attention_gradients(
     else:
         norms["value"] = entries * sent["value"]
     for name in ("query", "key") if model.logit_std else ():
-        norms[name] = entries * sent[name] * value_power / (model.logit_std * _square(getattr(gains, name), name))
+        norms[name] = entries * sent[name] * value_power / _square(getattr(gains, name), name)
     return norms
 
 

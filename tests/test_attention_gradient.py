@@ -134,6 +134,15 @@ def test_tables_are_the_integrals_that_they_interpolate() -> None:
     assert found.key_cross - wide.key_cross == pytest.approx(direct[1], rel=0.01)
 
 
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_small_heads_at_wide_logits_do_not_overflow(n: int) -> None:
+    """A row of a small head may have logits far wider than expected: averages keep their bounds."""
+    overlap, cross = finite_heads._excess(8, n, 4.0, np.array([0.0, 1.0]))
+    found = softmax_averages(8, 16.0, 0.0).overlap + 16 * overlap[0] + 1 / 8
+    assert 1 / 8 < found < softmax_averages(8, 16.0, 1.0).overlap + 16 * overlap[1] + 1 / 8 < 1
+    assert np.isfinite(cross).all()
+
+
 @pytest.mark.slow
 def test_fresh_simulations_of_stored_places() -> None:
     """New networks at the corners of the grid."""

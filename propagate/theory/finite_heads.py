@@ -202,6 +202,7 @@ class _Integrals:
 
     def _rows(self, variances: Array) -> Array:
         """(rows, 3, rates, Hermite functions): of y^k exp(-y), y = rate exp(logit), for k = 0, 1, 2."""
-        y = self.rate[:, None] * np.exp(self.spread * np.sqrt(variances)[:, None, None] * self.x)
+        log_y = np.log(self.rate)[:, None] + self.spread * np.sqrt(variances)[:, None, None] * self.x
+        y = np.exp(np.minimum(log_y, 50.0))  # exp(-exp(50)) is 0
         zeroth = np.exp(-y) * self.root
         return np.asarray(np.stack([zeroth, y * zeroth, y * y * zeroth], axis=1) @ self.hermite)

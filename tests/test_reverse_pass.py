@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from covering import pairwise
 
 import propagate as pg
 from propagate.model import ACTIVATIONS
@@ -53,13 +54,11 @@ def start(model: pg.Model, backend: Backend):
     return x + 0.3  # off the axis, so that a missing mean is noticed
 
 
-@pytest.mark.parametrize("index", [1, 2])
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("logit_std", [0.0, 1.0])
-@pytest.mark.parametrize("norm", ["rms", "layer"])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("placement", PLACEMENTS)
-def test_blocks(placement, activation, norm, causal, logit_std, index, backend) -> None:
+@pytest.mark.parametrize(
+    ("placement", "activation", "norm", "logit_std", "causal", "index"),
+    pairwise(PLACEMENTS, ACTIVATIONS, ("rms", "layer"), (0.0, 1.0), (False, True), (1, 2)),
+)
+def test_blocks(placement, activation, norm, logit_std, causal, index, backend) -> None:
     size = {"depth": 3, "width": 12, "tokens": 5, "heads": 3, "ffn_ratio": 1.5}
     model = pg.Model(placement, activation=activation, norm=norm, causal=causal, logit_std=logit_std, **size)
     # ReLU is a straight line between kinks: a small step stays on one, and rounding leaves 1e-16 / step

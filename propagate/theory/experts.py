@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -80,6 +81,24 @@ Mixture = Callable[[Any], tuple[Any, Scalar, Callable[[Any, Sequence[Along]], An
 """From moments of the input, of any resolution, to those of the output less kept x; kept; and the pull."""
 
 
+@dataclass(frozen=True, slots=True)
+class MixturePull:
+    """How a cotangent at the output of a mixture, less kept x, returns to its input. Moments of any resolution.
+
+    Attributes:
+        overlap: of the routed experts' gates: sum_j w_tj w_sj of two tokens.
+        direct: by what those of the cotangent are multiplied along the experts.
+        router: from those of the cotangent, and from what it lacks, to those of what comes back through the router.
+    """
+
+    overlap: Any
+    direct: Any
+    router: Callable[[Any, Sequence[Along]], Any]
+
+    def __call__(self, g: Any, along: Sequence[Along]) -> Any:
+        return self.direct.product(g).plus(self.router(g, along))
+
+
 def lacking(cotangent: Combination, output: Atom) -> list[Along]:
     """What the cotangent lacks along sums that hold this output."""
     return [
@@ -114,10 +133,9 @@ def mixture(activation: Activation, gain_in: Scalar, gain_out: Scalar, experts: 
         output = routed.product(gates.routed).plus(_weighted(value, shared)).plus(x.product(gates.kept_spread))
         router = _weighted(routed.product(gates.routed_slope).plus(x.product(gates.kept_slope)), router_variance)
         direct = _weighted(slope, cut).product(gates.routed).plus(_weighted(slope, shared)).plus(gates.kept_spread)
-        through = direct.plus(router)
 
-        def pull(g: Moments, along: Sequence[Along]) -> Moments:
-            sent = through.product(g)
+        def through_router(g: Moments, along: Sequence[Along]) -> Moments:
+            sent = router.product(g)
             for coefficient, energy, joint in along:
                 # with F the outputs, P = 1 - z z^T / |z|^2 and z' another token's: of F P P' F' all but F F'
                 once = _weighted(routed.product(gates.along_one), 2 * routed.variance).product(energy)
@@ -127,7 +145,7 @@ def mixture(activation: Activation, gain_in: Scalar, gain_out: Scalar, experts: 
                 sent = Moments(sent.variance - lost.variance, sent.deviation - lost.deviation)
             return sent
 
-        return output, gates.kept, pull
+        return output, gates.kept, MixturePull(gates.routed, direct, through_router)
 
     return apply
 

@@ -31,7 +31,7 @@ from typing import NamedTuple
 import numpy as np
 
 from propagate.experts import Experts
-from propagate.theory.experts import Along, Mixture
+from propagate.theory.experts import Along, Mixture, MixturePull
 from propagate.theory.gram import Array, Gram
 from propagate.theory.gram_kernels import KERNELS
 from propagate.theory.gram_softmax import SEED, root
@@ -94,15 +94,14 @@ def mixture(activation: str, gain_in: float, gain_out: float, experts: Experts, 
             of_kept[..., count:] += all_gates[..., count:]
             router = router.plus(x.product(_of_vectors(of_kept)))
         direct = slope.weighted(1 / experts.split).product(overlap).plus(slope.weighted(experts.shared))
-        through = direct.plus(router.weighted(router_variance))
 
-        def pull(g: Gram, along: Sequence[Along]) -> Gram:
-            sent = through.product(g)
+        def through_router(g: Gram, along: Sequence[Along]) -> Gram:
+            sent = router.product(g).weighted(router_variance)
             for lack in along:
                 sent = sent.less(Gram.of(router_variance * _quenched(own, drawn.softmax, routed, lack)))
             return sent
 
-        return output, kept, pull
+        return output, kept, MixturePull(overlap, direct, through_router)
 
     return apply  # type: ignore[return-value]
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import reduce
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -33,7 +34,7 @@ from propagate.theory.activations import ACTIVATIONS
 from propagate.theory.gram import Array, Gram, distances
 from propagate.theory.gram_kernels import KERNELS, Kernel
 from propagate.theory.gram_softmax import Attention, Heads, heads, turns
-from propagate.theory.sublayers import size_of
+from propagate.theory.sublayers import AttentionPull, size_of
 
 Pull: TypeAlias = Callable[[Gram], Gram]
 NOTHING: frozenset[str] = frozenset()
@@ -107,18 +108,19 @@ def attention(
         seen = Projected(*(x.times(scales[name]) for name in gains))
         size = replace(kind, head_size=size_of(normed, kind.head_size))
         together = _output(heads(seen.query, seen.key, size).weights, seen.value)
-        scale = out * together.norm_scale() if "heads" in normed else out
+        inner = together.norm_scale() if "heads" in normed else 1.0
 
-        def pull(g: Gram) -> Gram:
-            drawn, g = heads(seen.query, seen.key, size), g.times(scale)
-            total = _values(drawn.weights, g).times(scales["value"])
+        def paths(g: Gram) -> dict[str, Gram]:
+            drawn, g = heads(seen.query, seen.key, size), g.times(out * inner)
+            sent = {"value": _values(drawn.weights, g).times(scales["value"])}
             if not kind.exact:
                 queries, keys = _logits(drawn, seen, g, kind)
-                total = total.plus(queries.times(scales["query"]).weighted(kind.logit_variance))
-                total = total.plus(keys.times(scales["key"]).weighted(kind.logit_variance))
-            return total
+                sent["query"] = queries.times(scales["query"]).weighted(kind.logit_variance)
+                sent["key"] = keys.times(scales["key"]).weighted(kind.logit_variance)
+            return sent
 
-        return together.times(scale), pull
+        read = together.times(inner)
+        return read.times(out), AttentionPull(read, paths, lambda g: reduce(Gram.plus, paths(g).values()))
 
     return apply
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from propagate.scaling import Gains
 from propagate.theory.activations import Activation
@@ -63,6 +64,24 @@ def ffn(activation: Activation, gains: Gains, *, centred: bool = False) -> Subla
     return apply
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionPull:
+    """How a cotangent at attention's output returns to its input, through uncorrelated paths. Moments of any resolution.
+
+    Attributes:
+        heads: of what the output matrix reads.
+        paths: from the cotangent's to those of what comes back through each projection, by name.
+        total: to those of all that comes back.
+    """
+
+    heads: Any
+    paths: Callable[[Any], dict[str, Any]]
+    total: Callable[[Any], Any]
+
+    def __call__(self, g: Any) -> Any:
+        return self.total(g)
+
+
 @lru_cache(maxsize=256)
 def attention(tokens: Scalar, logit_variance: Scalar, gains: Gains, head_size: float = math.inf) -> Sublayer:
     """Softmax self-attention over all tokens, in heads of `head_size` coordinates.
@@ -83,8 +102,10 @@ def attention(tokens: Scalar, logit_variance: Scalar, gains: Gains, head_size: f
     if tokens == 1:  # nothing to choose from: attention is a linear layer
 
         def linear(x: Moments, normed: frozenset[str] = NOTHING) -> tuple[Moments, Pull]:
-            power = out / x.variance if "heads" in normed else out * projection_powers(gains, x, normed).value
-            return _scaled(x, power), lambda g: _scaled(g, power)
+            inner = 1 / x.variance if "heads" in normed else projection_powers(gains, x, normed).value
+            heads, power = _scaled(x, inner), out * inner
+            pull = AttentionPull(heads, lambda g: {"value": _scaled(g, power)}, lambda g: _scaled(g, power))
+            return _scaled(heads, out), pull
 
         return linear
 
@@ -93,14 +114,19 @@ def attention(tokens: Scalar, logit_variance: Scalar, gains: Gains, head_size: f
     def apply(x: Moments, normed: frozenset[str] = NOTHING) -> tuple[Moments, Pull]:
         powers = projection_powers(gains, x, normed) if normed else plain
         paths = attention_paths(tokens, logit_variance * powers.query * powers.key, x, size_of(normed, head_size))
-        power = out / paths.output.variance if "heads" in normed else out * powers.value
+        inner = 1 / paths.output.variance if "heads" in normed else powers.value
+        power = out * inner
 
         def pull(g: Moments) -> Moments:
             value, query, key = paths.pull(g)
             variance = value.variance + query.variance + key.variance
             return Moments(power * variance, power * (value.deviation + query.deviation + key.deviation))
 
-        return _scaled(paths.output, power), pull
+        def by_path(g: Moments) -> dict[str, Moments]:
+            return {name: _scaled(sent, power) for name, sent in paths.pull(g)._asdict().items()}
+
+        heads = _scaled(paths.output, inner)
+        return _scaled(heads, out), AttentionPull(heads, by_path, pull)
 
     return apply
 

@@ -66,7 +66,7 @@ def ffn(activation: Activation, gains: Gains, *, centred: bool = False) -> Subla
 
 @dataclass(frozen=True, slots=True)
 class AttentionPull:
-    """How a cotangent at attention's output returns to its input, through uncorrelated paths. Moments of any resolution.
+    """How a cotangent at attention's output returns to its input. Paths are uncorrelated; moments of any resolution.
 
     Attributes:
         heads: of what the output matrix reads.

@@ -25,7 +25,7 @@ SLOPE = {
     "squared_relu": lambda x: 2 * np.maximum(x, 0.0),
     "gelu": lambda x: ndtr(x) + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi),
     "silu": lambda x: (1 + x / (1 + np.exp(x))) / (1 + np.exp(-x)),
-    "tanh": lambda x: 1 / np.cosh(x) ** 2,
+    "tanh": lambda x: np.cosh(np.clip(x, -300, 300)) ** -2,
 }
 SMOOTH = ("linear", "gelu", "silu", "tanh")
 VARIANCES = (0.05, 0.7, 1.0, 3.0, 20.0)

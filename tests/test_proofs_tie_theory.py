@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -24,15 +25,16 @@ from propagate.theory.softmax import softmax_averages
 from propagate.theory.sublayers import attention, ffn
 
 q, gamma, T, gain = sp.symbols("q gamma T g", positive=True)
-c, rho, alpha = sp.symbols("c rho alpha", positive=True)
+c, rho = sp.symbols("c rho", real=True)
+alpha = sp.Symbol("alpha", positive=True)
 DOMAIN = Domain(
     (
         Quantity(q, ""),
         Quantity(gamma, ""),
         Quantity(T, "", 2, sp.oo, integer=True),
         Quantity(gain, ""),
-        Quantity(c, "", 0, 1),
-        Quantity(rho, "", 0, 1),
+        Quantity(c, "", -1, 1),
+        Quantity(rho, "", -1, 1),
         Quantity(alpha, ""),
     )
 )
@@ -71,13 +73,24 @@ def equal_in_numbers(left: sp.Expr, right: sp.Expr, digits: int = 40) -> bool:
     return True
 
 
-ReLU, GELU = ACTIVATIONS["relu"], ACTIVATIONS["gelu"]
+ReLU, GELU, SQUARED = (ACTIVATIONS[name] for name in ("relu", "gelu", "squared_relu"))
 KERNELS: dict[str, tuple[Callable[..., Any], Callable[[sp.Expr], sp.Expr]]] = {
     "relu value": (ReLU.value, lambda r: gaussian.relu_kernel(q, r)),
     "relu slope": (ReLU.slope, lambda r: gaussian.relu_derivative_kernel(r)),
+    "squared relu slope": (SQUARED.slope, lambda r: 4 * gaussian.relu_kernel(q, r)),
     "gelu value": (GELU.value, lambda r: gaussian.gelu_kernel(q, r * q)),
     "gelu slope": (GELU.slope, lambda r: gaussian.gelu_derivative_kernel(q, r * q)),
 }
+VARIANCES, CORRELATIONS = (1e-3, 0.3, 2.41, 16, 1e3), (-1, -0.999, -0.7, 0, 0.4, 0.999, 1)
+PLACES = list(itertools.product(map(mpmath.mpf, VARIANCES), map(mpmath.mpf, CORRELATIONS)))
+
+
+def equal_over_the_domain(left: sp.Expr, right: sp.Expr) -> bool:
+    """Equal to 40 digits at variances from 1e-3 to 1e3 and correlations from -1 to 1."""
+    sides = [sp.lambdify((q, c), side, "mpmath") for side in (left, right)]
+    with mpmath.workdps(60):
+        tiny, pairs = mpmath.mpf(10) ** -40, [[side(*place) for side in sides] for place in PLACES]
+        return all(mpmath.almosteq(*pair, rel_eps=tiny, abs_eps=tiny) for pair in pairs)
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -86,9 +99,34 @@ def test_activations_closed_forms(name: str) -> None:
     theory, kernel = KERNELS[name]
     at_one, drop = map(exact, theory(q, q * (1 - c)))
     assert tied(at_one, kernel(sp.Integer(1)))
-    assert equal_in_numbers(drop, kernel(sp.Integer(1)) - kernel(c))
-    assert not equal_in_numbers(drop, kernel(sp.Integer(1)) - kernel(c**2))  # negative control
+    assert equal_over_the_domain(drop, kernel(sp.Integer(1)) - kernel(c))
+    assert not equal_over_the_domain(drop, kernel(sp.Integer(1)) - kernel(sp.Abs(c)))  # negative controls
+    assert not equal_over_the_domain(drop, kernel(sp.Integer(1)) - kernel(c) * (1 + q * sp.Rational(1, 10**9)))
     assert not tied(at_one, sp.Rational(1001, 1000) * kernel(sp.Integer(1)))
+
+
+def test_an_arcsine_that_folds_is_found_out() -> None:
+    """The difference of two arcsines in one, which is beyond a right angle where tokens point apart: GELU, once."""
+    s, a = q, c * q
+    root1, root = sp.sqrt(1 + 2 * s), sp.sqrt((1 + s) ** 2 - a**2)
+    right = sp.asin(s / (1 + s)) - sp.asin(a / (1 + s))
+    for form, ties in (
+        (2 * sp.atan((s - a) / (root1 + root)), True),
+        (sp.asin((s * root - a * root1) / (1 + s) ** 2), False),
+    ):
+        assert equal_over_the_domain(form, right) is ties
+
+
+def test_squared_relu_is_what_the_proved_kernel_of_relu_integrates_to() -> None:
+    """By Price's theorem its derivative by the covariance is 4 times ReLU's; at correlation 0 it is (q / 2)^2."""
+    at_one, drop = map(exact, SQUARED.value(q, q * (1 - c)))
+    derivative = sp.diff(-drop, c) / q
+    inside = [place for place in PLACES if -1 < place[1] < 1]
+    slope, claim = (sp.lambdify((q, c), side, "mpmath") for side in (derivative, 4 * gaussian.relu_kernel(q, c)))
+    with mpmath.workdps(60):
+        assert all(mpmath.almosteq(slope(*at), claim(*at), rel_eps=mpmath.mpf(10) ** -40) for at in inside)
+        assert not any(mpmath.almosteq(slope(*at), 1.001 * claim(*at), rel_eps=1e-6, abs_eps=0) for at in inside)
+    assert sp.simplify((at_one - drop).subs(c, 0) - (q / 2) ** 2) == 0
 
 
 def test_gelu_ratio_is_the_proved_one() -> None:

@@ -21,6 +21,7 @@ from propagate.theory.functions import (
     Scalar,
     angle,
     arcsin,
+    arctan,
     is_plain,
     is_symbolic,
     pi_like,
@@ -87,12 +88,13 @@ def _squared_relu_slope(variance: Scalar, deviation: Scalar) -> Pair:
 def _gelu_parts(variance: Scalar, deviation: Scalar) -> tuple[Scalar, ...]:
     """The pieces both closed forms share, as (value at p = q, drop) wherever a difference would cancel."""
     s, a = variance, variance - deviation
-    square_drop = deviation * (s + a)  # s^2 - a^2
-    root1, root = sqrt(1 + 2 * s), sqrt((1 + s) ** 2 - a * a)
+    square_drop = deviation * (2 * s - deviation)  # s^2 - a^2
+    root1, root = sqrt(1 + 2 * s), sqrt((1 + deviation) * (1 + 2 * s - deviation))  # (1 + s)^2 - a^2, factored
     inverse_drop = square_drop / (root1 * root * (root1 + root))  # 1/root1 - 1/root
     twice_pi = 2 * pi_like(s)
-    # arcsin x - arcsin y = arcsin((x^2 - y^2) / (x sqrt(1 - y^2) + y sqrt(1 - x^2))), x = s/(1+s), y = a/(1+s)
-    arc_drop = arcsin(square_drop / (s * root + a * root1))
+    # for angles A, B up to a right one, tan((A - B) / 2) = (sin A - sin B) / (cos A + cos B): arcsin s/(1+s) less
+    # arcsin a/(1+s), over the whole domain; the arcsine of sin(A - B) would fold A - B beyond a right angle
+    arc_drop = 2 * arctan(deviation / (root1 + root))
     quadrant1 = arcsin(s / (1 + s)) / twice_pi + 0.25
     return a, square_drop, root1, root, inverse_drop, twice_pi, quadrant1, arc_drop / twice_pi
 

@@ -58,6 +58,17 @@ def arcsin(x: Scalar) -> Scalar:
     return np.arcsin(x)
 
 
+def arctan(x: Scalar) -> Scalar:
+    """Inverse tangent."""
+    if isinstance(x, _PLAIN):
+        return math.atan(x)
+    if is_symbolic(x):
+        import sympy
+
+        return sympy.atan(x)
+    return np.arctan(x)
+
+
 def pi_like(x: Scalar) -> Scalar:
     """Pi, exact beside a SymPy expression."""
     if isinstance(x, float) or not is_symbolic(x):

@@ -19,12 +19,13 @@ import numpy as np
 from scipy.special import ndtr
 
 from propagate.theory import quadrature
-from propagate.theory.activations import silu, silu_slope, tanh_slope
+from propagate.theory.activations import ACTIVATIONS, Pair, silu, silu_slope, tanh_slope
 from propagate.theory.functions import angle, sine_less_angle_cosine
 from propagate.theory.gram import Gram, distances
 from propagate.theory.quadrature import Array, Elementwise
 
 Map = Callable[[Gram], Gram]
+ALIKE = 1e-8  # relative difference of two variances whose square is below rounding
 
 
 @dataclass(frozen=True)
@@ -155,10 +156,14 @@ def _by_plane(f: Elementwise) -> Map:
     return apply
 
 
-def _closed(pair: Callable[[Array, Array, Array], Array]) -> Map:
+def _closed(pair: Callable[[Array, Array, Array], Array], of_one_variance: Callable[[Array, Array], Pair]) -> Map:
+    """A closed form, whose drop for tokens of one variance has a form of its own, without cancellation."""
+
     def apply(u: Gram) -> Gram:
-        matrix = pair(u.variance[..., :, None], u.variance[..., None, :], u.matrix)
-        return Gram(matrix, np.maximum(distances(matrix), 0.0))
+        s, t = u.variance[..., :, None], u.variance[..., None, :]
+        matrix = pair(s, t, u.matrix)
+        drop = of_one_variance((s + t) / 2, u.deviation)[1]
+        return Gram(matrix, np.where(abs(s - t) < ALIKE * s, drop, np.maximum(distances(matrix), 0.0)))
 
     return apply
 
@@ -200,7 +205,11 @@ def _gelu_slope(x: Array) -> Array:
 
 
 _SILU = smooth(silu, silu_slope)
-_GELU = Kernel(_by_series(_gelu, _closed(gelu_pair)), _by_series(_gelu_slope, _closed(gelu_slope_pair)))
+_PAIRS = ACTIVATIONS["gelu"]
+_GELU = Kernel(
+    _by_series(_gelu, _closed(gelu_pair, _PAIRS.value)),
+    _by_series(_gelu_slope, _closed(gelu_slope_pair, _PAIRS.slope)),
+)
 KERNELS = {
     "linear": Kernel(_same, _ones),
     "relu": Kernel(_relu_value, _relu_slope),

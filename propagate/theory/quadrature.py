@@ -144,7 +144,7 @@ def drop_on_plane(f: Elementwise, first: float, second: float, deviation: float)
     # given half the difference, the half sum is Gaussian about a multiple of it
     slope = (first - second) / (2 * deviation)
     half_sum, sum_weight = _gaussian(max((first + second - deviation - slope * slope * deviation) / 2, 0.0))
-    half_difference, difference_weight = _gaussian(deviation / 2)
+    half_difference, difference_weight = _gaussian(deviation / 2, moved=1 + abs(slope))
     drop = 0.0
     for h, one in zip(half_difference, difference_weight, strict=True):
         s = half_sum + slope * h
@@ -152,12 +152,15 @@ def drop_on_plane(f: Elementwise, first: float, second: float, deviation: float)
     return drop
 
 
-def _gaussian(variance: float) -> tuple[Array, Array]:
-    """Points and weights of the trapezoid rule for a centred Gaussian of this variance."""
+def _gaussian(variance: float, *, moved: float = 1.0) -> tuple[Array, Array]:
+    """Points and weights of the trapezoid rule for a centred Gaussian of this variance.
+
+    `moved` is how far a pre-activation moves with it: steps of the pre-activation are what must be small.
+    """
     if variance <= 0:
         return np.zeros(1), np.ones(1)
     deviation = math.sqrt(variance)
-    step = min(_STEP, deviation / 3)
+    step = min(_STEP / moved, deviation / 3)
     points = np.arange(-math.ceil(_TAIL * deviation / step), math.ceil(_TAIL * deviation / step) + 1) * step
     weight = np.exp(-points * points / (2 * variance))
     return points.astype(float), weight / weight.sum()

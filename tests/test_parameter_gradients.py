@@ -16,6 +16,7 @@ from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.parameter_gradients import RecordedBlock, recorded
 from propagate.montecarlo.samplers import Pull, dense
 from propagate.scaling import Gains
+from propagate.theory import network
 from propagate.theory import parameter_gradients as theory
 
 HOST = choose_backend("numpy")
@@ -75,16 +76,21 @@ def test_theory_and_simulation_agree(name: str) -> None:
 
 def test_a_gradient_that_forgets_an_inner_norm_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a normed projection's matrix sees is another cotangent and, for what reads it, another input."""
+    ffn, attention = theory.ffn_gradients, theory.attention_gradients
+
+    def forgetful(model: pg.Model, gains: Gains, x: Any, g: Any, *args: Any) -> Any:
+        pull: Any = network.block_of(model, 1).attention_map(x, frozenset())[1]
+        return attention(model, gains, x, g, pull, pull.paths(g), frozenset())
+
     for case, known in (
         ("queries, keys and values normed", ["query", "key", "value", "attention_out"]),
         ("heads and hidden units normed", ["value", "ffn_in", "ffn_out"]),
     ):
         said, seen = both(case)
         with monkeypatch.context() as patched:
-            for name in ("attention_gradients", "ffn_gradients"):
-                right = getattr(theory, name)
-                patched.setattr(theory, name, lambda *args, right=right, **size: right(*args[:-1], **size))
             model, options = CASES[case]
+            patched.setattr(theory, "ffn_gradients", lambda *args: ffn(*args[:-1]))
+            patched.setattr(theory, "attention_gradients", forgetful)
             wrong = pg.predict(model, parameter_gradients=True, **options, **start_of(model))
         quantities = [f"param_grad[{name}]" for name in known]
         judged = pg.compare(said.assign(param_grad=wrong.param_grad), seen).agrees.sel(quantity=quantities)
@@ -181,7 +187,7 @@ def test_collapsed_tokens_lose_no_digits() -> None:
     g = random.standard_normal((2, 5, 8))
     g -= g.mean(axis=1, keepdims=True)
     found: list[Any] = []
-    sampler = recorded(dense(Normals(HOST, 0, range(2))), np, lambda _: [("w", 8, 1.0)], lambda _, n: found.append(n))
+    sampler = recorded(dense(Normals(HOST, 0, range(2))), np, iter([[("w", 8, 1.0)]]), lambda _, n: found.append(n))
     sampler(x, 64, 8)[1](g)
     exact = (np.einsum("dti,dto->dio", x - 1.0, g) ** 2).sum(axis=(1, 2))
     naive = ((x @ x.swapaxes(1, 2)) * (g @ g.swapaxes(1, 2))).sum(axis=(1, 2))
@@ -259,16 +265,6 @@ def test_blocks_that_are_run_twice_are_recorded_once() -> None:
     assert whole.variance.dims == ("block", "stream")
 
 
-def test_tokens_that_are_not_exchangeable_are_simulated_and_not_predicted() -> None:
-    model = pg.Model("prenorm", depth=2, width=32, tokens=4, heads=2, causal=True)
-    seen = pg.simulate(model, draws=3, seed=1, backend="numpy", parameter_gradients=True)
-    assert np.isfinite(seen.param_grad[1:]).all()
-    for start in ({}, {"gram": np.eye(4)}):
-        exchangeable = dataclasses.replace(model, causal=not start)
-        with pytest.raises(pg.ModelError, match="parameter_gradients must be False for predict where tokens are not"):
-            pg.predict(exchangeable, parameter_gradients=True, **start)
-
-
 def test_starts_over_an_array() -> None:
     model = pg.Model("prenorm", depth=2, tokens=4, logit_std=0.0)
     said = pg.predict(model, covariance=xr.DataArray([0.0, 0.5], dims="start"), parameter_gradients=True)
@@ -285,14 +281,9 @@ def test_a_gain_of_zero_is_refused_before_any_work() -> None:
         pg.predict(model, parameter_gradients=1)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("field", [{"experts": pg.Experts(4)}, {"dropout": 0.1}, {"key_value_heads": 2}])
-def test_what_has_other_matrices_is_refused(field: dict[str, Any]) -> None:
-    model = pg.Model("prenorm", depth=2, **field)
-    (name,) = field
-    for refused in (
-        lambda: pg.predict(model, parameter_gradients=True),
-        lambda: pg.simulate(model, draws=2, parameter_gradients=True),
-        lambda: pg.predict(model, fluctuations=True),
-    ):
-        with pytest.raises(pg.ModelError, match=f"needs {name}="):
-            refused()
+def test_as_many_key_value_heads_as_heads_are_plain() -> None:
+    model = pg.Model("prenorm", depth=1, width=64, tokens=4, heads=4)
+    alike = dataclasses.replace(model, key_value_heads=4)
+    for verb in ({"parameter_gradients": True}, {"fluctuations": True}):
+        xr.testing.assert_equal(pg.predict(alike, **verb), pg.predict(model, **verb))
+    assert bool((pg.simulate(alike, draws=2, parameter_gradients=True).param_grad[1:] > 0).all())

@@ -11,13 +11,13 @@ projection has its gain too, and its gradient falls as one over it, though what 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from propagate.model import Model, ModelError, check_plain
+from propagate.model import Model, ModelError
 from propagate.montecarlo.backend import Array
-from propagate.montecarlo.blocks import MATRICES, Block
+from propagate.montecarlo.blocks import Block
 from propagate.montecarlo.operators import GATED, output_rms
 from propagate.montecarlo.pulls import Pull
 from propagate.montecarlo.samplers import Sampler
@@ -29,12 +29,13 @@ Part = tuple[str, int, float]
 def attention_parts(model: Model, index: int) -> tuple[list[Part], ...]:
     """The attention's matrices at block `index`, for each linear map that it applies.
 
-    Example:
-        >>> attention_parts(Model("prenorm", depth=1, width=8, heads=2), 1)[0]
-        [('query', 8, 1.0), ('key', 8, 1.0), ('value', 8, 1.0)]
+    Example: two heads share keys and values.
+        >>> attention_parts(Model("prenorm", depth=1, width=8, heads=2, key_value_heads=1), 1)[0]
+        [('query', 8, 1.0), ('key', 4, 1.0), ('value', 4, 1.0)]
     """
-    gains, width = model.gains(index), model.width
-    projections = [(name, width, float(getattr(gains, name))) for name in ("query", "key", "value")]
+    gains, width, shared = model.gains(index), model.width, model.width // model.heads * model.kv_heads
+    sizes = {"query": width, "key": shared, "value": shared}
+    projections = [(name, size, float(getattr(gains, name))) for name, size in sizes.items()]
     return projections if model.logit_std else projections[2:], [("attention_out", width, float(gains.attention_out))]
 
 
@@ -51,23 +52,51 @@ def ffn_parts(model: Model, index: int, normed: Collection[str] = ()) -> tuple[l
     return [(name, model.hidden, float(gains.ffn_in)) for name in names], [("ffn_out", model.width, out)]
 
 
+def experts_parts(model: Model, index: int) -> tuple[list[Part], ...]:
+    """The matrices of a mixture at block `index`, for each linear map that it applies; all experts of a kind are one.
+
+    Example:
+        >>> from propagate.experts import Experts
+        >>> experts_parts(Model("prenorm", depth=1, width=8, experts=Experts(4), activation="linear"), 1)
+        ([('router', 4, 1.0)], [('ffn_in', 128, 1.0)], [('ffn_out', 8, 2.0)])
+    """
+    gains, experts, hidden = model.gains(index), model.experts, model.hidden
+    assert experts is not None
+    kinds, cut, gain = ("gate", "in") if model.activation in GATED else ("in",), hidden // experts.split, gains.ffn_in
+    out, count = float(gains.ffn_out) / output_rms(model.activation), experts.routed
+    # one after another, the gate's columns of an expert beside its other ones; entries of an output matrix are as in
+    # an uncut dense FFN, whatever its number of rows
+    routed = [(f"ffn_{kind}", cut, float(gain)) for kind in kinds] * count
+    if len(kinds) == 1:
+        routed = [("ffn_in", cut * count, float(gain))]
+    found = [
+        [("router", experts.candidates, experts.router_std)],
+        routed,
+        [("ffn_out", model.width, out * math.sqrt(count * cut / hidden))],
+    ]
+    if experts.shared:  # applied as one FFN, whose output is multiplied by the root of their number
+        found.append([(f"shared_{kind}", experts.shared * hidden, float(gain)) for kind in kinds])
+        found.append([("shared_out", model.width, out * math.sqrt(experts.shared))])
+    return tuple(found)
+
+
 def matrices(model: Model) -> list[str]:
     """Names of a block's matrices.
 
     Raises:
-        ModelError: for a gain of 0, whose matrix the simulation never meets; for experts, dropout, shared keys.
+        ModelError: for a gain of 0, whose matrix the simulation never meets.
 
     Example:
         >>> matrices(Model("prenorm", depth=1, logit_std=0.0))
         ['value', 'attention_out', 'ffn_in', 'ffn_out']
     """
-    check_plain("parameter_gradients", model)
+    of_ffn = ffn_parts if model.experts is None else experts_parts
     for index in range(1, model.depth + 1):
-        parts = [part for of_map in (*attention_parts(model, index), *ffn_parts(model, index)) for part in of_map]
+        parts = [part for of_map in (*attention_parts(model, index), *of_ffn(model, index)) for part in of_map]
         for name, _, gain in parts:
             if gain == 0:
                 raise ModelError(f"parameter_gradients needs gains that are not 0, got 0 for {name} of block {index}")
-    return [name for name, _, _ in parts]
+    return list(dict.fromkeys(name for name, _, _ in parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,24 +117,27 @@ class RecordedBlock:
         return self._recording(attention_parts(self.block.model, self.block.index)).attention(x, normed)
 
     def ffn(self, x: Any, normed: Sequence[str] = ()) -> Any:
-        inside = self.block.model.inner_norms("ffn", normed)
-        return self._recording(ffn_parts(self.block.model, self.block.index, inside)).ffn(x, normed)
+        model, index = self.block.model, self.block.index
+        inside = model.inner_norms("ffn", normed)
+        parts = ffn_parts(model, index, inside) if model.experts is None else experts_parts(model, index)
+        return self._recording(parts).ffn(x, normed)
 
     def _recording(self, parts: tuple[list[Part], ...]) -> Block:
         def note(name: str, norm: Array) -> None:
             self.norms[name] = self.norms[name] + norm if name in self.norms else norm
 
-        xp = self.block.backend.xp
-        return replace(self.block, sampler=recorded(self.block.sampler, xp, lambda site: parts[site % MATRICES], note))
+        return replace(self.block, sampler=recorded(self.block.sampler, self.block.backend.xp, iter(parts), note))
 
 
-def recorded(
-    sampler: Sampler, xp: Any, parts: Callable[[int], list[Part]], note: Callable[[str, Array], None]
-) -> Sampler:
-    """The sampler, which notes the squared norm of the gradient of each part of a matrix when its pull is called."""
+def recorded(sampler: Sampler, xp: Any, parts: Iterator[list[Part]], note: Callable[[str, Array], None]) -> Sampler:
+    """The sampler, which notes the squared norm of the gradient of each part of a matrix when its pull is called.
+
+    `parts` are those of the matrices in the order in which they are applied.
+    """
 
     def apply(x: Array, site: int, fan_out: int, gain: float = 1.0) -> tuple[Array, Pull]:
-        known = sum(width for _, width, _ in parts(site))
+        of_matrix = next(parts)
+        known = sum(width for _, width, _ in of_matrix)
         if known != fan_out:  # a sublayer has changed and its parts have not
             raise ValueError(f"the matrix at site {site} has {fan_out} columns, its parts {known}")
         y, pull = sampler(x, site, fan_out, gain)
@@ -113,7 +145,7 @@ def recorded(
 
         def recording_pull(g: Array) -> Array:
             start = 0
-            for name, width, stored in parts(site):
+            for name, width, stored in of_matrix:
                 norm = (gram * _gram(xp, g[..., start : start + width])).sum(axis=(-1, -2))
                 note(name, norm * (gain / stored) ** 2)
                 start += width

@@ -107,24 +107,27 @@ def call_allowances(forward: Array, width: int) -> Array:
     return np.concatenate([[np.nan], entering[:-1] + NO_SKIP * DRIFT / width])
 
 
-def matrix_allowances(forward: Array, back: Array, model: Model, matrices: Sequence[str]) -> Array:
+def matrix_allowances(
+    forward: Array, back: Array, model: Model, matrices: Sequence[str], *, wide: bool = False
+) -> Array:
     """Relative allowance of `param_grad`, of shape (blocks, ..., matrices).
 
     A matrix's gradient depends on the forward moments up to its block's output and on the cotangents from there on.
     Queries' and keys' are proportional to the square of the deviation, whose arithmetic mean is off by four times as
     much; they meet the token Gram matrix squared, whose entries off the diagonal fluctuate by 1 / sqrt(width): tokens
-    / width more; and they alone notice, at leading order, that a head has few coordinates: logit_std^2 / head size, the
-    gains of queries and keys included.
+    / width more; and they alone notice, at leading order, that a head has few coordinates where it was taken for wide:
+    logit_std^2 / head size, the gains of queries and keys included.
     (Measured, one block: half of that. Gram matrices of 8 tokens at width 96: +0.08 against 8 / 96.)
 
     Args:
         forward, back: allowances of the variance and of that of the gradient, blocks along the first axis.
         model: the network.
         matrices: names, in order.
+        wide: whether heads were taken for wide.
     """
     logits = [model.logit_std * gains.query * gains.key for gains in map(model.gains, range(1, model.depth + 1))]
     squares = np.square([logits[0], *logits], dtype=float).reshape(-1, *(1,) * (forward.ndim - 1))
     of_block = np.full_like(forward, np.nan)
     of_block[1:] = forward[1:] + back[:-1]
-    of_logits = 3 * forward + (model.tokens + squares * model.heads) / model.width
+    of_logits = 3 * forward + (model.tokens + squares * (model.heads if wide else 0)) / model.width
     return np.stack([of_block + of_logits * (name in ("query", "key")) for name in matrices], axis=-1)

@@ -35,6 +35,7 @@ class Kernel:
     Attributes:
         value: Gram of u -> Gram of phi(u).
         slope: Gram of u -> Gram of phi'(u), by which the cotangents' second moments are multiplied entry by entry.
+        gate: for a gated activation, that of its gate.
 
     Example:
         >>> KERNELS["relu"].value(Gram.of([[1.0, 0.0], [0.0, 4.0]])).matrix.round(4).tolist()
@@ -43,6 +44,7 @@ class Kernel:
 
     value: Map
     slope: Map
+    gate: Kernel | None = None
 
 
 def _same(u: Gram) -> Gram:
@@ -193,6 +195,7 @@ def gated(kernel: Kernel) -> Kernel:
     return Kernel(
         lambda u: u.product(kernel.value(u)),
         lambda u: kernel.value(u).plus(u.product(kernel.slope(u))),
+        gate=kernel,
     )
 
 

@@ -64,7 +64,7 @@ def ffn(activation: str, gain_in: float, gain_out: float, *, centred: bool = Fal
         value = kernel.value(before)
         scale: Any = plain**-0.5
         if "hidden" in normed:
-            value = value.less(_of_means(kernel, before)) if centred else value
+            value = value.less(of_means(kernel, before)) if centred else value
             scale = value.norm_scale()
 
         def pull(g: Gram) -> Gram:
@@ -75,7 +75,7 @@ def ffn(activation: str, gain_in: float, gain_out: float, *, centred: bool = Fal
     return apply
 
 
-def _of_means(kernel: Kernel, u: Gram) -> Gram:
+def of_means(kernel: Kernel, u: Gram) -> Gram:
     """Gram matrix of E phi(u_t): that of phi at two copies of the tokens which know nothing of each other."""
     tokens = u.matrix.shape[-1]
     copies = np.zeros((*u.matrix.shape[:-2], 2 * tokens, 2 * tokens))

@@ -2,8 +2,8 @@
 
 For y = x W the gradient is x^T g, g the cotangent of y, and |x^T g|^2 = sum_ts (x_t . x_s) (g_t . g_s). Both Gram
 matrices concentrate as the width grows, and cotangents are independent of what was passed forward, so that the
-expectation is fan_in fan_out (T variance grad_variance + T (T - 1) covariance grad_covariance), with the moments of
-this matrix's own input and output cotangent.
+expectation is fan_in fan_out sum_ts K_ts Gamma_ts, with the second moments of this matrix's own input and output
+cotangent: fan_in fan_out (T variance grad_variance + T (T - 1) covariance grad_covariance) for exchangeable tokens.
 
 The gradient is with respect to the matrix as a network stores it (the modules of `propagate.build` do): its entries
 have standard deviation gain / sqrt(fan_in), the gain being that of the model, the placement and the scaling together.
@@ -15,137 +15,185 @@ gain too, and its gradient falls as one over it, though what goes forward ignore
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import reduce
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from propagate.model import Model, ModelError
-from propagate.placement import join, split
 from propagate.scaling import Gains
+from propagate.table import BY_MATRIX
 from propagate.theory.activations import ACTIVATIONS, Activation
-from propagate.theory.blocks import Block, State, Stream, Sublayer
+from propagate.theory.blocks import Block, Tape
+from propagate.theory.experts import Along, MixturePull
+from propagate.theory.finite_width import matrix_allowances
 from propagate.theory.functions import Scalar
-from propagate.theory.moments import Combination, Joint, Moments, correlated
-from propagate.theory.network import Path, block_of
-from propagate.theory.sublayers import NOTHING, attention_paths, projection_powers, size_of
+from propagate.theory.gram import Gram
+from propagate.theory.gram_kernels import KERNELS, Kernel
+from propagate.theory.gram_sublayers import of_means
+from propagate.theory.moments import Moments
+from propagate.theory.sublayers import NOTHING, AttentionPull
 
-Norms = dict[str, Scalar]
-MATRICES = ("query", "key", "value", "attention_out", "ffn_gate", "ffn_in", "ffn_out")
+Array = NDArray[np.float64]
+Norms = dict[str, Any]
+"""A number for each matrix, or one a replica."""
+PROJECTIONS = ("query", "key", "value")
+FFN = ("gate", "in", "out")
+MATRICES = (*PROJECTIONS, "attention_out", "router", *(f"ffn_{part}" for part in FFN), *(f"shared_{p}" for p in FFN))
 
 
-def parameter_gradients(model: Model, path: Path, head_size: float | None = None) -> dict[str, list[Scalar]]:
-    """Expected squared Frobenius norms of the gradients of every block's matrices.
-
-    Args:
-        model: the network.
-        path: its moments.
-        head_size: stands in for the model's own.
-
-    Returns:
-        A list over blocks 1 ... depth for each matrix; of a matrix that a block has more than once, the sum; 0 where a
-        block has none.
+class MatrixGradients:
+    """Sees, along one prediction, what every weight matrix reads and the cotangent of what it gives.
 
     Example: a linear FFN alone, on one token; both matrices see unit moments.
-        >>> from propagate.placements import PreNorm
-        >>> from propagate.theory.network import propagate_moments
+        >>> from functools import partial
+        >>> from propagate.theory.network import block_of, propagate_moments
         >>> model, unit = Model("prenorm", 1, width=8, tokens=1, heads=1, activation="linear"), Moments(1.0, 0.0)
-        >>> found = parameter_gradients(model, propagate_moments(model, unit, unit))
-        >>> round(found["ffn_out"][0], 9)
+        >>> seen = MatrixGradients(model)
+        >>> path = propagate_moments(model, unit, unit, block_at=seen.block_at(partial(block_of, model)))
+        >>> round(seen.norms()["ffn_out"][0], 9)
         256.0
     """
-    of_blocks = [
-        _of_block(
-            model,
-            index,
-            head_size or model.head_size,
-            State(path.forward[index - 1], path.layouts[index - 1]),
-            path.backward[index],
-        )
-        for index in range(1, model.depth + 1)
-    ]
-    used = [name for name in MATRICES if any(name in norms for norms in of_blocks)]
-    return {name: [norms.get(name, 0.0) for norms in of_blocks] for name in used}
+
+    def __init__(self, model: Model, *, wide: bool = False) -> None:
+        """`wide`: whether heads are taken for wide."""
+        self.model, self.wide = model, wide
+        self._blocks: dict[int, Norms] = defaultdict(dict)
+
+    def block_at(self, make: Callable[[int], Block]) -> Callable[[int], Block]:
+        """Blocks whose sublayers tell this what their matrices see while cotangents return."""
+        return lambda index: self._observed(make(index), self.model.gains(max(index, 1)), self._blocks[index])
+
+    @property
+    def names(self) -> list[str]:
+        """The matrices, in order."""
+        return list(self.norms())
+
+    def columns(self, found: dict[str, Array], shape: tuple[int, ...], *, several: bool) -> dict[str, Array]:
+        """`param_grad`, an array (block, *shape, matrix), and its allowance.
+
+        Args:
+            found: the table's other columns, of several streams with these along the second axis.
+            shape: of the starts, or of the replicas.
+            several: whether there are several streams.
+        """
+        norms = [[np.full(shape, np.nan), *of_blocks] for of_blocks in self.norms().values()]
+        stacked = np.stack([[np.broadcast_to(norm, shape) for norm in of_matrix] for of_matrix in norms], axis=-1)
+        drifts = (found[f"{name}_allowance"] for name in ("variance", "grad_variance"))
+        forward, back = (np.nanmax(drift, axis=1) if several else drift for drift in drifts)
+        allowed = matrix_allowances(forward, back, self.model, self.names, wide=self.wide)
+        return {BY_MATRIX: stacked.astype(float), f"{BY_MATRIX}_allowance": allowed}
+
+    def norms(self) -> dict[str, list[Any]]:
+        """Expected squared Frobenius norms of the gradients of every block's matrices.
+
+        Returns:
+            A list over blocks 1 ... depth for each matrix; of a matrix that a block has more than once, the sum; 0
+            where a block has none. Of experts, all together.
+        """
+        of_blocks = [self._blocks[index] for index in range(1, self.model.depth + 1)]
+        used = [name for name in MATRICES if any(name in norms for norms in of_blocks)]
+        return {name: [norms.get(name, 0.0) for norms in of_blocks] for name in used}
+
+    def _observed(self, block: Block, gains: Gains, total: Norms) -> Block:
+        model = self.model
+
+        def note(norms: Norms) -> None:
+            for name, norm in norms.items():
+                total[name] = total.get(name, 0.0) + norm
+
+        def attention(x: Any, normed: frozenset[str]) -> Any:
+            pull: Any
+            output, pull = block.attention_map(x, normed)
+
+            def observing(g: Any) -> Any:
+                sent = pull.paths(g)
+                note(attention_gradients(model, gains, x, g, pull, sent, normed))
+                return reduce(lambda a, b: a.plus(b), sent.values())
+
+            return output, observing
+
+        def ffn(x: Any, normed: frozenset[str]) -> Any:
+            output, pull = block.ffn_map(x, normed)
+
+            def observing(g: Any) -> Any:
+                note(ffn_gradients(model, gains, x, g, normed))
+                return pull(g)
+
+            return output, observing
+
+        def experts(x: Any) -> Any:
+            assert block.experts_map is not None
+            pull: Any
+            output, kept, pull = block.experts_map(x)
+
+            def observing(g: Any, along: Sequence[Along]) -> Any:
+                note(experts_gradients(model, gains, x, g, pull, along))
+                return pull(g, along)
+
+            return output, kept, observing
+
+        mixture = None if block.experts_map is None else experts
+        # the pull must see the cotangents that arrive: no two modes stand for them
+        return replace(block, attention_map=attention, ffn_map=ffn, experts_map=mixture, tape=Tape(lacking=True))
 
 
-def _of_block(model: Model, index: int, head_size: float, entering: State, leaving: Joint) -> Norms:
-    """A block's equations again, its sublayers observed while its cotangents return."""
-    block, gains, total = block_of(model, index, head_size), model.gains(index), dict[str, Scalar]()
+def frobenius(tokens: int, x: Any, g: Any) -> Any:
+    """Per entry of the matrix: the sum over pairs of tokens of the products of their second moments.
 
-    def observed(sublayer: Sublayer, norms: Callable[..., Norms]) -> Sublayer:
-        def apply(x: Moments, normed: frozenset[str]) -> tuple[Moments, Callable[[Moments], Moments]]:
-            output, pull = sublayer(x, normed)
-
-            def observing_pull(g: Moments) -> Moments:
-                for name, norm in norms(model, gains, x, g, normed).items():
-                    total[name] = total.get(name, 0.0) + norm
-                returned: Moments = pull(g)
-                return returned
-
-            return output, observing_pull
-
-        return apply
-
-    block = replace(
-        block,
-        attention_map=observed(block.attention_map, partial(attention_gradients, head_size=head_size)),
-        ffn_map=observed(block.ffn_map, ffn_gradients),
-    )
-    _pull(model.equations.block, block, entering, leaving)
-    return total
-
-
-def _pull(equations: Callable[[Any, Block], Any], block: Block, entering: State, leaving: Joint) -> None:
-    """Read the equations and send the cotangents back, once: every sublayer sees the one that arrives at it."""
-    sources = [Stream(Combination.of(atom), block.tape) for atom in correlated(entering.joint)]
-    streams, _ = split(equations(join(sources, entering.layout), block), Stream)
-    block.tape.pull(streams, [Combination.of(atom) for atom in correlated(leaving)], sources)
-    block.tape.steps.clear()
-
-
-def frobenius(tokens: int, x: Moments, g: Moments) -> Scalar:
-    """Per entry of the matrix: T variance grad_variance + T (T - 1) covariance grad_covariance.
-
-    Example: independent tokens.
+    Example: independent tokens, at both resolutions.
         >>> frobenius(3, Moments(1.0, 1.0), Moments(2.0, 2.0))
         6.0
+        >>> import numpy as np
+        >>> float(frobenius(3, Gram.of(np.eye(3)), Gram.of(2 * np.eye(3))))
+        6.0
     """
+    if isinstance(x, Gram):
+        return (x.matrix * g.matrix).sum(axis=(-1, -2))
     return tokens * (x.variance * g.variance + (tokens - 1) * x.covariance * g.covariance)
 
 
-def attention_gradients(
-    model: Model, gains: Gains, x: Moments, g: Moments, normed: frozenset[str] = NOTHING, *, head_size: float
-) -> Norms:
-    """Of the attention's matrices, from the moments of its input and of the cotangent at its output.
+def frobenius_of_differences(tokens: int, x: Any, g: Any) -> Any:
+    """The same of a cotangent that sums to zero over tokens: differences of tokens alone count, however small.
 
-    A projection's own cotangent is that which it sends back to the input over the variance of its matrix. Of a normed
-    one it is smaller by that matrix's gain, which the norm takes out.
+    Example:
+        >>> frobenius_of_differences(2, Moments(1.0, 1e-20), Moments(1.0, 2.0))
+        2e-20
+        >>> import numpy as np
+        >>> x = Gram.exchangeable(1.0, 1e-20, 2)
+        >>> float(frobenius_of_differences(2, x, Gram.of([[1.0, -1.0], [-1.0, 1.0]])))
+        2e-20
+    """
+    if isinstance(x, Gram):
+        return -(x.deviation * g.matrix).sum(axis=(-1, -2))
+    return (tokens - 1) * x.deviation * g.deviation
+
+
+def attention_gradients(
+    model: Model, gains: Gains, x: Any, g: Any, pull: AttentionPull, sent: dict[str, Any], normed: frozenset[str]
+) -> Norms:
+    """Of the attention's matrices, from the moments of its input, of the cotangent at its output and of what returns.
+
+    A projection's own cotangent is that which it sends back to the input over the variance of its matrix, also where a
+    norm follows. Heads that share keys and values add up their cotangents, which are uncorrelated: the matrix is
+    smaller, and the sum over its entries the same.
 
     Raises:
-        ModelError: for a gain of 0 where a gradient is one over it.
+        ModelError: for a gain of 0, over which no cotangent can be found again.
     """
     tokens, entries = model.tokens, model.width**2
-    powers = projection_powers(gains, x, normed)
-    g_heads = g.times(gains.attention_out)
-    if tokens == 1:  # the one weight is 1 whatever the logits
-        output, sent = x, {"value": frobenius(1, x, g_heads)}
-        if model.logit_std:
-            sent |= {"query": 0.0 * x.variance, "key": 0.0 * x.variance}
-    else:
-        paths = attention_paths(tokens, model.logit_std**2 * powers.query * powers.key, x, size_of(normed, head_size))
-        output, through = paths.output, paths.pull(g_heads)
-        sent = {"value": frobenius(tokens, x, through.value)}
-        if model.logit_std:
-            sent["query"] = frobenius(tokens, x, through.query)
-            sent["key"] = (tokens - 1) * x.deviation * through.key.deviation  # they sum to zero over tokens
-    value_power = 1 / output.variance if "heads" in normed else powers.value
-    norms = {"attention_out": entries * frobenius(tokens, Moments(*(value_power * m for m in output)), g)}
-    if normed & {"value", "heads"}:
-        norms["value"] = entries * sent["value"] * value_power / _square(gains.value, "value")
-    else:
-        norms["value"] = entries * sent["value"]
-    for name in ("query", "key") if model.logit_std else ():
-        norms[name] = entries * sent[name] * value_power / _square(getattr(gains, name), name)
+    norms = {"attention_out": entries * frobenius(tokens, pull.heads, g)}
+    for name in PROJECTIONS if model.logit_std else ("value",):
+        # what the keys receive sums to zero over tokens, unless each is turned or stretched by itself
+        balanced = name == "key" and name not in normed and model.rope is None
+        of = frobenius_of_differences if balanced else frobenius
+        found = of(tokens, x, sent[name]) if name in sent else 0.0 * frobenius(tokens, x, g)
+        norms[name] = entries * found / _square(getattr(gains, name), name)
     return norms
 
 
@@ -155,38 +203,76 @@ def _square(gain: Scalar, name: str) -> Scalar:
     return gain * gain
 
 
-def ffn_gradients(model: Model, gains: Gains, x: Moments, g: Moments, normed: frozenset[str] = NOTHING) -> Norms:
+def ffn_gradients(model: Model, gains: Gains, x: Any, g: Any, normed: frozenset[str] = NOTHING) -> Norms:
     """Of the FFN's matrices, from the moments of its input and of the cotangent at its output.
 
     The cotangent at a hidden unit is smaller by width / hidden than that at the output, and there are hidden / width
     as many entries: the hidden width appears in the output matrix alone.
     """
-    activation, tokens = ACTIVATIONS[model.activation], model.tokens
-    before = x.times(gains.ffn_in)
-    value, drop = activation.value(*before)
+    kernel, before = _kernel(model, x), x.times(gains.ffn_in)
+    after = kernel.value(before)
+    scale: Any = _size(model)
     if "hidden" in normed:  # a LayerNorm also takes the mean over hidden units out
-        left = activation.value(before.variance, before.variance)[1] if model.norm == "layer" else value
-        after, scale = Moments(1.0, drop / left), 1 / left
-    else:
-        after, scale = Moments(value, drop), 1 / activation.value(1.0, 0.0)[0]
-    hidden = g.times(gains.ffn_out).scaled(scale, 1.0)
-    norms = {"ffn_out": model.hidden * model.width * frobenius(tokens, after, g)}
-    for name, slope in _slopes(activation, before).items():
-        at_unit = Moments(
-            slope.variance * hidden.variance, slope.variance * hidden.deviation + slope.deviation * hidden.covariance
-        )
-        norms[name] = model.width**2 * frobenius(tokens, x, at_unit)
+        scale = (_less_mean(kernel, before, after) if model.norm == "layer" else after).norm_scale()
+        after = (_less_mean(kernel, before, after) if model.norm == "layer" else after).times(scale)
+    norms = {"ffn_out": model.hidden * model.width * frobenius(model.tokens, after, g)}
+    hidden = g.times(gains.ffn_out * scale)
+    for name, slope in _slopes(kernel, before).items():
+        norms[name] = model.width**2 * frobenius(model.tokens, x, slope.product(hidden))
     return norms
 
 
-def _slopes(activation: Activation, before: Moments) -> dict[str, Moments]:
-    """What multiplies the cotangent on its way into each input matrix: E s_t^2, and its drop to E s_t s_s."""
-    if activation.gate is None:
-        return {"ffn_in": Moments(*activation.slope(*before))}
-    slope, value = Moments(*activation.gate.slope(*before)), Moments(*activation.gate.value(*before))
-    return {
-        "ffn_in": value,
-        "ffn_gate": Moments(
-            slope.variance * before.variance, slope.variance * before.deviation + slope.deviation * before.covariance
-        ),
-    }
+def experts_gradients(model: Model, gains: Gains, x: Any, g: Any, pull: MixturePull, along: Sequence[Along]) -> Norms:
+    """Of the matrices of a mixture, the routed experts' together and the shared ones' together; see `ffn_gradients`.
+
+    A routed expert's matrices meet only the tokens that chose it, by their gates: second moments are those of an FFN,
+    times sum_j w_tj w_sj. The router's cotangent is what it sends back over the variance of its matrix.
+    """
+    assert model.experts is not None
+    experts, tokens, shared = model.experts, model.tokens, model.experts.shared
+    kernel, before = _kernel(model, x), x.times(gains.ffn_in)
+    value, hidden = kernel.value(before), g.times(gains.ffn_out * _size(model))
+    entries_in, entries_out = model.width**2, model.hidden * model.width
+    norms = {"ffn_out": entries_out / experts.split * frobenius(tokens, value.product(pull.overlap), g)}
+    if shared:
+        norms["shared_out"] = shared * entries_out * frobenius(tokens, value, g)
+    for name, slope in _slopes(kernel, before).items():
+        at_unit = slope.product(hidden)
+        norms[name] = entries_in / experts.split * frobenius(tokens, x, at_unit.product(pull.overlap))
+        if shared:
+            norms[name.replace("ffn", "shared")] = shared * entries_in * frobenius(tokens, x, at_unit)
+    norms["router"] = entries_in * frobenius(tokens, x, pull.router(g, along)) / experts.router_std**2
+    return norms
+
+
+def _kernel(model: Model, x: Any) -> Kernel:
+    """The activation's maps at the resolution of x."""
+    return KERNELS[model.activation] if isinstance(x, Gram) else _of_pairs(ACTIVATIONS[model.activation])
+
+
+def _of_pairs(activation: Activation) -> Kernel:
+    return Kernel(
+        lambda x: Moments(*activation.value(*x)),  # type: ignore[arg-type, return-value]
+        lambda x: Moments(*activation.slope(*x)),  # type: ignore[arg-type, return-value]
+        None if activation.gate is None else _of_pairs(activation.gate),
+    )
+
+
+def _size(model: Model) -> float:
+    """By which the output matrix makes up for the size of what the activation gives."""
+    return 1 / math.sqrt(ACTIVATIONS[model.activation].value(1.0, 0.0)[0])
+
+
+def _less_mean(kernel: Kernel, before: Any, value: Any) -> Any:
+    """Second moments of what the activation gives, less its mean over hidden units."""
+    if isinstance(before, Gram):
+        return value.less(of_means(kernel, before))
+    mean = kernel.value(Moments(before.variance, before.variance)).covariance  # type: ignore[arg-type, attr-defined]
+    return Moments(value.variance - mean, value.deviation)
+
+
+def _slopes(kernel: Kernel, before: Any) -> dict[str, Any]:
+    """What multiplies the cotangent on its way into each input matrix: E s_t s_u."""
+    if kernel.gate is None:
+        return {"ffn_in": kernel.slope(before)}
+    return {"ffn_in": kernel.gate.value(before), "ffn_gate": kernel.gate.slope(before).product(before)}

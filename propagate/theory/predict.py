@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 
 from propagate.checks import integer
 from propagate.model import Model, ModelError, check_flag, check_model, check_plain
-from propagate.table import BY_MATRIX, STREAM, table
+from propagate.table import STREAM, table
 from propagate.theory.bias import bias_columns, sampled, sampled_spreads
 from propagate.theory.covered import check_covered
 from propagate.theory.experts import uneven, warn_of_means
-from propagate.theory.finite_width import allowances, allowances_of_streams, matrix_allowances
+from propagate.theory.finite_width import allowances, allowances_of_streams
 from propagate.theory.fluctuations import spreads
 from propagate.theory.functions import Scalar
 from propagate.theory.moments import Joint, Moments
 from propagate.theory.network import Path, block_of, propagate_moments
-from propagate.theory.parameter_gradients import parameter_gradients as matrix_norms
+from propagate.theory.parameter_gradients import MatrixGradients
 from propagate.theory.starts import aligned, gram_of, moments_of
 from propagate.theory.token_resolved import columns as token_columns
 from propagate.theory.validity import Watch
@@ -65,7 +65,7 @@ def predict(
             logits are Gaussian. It matters where their standard deviation is 1 or more.
         samples: for tokens that are not exchangeable, how often attention's logits are drawn in each sublayer, rounded
             up to a multiple of 16; by default so often that 2^13 rows are, at least 64 times.
-        parameter_gradients: predict the gradient of every weight matrix too; for exchangeable tokens.
+        parameter_gradients: predict the gradient of every weight matrix too.
         fluctuations: predict how much networks of the model's width, heads and hidden width differ from one another
             too; for exchangeable tokens, normal weights and at most queries and keys normed inside sublayers, without
             tanh. Of one stream in closed form (about 10 ms a block), of several from samples, as `bias`.
@@ -123,7 +123,7 @@ def predict(
     check_flag("fluctuations", fluctuations)
     size = _head_size(head_size, model)
     check_flag("bias", bias)
-    further = {"parameter_gradients": parameter_gradients, "fluctuations": fluctuations, "bias": bias}
+    further = {"fluctuations": fluctuations, "bias": bias}
     for name, asked in further.items():
         if asked:
             check_plain(name, model)
@@ -151,16 +151,18 @@ def predict(
                 raise ModelError(f"{name} needs a start of plain numbers, got an array of starts over {dims}")
             closed = check_covered(model, name)
     watch = Watch(model, size)
+    gradients = MatrixGradients(model, wide=watch.wide) if parameter_gradients else None
     if exchangeable:
         warn_of_means(model.experts)
         blocks = watch.block_at(partial(block_of, model, head_size=size))
+        if gradients:
+            blocks = gradients.block_at(blocks)
         path = propagate_moments(model, start, cotangent, through_readout=through_readout, block_at=blocks)
         watch.warn()
-        shape, matrices = np.broadcast(*values).shape, list[str]()
+        shape = np.broadcast(*values).shape
         columns = _columns(path, start, cotangent, model, shape, through_readout)
-        if parameter_gradients:
-            of_matrices, matrices = _matrix_columns(path, columns, model, shape, size)
-            columns |= of_matrices
+        if gradients:
+            columns |= gradients.columns(columns, shape, several=path.several)
         if fluctuations and closed:
             columns |= spreads(model, path, cotangent if through_readout else None)
         if bias or (fluctuations and not closed):
@@ -168,15 +170,22 @@ def predict(
             columns |= sampled_spreads(model, samples_of) if fluctuations and not closed else {}
             columns |= bias_columns(model, samples_of, columns, path) if bias else {}
         dims = (STREAM, *dims) if path.several else dims
-        return table(columns, model.depth, attributes, dims, matrices).assign_coords(coords)
+        return table(columns, model.depth, attributes, dims, gradients.names if gradients else ()).assign_coords(coords)
     if dims:
         raise ModelError(f"variance must be a number where tokens are not exchangeable, got dimensions {dims}")
     ends = gram_of("gram", gram, start, model.tokens), gram_of("grad_gram", grad_gram, cotangent, model.tokens)
     columns, several = token_columns(
-        model, *ends, through_readout=through_readout, head_size=size, samples=rounded_samples(samples), watch=watch
+        model,
+        *ends,
+        through_readout=through_readout,
+        head_size=size,
+        samples=rounded_samples(samples),
+        watch=watch,
+        gradients=gradients,
     )
     watch.warn()
-    return table(columns, model.depth, attributes, (STREAM,) if several else ())
+    dims = (STREAM,) if several else ()
+    return table(columns, model.depth, attributes, dims, gradients.names if gradients else ())
 
 
 def _head_size(given: Any, model: Model) -> float:
@@ -215,19 +224,6 @@ def _columns(
     if path.several:
         return columns | allowances_of_streams(columns, _kept(path, shape), model.width, model.tokens)
     return columns | allowances(columns, model.width, model.tokens, through_readout=through_readout)
-
-
-def _matrix_columns(
-    path: Path, columns: dict[str, Any], model: Model, shape: tuple[int, ...], head_size: float
-) -> tuple[dict[str, Array], list[str]]:
-    """Gradients of matrices, (block, ..., matrix), and the matrices' names."""
-    norms = matrix_norms(model, path, head_size)
-    found = np.stack([_stacked([np.nan, *of_blocks], shape) for of_blocks in norms.values()], axis=-1)
-    drifts = (columns[f"{name}_allowance"] for name in ("variance", "grad_variance"))
-    forward, back = (np.nanmax(drift, axis=1) if path.several else drift for drift in drifts)
-    return {BY_MATRIX: found, f"{BY_MATRIX}_allowance": matrix_allowances(forward, back, model, list(norms))}, list(
-        norms
-    )
 
 
 def _stacked(values: Sequence[Scalar], shape: tuple[int, ...]) -> Array:

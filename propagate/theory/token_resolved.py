@@ -10,6 +10,7 @@ import numpy as np
 
 from propagate.model import Model
 from propagate.scaling import Gains
+from propagate.table import BY_MATRIX
 from propagate.theory.blocks import Block, Tape
 from propagate.theory.experts import Mixture
 from propagate.theory.finite_width import allowances, allowances_of_streams
@@ -19,6 +20,7 @@ from propagate.theory.gram_experts import ROUTERS, mixture
 from propagate.theory.gram_softmax import REPLICAS, Attention, default_samples
 from propagate.theory.gram_sublayers import attention, ffn
 from propagate.theory.network import Path, propagate_moments
+from propagate.theory.parameter_gradients import MatrixGradients
 from propagate.theory.validity import Watch
 
 TOKEN_COLUMNS = {"variance": "token_variance", "grad_variance": "grad_token_variance"}
@@ -33,6 +35,7 @@ def propagate_grams(
     head_size: float | None = None,
     samples: int | None = None,
     watch: Watch | None = None,
+    gradients: MatrixGradients | None = None,
 ) -> Path:
     """The network's Gram matrices, (replicas, tokens, tokens) each, from those at its two ends.
 
@@ -43,6 +46,7 @@ def propagate_grams(
         head_size: stands in for the model's own.
         samples: draws of the attention logits a sublayer; by default about 2^13 rows.
         watch: told where attention and the FFN are used.
+        gradients: told what every weight matrix sees.
 
     Example:
         >>> one = Gram.of(np.eye(4))
@@ -52,6 +56,7 @@ def propagate_grams(
     """
     start, cotangent = (repeated(gram, replicas_of(model)) for gram in (start, cotangent))
     blocks = (watch or Watch(model)).block_at(lambda index: block_of(model, index, samples, head_size))
+    blocks = gradients.block_at(blocks) if gradients else blocks
     return propagate_moments(model, start, cotangent, through_readout=through_readout, block_at=blocks)
 
 
@@ -119,6 +124,7 @@ def columns(
     head_size: float,
     samples: int | None,
     watch: Watch,
+    gradients: MatrixGradients | None = None,
 ) -> tuple[dict[str, Array], bool]:
     """The table's columns, and whether they have an axis of streams.
 
@@ -126,7 +132,14 @@ def columns(
     `<name>_se` its standard error where there are several: the theory's own, of the attention logits it drew.
     """
     path = propagate_grams(
-        model, start, cotangent, through_readout=through_readout, head_size=head_size, samples=samples, watch=watch
+        model,
+        start,
+        cotangent,
+        through_readout=through_readout,
+        head_size=head_size,
+        samples=samples,
+        watch=watch,
+        gradients=gradients,
     )
     replicas = replicas_of(model)
     start, cotangent = repeated(start, replicas), repeated(cotangent, replicas)
@@ -159,7 +172,14 @@ def columns(
         found |= allowances(found, model.width, model.tokens, through_readout=through_readout)
         stated = allowances(of_tokens, model.width, model.tokens, through_readout=through_readout)
     found |= {f"{token}_allowance": stated[f"{name}_allowance"] for name, token in TOKEN_COLUMNS.items()}
-    return {name: values if path.several else values[:, 0] for name, values in found.items()}, path.several
+    found = {name: values if path.several else values[:, 0] for name, values in found.items()}
+    if gradients:
+        of_matrices = gradients.columns(found, (replicas,), several=path.several)
+        norms = of_matrices[BY_MATRIX]
+        found |= of_matrices | {BY_MATRIX: norms.mean(axis=1)}
+        if replicas > 1:
+            found[f"{BY_MATRIX}_se"] = norms.std(axis=1, ddof=1) / np.sqrt(replicas)
+    return found, path.several
 
 
 def statistics(grams: list[Any], like: Gram) -> dict[str, Array]:

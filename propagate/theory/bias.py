@@ -3,7 +3,7 @@
 To first order in 1 / width, from samples (see `perturbed_network`). With s the spread of a quantity's logarithm, its
 mean is off by s^2 / 2 more than its mean logarithm is. What is left out is of second order: measured on six placements
 (width 16 to 64, 1 to 8 tokens, 12000 draws) it is 0.1 to 0.4 of |bias| (tokens / width + s^2), of either sign; that
-product is the allowance. Where tokens choose what they attend to, what `perturbed_attention` leaves out comes on top.
+product is the allowance.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ import numpy as np
 from propagate.model import Model
 from propagate.theory.finite_width import Array
 from propagate.theory.moments import Moments
-from propagate.theory.network import Path
 from propagate.theory.perturbation import Noise
-from propagate.theory.perturbed_attention import energies_of, exchangeable
+from propagate.theory.perturbed_attention import energies_of, matrix_of
 from propagate.theory.perturbed_network import Grams, evaluated
-from propagate.theory.responses import to_energies
 
-PAIRS = 128
+PAIRS = 256
 SEED = 20260219
 AT_ONCE = 2**17  # pairs x tokens^2 x (blocks + 2) held at a time
 FAINT = 1e-8  # share of deviations below which rounding is larger than what is looked for
@@ -30,12 +28,13 @@ FAINT = 1e-8  # share of deviations below which rounding is larger than what is 
 
 class Sampled(NamedTuple):
     """Of one quantity, times the width: bias of its mean and of its mean logarithm, both relative; their standard
-    error; and the variance of its logarithm. Of a covariance relative to the variance, and of the latter's logarithm.
+    errors; and the variance of its logarithm. Of a covariance relative to the variance, and of the latter's logarithm.
     """
 
     mean: float
     log: float
-    error: float
+    mean_error: float
+    log_error: float
     square: float
 
 
@@ -65,7 +64,7 @@ def sampled(
         >>> [round(block[0].mean) for block in found["grad_variance"]]
         [-1, -1, 0]
     """
-    ends = [exchangeable(np.array(to_energies(x, model.tokens)), model.tokens) for x in (start, cotangent)]
+    ends = [matrix_of(x, model.tokens) for x in (start, cotangent)]
     random = np.random.default_rng(SEED)
     at_once = min(max(AT_ONCE // (model.tokens**2 * (model.depth + 2)), 1), pairs, 64)
     parts: list[dict[str, Array]] = []
@@ -120,21 +119,19 @@ def _odd(values: Array, noise: Noise) -> Array:
 
 def _summary(samples: Array) -> Sampled:
     mean, log, slope = samples
-    error = max(mean.std(), log.std()) / math.sqrt(mean.size)
-    return Sampled(float(mean.mean()), float(log.mean()), float(error), float((slope**2).mean()))
+    mean_error, log_error = (float(of.std()) / math.sqrt(of.size) for of in (mean, log))
+    return Sampled(float(mean.mean()), float(log.mean()), mean_error, log_error, float((slope**2).mean()))
 
 
-def bias_columns(model: Model, table: Table, columns: dict[str, Any], path: Path) -> dict[str, Array]:
+def bias_columns(model: Model, table: Table, columns: dict[str, Any]) -> dict[str, Array]:
     """Columns `<name>_bias`, `log_<name>_bias`, `<name>_se` and, in place of the stated ones, `<name>_allowance`.
 
     Args:
         model: the network.
         table: of `sampled`.
         columns: of the limit, with their stated allowances.
-        path: the limit.
     """
     found: dict[str, Array] = {}
-    left_out = _choice_left_out(model, path)
     for name, blocks in table.items():
         prefix = "grad_" if name.startswith("grad_") else ""
         limit, variance = np.asarray(columns[name]), np.asarray(columns[f"{prefix}variance"])
@@ -147,12 +144,11 @@ def bias_columns(model: Model, table: Table, columns: dict[str, Any], path: Path
         scale = np.abs(limit if logarithm else variance)
         of = {key: np.where(known, value, 0.0) / model.width for key, value in of.items()}
         size = np.maximum(np.abs(of["mean"]), np.abs(of["log"]) if logarithm else 0.0)
-        choice = left_out[bool(prefix)].reshape(-1, *(1,) * (limit.ndim - 1))
-        beyond = size * (model.tokens / model.width + of["square"]) + np.where(size > 0, choice, 0.0)
+        beyond = size * (model.tokens / model.width + of["square"])
         found[f"{name}_bias"] = of["mean"]
         if logarithm:
             found[f"log_{name}_bias"] = of["log"]
-        found[f"{name}_se"] = np.where(np.isfinite(scale), of["error"] * scale, 0.0)
+        found[f"{name}_se"] = np.where(np.isfinite(scale), of["log_error" if logarithm else "mean_error"] * scale, 0.0)
         found[f"{name}_allowance"] = np.where(known, beyond, columns[f"{name}_allowance"])
     return found
 
@@ -160,27 +156,6 @@ def bias_columns(model: Model, table: Table, columns: dict[str, Any], path: Path
 def _columns(blocks: list[list[Sampled]], shape: tuple[int, ...]) -> dict[str, Array]:
     values = np.array([[tuple(stream) for stream in block] for block in blocks])
     return {key: values[..., i].reshape(shape) for i, key in enumerate(Sampled._fields)}
-
-
-def _choice_left_out(model: Model, path: Path) -> tuple[Array, Array]:
-    """Of each block, what attention's choice may add to the moments and to the cotangents', relative.
-
-    Its logits of variance v change by v / width with what tells tokens apart, and by v^2 / head size with a head's few
-    coordinates. That is a part of the choice, which is 1 / tokens of the moments, and of the cotangents as large a part
-    as is shared by all tokens; and it counts by what the block did not keep of its input.
-    """
-    forward, backward = [], []
-    for index, (entering, leaving, skips) in enumerate(
-        zip(path.forward[:-1], path.forward[1:], path.skips, strict=True), start=1
-    ):
-        gains, x, g = model.gains(index), entering[0][0], path.backward[index][0][0]
-        std = float(model.logit_std * gains.query * gains.key)
-        logits = std * std * x.variance * x.deviation
-        kept = min(skips[0][0] ** 2 * x.variance / leaving[0][0].variance, 1.0)
-        part = (1 - kept) * (logits + logits * logits * model.heads) / model.width
-        forward.append(part / model.tokens)
-        backward.append(part * max(1 - g.deviation / g.variance, 1 / model.tokens))
-    return np.insert(np.cumsum(forward), 0, 0.0), np.append(np.cumsum(backward[::-1])[::-1], 0.0)
 
 
 def sampled_spreads(model: Model, table: Table) -> dict[str, Array]:

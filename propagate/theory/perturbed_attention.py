@@ -1,151 +1,137 @@
-"""Attention of finite width and heads on perturbed streams (see `perturbation`).
+"""Attention of finite width and heads on perturbed streams (see `perturbation`), under any mask.
 
-Attention is the average over tokens and, beside it, the choice that each token makes among them. The average is two
-Gaussian matrices, one after the other, and is followed to second order: forward; and backward as far as the cotangent
-along the output is the one along the mean value, and what returns is known along the input. The choice is taken by its
-two exchangeable moments, which are the limit's (with them its queries and keys): to second order in the input's two
-energies, with the fluctuation of as many heads as there are. Where attention is uniform that is all of it.
+Heads are to attention what hidden units are to a feed-forward layer (see `perturbed_ffn`): given x they are
+independent, y = W_out h for the heads' joint output h, and W_out^T g = r + h M, r independent of h. A few heads of the
+model's own size are drawn for each pair of evaluations and run forward and backward as they are, with the same normals
+in each. What they give more with the noise than without it is how attention answers to a finite width, to second
+order: its choice among tokens, norms of its projections and M included. How they differ from the limit is the
+fluctuation of as many heads as the model has. What returns is known along the input, through each of the three input
+matrices, and fresh elsewhere.
 
-Left out: how the choice answers to what tells tokens apart, that a head has few coordinates, and what the choice sends
-back along its own input.
+That a few heads answer for all adds to the spread that enters 1 / `COORDINATES` of itself, or somewhat more where heads
+choose differently: next to nothing beside what the heads add.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from propagate.model import Model
 from propagate.scaling import Gains
+from propagate.theory import gram_sublayers, sublayers
+from propagate.theory.gram import Gram
+from propagate.theory.gram_softmax import REPLICAS, Attention, default_samples
 from propagate.theory.moments import Moments
 from propagate.theory.perturbation import Array, Frame, Noise, factored, inner, root
-from propagate.theory.responses import root as root_of
-from propagate.theory.responses import to_moments
-from propagate.theory.sublayers import Sublayer, projection_powers
-from propagate.theory.units import heads_backward, heads_forward, rounded
+from propagate.theory.perturbed_heads import Heads, Normals
 
 Pull = Callable[[Array], Array]
-ALIKE = 1e-10  # energy of the tokens' deviations over that of their mean, below which there is nothing to choose
-STEP = 0.02  # of a logarithm, in finite differences: softmax averages are good to 1e-6
+ROWS = 128  # of the attention weights that make one sample, at least
+SINGULAR = 1e-7  # of h's largest direction: what is smaller is none
 
 
 def attention(
-    model: Model, gains: Gains, limit: Sublayer, inside: frozenset[str], frame: Frame, x: Array
+    model: Model, gains: Gains, inside: frozenset[str], name: tuple[int, int] | None, frame: Frame, x: Array
 ) -> tuple[Array, Pull]:
-    """Output and pull, as arrays of vectors. `limit` is the exchangeable map, `inside` names its normed projections."""
-    noise, tokens, power = frame.noise, model.tokens, float(gains.value * gains.attention_out) ** 2
+    """Output and pull, as arrays of vectors.
+
+    Args:
+        model, gains: the network, and of the block.
+        inside: names of the inner projections that are normed.
+        name: of this call, for its draws in the limit where tokens differ; None where they are exchangeable.
+        frame: of the block.
+        x: what enters.
+    """
+    noise, tokens, out = frame.noise, model.tokens, float(gains.attention_out)
     lower, span = factored(x)
-    share = lower.mean(axis=1, keepdims=True)  # of the mean token, along the span
-    mean = (share**2).sum(axis=-1, keepdims=True)
-    gram = power * mean * np.ones((tokens, tokens))
-    entered = energies_of(inner(x, x))
-    chooses = model.logit_std > 0 and entered[-1, 1] > ALIKE * entered[-1, 0]
-    choice = _Choice(model, gains, limit, inside, noise, entered) if chooses else None
-    if choice is None:
-        root_h, image = np.sqrt(gram[:, :, :1] * (1 + noise.symmetric(1))), frame.image(1)
-    else:
-        gram = gram + exchangeable(choice.forward(power), tokens)
-        gram = gram + exchangeable(choice.heads_forward * energies_of(gram), tokens)
-        root_h, image = root(gram), _twice(noise, tokens) @ frame.image(tokens)
-    toward, of_mean = share / np.sqrt(mean), root_h.mean(axis=1, keepdims=True)
-    found = np.sqrt((of_mean**2).sum(axis=-1, keepdims=True))
-    same = min(math.sqrt(power * mean[-1, 0, 0]) / found[-1, 0, 0], 1.0)  # cosine of mean output and mean value
+    limit = _limit(model, gains, inside - {"heads"}, name, inner(x, x)[-1])
+    heads = Heads.drawn(model, gains, inside, noise.random, noise.pairs, ROWS)
+    up, down, here = (heads.run(at) for at in (lower[: noise.pairs], lower[noise.pairs : -1], lower[-1:]))
+    gram = _answer(noise, heads.count, limit[0], *(inner(run.output, run.output) for run in (up, down, here)))
+    scale = np.ones((len(gram), tokens, 1))
+    if "heads" in inside:
+        gram = gram * (1 - noise.square * (model.norm == "layer"))  # which takes one of the directions away
+        scale = 1 / np.sqrt(np.diagonal(gram, axis1=1, axis2=2))[..., None]
+        gram = scale * gram * scale.swapaxes(1, 2)
+    root_h, image = root(gram), frame.image(tokens)
+    basis = scale[-1] * np.linalg.pinv(root_h[-1], hermitian=True, rcond=SINGULAR)  # of h, times the heads' outputs
 
     def pull(g: Array) -> Array:
-        centre = g.mean(axis=1, keepdims=True)
-        arrived, met = inner(centre, centre), inner(image, centre)
-        apart = arrived * (1 - met.shape[1] * noise.square + noise.symmetric(1))
-        through = np.sqrt((met**2).sum(axis=1, keepdims=True) + apart)
-        across = noise.normals(1, tokens)
-        across = across - (across @ toward.swapaxes(1, 2)) @ toward
-        on_mean = same * (of_mean / found) @ met + np.sqrt(arrived * (1 - same**2)) * noise.normals(1, 1)
-        along = (on_mean * toward + np.sqrt(arrived) * across) @ span
-        rest = through * frame.image(1, without=span)
-        average = math.sqrt(power) * (rest + frame.padded(along)) * np.ones((1, tokens, 1))
-        if choice is None:
-            return np.asarray(average)
-        chosen = root(exchangeable(choice.backward(energies_of(inner(g, g)), power), tokens))
-        made = chosen @ _twice(noise, tokens) @ frame.image(tokens)
-        return made + frame.padded(average)
+        g = out * scale * g
+        arrived, met = root(inner(g, g)), inner(image, g)
+        along_itself = np.eye(tokens) * (root_h @ met) if "heads" in inside else 0 * met
+        known = basis @ met - scale[-1] * along_itself
+        r = heads.cotangents(noise.random)
+        lost = basis @ noise.random.standard_normal((noise.pairs, tokens, tokens)) @ arrived[-1]
+        fresh = arrived[-1] @ r
+        sent = [
+            run.pull(arrived[at] @ r + known[at].swapaxes(1, 2) @ run.output)
+            for run, at in ((up, slice(noise.pairs)), (down, slice(noise.pairs, -1)))
+        ]
+        plain, less = here.pull(fresh), here.pull(lost.swapaxes(1, 2) @ here.output)
+        gram = _answer(noise, heads.count, limit[1](inner(g, g)[-1]), *map(_gram, (*sent, plain)))
+        gone = _gram(less) / heads.count + gram[-1] * ("heads" in inside and model.norm == "layer")
+        gram = gram - noise.square * np.concatenate([gone, gone, gone[:1]])
+        size = noise.small / math.sqrt(heads.count)
+        met_again = known[: noise.pairs] - size * basis @ basis.T @ inner(here.output, fresh)
+        with_input = heads.with_input(plain) * size
+        with_input += heads.with_input(here.pull(met_again.swapaxes(1, 2) @ here.output)) / heads.count
+        along = np.concatenate([with_input, -with_input, 0 * with_input[:1]])
+        back = root(gram) @ frame.image(tokens, without=span)
+        return np.asarray(back + frame.padded(along.swapaxes(1, 2) @ span))
 
-    return np.asarray(root_h @ image), pull
-
-
-def _twice(noise: Noise, size: int) -> Array:
-    """The fluctuation of one Gaussian matrix more, in none of the frame's directions."""
-    apart = noise.symmetric(size)
-    return np.eye(size) + apart / 2 - apart @ apart / 8
-
-
-class _Choice:
-    """The choice's energies, forward and backward, at the energies (evaluations, 2) that enter."""
-
-    def __init__(
-        self, model: Model, gains: Gains, limit: Sublayer, inside: frozenset[str], noise: Noise, entered: Array
-    ) -> None:
-        self.tokens, self.noise, self.entered = model.tokens, noise, entered
-        self.limit, self.inside = limit, inside
-        at = to_moments(float(entered[-1, 0]), float(entered[-1, 1]), model.tokens)
-        powers = projection_powers(gains, at, inside)
-        std = float(model.logit_std) * at.variance
-        self.units = model.tokens, rounded(std * std * powers.query * powers.key), _share(at)
-        self.size = math.sqrt(model.width / model.heads)  # times e: 1 / sqrt(heads)
-        self.normals = noise.odd(noise.random.standard_normal((noise.pairs, 2)))
-        self.root = root_of(heads_forward(*self.units))
-        self.heads_forward = self.size * self.normals @ self.root.T
-
-    def forward(self, power: float) -> Array:
-        """Of the output, less the average's `power` times the mean mode."""
-
-        def at(entered: Array) -> Array:
-            output = self.limit(_moments(entered, self.tokens), self.inside)[0]
-            return _energies(output, self.tokens) - power * entered * (1.0, 0.0)
-
-        return _expanded(at, self.entered)
-
-    def backward(self, arrived: Array, power: float) -> Array:
-        """Of what a cotangent with these energies sends back, likewise, with the fluctuation of the heads."""
-        by_mean, by_deviation = (_expanded(self._sent(unit), self.entered) for unit in np.eye(2))
-        total = arrived[:, :1] * by_mean + arrived[:, 1:] * by_deviation
-        here = to_moments(float(arrived[-1, 0]), float(arrived[-1, 1]), self.tokens)
-        both = heads_backward(*self.units, _share(here))
-        again = both[2:, :2] @ np.linalg.pinv(self.root.T)
-        rest = root_of(both[2:, 2:] - again @ again.T)
-        fresh = self.noise.odd(self.noise.random.standard_normal((self.noise.pairs, 2)))
-        moved = 1 + self.size * (self.normals @ again.T + fresh @ rest.T)
-        return np.asarray(np.maximum(total * moved - power * arrived * (1.0, 0.0), 0.0))
-
-    def _sent(self, unit: Array) -> Callable[[Array], Array]:
-        """From energies that enter to those that a cotangent of unit energy in one mode sends back."""
-
-        def at(entered: Array) -> Array:
-            arriving = _moments(np.broadcast_to(unit, entered.shape), self.tokens)
-            return _energies(self.limit(_moments(entered, self.tokens), self.inside)[1](arriving), self.tokens)
-
-        return at
+    return np.asarray(out * root_h @ image), pull
 
 
-def _expanded(function: Callable[[Array], Array], e: Array) -> Array:
-    """A function of two energies to second order in their logarithms, about the last of the evaluations."""
-    one, other = np.eye(2) * STEP
-    places = np.array([0 * one, one, -one, other, -other, one + other, -one - other])
-    here, up0, down0, up1, down1, up, down = function(e[-1] * np.exp(places))
-    slope0, slope1 = (up0 - down0) / (2 * STEP), (up1 - down1) / (2 * STEP)
-    bent0, bent1 = (up0 + down0 - 2 * here) / STEP**2, (up1 + down1 - 2 * here) / STEP**2
-    mixed = ((up + down - 2 * here) / STEP**2 - bent0 - bent1) / 2
-    a, b = np.log(e[:, :1] / e[-1, 0]), np.log(e[:, 1:] / e[-1, 1])
-    return np.asarray(here + a * slope0 + b * slope1 + (a * a * bent0 + b * b * bent1) / 2 + a * b * mixed)
+def _gram(sent: Normals) -> Array:
+    """Of what comes back through three independent matrices, summed over the heads' coordinates."""
+    return np.asarray(sum(inner(g, g) for g in sent.values()))
 
 
-def _moments(energies: Array, tokens: int) -> Moments:
-    mean, deviation = energies[..., 0], energies[..., 1]
-    return Moments((mean + (tokens - 1) * deviation) / tokens, deviation)
+def _answer(noise: Noise, coordinates: int, limit: Array, up: Array, down: Array, here: Array) -> Array:
+    """Gram matrices in all evaluations: the limit, how heads answer to the noise, and their own fluctuation."""
+    answer = np.concatenate([up - here, down - here, 0 * here[:1]]) / coordinates
+    return np.asarray(limit + answer + noise.odd((here - coordinates * limit) / math.sqrt(coordinates)))
 
 
-def _energies(x: Moments, tokens: int) -> Array:
-    return np.stack([tokens * x.variance - (tokens - 1) * x.deviation, x.deviation + 0 * x.variance], axis=-1)
+def _limit(
+    model: Model, gains: Gains, inside: frozenset[str], name: tuple[int, int] | None, x: Array
+) -> tuple[Array, Pull]:
+    """Of the heads' joint output: its Gram matrix (tokens, tokens) in the limit, and the way back, from the input's."""
+    tokens, square = model.tokens, model.logit_std**2
+    gains = replace(gains, attention_out=1.0)
+    if name is None:
+        output, pull = sublayers.attention(tokens, square, gains, model.head_size)(moments_of(x), inside)
+        return matrix_of(output, tokens), lambda g: matrix_of(pull(moments_of(g)), tokens)
+    visible = tuple(tuple(row) for row in model.visible.tolist())
+    kind = Attention(visible, square, (), default_samples(tokens), name, model.head_size)
+    resolved = gram_sublayers.attention(kind, query=gains.query, key=gains.key, value=gains.value)
+    gram, back = resolved(_repeated(x), inside)
+    return gram.matrix.mean(axis=0), lambda g: np.asarray(back(_repeated(g)).matrix.mean(axis=0))
+
+
+def _repeated(x: Array) -> Gram:
+    return Gram.of(np.repeat(x[None], REPLICAS, axis=0))
+
+
+def moments_of(gram: Array) -> Moments:
+    """Of the matrix of exchangeable tokens.
+
+    Example:
+        >>> moments_of(np.array([[1.0, 0.5], [0.5, 1.0]]))
+        Moments(variance=1.0, deviation=0.5)
+    """
+    mean, deviation = energies_of(gram).tolist()
+    return Moments((mean + (len(gram) - 1) * deviation) / len(gram), deviation)
+
+
+def matrix_of(x: Moments, tokens: int) -> Array:
+    """The inverse of `moments_of`."""
+    return np.asarray(x.variance - x.deviation * (1 - np.eye(tokens)))
 
 
 def energies_of(gram: Array) -> Array:
@@ -158,14 +144,3 @@ def energies_of(gram: Array) -> Array:
     tokens = gram.shape[-1]
     mean = gram.sum(axis=(-1, -2)) / tokens
     return np.stack([mean, (np.trace(gram, axis1=-2, axis2=-1) - mean) / max(tokens - 1, 1)], axis=-1)
-
-
-def exchangeable(energies: Array, tokens: int) -> Array:
-    """The Gram matrices with these energies, the inverse of `energies_of`."""
-    mean, deviation = energies[..., 0, None, None], energies[..., 1, None, None]
-    flat = np.full((tokens, tokens), 1 / tokens)
-    return np.asarray(mean * flat + deviation * (np.eye(tokens) - flat))
-
-
-def _share(x: Moments) -> float:
-    return rounded(min(max(x.deviation / x.variance, 0.0), 1.0)) if x.variance > 0 else 1.0

@@ -14,7 +14,8 @@ The result is a mean over samples, with its standard error; draws are the same i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,10 +24,8 @@ import numpy as np
 from propagate.model import Model
 from propagate.placement import Layout, join, split
 from propagate.scaling import Gains
-from propagate.theory.blocks import Sublayer
-from propagate.theory.network import block_of
 from propagate.theory.perturbation import Array, Frame, Noise, factored, inner, padded, root
-from propagate.theory.perturbed_attention import attention
+from propagate.theory.perturbed_attention import attention, matrix_of, moments_of
 from propagate.theory.perturbed_ffn import ffn
 from propagate.theory.tape import sent_back
 
@@ -78,7 +77,12 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What a placement's equations see, as far as `covered` lets them; `constant` is the vector a LayerNorm removes."""
+    """What a placement's equations see, as far as `covered` lets them.
+
+    Attributes:
+        constant: the vector that a LayerNorm removes.
+        calls: numbers the attentions where tokens differ; None where they are exchangeable.
+    """
 
     model: Model
     index: int
@@ -86,9 +90,9 @@ class Block:
     last: bool
     tape: Tape
     frame: Frame
-    attention_map: Sublayer
     gains: Gains
     constant: Array | None
+    calls: Iterator[int] | None
 
     @property
     def depth(self) -> int:
@@ -114,7 +118,8 @@ class Block:
 
     def attention(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
         inside = self.model.inner_norms("attention", normed)
-        y, pull = attention(self.model, self.gains, self.attention_map, inside, self.frame, x.x)
+        name = None if self.calls is None else (self.index, next(self.calls))
+        y, pull = attention(self.model, self.gains, inside, name, self.frame, x.x)
         return self.tape.record(y, (x, pull))
 
     def ffn(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
@@ -149,6 +154,7 @@ class Grams(NamedTuple):
 def evaluated(model: Model, noise: Noise, start: Array, cotangent: Array, *, through_readout: bool) -> Grams:
     """One set of evaluations of the network, from exact Gram matrices (tokens, tokens) at both ends."""
     tokens, several = model.tokens, False
+    alike = model.exchangeable and all(is_exchangeable(gram) for gram in (start, cotangent))
     rows = np.broadcast_to(root(start), (2 * noise.pairs + 1, tokens, tokens))
     if model.norm == "layer":
         frame = Frame(noise, tokens)
@@ -157,7 +163,7 @@ def evaluated(model: Model, noise: Noise, start: Array, cotangent: Array, *, thr
     layout: Layout = None
     done, forward = list[Done](), list[list[Array]]()
     for index in range(model.depth + 2):
-        found, layout, rows = _forward(model, noise, index, rows, layout)
+        found, layout, rows = _forward(model, noise, index, rows, layout, alike=alike)
         done.append(found)
         several = len(found.left) > 1 or several
         if index <= model.depth:
@@ -176,19 +182,32 @@ def evaluated(model: Model, noise: Noise, start: Array, cotangent: Array, *, thr
     return Grams(forward, backward[::-1], readout, inner(back[0], back[0]))
 
 
-def _forward(model: Model, noise: Noise, index: int, rows: Array, layout: Layout) -> tuple[Done, Layout, Array]:
+def _forward(
+    model: Model, noise: Noise, index: int, rows: Array, layout: Layout, *, alike: bool
+) -> tuple[Done, Layout, Array]:
     placement, tokens = model.equations, model.tokens
     equations = {0: placement.embed, model.depth + 1: placement.readout}.get(index, placement.block)
     count = rows.shape[1] // tokens * tokens
-    limit, tape, frame = block_of(model, index), Tape(), Frame(noise, rows.shape[-1])
+    tape, frame = Tape(), Frame(noise, rows.shape[-1])
     constant = rows[:, count:] if model.norm == "layer" else None
     gains = model.gains(max(index, 1))
-    block = Block(model, index, limit.first, limit.last, tape, frame, limit.attention_map, gains, constant)
+    calls = None if alike else itertools.count()
+    block = Block(model, index, index == 1, index == model.depth, tape, frame, gains, constant, calls)
     entered = [Stream(rows[:, i : i + tokens], tape) for i in range(0, count, tokens)]
     left, layout = split(equations(join(entered, layout), block), Stream)
     kept = [stream.x for stream in left] + ([] if constant is None else [constant])
     lower, span = factored(np.concatenate([frame.padded(x) for x in kept], axis=1))
     return Done(block, entered, list(left), span), layout, lower
+
+
+def is_exchangeable(gram: Array) -> bool:
+    """Whether no token differs from another.
+
+    Example:
+        >>> is_exchangeable(np.eye(3)), is_exchangeable(np.diag([1.0, 2.0]))
+        (True, False)
+    """
+    return bool(np.allclose(gram, matrix_of(moments_of(gram), len(gram)), rtol=1e-9, atol=0.0))
 
 
 def _handed_on(back: list[Array], before: Done) -> list[Array]:

@@ -168,7 +168,7 @@ def predict(
         if bias or (fluctuations and not closed):
             samples_of = sampled(model, *_plain(start, cotangent), through_readout=through_readout)
             columns |= sampled_spreads(model, samples_of) if fluctuations and not closed else {}
-            columns |= bias_columns(model, samples_of, columns, path) if bias else {}
+            columns |= bias_columns(model, samples_of, columns) if bias else {}
         dims = (STREAM, *dims) if path.several else dims
         return table(columns, model.depth, attributes, dims, gradients.names if gradients else ()).assign_coords(coords)
     if dims:

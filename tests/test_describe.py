@@ -49,7 +49,9 @@ def test_sizes_and_initial_gains_are_read(name: str, placement: str, activation:
     std = 0.02 * 128**0.5
     assert model.gains(2).value == pytest.approx(std, rel=0.02)
     assert model.gains(2).ffn_in == pytest.approx(std, rel=0.02)
-    assert model.logit_std == pytest.approx(std**2, rel=0.02)
+    assert model.gains(2).query == pytest.approx(std, rel=0.02)
+    assert model.gains(2).key == pytest.approx(std, rel=0.02)
+    assert model.logit_std == 1.0
     scaled = 8**-0.5 if name == "GPT-2" else 1.0  # GPT-2 divides its output matrices by sqrt(2 depth)
     assert model.gains(2).attention_out == pytest.approx(std * scaled, rel=0.02)
 
@@ -65,14 +67,15 @@ def test_what_could_not_be_read_is_said() -> None:
     assert said == ("eps 1e-06 of the norms",)
     assert model.rope == 10000.0
     assert pg.describe(make("StableLM", **SMALL)).unread[1].startswith("rotary positions of parts")
-    assert model.logit_std == pytest.approx(1.0)  # queries and keys are normed
+    assert model.normed == ("key", "query")
     with torch.no_grad():
         module.layers[1].input_layernorm.weight[3] = 2
     assert any("learned gains" in words for words in pg.describe(module).unread)
     other = make("Llama", **SMALL)
     with torch.no_grad():
         other.layers[2].self_attn.q_proj.weight *= 3
-    assert any("logits" in words for words in pg.describe(other).unread)
+    read = pg.describe(other).model
+    assert read.gains(3).query == pytest.approx(3 * read.gains(2).query, rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["Mixtral", "Qwen3-MoE"])

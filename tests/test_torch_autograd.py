@@ -12,6 +12,7 @@ from propagate.montecarlo.backend import Array, choose_backend
 from propagate.montecarlo.blocks import State, block_of, read_state
 from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.operators import GATED, Pull, output_rms
+from propagate.montecarlo.parameter_gradients import RecordedBlock
 from propagate.montecarlo.samplers import dense
 
 torch = pytest.importorskip("torch", reason="torch is absent: install the extra [torch]")
@@ -19,6 +20,7 @@ torch = pytest.importorskip("torch", reason="torch is absent: install the extra 
 from propagate.tracing.build import Network, build  # noqa: E402
 from propagate.tracing.experts import Mixture  # noqa: E402
 from propagate.tracing.layers import Attention, FeedForward, Projection, UniformAttention  # noqa: E402
+from propagate.tracing.matrices import matrices_of, squared_norms  # noqa: E402
 
 torch.set_num_threads(1)
 HOST = choose_backend("numpy")
@@ -40,8 +42,13 @@ class Doubled(pg.Placement):
         return pg.Gains(value=1.1, attention_out=1 / index, ffn_in=0.9, ffn_out=1.2)
 
 
-def numpy_pass(model: pg.Model, x: Array, g: Array) -> tuple[Array, Array, list[Array]]:
-    """Output and input cotangent of the simulation's network, and its matrices (fan_in, fan_out) in order of use."""
+def numpy_pass(
+    model: pg.Model, x: Array, g: Array, norms: list[dict[str, Array]] | None = None
+) -> tuple[Array, Array, list[Array]]:
+    """Output and input cotangent of the simulation's network, and its matrices (fan_in, fan_out) in order of use.
+
+    `norms` is filled with what it notes of its matrices' gradients, block by block.
+    """
     normals, matrices = Normals(HOST, 7, range(1)), []
     apply = dense(normals)
 
@@ -53,7 +60,11 @@ def numpy_pass(model: pg.Model, x: Array, g: Array) -> tuple[Array, Array, list[
     parts = [placement.embed, *[placement.block] * model.depth, placement.readout]
     state, cotangents = State((x,)), (g,)
     for index, equations in enumerate(parts):
-        state, pull = read_state(equations, block_of(model, HOST, sampler, index), state)
+        block: Any = block_of(model, HOST, sampler, index)
+        if norms is not None and 0 < index <= model.depth:
+            norms.append({})
+            block = RecordedBlock(block, norms[-1])
+        state, pull = read_state(equations, block, state)
         pulls.append(pull)
     for pull in reversed(pulls):
         cotangents = pull(cotangents)
@@ -176,6 +187,43 @@ def test_experts_too(kind: str, activation: str) -> None:
         (y, back), (output, grad) = both(model)
         assert mismatch(output, y) < 1e-10
         assert mismatch(grad, back) < 1e-10
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"logit_std": 2.0},
+        {"activation": "swiglu", "causal": True, "key_value_heads": 1, "rope": 10.0, "normed": ("query", "hidden")},
+        {"logit_std": 0.0, "normed": ("value",)},
+        {"experts": EXPERTS["shared"], "activation": "geglu"},
+        {"experts": EXPERTS["split"]},
+    ],
+)
+def test_gradients_of_every_matrix_too(fields: dict[str, Any]) -> None:
+    """What the simulation notes of matrices that it may never make is autograd's gradient of those of `build`."""
+    gains = {"value_gain": 1.3, "attention_gain": 0.7, "ffn_gain": 0.6, "scaling": Scaled()}
+    for placement in ("spannorm", "residual"):
+        model = pg.Model(placement, **{"activation": "relu"} | SIZE | gains | fields)
+        random = np.random.default_rng(3)
+        x, g = (random.standard_normal((1, model.tokens, model.width)) + 0.3 for _ in range(2))
+        noted: list[dict[str, Array]] = []
+        matrices = numpy_pass(model, x, g, noted)[2]
+        network = build(model, dtype=torch.float64)
+        copy(matrices, network)
+        network(torch.from_numpy(x)).backward(torch.from_numpy(g))
+        gradients = {id(parameter): parameter.grad for parameter in network.parameters()}
+        for weights, own in zip(matrices_of(network, list(network.blocks)), noted, strict=True):
+            found = squared_norms(weights, gradients)
+            assert found == pytest.approx({name: float(norm[0]) for name, norm in own.items()}, rel=1e-9, abs=1e-20)
+            if model.logit_std == 2:  # which is in no matrix
+                assert found["query"] / 2 != pytest.approx(float(own["query"][0]), rel=0.1)
+
+
+class Scaled:
+    """A scaling with a gain of its own for every matrix."""
+
+    def gains(self, index: int, depth: int) -> pg.Gains:
+        return pg.Gains(query=1.5, key=0.7, value=1.2, attention_out=0.8, ffn_in=0.5, ffn_out=0.9)
 
 
 def test_the_routers_gradient_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 import propagate
 from propagate.experts import Experts
@@ -16,6 +15,7 @@ from propagate.model import Model, ModelError
 from propagate.scaling import Gains, Number
 from propagate.tracing.find import Blocks, blocks_of, is_norm
 from propagate.tracing.layers import GATED, output_rms
+from propagate.tracing.roles import by_role
 from propagate.tracing.statistics import precise
 
 # by the configuration's model_type in the library transformers
@@ -34,19 +34,6 @@ REFUSED = {
 """Architectures that can be traced, and why no `Model` describes them."""
 BIDIRECTIONAL = ("bert", "roberta", "albert", "distilbert", "electra")
 ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "swish": "silu"}
-# which matrix of a block a weight is, by the end of its path; the first that fits
-ROLES = {
-    "fused": r"(c_attn|query_key_value)\.weight$|in_proj_weight$",
-    "query": r"(q_proj|query|q_lin)\.weight$",
-    "key": r"(k_proj|key|k_lin)\.weight$",
-    "value": r"(v_proj|value|v_lin)\.weight$",
-    "attention_out": r"(o_proj|out_proj|out_lin|att\w*\.c_proj|att\w*\.(output\.)?dense)\.weight$",
-    "ffn_gate": r"gate_proj\.weight$",
-    "ffn_both": r"gate_up_proj(\.weight)?$",
-    "ffn_in": r"(up_proj|c_fc|intermediate\.dense|dense_h_to_4h|linear1|fc1|lin1|ffn)\.weight$",
-    "ffn_out": r"(mlp\.c_proj|output\.dense|dense_4h_to_h|linear2|fc2|lin2|ffn_output)\.weight$|down_proj(\.weight)?$",
-    "router": r"mlp\.gate\.weight$",
-}
 
 
 class Description(NamedTuple):
@@ -130,6 +117,7 @@ def describe(module: nn.Module, *, tokens: int = 32, blocks: Blocks = None) -> D
         tokens=tokens,
         heads=heads,
         activation=gate[activation] if gated else activation,
+        normed=_normed(found[0]),
         ffn_ratio=hidden / width,
         norm="layer" if any("LayerNorm" in type(part).__name__ for part in norms) else "rms",
         causal=causal,
@@ -158,13 +146,9 @@ def _configured(config: Any, module: nn.Module) -> tuple[str, int, str, bool]:
     return PLACEMENTS[name], config.num_attention_heads, activation, name not in BIDIRECTIONAL
 
 
-def _matrices(block: nn.Module) -> dict[str, list[tuple[str, Tensor]]]:
+def _matrices(block: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
     """The weights of a block by role."""
-    found: dict[str, list[tuple[str, Tensor]]] = {}
-    for path, weight in block.named_parameters():
-        role = next((role for role, pattern in ROLES.items() if re.search(pattern, path)), None)
-        if role is not None and weight.dim() >= 2:
-            found.setdefault(role, []).append((path, weight))
+    found = by_role(block)
     if "ffn_both" in found:
         found["ffn_gate"] = found["ffn_in"] = found["ffn_both"]
     for role in ("attention_out", "ffn_in", "ffn_out"):
@@ -173,7 +157,7 @@ def _matrices(block: nn.Module) -> dict[str, list[tuple[str, Tensor]]]:
     return found
 
 
-def _fans(weights: Sequence[tuple[str, Tensor]], block: nn.Module) -> tuple[int, int]:
+def _fans(weights: Sequence[tuple[str, nn.Parameter]], block: nn.Module) -> tuple[int, int]:
     """Inputs and outputs of a matrix, or of each of a stack; GPT-2's Conv1D stores it transposed."""
     path, weight = weights[0]
     outputs, inputs = weight.shape[-2:]
@@ -181,28 +165,31 @@ def _fans(weights: Sequence[tuple[str, Tensor]], block: nn.Module) -> tuple[int,
     return (outputs, inputs) if type(owner).__name__ == "Conv1D" else (inputs, outputs)
 
 
-def _gain(block: nn.Module, rows: dict[str, list[tuple[str, Tensor]]], role: str) -> float:
+def _gain(block: nn.Module, rows: dict[str, list[tuple[str, nn.Parameter]]], role: str) -> float:
     weights = rows[role] if role in rows else rows["fused"]
     fan_in, _ = _fans(weights, block)
     squares = [precise(weight).square().mean().item() for _, weight in weights]
     return math.sqrt(sum(squares) / len(squares) * fan_in)
 
 
-def _gains(block: nn.Module, rows: dict[str, list[tuple[str, Tensor]]], activation: str) -> tuple[Gains, float]:
-    """Gains of a block, and the standard deviation of its logits at unit-variance tokens.
-
-    Norms of queries and keys make that 1 whatever their matrices; of tokens that are normed before attention, as all
-    tokens are in the architectures known here that norm queries and keys, nothing else changes.
-    """
+def _gains(block: nn.Module, rows: dict[str, list[tuple[str, nn.Parameter]]], activation: str) -> tuple[Gains, float]:
+    """Gains of a block, and the standard deviation of its logits at unit-variance tokens and unit gains."""
     gain = {role: _gain(block, rows, role) for role in ("query", "key", "value", "attention_out", "ffn_in", "ffn_out")}
     read = Gains(
+        query=gain["query"],
+        key=gain["key"],
         value=gain["value"],
         attention_out=gain["attention_out"],
         ffn_in=gain["ffn_in"],
         ffn_out=gain["ffn_out"] * output_rms(activation),
     )
-    normed = any(path.endswith(("q_norm", "query_norm")) for path, _ in block.named_modules())
-    return read, _logit_factor(block) * (1.0 if normed else gain["query"] * gain["key"])
+    return read, _logit_factor(block)
+
+
+def _normed(block: nn.Module) -> tuple[str, ...]:
+    """Inner projections that pass a norm."""
+    paths = [path for path, _ in block.named_modules()]
+    return ("key", "query") if any(path.endswith(("q_norm", "query_norm")) for path in paths) else ()
 
 
 def _experts(config: Any, count: int, routers: Sequence[float]) -> Experts:

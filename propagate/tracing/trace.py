@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from propagate.model import ModelError
-from propagate.table import STREAM, table
+from propagate.table import BY_MATRIX, STREAM, table
 from propagate.tracing.build import Network
 from propagate.tracing.find import Blocks, blocks_of
+from propagate.tracing.matrices import MATRICES, matrices_of, squared_norms
 from propagate.tracing.recorder import Recorder, flat, watching
 from propagate.tracing.statistics import change, cosine, effective_rank, precise, second_moments
 
 if TYPE_CHECKING:
     import xarray as xr
 
-POSITIVE = ("variance", "deviation", "grad_variance", "grad_deviation")
+POSITIVE = ("variance", "deviation", "grad_variance", "grad_deviation", BY_MATRIX)
 MOMENTS = ("variance", "covariance", "deviation")
 
 
@@ -58,6 +59,11 @@ def trace(
         `call_deviation` of what the sublayers gave ("attention1", "ffn1", "norm1", ...), before the skip is added.
         For several draws also `<name>_se`, and `log_<name>` of the positive ones.
 
+        `param_grad` over (`block`, `matrix`), as in `predict`: squared Frobenius norms of the gradients of a block's
+        matrices, of what `build` made and of the architectures that `describe` knows, where blocks share no weights. It
+        is that of one sequence: with the default cotangent, which is independent between sequences, the mean over them;
+        a loss over several sequences has none, since their gradients add up as no second moments tell.
+
         A network that `build` made of a placement of several streams (ResiDual, SiameseNorm) has a further dimension
         `stream`, as in `predict`: "1", "2", ... and "joined", which is the embedded tokens at block 0 and what leaves
         the readout at the last block. The default cotangent then enters behind the readout. Of another model's
@@ -79,18 +85,20 @@ def trace(
     if not draws:
         raise ModelError("module must be a torch model or an iterable of at least one")
     if any(
-        (len(draw["variance"]), draw["_calls"]) != (len(draws[0]["variance"]), draws[0]["_calls"]) for draw in draws
+        [len(draw["variance"]), draw["_calls"], draw["_matrices"]]
+        != [len(draws[0]["variance"]), draws[0]["_calls"], draws[0]["_matrices"]]
+        for draw in draws
     ):
         raise ModelError("all models must have one architecture, got blocks or sublayers that differ")
     stacked = {name: np.array([draw[name] for draw in draws]) for name in draws[0] if name[:1] != "_"}
-    for name in [name for name in POSITIVE if len(draws) > 1]:
+    for name in [name for name in POSITIVE if len(draws) > 1 and name in stacked]:
         with np.errstate(divide="ignore"):
             stacked[f"log_{name}"] = np.where(stacked[name] > 0, np.log(stacked[name]), np.nan)
     columns = {name: values.mean(0) for name, values in stacked.items()}
     if len(draws) > 1:
         columns |= {f"{name}_se": v.std(0, ddof=1) / np.sqrt(len(draws)) for name, v in stacked.items()}
     attributes = dict(draws[0]["_attributes"]) | {"draws": len(draws), "seed": seed, "torch": torch.__version__}
-    return _labelled(columns, draws[0]["_calls"], draws[0]["_several"], attributes)
+    return _labelled(columns, draws[0]["_calls"], draws[0]["_matrices"], draws[0]["_several"], attributes)
 
 
 def _modules(module: Any) -> Iterator[nn.Module]:
@@ -121,10 +129,16 @@ def _one(
         if not seen.called:
             raise ModelError("the model called none of its blocks; point at those it uses with blocks=")
         gradients, of_parameters = _gradients(seen, output, loss, seed, draw)
+        norms = [squared_norms(weights, of_parameters) for weights in matrices_of(module, seen.called)]
     stream = seen.states[0][0]
     counted = seen.kept(stream)
     columns = _of_streams(seen, gradients, counted)
-    columns["parameter_grad_norm"] = [np.nan, *of_parameters]
+    columns["parameter_grad_norm"] = [np.nan, *(_norm(block, of_parameters) for block in seen.called)]
+    sequences = counted.shape[0]
+    matrices = [name for name in MATRICES if (loss is None or sequences == 1) and any(name in of for of in norms)]
+    if matrices:
+        rows = [[of.get(name, 0.0) / sequences for name in matrices] for of in norms]
+        columns[BY_MATRIX] = [[np.nan] * len(matrices), *rows]
     names = list(dict.fromkeys(name for block in seen.calls for name in block))
     nothing = dict.fromkeys(MOMENTS, np.nan)
     for moment in MOMENTS if names else ():
@@ -136,14 +150,14 @@ def _one(
         "width": stream.shape[-1],
         "depth": len(seen.called),
         "tokens": stream.shape[-2],
-        "sequences": counted.shape[0],
+        "sequences": sequences,
         "tokens_counted": int(counted.sum()),
         "tokens_left_out": int((~counted).sum()),
         "gradient": "of the loss" if loss else f"of a standard normal cotangent {entered}",
         "dtype": str(stream.dtype).removeprefix("torch."),
         "device": str(stream.device),
     }
-    return columns | {"_calls": names, "_several": seen.several, "_attributes": attributes}
+    return columns | {"_calls": names, "_matrices": matrices, "_several": seen.several, "_attributes": attributes}
 
 
 def _ends(module: nn.Module, blocks: list[nn.Module]) -> tuple[nn.Module, nn.Module] | None:
@@ -193,8 +207,12 @@ class Gradients(NamedTuple):
     ends: list[Tensor]
 
 
-def _gradients(seen: Recorder, output: Any, loss: Any, seed: int, draw: int) -> tuple[Gradients, list[float]]:
-    """Cotangents of the streams, and the norm of the gradient of every block's parameters."""
+OfParameters = dict[int, Tensor | None]
+"""Gradients by the identity of the parameter; None where nothing reached it."""
+
+
+def _gradients(seen: Recorder, output: Any, loss: Any, seed: int, draw: int) -> tuple[Gradients, OfParameters]:
+    """Cotangents of the streams, and the gradients of the blocks' parameters."""
     last = seen.ends[-1] if seen.several else seen.states[-1][0]
     if loss is None:
         generator = torch.Generator().manual_seed(1_000_003 * seed + draw)
@@ -210,14 +228,15 @@ def _gradients(seen: Recorder, output: Any, loss: Any, seed: int, draw: int) -> 
     found = torch.autograd.grad(target, [*streams, *wanted.values()], seeds, allow_unused=True)
     given = iter(torch.zeros_like(x) if g is None else g for x, g in zip(streams, found, strict=False))
     states = [tuple(next(given) for _ in state) for state in seen.states]
-    squares = {
-        key: 0.0 if g is None else float(precise(g).square().sum())
-        for key, g in zip(wanted, found[len(streams) :], strict=True)
-    }
-    norms = [
-        float(np.sqrt(sum(squares[id(p)] for p in block.parameters()))) if squares else np.nan for block in seen.called
-    ]
-    return Gradients(states, list(given)), norms
+    return Gradients(states, list(given)), dict(zip(wanted, found[len(streams) :], strict=True))
+
+
+def _norm(block: nn.Module, gradients: OfParameters) -> float:
+    """Of the gradient of all of a block's parameters; NaN where no parameter of the model has one."""
+    if not gradients:
+        return float("nan")
+    own = [gradients.get(id(parameter)) for parameter in block.parameters()]
+    return float(np.sqrt(sum(float(precise(g).square().sum()) for g in own if g is not None)))
 
 
 @contextmanager
@@ -232,13 +251,15 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def _labelled(columns: dict[str, Any], calls: list[str], several: bool, attributes: dict[str, Any]) -> xr.Dataset:
+def _labelled(
+    columns: dict[str, Any], calls: list[str], matrices: list[str], several: bool, attributes: dict[str, Any]
+) -> xr.Dataset:
     def within(*names: str) -> dict[str, Any]:
         return {key: values for key, values in columns.items() if any(name in key for name in names)}
 
     of_calls, of_blocks = within("call_"), within("parameter_grad_norm")
     of_streams = {name: values for name, values in columns.items() if name not in (*of_calls, *of_blocks)}
-    data = table(of_streams, attributes["depth"], attributes, (STREAM,) if several else ())
+    data = table(of_streams, attributes["depth"], attributes, (STREAM,) if several else (), matrices)
     data = data.assign({name: ("block", values) for name, values in of_blocks.items()})
     data = data.assign({name: (("block", "call"), values) for name, values in of_calls.items()})
     return data.assign_coords(call=("call", calls)) if calls else data

@@ -98,7 +98,7 @@ def further(name: str) -> tuple[str, ...]:
         >>> further("log_token_variance_se"), further("variance")
         (('token',), ())
     """
-    for suffix in ("_se", "_allowance"):
+    for suffix in ("_se", "_allowance", "_bias"):
         name = name.removesuffix(suffix)
     return FURTHER.get(name.removeprefix("log_"), ())
 

@@ -12,6 +12,7 @@ import propagate as pg
 from propagate.theory import parameter_gradients as theory
 from propagate.theory.experts import MixturePull
 from propagate.theory.gram import Gram
+from propagate.theory.products import Seen
 
 SIZES = {"depth": 2, "width": 256, "tokens": 8, "heads": 16, "ffn_ratio": 1.0}
 GRAM = 0.7 ** np.abs(np.subtract.outer(np.arange(8), np.arange(8))) * np.sqrt(np.outer(*[np.arange(1, 9) / 4] * 2))
@@ -106,7 +107,7 @@ def test_experts_that_see_all_tokens_and_routers_without_what_norms_take_are_rej
         return right(model, gains, x, g, dataclasses.replace(pull, overlap=ones), along)
 
     for wrong, name, known in (
-        (lambda *args: right(*args[:-1], []), "top 1 of 4", ["router"]),
+        (lambda *args: right(*args[:-1], Seen()), "top 1 of 4", ["router"]),
         (all_tokens, "shared and split experts", ["ffn_in", "ffn_gate", "ffn_out"]),
     ):
         monkeypatch.setattr(theory, "experts_gradients", wrong)

@@ -6,16 +6,17 @@ joint moments, and cost grows linearly with depth.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import add
 from typing import Any, ClassVar, NamedTuple
 
 from propagate.placement import Layout, join, split
 from propagate.theory.elementwise import Split, tanh
-from propagate.theory.experts import Mixture, lacking
+from propagate.theory.experts import Mixture
 from propagate.theory.functions import Scalar, sqrt
-from propagate.theory.moments import NOTHING, Atom, Combination, Joint, Lack, Moments, correlated, joint_moments
+from propagate.theory.moments import NOTHING, Atom, Combination, Joint, Moments, correlated, joint_moments
+from propagate.theory.products import Met, Products, entering, parts, products
 from propagate.theory.tape import sent_back
 
 Pull = Callable[[Combination], Combination]
@@ -118,7 +119,10 @@ class Block:
 
         def back(cotangent: Combination) -> Combination:
             arriving = cotangent.moments()
-            return ZERO if arriving is NOTHING else Combination.of(Atom(pull(arriving, lacking(cotangent, atom))))
+            if arriving is NOTHING:
+                return ZERO
+            seen = parts(products(cotangent, cotangent), atom, x.value, self._odds)
+            return Combination.of(Atom(pull(arriving, seen)))
 
         return self._dropped(self.tape.record(Combination.of(atom), (x, back)) + x * kept)
 
@@ -134,11 +138,15 @@ class Block:
     def std(self, x: Stream) -> Scalar:
         return x.value.moments().std()
 
+    @property
+    def _odds(self) -> Scalar:
+        return self.dropout / (1 - self.dropout)
+
     def _dropped(self, x: Stream) -> Stream:
         """Dropout multiplies by masks of mean 1: it adds a stream uncorrelated with all else, also between tokens."""
         if self.dropout == 0:
             return x
-        odds = sqrt(self.dropout / (1 - self.dropout))
+        odds = sqrt(self._odds)
 
         def noisy(value: Combination) -> Combination:
             moments = value.moments()
@@ -173,16 +181,9 @@ def alone(moments: Moments) -> State:
     return State(((moments,),))
 
 
-class Carried(NamedTuple):
-    """What a cotangent that reaches a block lacks along the one stream that passes there, all later norms together.
-
-    Attributes:
-        energy, joint: of a `Lack` along that stream, with the stream's coefficients in what was normed put in: the
-            first by the square of the first token's, the second by both tokens'.
-    """
-
-    energy: Any
-    joint: Any
+Carried = Mapping[tuple[int, int], Products]
+"""What scalar products of two cotangents that reach a block, by their numbers, with the streams that pass there know
+beyond second moments per coordinate; directions by the streams' numbers."""
 
 
 class BlockMap(NamedTuple):
@@ -191,13 +192,13 @@ class BlockMap(NamedTuple):
     Attributes:
         output: what leaves.
         pull: from the joint moments of the cotangents at the streams that leave to those at the streams that enter.
-        pull_lacking: the same of one stream's cotangent together with what it lacks, which only experts notice.
+        pull_lacking: the same together with what cotangents lack along streams, which only experts notice.
         skips: entry (i, j) is the factor with which stream j reaches stream i along skips alone, branches left out.
     """
 
     output: State
     pull: Callable[[Joint], Joint]
-    pull_lacking: Callable[[Joint, Carried | None], tuple[Joint, Carried | None]]
+    pull_lacking: Callable[[Joint, Carried], tuple[Joint, Carried]]
     skips: tuple[tuple[Scalar, ...], ...]
 
 
@@ -218,30 +219,23 @@ def read(equations: Callable[[Any], Any], tape: Tape, start: State) -> BlockMap:
         arriving = [Combination.of(atom) for atom in correlated(cotangents)]
         return joint_moments(tape.pull(streams, arriving, sources))
 
-    def pull_lacking(cotangents: Joint, carried: Carried | None) -> tuple[Joint, Carried | None]:
-        if len(sources) != 1 or len(streams) != 1:
-            return pull(cotangents), None
-        lacks = () if carried is None else (Lack(values[0], *carried),)
-        (sent,) = tape.pull(streams, [Combination({Atom(cotangents[0][0]): 1.0}, lacks)], sources)
-        return joint_moments([sent]), _carried(sent, entered[0])
+    def pull_lacking(cotangents: Joint, carried: Carried) -> tuple[Joint, Carried]:
+        atoms = correlated(cotangents)
+        for i, atom in enumerate(atoms):
+            atom.products = {atoms[j]: known.along(values.__getitem__) for (k, j), known in carried.items() if k == i}
+        sent = tape.pull(streams, [Combination.of(atom) for atom in atoms], sources)
+        numbered = list(enumerate(sent))
+        met: Met = {}
+        return joint_moments(sent), {
+            (i, j): entering(products(g, h, met), entered) for i, g in numbered for j, h in numbered
+        }
 
     skips = tuple(tuple(value.terms.get(atom, 0.0) for atom in entered) for value in values)
     output = State(joint_moments(values), layout)
     if len(sources) == len(streams) == 1 and isinstance(start.joint[0][0], Moments) and not tape.lacking:
         on_two_modes = _on_two_modes(pull, tape)
-        return BlockMap(output, on_two_modes, lambda cotangents, _: (on_two_modes(cotangents), None), skips)
+        return BlockMap(output, on_two_modes, lambda cotangents, _: (on_two_modes(cotangents), {}), skips)
     return BlockMap(output, pull, pull_lacking, skips)
-
-
-def _carried(cotangent: Combination, entered: Atom) -> Carried | None:
-    """What a cotangent lacks along the stream that entered, in all."""
-    found = None
-    for along, energy, joint in cotangent.lacks:
-        if entered in along.terms:
-            c = along.terms[entered]
-            part = Carried(energy.scaled(c * c, 1.0), joint.scaled(c, c))
-            found = part if found is None else Carried(*(a.plus(b) for a, b in zip(found, part, strict=True)))
-    return found
 
 
 def _on_two_modes(pull: Callable[[Joint], Joint], tape: Tape) -> Callable[[Joint], Joint]:

@@ -11,74 +11,54 @@ g_t . F_e(x_t), or g_t . x_t, a sum over coordinates of independent terms, and i
 choice itself has none.
 
 Where the cotangent comes from a norm behind a sum z, in this block or a later one, it is orthogonal to z, which holds
-the experts' outputs in few and known parts: g . F_e lacks E (F_e . z)^2 / |z|^2 of its variance. Without that, gates
-that are not renormalised would seem to receive gradients twice too large. The lack is followed down a single stream;
-between several streams, and for g . x of identity experts, it is left out.
+the experts' outputs in few and known parts: g . F_e lacks E (F_e . z)^2 / |z|^2 of its variance (`products`). Without
+that, gates that are not renormalised would seem to receive gradients twice too large. Left out here, where gates are at
+their means, are g . x of identity experts, and what a tanh makes of g . F_e.
 
 Gates do not average out over coordinates: tokens behind a mixture differ in variance, which norms see and `Moments`
-does not hold. `gram_experts` does.
+does not hold, and so do networks, each with a router of its own in every sublayer. `gram_experts` has all that;
+`predict` uses the means only for arrays of starts, and `recursion` to print them.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from propagate.experts import Experts
 from propagate.theory.activations import Activation
 from propagate.theory.functions import Scalar
 from propagate.theory.gates import gate_averages, unevenness
-from propagate.theory.moments import Atom, Combination, Moments
-
-
-class Along(NamedTuple):
-    """A part of a cotangent that is orthogonal to a sum in which a sublayer's output has its share.
-
-    Attributes:
-        coefficient: of the output in the sum, over the root of the sum's variance.
-        energy, joint: of the `Lack`.
-    """
-
-    coefficient: Scalar
-    energy: Any
-    joint: Any
-
-
-UNEVEN = 0.25
-
-
-def uneven(experts: Experts | None) -> bool:
-    """Whether tokens' gates differ so much that behind norms their means mislead, and tokens must be resolved.
-
-    Measured for ReLU at width 256, where the gradient variance of a mixture behind a skip, normed after the sum, is 3
-    to 6 % above that of the means for top-1 and top-2 of 8 with softmax before the choice (unevenness 0.7 and 0.5; gain
-    4), and 1.4 to 1.8 times as large behind six blocks of SpanNorm and PostNorm. Top-2 of 8 with softmax after (0.13):
-    within 1 %, and 6 % +- 3 %.
-
-    Example:
-        >>> uneven(Experts(8, 2)), uneven(Experts(8, 2, softmax="before"))
-        (False, True)
-    """
-    return experts is not None and unevenness(experts, experts.router_std**2) > UNEVEN
+from propagate.theory.moments import Moments
+from propagate.theory.products import Seen
 
 
 def warn_of_means(experts: Experts | None) -> None:
-    """A UserWarning that uneven gates are taken at their means."""
-    if experts is not None and uneven(experts):
+    """A UserWarning that experts are taken at the means of their gates.
+
+    How far off that is, at width 256 with ReLU: behind norms 3 to 6 % in the gradient variance after one block, and a
+    factor of 1.4 to 1.8 after six, for top-1 and top-2 of 8 with softmax before the choice (gain 4; unevenness 0.7 and
+    0.5); 6 % in the deviation after six blocks of PostNorm for top-1 of 8, whose gates are even but whose tokens, of
+    one router, choose together.
+    """
+    if experts is not None:
         spread = unevenness(experts, experts.router_std**2)
         warnings.warn(
-            f"the sum of a token's squared gates varies by {spread:.0%} between tokens, and for an array of starts"
-            " predict takes its mean: behind norms it is off; take plain numbers, where tokens are resolved",
+            "for an array of starts predict takes experts at the means over routers and tokens: routers do not average"
+            f" out, the sum of a token's squared gates varies by {spread:.0%} between tokens, and identity experts and"
+            " tanh do more to gradients behind norms; take plain numbers, where all that is followed",
             UserWarning,
             stacklevel=3,
         )
 
 
-Mixture = Callable[[Any], tuple[Any, Scalar, Callable[[Any, Sequence[Along]], Any]]]
-"""From moments of the input, of any resolution, to those of the output less kept x; kept; and the pull."""
+Pull = Callable[[Any, Seen], Any]
+Mixture = Callable[[Any], tuple[Any, Scalar, Pull]]
+"""From moments of the input, of any resolution, to those of the output less kept x; kept; and the pull, from the
+cotangent's moments and what its products with this output and input know beyond them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,24 +68,15 @@ class MixturePull:
     Attributes:
         overlap: of the routed experts' gates: sum_j w_tj w_sj of two tokens.
         direct: by what those of the cotangent are multiplied along the experts.
-        router: from those of the cotangent, and from what it lacks, to those of what comes back through the router.
+        router: from those of the cotangent, and from its products, to those of what comes back through the router.
     """
 
     overlap: Any
     direct: Any
-    router: Callable[[Any, Sequence[Along]], Any]
+    router: Pull
 
-    def __call__(self, g: Any, along: Sequence[Along]) -> Any:
-        return self.direct.product(g).plus(self.router(g, along))
-
-
-def lacking(cotangent: Combination, output: Atom) -> list[Along]:
-    """What the cotangent lacks along sums that hold this output."""
-    return [
-        Along(lack.along.terms[output], lack.energy, lack.joint)
-        for lack in cotangent.lacks
-        if output in lack.along.terms
-    ]
+    def __call__(self, g: Any, seen: Seen) -> Any:
+        return self.direct.product(g).plus(self.router(g, seen))
 
 
 @lru_cache(maxsize=256)
@@ -123,7 +94,7 @@ def mixture(activation: Activation, gain_in: Scalar, gain_out: Scalar, experts: 
     cut, shared = 1 / experts.split, experts.shared
     router_variance = experts.router_std**2
 
-    def apply(x: Moments) -> tuple[Moments, Scalar, Callable[[Moments, Sequence[Along]], Moments]]:
+    def apply(x: Moments) -> tuple[Moments, Scalar, Pull]:
         entering = x.times(gain_in)
         value = _weighted(Moments(*activation.value(entering.variance, entering.deviation)), power)
         slope = Moments(*activation.slope(entering.variance, entering.deviation))
@@ -134,15 +105,17 @@ def mixture(activation: Activation, gain_in: Scalar, gain_out: Scalar, experts: 
         router = _weighted(routed.product(gates.routed_slope).plus(x.product(gates.kept_slope)), router_variance)
         direct = _weighted(slope, cut).product(gates.routed).plus(_weighted(slope, shared)).plus(gates.kept_spread)
 
-        def through_router(g: Moments, along: Sequence[Along]) -> Moments:
-            sent = router.product(g)
-            for coefficient, energy, joint in along:
-                # with F the outputs, P = 1 - z z^T / |z|^2 and z' another token's: of F P P' F' all but F F'
-                once = _weighted(routed.product(gates.along_one), 2 * routed.variance).product(energy)
-                twice = gates.along_own.times(routed.variance).product(joint)
-                lost = Moments(once.variance - twice.variance, once.deviation - twice.deviation)
-                lost = _weighted(lost, router_variance * coefficient * coefficient)
-                sent = Moments(sent.variance - lost.variance, sent.deviation - lost.deviation)
+        def through_router(g: Moments, seen: Seen) -> Moments:
+            sent, kept_on = router.product(g), 1 + seen.odds  # a token meets its own mask twice
+            own = kept_on * routed.variance  # F_e(x_t) . w_te F_e(x_t), as often as dropout keeps it
+            once = Moments(own, routed.deviation + seen.odds * routed.variance).product(gates.along_one)
+            for terms, averages in (
+                (seen.own + seen.others, _weighted(once, own)),
+                (seen.both, _weighted(gates.along_own, own * own)),
+            ):
+                for left, right, weight in terms:
+                    part = averages.product(weight)
+                    sent = sent.plus(_weighted(part, router_variance * left.coefficient * right.coefficient))
             return sent
 
         return output, gates.kept, MixturePull(gates.routed, direct, through_router)

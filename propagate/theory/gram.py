@@ -107,6 +107,10 @@ class Gram(NamedTuple):
         apart = 1 - np.eye(self.matrix.shape[-1])
         return Gram(self.matrix * (1 - apart), _means(self.variance) * apart)
 
+    def entries(self) -> Entries:
+        """Without the distances."""
+        return Entries(self.matrix)
+
     def norm_scale(self) -> Array:
         """What a norm multiplies each token by."""
         return 1 / np.sqrt(self.variance)
@@ -120,6 +124,34 @@ class Gram(NamedTuple):
         size = np.sqrt(self.variance)
         apart, scale = self.deviation - _differences(size) ** 2 / 2, size[..., :, None] * size[..., None, :]
         return np.asarray(np.clip(np.divide(apart, scale, out=np.zeros_like(apart), where=scale > 0), 0.0, 2.0))
+
+
+class Entries(NamedTuple):
+    """The matrix alone, where differences of its entries do not matter.
+
+    Example:
+        >>> Entries(np.ones((2, 2))).scaled(np.array([1.0, 2.0]), 3.0).matrix.tolist()
+        [[3.0, 3.0], [6.0, 6.0]]
+    """
+
+    matrix: Array
+
+    @property
+    def variance(self) -> Array:
+        """(..., tokens): E x_t^2."""
+        return np.diagonal(self.matrix, axis1=-2, axis2=-1)
+
+    def plus(self, other: Entries) -> Entries:
+        """Of the sum with an uncorrelated stream."""
+        return Entries(self.matrix + other.matrix)
+
+    def scaled(self, left: Any, right: Any) -> Entries:
+        """Of tokens times `left` with tokens times `right`, each a number or one for every token."""
+        return Entries(_rows(left) * _columns(right) * self.matrix)
+
+    def product(self, other: Entries) -> Entries:
+        """Of the product of two independent streams, coordinate by coordinate."""
+        return Entries(self.matrix * other.matrix)
 
 
 def distances(matrix: Array) -> Array:

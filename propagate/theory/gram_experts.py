@@ -12,29 +12,33 @@ mixture in a sum z that a norm follows, v_t = E z_t^2 and rho the correlations o
 
     output                     sum_j w_tj w_sj K_ts + k_t k_s x_t x_s     (the second part by the identity experts)
     back along the experts     Gamma_ts sum_j w_tj w_sj S_ts, with S the moments of an expert's slope
-    back through the router    router_std^2 Gamma_ts sum_ji (J_t J_s^T)_ji U_ji
+    back through the router    router_std^2 sum_ji (J_t J_s^T)_ji U_ji
 
-with J_t the gates' derivative by the logits and U_ji = E (P_t F_j(x_t)) . (P_s F_i(x_s)), where P_t = 1 - z_t z_t^T /
-|z_t|^2 if a norm made the cotangent orthogonal to z, else 1. As F_j(x_t) . z_s = a_s w_sj K_ts,
+with J_t the gates' derivative by the logits and U_ji = E (g_t . f_tj)(g_s . f_si), where f_tj is F_j(x_t), or x_t for
+an identity expert. For a cotangent of independent coordinates U_ji is Gamma_ts E f_tj f_si, and what it is beyond that,
+with norms behind the mixture above all, is the sum of terms of `Products`, each of two scalar products, such as
 
-    U_ji = delta_ji K_ts - a_t^2 w_tj w_ti K_tt K_ts / v_t - a_s^2 w_sj w_si K_ss K_ts / v_s
-           + a_t a_s w_tj w_si K_tt K_ss rho_ts / sqrt(v_t v_s)
+    F_j(x_t) . z_s = a_s w_sj K_ts                with a_t the coefficient of the mixture's output in z
 
-What is left out is what `experts` leaves out: this lack in g . x of identity experts, and between several streams.
+and x_t . z_s, joint moments of x and z. With dropout behind the mixture f_tj is met as far as token t's mask keeps it,
+and z_t holds it likewise: scalar products at one token gain the odds of dropping times what the output has of f_tj.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from propagate.experts import Experts
-from propagate.theory.experts import Along, Mixture, MixturePull
+from propagate.theory.experts import Mixture, MixturePull
 from propagate.theory.gram import Array, Gram
 from propagate.theory.gram_kernels import KERNELS
 from propagate.theory.gram_softmax import SEED, root
+from propagate.theory.moments import NOTHING
+from propagate.theory.products import Part, Seen
 
 ROUTERS = 64  # replicas, each with a router of its own in every sublayer
 
@@ -93,17 +97,99 @@ def mixture(activation: str, gain_in: float, gain_out: float, experts: Experts, 
             kept, of_kept = together, -together[..., None] * drawn.softmax
             of_kept[..., count:] += all_gates[..., count:]
             router = router.plus(x.product(_of_vectors(of_kept)))
+        else:
+            of_kept, together = np.zeros_like(drawn.softmax), 0.0
         direct = slope.weighted(1 / experts.split).product(overlap).plus(slope.weighted(experts.shared))
 
-        def through_router(g: Gram, along: Sequence[Along]) -> Gram:
-            sent = router.product(g).weighted(router_variance)
-            for lack in along:
-                sent = sent.less(Gram.of(router_variance * _quenched(own, drawn.softmax, routed, lack)))
-            return sent
+        def through_router(g: Gram, seen: Seen) -> Gram:
+            gates = _Gates(own, drawn.softmax, of_kept, routed, x.variance * together, seen.odds)
+            beyond = Gram.of(gates.beyond(seen, g.matrix.shape))
+            return router.product(g).plus(beyond).weighted(router_variance)
 
         return output, kept, MixturePull(overlap, direct, through_router)
 
     return apply  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class _Gates:
+    """What the products of a cotangent with the experts' outputs meet.
+
+    Attributes:
+        own, softmax: gates w of the routed experts and the softmax p of all candidates.
+        of_kept: derivative of the sum k of the identity experts' gates by the logits, J_t^T 1.
+        routed: second moments K of an expert's output.
+        kept: k_t E x_t^2.
+        odds: that dropout drops.
+    """
+
+    own: Array
+    softmax: Array
+    of_kept: Array
+    routed: Gram
+    kept: Array | float
+    odds: float
+
+    def beyond(self, seen: Seen, shape: tuple[int, ...]) -> Array:
+        """sum_ji (J_t J_s^T)_ji times what U_ji has beyond the product of moments."""
+        found = np.zeros(shape)
+        for left, right, weight in seen.own:
+            found += weight.matrix * self._own(left, right)
+        for left, right, weight in seen.others:
+            found += weight.matrix * self._own(right, left).swapaxes(-1, -2)
+        for left, right, weight in seen.both:
+            found += weight.matrix * (self._at_one(left) @ self._at_one(right).swapaxes(-1, -2))
+        for left, right, weight in seen.crossed:
+            found += weight.matrix * self._crossed(left, right)
+        return found
+
+    def _at_one(self, part: Part) -> Array:
+        """J_t^T times the products f_tj . z_t: (..., tokens, candidates)."""
+        size = (self.own * self.own).sum(axis=-1, keepdims=True)
+        along = -size * self.softmax
+        along[..., : self.own.shape[-1]] += self.own * self.own
+        of_routed = (1 + self.odds) * part.coefficient * self.routed.variance
+        of_input = np.diagonal(self._with_input(part), axis1=-2, axis2=-1)
+        return np.asarray(of_routed[..., None] * along + of_input[..., None] * self.of_kept)
+
+    def _with_input(self, part: Part) -> Array:
+        """z_t . x_s as an identity expert's output meets it."""
+        zero: Array = np.zeros_like(self.routed.matrix)
+        known: Array = zero if part.with_input is NOTHING else part.with_input.matrix
+        masked: Any = self.odds * part.coefficient * self.kept
+        return np.asarray(known + np.expand_dims(masked, -1) * np.eye(zero.shape[-1]))
+
+    def _with_routed(self, part: Part) -> Array:
+        """z_t . F_j(x_s) over w_tj."""
+        mask = 1 + self.odds * np.eye(self.own.shape[-2])
+        return np.asarray(
+            np.asarray(part.coefficient * np.ones(self.own.shape[:-1]))[..., :, None] * self.routed.matrix * mask
+        )
+
+    def _own(self, left: Part, right: Part) -> Array:
+        """(J_t^T f_t . left_t) . (J_s^T f_s . right_t), the second with the gates of t as weights."""
+        v, count = self._at_one(left), self.own.shape[-1]
+        met = (v[..., :count] * self.own) @ self.own.swapaxes(-1, -2)
+        met -= (self.own @ self.own.swapaxes(-1, -2)) * (v @ self.softmax.swapaxes(-1, -2))
+        return np.asarray(
+            self._with_routed(right) * met + self._with_input(right) * (v @ self.of_kept.swapaxes(-1, -2))
+        )
+
+    def _crossed(self, left: Part, right: Part) -> Array:
+        """(J_t^T f_t . left_s) . (J_s^T f_s . right_t)."""
+        w, p, count = self.own, self.softmax, self.own.shape[-1]
+        overlap = w @ w.swapaxes(-1, -2)
+        squares = (w * w) @ (w * w).swapaxes(-1, -2)
+        one = (w * p[..., :count]) @ w.swapaxes(-1, -2)
+        routed = squares - overlap * (one + one.swapaxes(-1, -2)) + overlap**2 * (p @ p.swapaxes(-1, -2))
+        kept_s = w @ (w * self.of_kept[..., :count]).swapaxes(-1, -2) - overlap * (p @ self.of_kept.swapaxes(-1, -2))
+        both_kept = self.of_kept @ self.of_kept.swapaxes(-1, -2)
+        left_routed, left_input = (a.swapaxes(-1, -2) for a in (self._with_routed(left), self._with_input(left)))
+        right_routed, right_input = self._with_routed(right), self._with_input(right)
+        return np.asarray(
+            left_routed * (right_routed * routed + right_input * kept_s)
+            + left_input * (right_routed * kept_s.swapaxes(-1, -2) + right_input * both_kept)
+        )
 
 
 def _of_vectors(a: Array) -> Gram:
@@ -122,18 +208,3 @@ def _slopes(own: Array, softmax: Array) -> Array:
     overlap = own @ own.swapaxes(-1, -2)
     crossed = met @ own.swapaxes(-1, -2)
     return np.asarray(overlap * (1 + softmax @ softmax.swapaxes(-1, -2)) - crossed - crossed.swapaxes(-1, -2))
-
-
-def _quenched(own: Array, softmax: Array, routed: Gram, lack: Along) -> Array:
-    """What Gamma_ts sum_ji (J_t J_s^T)_ji U_ji has less than Gamma_ts sum_j (J_t J_s^T)_jj K_ts."""
-    count = own.shape[-1]
-    size = (own * own).sum(axis=-1, keepdims=True)
-    along = -size * softmax  # sum_j w_j J_je
-    along[..., :count] += own * own
-    # along_t . (sum_i w_ti J_si), with t's weights on both sides
-    mixed = (along[..., :count] * own) @ own.swapaxes(-1, -2)
-    mixed -= (own @ own.swapaxes(-1, -2)) * (along @ softmax.swapaxes(-1, -2))
-    end = np.asarray(lack.coefficient) * routed.variance
-    once = (lack.coefficient * end)[..., :, None] * routed.matrix * mixed * lack.energy.matrix
-    twice = end[..., :, None] * end[..., None, :] * (along @ along.swapaxes(-1, -2)) * lack.joint.matrix
-    return np.asarray(once + once.swapaxes(-1, -2) - twice)

@@ -59,6 +59,10 @@ class Moments(NamedTuple):
         """Of a stream with this variance whose tokens are uncorrelated."""
         return Moments(self.variance, self.variance)
 
+    def entries(self) -> Moments:
+        """Themselves; of Gram matrices something less."""
+        return self
+
     def norm_scale(self) -> Scalar:
         """What a norm multiplies the stream by."""
         return 1 / sqrt(self.variance)
@@ -80,13 +84,16 @@ class Atom:
     Attributes:
         moments: its own: `Moments`, a `Gram` matrix, or anything else with `plus`, `scaled` and `norm_scale`.
         joint: joint moments with each atom it is correlated with.
+        products: of a cotangent's atom, the `Products` with atoms and itself, where scalar products with streams know
+            more than the moments.
     """
 
-    __slots__ = ("joint", "moments")
+    __slots__ = ("joint", "moments", "products")
 
     def __init__(self, moments: Any) -> None:
         self.moments = moments
         self.joint: Mapping[Atom, Any] = {}
+        self.products: Mapping[Atom, Any] = {}
 
 
 def correlated(joint: Joint) -> list[Atom]:
@@ -106,22 +113,15 @@ def correlated(joint: Joint) -> list[Atom]:
 
 
 class Lack(NamedTuple):
-    """That a cotangent has no part along a stream, where one of the same moments in all directions would have.
+    """What a cotangent lacks of one of its atoms: at every token along_t times (origin_t . atom_t), both streams.
 
-    No second moment per coordinate shows it. What a branch sends back through a few numbers, such as the gates of
-    experts, does.
-
-    Attributes:
-        along: the stream, less its parts along streams that the cotangent was made orthogonal to later; over the root
-            of the stream's variance.
-        energy: moments of the part of the cotangent that was made orthogonal to it. Those of two tokens may be weighted
-            by the first token's coefficients, so that a Gram matrix is not symmetric.
-        joint: the same times the tokens' correlation in the stream.
+    No second moment per coordinate shows it, being one direction of very many. What a branch sends back through a few
+    numbers, such as the gates of experts, does: see `products`.
     """
 
+    atom: Atom
     along: Combination
-    energy: Any
-    joint: Any
+    origin: Combination
 
 
 class Combination:
@@ -151,16 +151,14 @@ class Combination:
 
     def __mul__(self, factor: Scalar) -> Combination:
         terms = {atom: coefficient * factor for atom, coefficient in self.terms.items()}
-        lacks = self.lacks and tuple(
-            Lack(lack.along, lack.energy.times(factor), lack.joint.times(factor)) for lack in self.lacks
-        )
-        return Combination(terms, lacks)
+        return Combination(terms, self.lacks and tuple(k._replace(along=k.along * factor) for k in self.lacks))
 
     def orthogonal_to(self, stream: Combination) -> Combination:
         """A cotangent behind a norm: each token's is orthogonal to what was normed, one of very many directions."""
-        unit, moments = stream * stream.moments().norm_scale(), self.moments()
+        unit = stream * stream.moments().norm_scale()
         older = (lack._replace(along=_less_its_part(lack.along, unit)) for lack in self.lacks)
-        return Combination(self.terms, (*older, Lack(unit, moments, moments.product(unit.moments()))))
+        newer = (Lack(atom, unit * coefficient, unit) for atom, coefficient in self.terms.items())
+        return Combination(self.terms, (*older, *newer))
 
     def moments(self) -> Any:
         """Second moments of the combination."""

@@ -76,11 +76,11 @@ def propagate_moments(
     readout = block_map(placement.readout, depth + 1, states[-1])
     check_streams(placement, "readout", found=len(readout.output.joint), expected=1)
 
-    def pulled(done: BlockMap, joint: Joint, carried: Carried | None) -> tuple[Joint, Carried | None]:
-        return (done.pull(joint), None) if model.experts is None else done.pull_lacking(joint, carried)
+    def pulled(done: BlockMap, joint: Joint, carried: Carried) -> tuple[Joint, Carried]:
+        return (done.pull(joint), {}) if model.experts is None else done.pull_lacking(joint, carried)
 
     entering: Joint = ((cotangent,),)
-    carried: Carried | None = None
+    carried: Carried = {}
     if through_readout or len(states[-1].joint) > 1:
         entering, carried = pulled(readout, entering, carried)
     backward = [entering]

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import reduce
 from typing import Any
@@ -30,13 +30,14 @@ from propagate.scaling import Gains
 from propagate.table import BY_MATRIX
 from propagate.theory.activations import ACTIVATIONS, Activation
 from propagate.theory.blocks import Block, Tape
-from propagate.theory.experts import Along, MixturePull
+from propagate.theory.experts import MixturePull
 from propagate.theory.finite_width import matrix_allowances
 from propagate.theory.functions import Scalar
 from propagate.theory.gram import Gram
 from propagate.theory.gram_kernels import KERNELS, Kernel
 from propagate.theory.gram_sublayers import of_means
 from propagate.theory.moments import Moments
+from propagate.theory.products import Seen
 from propagate.theory.sublayers import NOTHING, AttentionPull
 
 Array = NDArray[np.float64]
@@ -132,9 +133,9 @@ class MatrixGradients:
             pull: Any
             output, kept, pull = block.experts_map(x)
 
-            def observing(g: Any, along: Sequence[Along]) -> Any:
-                note(experts_gradients(model, gains, x, g, pull, along))
-                return pull(g, along)
+            def observing(g: Any, seen: Seen) -> Any:
+                note(experts_gradients(model, gains, x, g, pull, seen))
+                return pull(g, seen)
 
             return output, kept, observing
 
@@ -222,7 +223,7 @@ def ffn_gradients(model: Model, gains: Gains, x: Any, g: Any, normed: frozenset[
     return norms
 
 
-def experts_gradients(model: Model, gains: Gains, x: Any, g: Any, pull: MixturePull, along: Sequence[Along]) -> Norms:
+def experts_gradients(model: Model, gains: Gains, x: Any, g: Any, pull: MixturePull, seen: Seen) -> Norms:
     """Of the matrices of a mixture, the routed experts' together and the shared ones' together; see `ffn_gradients`.
 
     A routed expert's matrices meet only the tokens that chose it, by their gates: second moments are those of an FFN,
@@ -241,7 +242,7 @@ def experts_gradients(model: Model, gains: Gains, x: Any, g: Any, pull: MixtureP
         norms[name] = entries_in / experts.split * frobenius(tokens, x, at_unit.product(pull.overlap))
         if shared:
             norms[name.replace("ffn", "shared")] = shared * entries_in * frobenius(tokens, x, at_unit)
-    norms["router"] = entries_in * frobenius(tokens, x, pull.router(g, along)) / experts.router_std**2
+    norms["router"] = entries_in * frobenius(tokens, x, pull.router(g, seen)) / experts.router_std**2
     return norms
 
 

@@ -15,7 +15,7 @@ from propagate.model import Model, ModelError, check_flag, check_model, check_pl
 from propagate.table import STREAM, table
 from propagate.theory.bias import bias_columns, sampled, sampled_spreads
 from propagate.theory.covered import check_covered
-from propagate.theory.experts import uneven, warn_of_means
+from propagate.theory.experts import warn_of_means
 from propagate.theory.finite_width import allowances, allowances_of_streams
 from propagate.theory.fluctuations import spreads
 from propagate.theory.functions import Scalar
@@ -95,9 +95,10 @@ def predict(
         evaluations of the whole network, whose mean is given with its standard error `<name>_se`. (There is none with
         `logit_std=0`, where nothing is drawn.) Draws are the same in every run.
 
-        Experts have one router a sublayer, whose choices do not average out. Where gates are so uneven that tokens
-        behind a mixture differ much in variance (top-k with softmax before the choice, split experts), tokens are
-        resolved whatever the start, in 64 evaluations that each draw routers of their own.
+        Experts have one router a sublayer, whose choices do not average out: tokens behind a mixture differ in
+        variance, and networks from one another, at any width. So with experts tokens are resolved whatever the start,
+        in 64 evaluations that each draw routers of their own (256 where attention is uniform and tokens are few).
+        `log_<name>_bias` is then how far the mean logarithm lies from the logarithm of the mean over routers.
 
         A placement of several streams (ResiDual, SiameseNorm) has a further dimension `stream`: "1", "2", ... in the
         order of its equations, and "joined", which holds what the streams are made of and come together in: at block 0
@@ -105,7 +106,7 @@ def predict(
         cotangent of such a placement always enters behind the readout.
 
     Warns:
-        UserWarning: where experts' gates are that uneven and the start is an array, which is not resolved.
+        UserWarning: for experts and an array of starts, which takes them at the means of their gates.
         ValidityWarning: where a sublayer is used outside its verified domain; see `validity`.
 
     Raises:
@@ -135,9 +136,8 @@ def predict(
 
     attributes = {"witness": "theory", "model": repr(model), "width": model.width, "depth": model.depth}
     attributes |= {"tokens": model.tokens}
-    exchangeable = (
-        gram is None and grad_gram is None and model.exchangeable and (bool(dims) or not uneven(model.experts))
-    )
+    alike = gram is None and grad_gram is None and model.exchangeable
+    exchangeable = alike and (bool(dims) or model.experts is None)
     for name, asked in further.items():
         if asked and not exchangeable:
             raise ModelError(

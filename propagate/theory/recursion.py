@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,10 @@ from propagate.placement import Layout, Placement, join, split
 from propagate.scaling import Gains, Scaling
 from propagate.theory import activations, gates, softmax
 from propagate.theory.blocks import Block, Stream, Tape
-from propagate.theory.experts import Along, Mixture, mixture
+from propagate.theory.experts import Mixture, Pull, mixture
 from propagate.theory.functions import Scalar
 from propagate.theory.moments import Combination, Joint, Moments, correlated, joint_moments
+from propagate.theory.products import Seen
 from propagate.theory.sublayers import Sublayer, attention, ffn
 
 if TYPE_CHECKING:
@@ -280,12 +281,12 @@ def _naming_mixture(model: Model, gains: Gains, number: Iterator[int], definitio
     assert model.experts is not None
     apply_mixture = mixture(activations.ACTIVATIONS[model.activation], gains.ffn_in, gains.ffn_out, model.experts)
 
-    def apply(x: Moments) -> tuple[Moments, Scalar, Callable[[Moments, Sequence[Along]], Moments]]:
+    def apply(x: Moments) -> tuple[Moments, Scalar, Pull]:
         k = next(number)
         output, kept, pull = apply_mixture(_define("qp", k, x, definitions))
 
-        def pulled(g: Moments, along: Sequence[Along]) -> Moments:
-            return _define("uv", k, pull(_define("gh", k, g, definitions), along), definitions)
+        def pulled(g: Moments, seen: Seen) -> Moments:
+            return _define("uv", k, pull(_define("gh", k, g, definitions), seen), definitions)
 
         return _define("ab", k, output, definitions), kept, pulled
 

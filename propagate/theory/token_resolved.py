@@ -23,6 +23,7 @@ from propagate.theory.network import Path, propagate_moments
 from propagate.theory.parameter_gradients import MatrixGradients
 from propagate.theory.validity import Watch
 
+FEW = 32  # tokens, of which more routers are drawn: fewer choices average less, and cost less
 TOKEN_COLUMNS = {"variance": "token_variance", "grad_variance": "grad_token_variance"}
 
 
@@ -67,16 +68,17 @@ def replicas_of(model: Model) -> int:
         >>> replicas_of(Model("prenorm", depth=1, logit_std=0.0)), replicas_of(Model("prenorm", depth=1))
         (1, 8)
     """
+    exact = _attention(model, 16, (0, 0), None).exact
     if model.experts is not None:
-        return ROUTERS
-    return 1 if _attention(model, 16, (0, 0), None).exact else REPLICAS
+        return 4 * ROUTERS if exact and model.tokens <= FEW else ROUTERS
+    return 1 if exact else REPLICAS
 
 
 def block_of(model: Model, index: int, samples: int | None, head_size: float | None = None) -> Block:
     """The block a placement's equations see at `index`: 0 for the embedding, depth + 1 for the readout."""
     gains = model.gains(max(index, 1))
     calls = itertools.count()
-    drawn = (samples or default_samples(model.tokens)) * max(replicas_of(model) // REPLICAS, 1)
+    drawn = (samples or _samples(model)) * max(replicas_of(model) // REPLICAS, 1)
 
     def attention_map(x: Gram, normed: frozenset[str]) -> tuple[Gram, Callable[[Gram], Gram]]:
         kind = _attention(model, drawn, (index, next(calls)), head_size)
@@ -96,6 +98,12 @@ def block_of(model: Model, index: int, samples: int | None, head_size: float | N
         tanh_map=tanh,
         experts_map=None if model.experts is None else _mixture(model, gains, index, calls),
     )
+
+
+def _samples(model: Model) -> int:
+    """Beside what routers of their own make of networks attention's sampling error is lost: few heads are enough."""
+    plain = default_samples(model.tokens)
+    return plain if model.experts is None else max(plain // 128, 1) * 16
 
 
 def _mixture(model: Model, gains: Gains, index: int, calls: Iterator[int]) -> Mixture:
@@ -129,7 +137,9 @@ def columns(
     """The table's columns, and whether they have an axis of streams.
 
     Means over tokens and over pairs of tokens, and each token's own variance; each the mean over replicas, and
-    `<name>_se` its standard error where there are several: the theory's own, of the attention logits it drew.
+    `<name>_se` its standard error where there are several: the theory's own, of the attention logits it drew. Routers
+    do not average out in a network: where they are drawn, the means of logarithms differ from the logarithms of means
+    at any width, and stand beside them.
     """
     path = propagate_grams(
         model,
@@ -160,6 +170,8 @@ def columns(
         found[name] = values.mean(axis=1)
         if replicas > 1:
             found[f"{name}_se"] = values.std(axis=1, ddof=1) / np.sqrt(replicas)
+        if model.experts is not None and "covariance" not in name:
+            found[f"log_{name}_bias"] = _log(values).mean(axis=1) - _log(found[name])
     skip = _skip_powers(path, start.variance.shape)
     found["skip_gain"] = skip.mean(axis=-1)
     of_tokens = {name: found[token] for name, token in TOKEN_COLUMNS.items()}
@@ -198,6 +210,11 @@ def statistics(grams: list[Any], like: Gram) -> dict[str, Array]:
         "deviation": apart,
         "token_variance": of_tokens,
     }
+
+
+def _log(values: Array) -> Array:
+    """Natural logarithm; NaN where a quantity is 0."""
+    return np.log(values, out=np.full_like(values, np.nan), where=values > 0)
 
 
 def _skip_powers(path: Path, shape: tuple[int, ...]) -> Array:

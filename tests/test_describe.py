@@ -115,3 +115,43 @@ def test_an_unknown_architecture_is_refused_in_one_line() -> None:
         pg.ModelError, match="longcat_flash cannot be described: its block has dense FFNs and a mixture"
     ):
         pg.describe(make("LongCat-Flash", **SMALL))
+
+
+def encoder(count: int = 3, **fields: Any) -> Any:
+    layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, **fields)
+    return torch.nn.TransformerEncoder(layer, count, enable_nested_tensor=False)
+
+
+def test_weights_that_blocks_share_are_said() -> None:
+    copies, own = encoder(), encoder()
+    for block in own.layers:
+        torch.nn.init.normal_(block.linear1.weight)
+    said = "the same weights in 3 of 3 blocks, where a Model's are independent"
+    assert said in pg.describe(copies).unread
+    assert not any("the same weights" in words for words in pg.describe(own).unread)
+
+
+def test_one_layer_called_many_times_is_as_deep_as_it_is_called() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "embedding_size": 16}
+    config = transformers.AlbertConfig(vocab_size=VOCABULARY, num_hidden_layers=4, **sizes)
+    module = transformers.AlbertModel(config).eval()
+    model, unread = pg.describe(module, tokens=8)
+    seen = pg.trace(module, {"input_ids": IDS})
+    assert model.depth == seen.sizes["block"] - 1 == 4
+    assert " ".join(seen.call.values) == "attention1 norm1 ffn1 norm2"
+    assert any("the same weights in 4 of 4 blocks" in words for words in unread)
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [(torch.nn.GELU(), "gelu"), (torch.nn.ReLU(), "relu"), (torch.nn.functional.gelu, "gelu"), ("relu", "relu")],
+)
+def test_activations_may_be_modules_or_functions(given: Any, read: str) -> None:
+    assert pg.describe(encoder(activation=given)).model.activation == read
+
+
+def test_an_activation_that_is_not_known_is_refused_by_name() -> None:
+    for given in (lambda x: x.relu(), torch.nn.Softsign()):
+        with pytest.raises(pg.ModelError, match="activation must be a function or module of torch that is known here"):
+            pg.describe(encoder(activation=given))

@@ -13,7 +13,7 @@ import propagate
 from propagate.experts import Experts
 from propagate.model import Model, ModelError
 from propagate.scaling import Gains, Number
-from propagate.tracing.find import Blocks, blocks_of, is_norm
+from propagate.tracing.find import Blocks, blocks_of, is_norm, unwrapped
 from propagate.tracing.layers import GATED, output_rms
 from propagate.tracing.roles import by_role
 from propagate.tracing.statistics import precise
@@ -33,6 +33,7 @@ REFUSED = {
 }
 """Architectures that can be traced, and why no `Model` describes them."""
 BIDIRECTIONAL = ("bert", "roberta", "albert", "distilbert", "electra")
+TORCH_ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
 ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "swish": "silu"}
 
 
@@ -88,15 +89,18 @@ def describe(module: nn.Module, *, tokens: int = 32, blocks: Blocks = None) -> D
         >>> pg.predict(model, **pg.start_of(pg.trace(module, x))).sizes["block"]
         4
     """
-    found = blocks_of(module, blocks)
+    module = unwrapped(module)
     if hasattr(module, "model") and isinstance(module.model, Model):
         return Description(module.model, ())
+    distinct = [unwrapped(block) for block in blocks_of(module, blocks)]
+    config = getattr(module, "config", None)
+    found = _called(distinct, config)
     if isinstance(found[0], nn.TransformerEncoderLayer):
         layer: Any = found[0]
         kind = "prenorm" if layer.norm_first else "postnorm"
-        heads, activation, causal = layer.self_attn.num_heads, layer.activation.__name__, False
+        heads, activation, causal = layer.self_attn.num_heads, _activation_of(layer.activation), False
     else:
-        kind, heads, activation, causal = _configured(getattr(module, "config", None), module)
+        kind, heads, activation, causal = _configured(config, module)
     matrices = [_matrices(block) for block in found]
     gated = "ffn_gate" in matrices[0]
     activation = ACTIVATIONS.get(activation, activation)
@@ -121,12 +125,31 @@ def describe(module: nn.Module, *, tokens: int = 32, blocks: Blocks = None) -> D
         ffn_ratio=hidden / width,
         norm="layer" if any("LayerNorm" in type(part).__name__ for part in norms) else "rms",
         causal=causal,
-        rope=_rope(getattr(module, "config", None)),
+        rope=_rope(config),
         logit_std=sum(logits) / len(logits),
         scaling=MeasuredGains(gains),
         experts=_experts(module.config, len(matrices[0]["router"][0][1]), routers) if routers else None,
     )
-    return Description(model, tuple(_unread(found, norms, getattr(module, "config", None), logits, routers, tokens)))
+    return Description(model, tuple(_unread(found, norms, config, logits, routers, tokens)))
+
+
+def _called(blocks: Sequence[nn.Module], config: Any) -> list[nn.Module]:
+    """The blocks in the order of their calls: ALBERT calls each of its groups of one layer many times."""
+    groups, depth = getattr(config, "num_hidden_groups", None), getattr(config, "num_hidden_layers", len(blocks))
+    if groups != len(blocks) or depth <= groups:
+        return list(blocks)
+    return [blocks[index * groups // depth] for index in range(depth)]
+
+
+def _activation_of(function: Any) -> str:
+    """The name of an activation that torch was given as a function or a module."""
+    name = getattr(function, "__name__", type(function).__name__).lower()
+    if name not in TORCH_ACTIVATIONS or getattr(function, "approximate", "none") not in ("none", "tanh"):
+        raise ModelError(
+            f"the activation must be a function or module of torch that is known here"
+            f" ({', '.join(TORCH_ACTIVATIONS)}), got {function!r}"
+        )
+    return name
 
 
 def _configured(config: Any, module: nn.Module) -> tuple[str, int, str, bool]:
@@ -218,6 +241,15 @@ def _rope(config: Any) -> float | None:
     return float(given["rope_theta"]) if whole and "rope_theta" in given else None
 
 
+def _repeated(blocks: Sequence[nn.Module]) -> int:
+    """How many blocks have the weights of another: shared, or copies as `nn.TransformerEncoder` makes them."""
+    seen: dict[tuple[float, ...], int] = {}
+    for block in blocks:
+        weights = [precise(p).sum().item() for p in block.parameters() if sum(size > 1 for size in p.shape) > 1]
+        seen[tuple(weights)] = seen.get(tuple(weights), 0) + 1
+    return sum(count for weights, count in seen.items() if weights and count > 1)
+
+
 def _unread(
     blocks: Sequence[nn.Module],
     norms: Sequence[nn.Module],
@@ -228,6 +260,8 @@ def _unread(
 ) -> list[str]:
     """What a model has and a `Model` has not, as far as it can be seen."""
     words = []
+    if repeated := _repeated(blocks):
+        words.append(f"the same weights in {repeated} of {len(blocks)} blocks, where a Model's are independent")
     eps = {float(value) for n in norms for key in ("eps", "variance_epsilon") if (value := getattr(n, key, None))}
     if eps:
         words.append(f"eps {', '.join(f'{value:g}' for value in sorted(eps))} of the norms")

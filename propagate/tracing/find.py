@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from propagate.model import ModelError
 
 ATTENTION = re.compile(r"att(n|ention)", re.IGNORECASE)
+WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "module")
 Blocks = str | nn.Module | Sequence[nn.Module] | None
 
 
@@ -77,36 +78,75 @@ def is_norm(module: nn.Module) -> bool:
     return "norm" in _name(module).lower()
 
 
+def named_attention(path: str, module: nn.Module) -> bool:
+    """Whether a module is called attention; what it computes counts for more.
+
+    Example:
+        >>> named_attention("self_attn", nn.Linear(4, 4))
+        True
+    """
+    return bool(ATTENTION.search(path) or ATTENTION.search(_name(module)))
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module that a wrapper of torch stands for: compiled, checkpointed, sharded or replicated.
+
+    Example:
+        >>> unwrapped(nn.DataParallel(nn.Linear(2, 3)))
+        Linear(in_features=2, out_features=3, bias=True)
+    """
+    for name in WRAPPED:
+        inner = getattr(module, name, None)
+        if isinstance(inner, nn.Module) and (name != "module" or "Parallel" in _name(module)):
+            return unwrapped(inner)
+    return module
+
+
 def parts(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules that a block calls itself, by path; lists and dicts of modules are opened."""
-    for name, child in block.named_children():
+    """The modules that a block calls itself, by path; wrappers, lists and dicts of modules are opened.
+
+    A block that does nothing but call one module with parts of its own (ALBERT's groups of layers) has that one's.
+    """
+    found = list(_opened(block))
+    if len(found) == 1 and has_norm(found[0][1]) and len(list(found[0][1].children())) > 1:
+        path, only = found[0]
+        return iter([(f"{path}.{name}", part) for name, part in _opened(only)])
+    return iter(found)
+
+
+def _opened(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, child in unwrapped(block).named_children():
+        child = unwrapped(child)
         if isinstance(child, nn.ModuleList | nn.ModuleDict):
-            for inner, module in parts(child):
+            for inner, module in _opened(child):
                 yield f"{name}.{inner}", module
         else:
             yield name, child
 
 
-def branches(path: str, part: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
-    """Of one part of a block, what may be a sublayer call: (kind, path, module), kind "attention", "ffn" or "norm".
+def candidates(path: str, part: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Of one part of a block, the modules whose output may be what a sublayer gave, by path.
 
-    A part without norms is one branch. In one with norms (BERT's attention adds and norms, Qwen3's norms its queries)
-    every module without norms may be the branch, and every norm the part's last step: the caller sees which of them
-    gives a stream, and whether a norm's output is the part's own.
+    A norm is itself. A part without norms is one branch, or all of it but a last sum with its skip. In one with norms
+    (BERT's attention adds and norms, Qwen3's norms its queries) every module without norms may be the branch, and every
+    norm the part's last step: the caller sees which of them gives a stream, and whether it is the part's own.
     """
+    yield path, part
     if is_norm(part):
-        yield "norm", path, part
         return
-    kind = "attention" if ATTENTION.search(path) or ATTENTION.search(_name(part)) else "ffn"
-    if not _has_norm(part):
-        yield kind, path, part
-        return
+    mixed = has_norm(part)
     for name, module in part.named_modules():
-        if module is not part and (is_norm(module) or not _has_norm(module)):
-            yield ("norm" if is_norm(module) else kind), f"{path}.{name}", module
+        if module is not part and (not mixed or is_norm(module) or not has_norm(module)):
+            yield f"{path}.{name}", module
 
 
-def _has_norm(module: nn.Module) -> bool:
+def has_norm(module: nn.Module) -> bool:
+    """Whether a module holds a norm.
+
+    Example:
+        >>> has_norm(nn.Sequential(nn.LayerNorm(4))), has_norm(nn.Linear(4, 4))
+        (True, False)
+    """
     return any(is_norm(part) for part in module.modules())
 
 

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from propagate.model import ModelError
-from propagate.tracing.find import branches, parts, stream_of
+from propagate.tracing.find import candidates, has_norm, is_norm, parts, stream_of
+from propagate.tracing.layout import Axes, Layout, layout_by_hand, layout_of
 from propagate.tracing.statistics import second_moments
+from propagate.tracing.streams import Choice, State, replaced, state_of, tensors
+from propagate.tracing.sublayers import Call, has_matrix, is_bare, sublayers
 
 Moments = dict[str, float]
 
@@ -23,33 +26,53 @@ class Recorder:
     Attributes:
         states: what enters the first block, then what leaves each block, in the order of the calls: one stream or, of
             a network that `build` made, all of them.
+        places: for each of those streams, the tensor in the graph whose gradient is the stream's.
         ends: of several streams, the embedded tokens that they are made of and what the readout joins them into.
         called: the block modules, in the order of the calls: one module may be called many times.
         calls: for each of those calls, moments of what its sublayers gave, by name ("attention1": the first attention).
+        layout: which axes of a stream are tokens.
     """
 
-    def __init__(self, keep: Tensor | None) -> None:
-        self.keep = keep
+    def __init__(self, keep: Tensor | None, axes: Axes = None, stream: Choice = None) -> None:
+        self.keep, self.axes, self.stream = keep, axes, stream
         self.states: list[tuple[Tensor, ...]] = []
+        self.places: list[tuple[Tensor, ...]] = []
         self.ends: list[Tensor] = []
         self.called: list[nn.Module] = []
         self.calls: list[dict[str, Moments]] = []
-        self._counts: Counter[str] = Counter()
-        self._waiting: list[tuple[str, Tensor]] = []
+        self._layout: Layout | None = None
+        self._handed_on: State | None = None
+        self._seen: list[Call] = []
+        self._waiting: list[tuple[nn.Module, Tensor]] = []
+        self._entered: list[Tensor | None] = []
+        self._inside = False  # a checkpointed block runs again in the reverse pass, which is no new call
 
     @property
     def several(self) -> bool:
         """Whether more than one stream passes from block to block."""
         return bool(self.ends)
 
-    def kept(self, x: Tensor) -> Tensor:
-        """Which tokens count: all, unless a mask was given."""
-        batch, tokens = flat(x).shape[:2]
+    @property
+    def layout(self) -> Layout:
+        """Of the stream, known once a block has ended."""
+        if self._layout is None:
+            raise ModelError("the model called none of its blocks; point at those it uses with blocks=")
+        return self._layout
+
+    def flat(self, x: Tensor) -> Tensor:
+        """A stream as (sequences, tokens, width)."""
+        return self.layout.flat(x)
+
+    @property
+    def kept(self) -> Tensor:
+        """Which tokens count, (sequences, tokens): all, unless a mask was given."""
+        first = self.states[0][0]
+        batch, tokens = self.flat(first).shape[:2]
         if self.keep is None:
-            return torch.ones(batch, tokens, dtype=torch.bool, device=x.device)
+            return torch.ones(batch, tokens, dtype=torch.bool, device=first.device)
         if tuple(self.keep.shape) != (batch, tokens):
             raise ModelError(f"mask must have shape {(batch, tokens)}, got {tuple(self.keep.shape)}")
-        return self.keep.to(x.device)
+        return self.keep.to(first.device)
 
     def embed(self, part: nn.Module, args: Any) -> Any:
         """Before several streams are made of the embedded tokens: these start the gradient's graph."""
@@ -67,61 +90,123 @@ class Recorder:
 
     def enter(self, block: nn.Module, args: Any, kwargs: Any) -> Any:
         """Before a block: a fresh list of calls; the first block's stream starts the gradient's graph."""
-        self.calls.append({})
-        self._counts, self._waiting = Counter(), []
-        if self.states:
+        self._seen, self._waiting, self._entered, self._inside = [], [], [], True
+        if self.several:
             return None
         found = stream_of([*args, *kwargs.values()])
         if found is None:
             raise ModelError(f"the block {type(block).__name__} was given no stream of shape (..., tokens, width)")
+        if self._handed_on is not None:
+            self._check_handed_on(found)
+            return None
         leaf = found.detach().requires_grad_()
+        given = leaf.clone()  # a block may change its input in place
         self.states.append((leaf,))
-        return _replaced(args, found, leaf), {key: _replaced(value, found, leaf) for key, value in kwargs.items()}
+        self.places.append((leaf,))
+        self._handed_on = State(leaf, leaf, given)
+        return replaced(args, found, given), {key: replaced(value, found, given) for key, value in kwargs.items()}
+
+    def _check_handed_on(self, found: Tensor) -> None:
+        """Numbers never come out of a guess: what enters a block is what left the one before."""
+        assert self._handed_on is not None
+        left = self._handed_on.handed_on
+        if found is not left and (found.shape != left.shape or not torch.equal(found, left)):
+            count = len(self.called)
+            raise ModelError(
+                f"what enters block {count + 1} is not what left block {count}: these are not the blocks of one"
+                " stream, or the model changes it in between; point at the blocks with blocks="
+            )
 
     def leave(self, block: nn.Module, args: Any, output: Any) -> Any:
         """After a block."""
+        self._inside = False
         self.called.append(block)
         if self.several:
-            return self._apart(output)
-        found, before = stream_of([output]), self.states[0][0].shape
-        if found is None or found.shape != before:
-            shape = None if found is None else tuple(found.shape)
-            raise ModelError(f"a block must keep the stream's shape {tuple(before)}, got {shape}")
-        self.states.append((found,))
-        return None
+            source = self.states[-1][0]
+            output = self._apart(output)
+            self._layout = self._layout or layout_by_hand(self.axes, source.dim()) or layout_of(source, source, block)
+        else:
+            assert self._handed_on is not None
+            source, found = self._handed_on.handed_on, state_of(block, output, self.states[0][0], self.stream)
+            self._layout = self._layout or layout_by_hand(self.axes, source.dim())
+            self._layout = self._layout or layout_of(source, found.value, block)
+            self.states.append((found.value,))
+            self.places.append((found.place,))
+            self._handed_on = found
+            output = found.output
+        counts, moments = Counter[str](), dict[str, Moments]()
+        for kind, value in sublayers(self._seen, source, self._layout):
+            counts[kind] += 1
+            moments[f"{kind}{counts[kind]}"] = second_moments(self.flat(value.reshape(source.shape)), self.kept)
+        self.calls.append(moments)
+        return output
 
     def _apart(self, state: tuple[Any, ...]) -> tuple[Any, ...]:
         """The state, every stream a tensor of its own: one that occurs twice has two gradients."""
         state = tuple(entry.view_as(entry) if isinstance(entry, Tensor) else entry for entry in state)
         self.states.append(tuple(entry for entry in state if isinstance(entry, Tensor)))
+        self.places.append(self.states[-1])
         return state
 
-    def saw(self, kind: str, output: Any) -> None:
-        """After a module that may be a sublayer call."""
-        found = stream_of([output])
-        if found is not None and self.states and found.shape == self.states[0][0].shape:
-            self._waiting.append((kind, found))
+    def begin(self, part: nn.Module, args: Any, kwargs: Any) -> None:
+        """Before a part of a block."""
+        if not self._inside:
+            return
+        rows = self._rows([*args, *kwargs.values()])
+        self._entered.append(next((x for x in rows if self._is_stream(x)), next(iter(rows), None)))
 
-    def close(self, output: Any) -> None:
-        """After a part of a block: its last branch counts, and its last norm if that gave the part's own output."""
-        own = stream_of([output])
-        found = [entry for entry in self._waiting if entry[0] != "norm"][-1:]
-        found += [entry for entry in self._waiting if entry[0] == "norm" and entry[1] is own][-1:]
-        self._waiting = []
-        for kind, value in found:
-            self._counts[kind] += 1
-            self.calls[-1][f"{kind}{self._counts[kind]}"] = second_moments(flat(value), self.kept(value))
+    def saw(self, module: nn.Module, args: Any, output: Any) -> None:
+        """After a module that may be a sublayer call or, if it is one matrix, a piece of one."""
+        if not self._inside:
+            return
+        found = [x for x in self._rows([output]) if self._is_stream(x) or is_bare(module)]
+        self._waiting += [(module, x) for x in found[:1]]
+
+    def _rows(self, values: Sequence[Any]) -> list[Tensor]:
+        """The tensors that have a vector for each token, also with tokens and sequences flattened."""
+        count = self.states[0][0].numel() // self.states[0][0].shape[-1] if self.states else 0
+        return [x for x in tensors(values) if x.is_floating_point() and x.dim() > 1 and x.shape[:-1].numel() == count]
+
+    def _is_stream(self, x: Tensor) -> bool:
+        return x.shape[-1] == self.states[0][0].shape[-1]
+
+    def close(self, path: str, part: nn.Module) -> None:
+        """After a part of a block: what it gave, before it added its own skip; and its last norm, if it ends in one."""
+        if not self._inside:
+            return
+        entered = self._entered.pop()
+        waiting, self._waiting = self._waiting, []
+        own = waiting[-1][1] if waiting and waiting[-1][0] is part else None
+        if is_norm(part):
+            self._seen += [Call(path, part, entered, own, norm=True)] if own is not None else []
+            return
+        inner = [(module, value) for module, value in waiting if module is not part]
+        if has_norm(part):
+            branches = [value for module, value in inner if not is_norm(module) and has_matrix(module)]
+        else:
+            branches = [] if own is None else [own]
+            branches += [value for _, value in inner if own is not None and _is_branch(own, entered, value)]
+        self._seen += [Call(path, part, entered, value) for value in branches[-1:]]
+        norms = [(module, value) for module, value in inner if is_norm(module) and value is own]
+        self._seen += [Call(path, module, entered, value, norm=True) for module, value in norms[-1:]]
+
+
+def _is_branch(output: Tensor, entered: Tensor | None, value: Tensor) -> bool:
+    """Whether a module's output is its input plus this: it adds the skip itself."""
+    if entered is None or not entered.shape == output.shape == value.shape:
+        return False
+    return bool(torch.equal(output, entered + value) or torch.equal(output, value + entered))
 
 
 @contextmanager
 def watching(
-    blocks: Sequence[nn.Module], keep: Tensor | None, ends: tuple[nn.Module, nn.Module] | None = None
-) -> Iterator[Recorder]:
+    recorder: Recorder, blocks: Sequence[nn.Module], ends: tuple[nn.Module, nn.Module] | None
+) -> Iterator[None]:
     """Hooks on the blocks and their sublayers, gone on the way out, whatever happens.
 
     `ends` are the modules that make several streams of one, and one of them again.
     """
-    recorder, handles = Recorder(keep), []
+    handles = []
     try:
         if ends is not None:
             handles.append(ends[0].register_forward_pre_hook(recorder.embed))
@@ -130,29 +215,16 @@ def watching(
         for block in dict.fromkeys(blocks):
             handles.append(block.register_forward_pre_hook(recorder.enter, with_kwargs=True))
             for path, part in parts(block):
-                for kind, _, module in branches(path, part):
-                    if not isinstance(module, nn.Dropout):
-                        handles.append(module.register_forward_hook(_seer(recorder, kind)))
-                handles.append(part.register_forward_hook(lambda module, args, output: recorder.close(output)))
+                handles.append(part.register_forward_pre_hook(recorder.begin, with_kwargs=True))
+                for _, module in candidates(path, part):
+                    handles.append(module.register_forward_hook(recorder.saw))
+                handles.append(part.register_forward_hook(_closer(recorder, path)))
             handles.append(block.register_forward_hook(recorder.leave))
-        yield recorder
+        yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def flat(x: Tensor) -> Tensor:
-    """(..., tokens, width) as (sequences, tokens, width)."""
-    return x.reshape(-1, *x.shape[-2:])
-
-
-def _seer(recorder: Recorder, kind: str) -> Any:
-    return lambda module, args, output: recorder.saw(kind, output)
-
-
-def _replaced(values: Any, old: Tensor, new: Tensor) -> Any:
-    if values is old:
-        return new
-    if isinstance(values, tuple | list):
-        return type(values)(_replaced(value, old, new) for value in values)
-    return values
+def _closer(recorder: Recorder, path: str) -> Any:
+    return lambda module, args, output: recorder.close(path, module)

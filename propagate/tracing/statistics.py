@@ -72,6 +72,8 @@ def effective_rank(x: Tensor, keep: Tensor) -> float:
         3.0
     """
     x = _kept(precise(x), keep)
+    if not torch.isfinite(x).all():
+        return float("nan")
     squares = torch.linalg.svdvals(x).square()
     share = squares / squares.sum(-1, keepdim=True)
     entropy = -torch.special.xlogy(share, share).sum(-1)

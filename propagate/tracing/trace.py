@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from propagate.model import ModelError
 from propagate.table import BY_MATRIX, STREAM, table
 from propagate.tracing.build import Network
-from propagate.tracing.find import Blocks, blocks_of
+from propagate.tracing.find import Blocks, blocks_of, unwrapped
+from propagate.tracing.layout import Axes
+from propagate.tracing.masks import checked_mask, counted_tokens
 from propagate.tracing.matrices import MATRICES, matrices_of, squared_norms
-from propagate.tracing.recorder import Recorder, flat, watching
+from propagate.tracing.recorder import Recorder, watching
 from propagate.tracing.statistics import change, cosine, effective_rank, precise, second_moments
+from propagate.tracing.streams import Choice
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -33,6 +36,8 @@ def trace(
     loss: Callable[[Any], Tensor] | None = None,
     blocks: Blocks = None,
     mask: Tensor | None = None,
+    axes: Axes = None,
+    stream: Choice = None,
     seed: int = 0,
 ) -> xr.Dataset:
     """Second moments of the residual stream and its gradient at every block of a torch model, forward and backward.
@@ -48,8 +53,14 @@ def trace(
             enters at the stream that leaves the last block, on the tokens that count: `simulate`'s grad_variance of 1.
         blocks: where the residual stream runs: modules, their container or its dotted path. By default the list of
             equal blocks that holds the most parameters.
-        mask: (sequences, tokens), true for tokens that count. By default the inputs' `attention_mask`, if they have
-            one, and else all. Pass one to leave out special tokens too. `attrs` state how many counted.
+        mask: (sequences, tokens), true for tokens that count. By default what the inputs' masks say of the stack that
+            is traced (`attention_mask`, `decoder_attention_mask`, `src_key_padding_mask` and torch's like), else all.
+            Pass one to leave out special tokens too. `attrs` state how many counted.
+        axes: what each axis of the stream holds, such as "token sequence width". By default the width is the last axis,
+            or the one that the block's matrices fit, and tokens lie along the axes that a block mixes: torch's layers
+            with `batch_first=False` and streams of images are read right.
+        stream: of blocks that return several tensors of the stream's shape, which is the stream: 0, 1, ..., or "sum" of
+            a branch and a residual that the next block adds, the default where a block has an argument `residual`.
         seed: of the cotangents.
 
     Returns:
@@ -69,8 +80,12 @@ def trace(
         the readout at the last block. The default cotangent then enters behind the readout. Of another model's
         several streams the first is traced.
 
+        A sublayer is named by what it computes: "attention" mixes tokens, "ffn" treats each by itself and has matrices.
+        Where numbers are not finite, `attrs["first_not_finite"]` says where that began ("" if nowhere).
+
     Raises:
-        ModelError: where the blocks are not found, or are given no stream.
+        ModelError: where the blocks are not found, are given no stream or do not hand it on, axes or streams cannot be
+            told apart, or autograd is off (`torch.inference_mode`).
 
     Example: a model that is not ours.
         >>> layers = [nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True) for _ in range(3)]
@@ -80,7 +95,7 @@ def trace(
     """
     draws: list[dict[str, Any]] = []
     for one in _modules(module):
-        draws.append(_one(one, inputs, loss, blocks, mask, seed, len(draws)))
+        draws.append(_one(one, inputs, loss, blocks, mask, (axes, stream), seed, len(draws)))
         del one  # before the next is made
     if not draws:
         raise ModelError("module must be a torch model or an iterable of at least one")
@@ -115,23 +130,37 @@ def _modules(module: Any) -> Iterator[nn.Module]:
 
 
 def _one(
-    module: nn.Module, inputs: Any, loss: Any, blocks: Blocks, mask: Tensor | None, seed: int, draw: int
+    module: nn.Module,
+    inputs: Any,
+    loss: Any,
+    blocks: Blocks,
+    mask: Tensor | None,
+    reading: tuple[Axes, Choice],
+    seed: int,
+    draw: int,
 ) -> dict[str, Any]:
     """All quantities of one model, as lists over blocks; what is no quantity has a name with an underscore."""
-    if mask is None and isinstance(inputs, Mapping):
-        mask = inputs.get("attention_mask")
-    keep = None if mask is None else mask.bool()
-    if keep is not None and not keep.any(-1).all():
-        raise ModelError("mask must let at least one token of every sequence count")
+    if torch.is_inference_mode_enabled() or any(p.is_inference() for p in module.parameters()):
+        raise ModelError("trace needs autograd: call it outside torch.inference_mode, with weights made outside of it")
     found = blocks_of(module, blocks)
-    with torch.enable_grad(), _evaluating(module), watching(found, keep, _ends(module, found)) as seen:
+    mask = counted_tokens(inputs, module, found[0]) if mask is None else mask
+    seen = Recorder(None if mask is None else checked_mask(mask), *reading)
+    eager = torch.compiler.set_stance("force_eager")  # hooks inside a compiled module are not called otherwise
+    with (
+        _in_place_named(),
+        eager,
+        torch.enable_grad(),
+        _evaluating(module),
+        watching(seen, found, _ends(module, found)),
+    ):
         output = _call(module, inputs)
         if not seen.called:
             raise ModelError("the model called none of its blocks; point at those it uses with blocks=")
         gradients, of_parameters = _gradients(seen, output, loss, seed, draw)
-        norms = [squared_norms(weights, of_parameters) for weights in matrices_of(module, seen.called)]
-    stream = seen.states[0][0]
-    counted = seen.kept(stream)
+        blocks_called = [unwrapped(block) for block in seen.called]
+        norms = [squared_norms(of, of_parameters) for of in matrices_of(unwrapped(module), blocks_called)]
+    stream = seen.flat(seen.states[0][0])
+    counted = seen.kept
     columns = _of_streams(seen, gradients, counted)
     columns["parameter_grad_norm"] = [np.nan, *(_norm(block, of_parameters) for block in seen.called)]
     sequences = counted.shape[0]
@@ -156,6 +185,8 @@ def _one(
         "gradient": "of the loss" if loss else f"of a standard normal cotangent {entered}",
         "dtype": str(stream.dtype).removeprefix("torch."),
         "device": str(stream.device),
+        "axes": " ".join(seen.layout.names),
+        "first_not_finite": _first_not_finite(columns, several=seen.several),
     }
     return columns | {"_calls": names, "_matrices": matrices, "_several": seen.several, "_attributes": attributes}
 
@@ -172,10 +203,10 @@ def _of_streams(seen: Recorder, gradients: Gradients, counted: Tensor) -> dict[s
     """Quantities over blocks or, of several streams, over blocks and streams, what joins them last."""
     found: dict[str, Any] = {}
     for number in range(len(seen.states[0])):
-        streams = [flat(state[number]) for state in seen.states]
+        streams = [seen.flat(state[number]) for state in seen.states]
         steps = list(pairwise(streams))
         rows = {"": [second_moments(x, counted) for x in streams]}
-        rows["grad_"] = [second_moments(flat(state[number]), counted) for state in gradients.states]
+        rows["grad_"] = [second_moments(seen.flat(state[number]), counted) for state in gradients.states]
         one = {prefix + name: [row[name] for row in rows[prefix]] for prefix in rows for name in MOMENTS}
         one["branch_skip_ratio"] = [np.nan, *(change(x, y, counted) for x, y in steps)]
         one["layer_cosine"] = [np.nan, *(cosine(x, y, counted) for x, y in steps)]
@@ -185,13 +216,23 @@ def _of_streams(seen: Recorder, gradients: Gradients, counted: Tensor) -> dict[s
     if not seen.several:
         return {name: values for name, (values,) in found.items()}
     for prefix, ends in (("", seen.ends), ("grad_", gradients.ends)):
-        moments = [second_moments(flat(end), counted) for end in ends]
+        moments = [second_moments(seen.flat(end), counted) for end in ends]
         for name in MOMENTS:
             between = [np.nan] * (len(seen.states) - 2)
             found[prefix + name].append([moments[0][name], *between, moments[1][name]])
     for name in ("branch_skip_ratio", "layer_cosine", "effective_rank"):
         found[name].append([np.nan] * len(seen.states))
     return {name: np.array(values).T for name, values in found.items()}
+
+
+def _first_not_finite(columns: dict[str, Any], *, several: bool) -> str:
+    """In words, the first block whose stream, or the last whose gradient, is not finite; "" if there is none."""
+    for name, order, words in (("variance", 1, "stream"), ("grad_variance", -1, "gradient")):
+        values = np.array(columns[name], dtype=float)
+        bad = ~np.isfinite(values[:, :-1] if several else values[:, None]).all(axis=1)  # "joined" is at its ends alone
+        if bad.any():
+            return f"block {np.arange(len(bad))[::order][bad[::order]][0]}, {words}"
+    return ""
 
 
 def _call(module: nn.Module, inputs: Any) -> Any:
@@ -216,14 +257,14 @@ def _gradients(seen: Recorder, output: Any, loss: Any, seed: int, draw: int) -> 
     last = seen.ends[-1] if seen.several else seen.states[-1][0]
     if loss is None:
         generator = torch.Generator().manual_seed(1_000_003 * seed + draw)
-        cotangent = torch.randn(last.shape, generator=generator, dtype=precise(last).dtype).to(last)
-        kept = seen.kept(last).reshape(*last.shape[:-1], 1)
-        target, seeds = last, cotangent * kept
+        shape = seen.flat(last).shape  # the same numbers, however the stream lies in memory and whatever its precision
+        cotangent = torch.randn(shape, generator=generator).to(last) * seen.kept[..., None]
+        target, seeds = last, seen.layout.spread(cotangent, last.shape)
     else:
         target, seeds = loss(output), None
         if not isinstance(target, Tensor) or target.dim() > 0:
             raise ModelError(f"loss must give a tensor with one number, got {target!r}")
-    streams = [x for state in seen.states for x in state] + seen.ends
+    streams = [x for state in seen.places for x in state] + seen.ends
     wanted = {id(p): p for block in seen.called for p in block.parameters() if p.requires_grad}
     found = torch.autograd.grad(target, [*streams, *wanted.values()], seeds, allow_unused=True)
     given = iter(torch.zeros_like(x) if g is None else g for x, g in zip(streams, found, strict=False))
@@ -237,6 +278,20 @@ def _norm(block: nn.Module, gradients: OfParameters) -> float:
         return float("nan")
     own = [gradients.get(id(parameter)) for parameter in block.parameters()]
     return float(np.sqrt(sum(float(precise(g).square().sum()) for g in own if g is not None)))
+
+
+@contextmanager
+def _in_place_named() -> Iterator[None]:
+    """Torch's own words about a tensor changed in place, as a ModelError of one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "inplace operation" not in str(error) and "in-place operation" not in str(error):
+            raise
+        first = str(error).split(";")[0].splitlines()[0]
+        raise ModelError(
+            f"the model changes in place what its own gradient needs, so none can be traced: {first}"
+        ) from None
 
 
 @contextmanager

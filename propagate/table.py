@@ -48,7 +48,8 @@ def table(
     """A Dataset over `block` 0 ... depth (and any further `dims`, or a quantity's own), with meanings and provenance.
 
     With "stream" first among `dims`, its coordinates are "1", "2", ... and, last, "joined": see `predict`. That of the
-    dimension `matrix` of `param_grad` are the `matrices`; that quantity has no streams.
+    dimension `matrix` of `param_grad` are the `matrices`; that quantity has no streams. Of one token, quantities of two
+    are left out.
 
     Example:
         >>> table({"variance": [1.0, 2.0]}, depth=1, attributes={"seed": 0}).sizes["block"]
@@ -56,6 +57,7 @@ def table(
     """
     import xarray as xr
 
+    variables = of_tokens(variables, attributes.get("tokens"))
     data = xr.Dataset(
         {name: (("block", *_without_stream(name, dims), *further(name)), values) for name, values in variables.items()},
         coords={"block": ("block", range(depth + 1), {"long_name": "block (0: the embedding)"})}
@@ -74,7 +76,7 @@ def table(
 def start_of(measured: xr.Dataset) -> dict[str, float]:
     """The moments at a table's two ends, as the arguments with which `predict` and `simulate` start from there.
 
-    Of several streams, those of what they are made of and of what joins them.
+    Of several streams, those of what they are made of and of what joins them; of one token, no covariances.
 
     Example: theory from where a measurement began.
         >>> from propagate import Model, predict
@@ -88,7 +90,7 @@ def start_of(measured: xr.Dataset) -> dict[str, float]:
     ends = {"variance": 0, "covariance": 0, "grad_variance": -1, "grad_covariance": -1}
     if STREAM in measured.dims:
         measured = measured.sel({STREAM: JOINED})
-    return {name: float(measured[name].isel(block=end)) for name, end in ends.items()}
+    return {name: float(measured[name].isel(block=end)) for name, end in ends.items() if name in measured}
 
 
 def further(name: str) -> tuple[str, ...]:
@@ -101,6 +103,18 @@ def further(name: str) -> tuple[str, ...]:
     for suffix in ("_se", "_allowance", "_bias"):
         name = name.removesuffix(suffix)
     return FURTHER.get(name.removeprefix("log_"), ())
+
+
+def of_tokens(variables: dict[str, Any], tokens: int | None) -> dict[str, Any]:
+    """Without the quantities of two tokens, where there is one.
+
+    Example:
+        >>> list(of_tokens({"variance": 1.0, "log_grad_deviation_se": 0.1, "covariance": 0.0}, tokens=1))
+        ['variance']
+    """
+    return {
+        name: v for name, v in variables.items() if tokens != 1 or not ("covariance" in name or "deviation" in name)
+    }
 
 
 def _without_stream(name: str, dims: tuple[str, ...]) -> tuple[str, ...]:

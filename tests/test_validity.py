@@ -53,7 +53,9 @@ def test_nothing_is_said_inside_the_domain() -> None:
 def test_wide_logits_are_warned_of(causal: bool) -> None:
     (message,) = warned(pg.Model("postnorm", logit_std=9.0, causal=causal, **SMALL))
     assert "standard deviation of 9" in message
-    assert "nearest measured error" in message
+    assert "not known" in message
+    assert "nearest measured point" in message
+    assert "below what was resolved" not in message  # which would reassure where nothing was measured
     assert "heads of 64" in message
 
 

@@ -102,8 +102,9 @@ def _parts(gram: Array | None, noise: Noise) -> Array:
     variance = (mean + (tokens - 1) * deviation) / tokens
     found = []
     for values, size in ((variance, variance), ((mean - deviation) / tokens, variance), (deviation, deviation)):
-        with np.errstate(divide="ignore", invalid="ignore"):
-            relative, logarithm = values / size[-1], np.log(size / size[-1])
+        present = size[-1] > FAINT * variance[-1]  # of what is 0 in the limit, nothing is relative to it
+        relative = values / (size[-1] if present else 1.0)
+        logarithm = np.log(size / size[-1]) if present else np.zeros_like(size)
         found.append([_even(relative, noise), _even(logarithm, noise), _odd(logarithm, noise)])
     return np.array(found)
 

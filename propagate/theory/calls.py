@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from propagate.model import Model, check_model
+from propagate.table import of_tokens
 from propagate.theory import network, token_resolved
 from propagate.theory.blocks import Block, alone, read
 from propagate.theory.finite_width import call_allowances
@@ -64,10 +65,9 @@ def predict_calls(model: Model, **start: Any) -> xr.Dataset:
         heard = _heard(model, gram, lambda index: token_resolved.block_of(model, index, samples, size))
         columns = _columns(heard, lambda x: token_resolved.statistics([x], gram))
     names = list(dict.fromkeys(itertools.chain.from_iterable(heard)))
-    if model.tokens == 1:
-        columns |= {name: np.full_like(values, np.nan) for name, values in columns.items() if "variance" not in name}
     allowed = call_allowances(found.variance_allowance.to_numpy(), model.width)[:, None]
     columns |= {f"call_{moment}_allowance": np.repeat(allowed, len(names), axis=1) for moment in MOMENTS}
+    columns = of_tokens(columns, model.tokens)
     found = found.assign({name: (("block", "call"), values) for name, values in columns.items()})
     return found.assign_coords(call=("call", names))
 

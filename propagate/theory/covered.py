@@ -8,8 +8,10 @@ from typing import Any, ClassVar, NoReturn
 
 from propagate.model import Model, ModelError
 from propagate.placement import split
+from propagate.theory.moments import Moments
 from propagate.theory.units import KNOWN
 
+FAINT = 1e-8  # share of the mean over tokens below which its noise is not resolved
 INSIDE = frozenset({"query", "key"})  # norms inside attention that are covered
 
 
@@ -80,6 +82,29 @@ class Block:
 
     def _refuse(self, what: str) -> NoReturn:
         raise ModelError(f"{self.what} does not cover {what}, got {self.model.placement!r}")
+
+
+def check_sampled(model: Model, what: str, start: Moments, cotangent: Moments) -> None:
+    """ModelError where samples have nothing to be relative to: a branch, or the mean over tokens, that is 0.
+
+    Example:
+        >>> check_sampled(Model("prenorm", depth=2, ffn_gain=0.0), "bias", Moments(1.0, 1.0), Moments(1.0, 1.0))
+        Traceback (most recent call last):
+        propagate.checks.ModelError: ffn_gain must be positive for bias, got 0 in block 1
+    """
+    for index in range(1, model.depth + 1):
+        gains = model.gains(index)
+        for name, gain in (
+            ("value_gain", gains.value),
+            ("attention_gain", gains.attention_out),
+            ("ffn_gain", gains.ffn_out),
+        ):
+            if gain == 0:
+                raise ModelError(f"{name} must be positive for {what}, got 0 in block {index}")
+    if model.tokens > 1 and start.mean_mode(model.tokens) <= FAINT * start.variance:
+        raise ModelError(f"covariance must lie above -variance / (tokens - 1) for {what}, got {start.covariance!r}")
+    if cotangent.variance == 0:
+        raise ModelError(f"grad_variance must be positive for {what}, got 0")
 
 
 def check_covered(model: Model, what: str) -> bool:

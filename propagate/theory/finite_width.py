@@ -79,8 +79,9 @@ def _of_kept(
     drift = DRIFT / width * np.cumsum(lost[::-1], axis=0)[::-1]
     back = np.concatenate([drift + 1 / width, none + (1 / width if through_readout else 0.0)])
     mean_mode = columns["grad_variance"] - columns["grad_deviation"] * (tokens - 1) / tokens
-    with np.errstate(divide="ignore", invalid="ignore"):
-        leak = np.where(back > 0, LEAK / width * mean_mode / columns["grad_deviation"], 0.0)
+    deviation = columns["grad_deviation"]  # where it is 0, nothing is relative to it
+    apart = np.where(deviation != 0, deviation, 1.0)
+    leak = np.where((back > 0) & (deviation != 0), LEAK / width * mean_mode / apart, 0.0)
     return {
         "variance_allowance": forward,
         "covariance_allowance": forward,

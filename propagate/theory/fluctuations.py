@@ -48,7 +48,14 @@ from propagate.theory.responses import root as root_of
 from propagate.theory.softmax import softmax_averages
 from propagate.theory.sublayers import NOTHING
 from propagate.theory.tape import sent_back
-from propagate.theory.units import heads_backward, heads_forward, hidden_backward, hidden_forward, rounded
+from propagate.theory.units import (
+    distinct_share,
+    heads_backward,
+    heads_forward,
+    hidden_backward,
+    hidden_forward,
+    rounded,
+)
 
 RESIDUE = 1e-6  # spreads below it are what finite differences leave of zero
 
@@ -168,13 +175,13 @@ class Block:
     def _ffn_forward(self, x: Moments) -> tuple[Array, Array]:
         model, noise = self.model, self.tape.noise
         variance = rounded(float(self.gains.ffn_in) ** 2 * x.variance)
-        units = hidden_forward(model.activation, model.tokens, variance, _share(x))
+        units = hidden_forward(model.activation, model.tokens, variance, self._distinct(x))
         return noise.gaussian(model.width), units / model.hidden
 
     def _ffn_backward(self, x: Moments, g: Moments) -> tuple[Array, Array]:
         model, noise = self.model, self.tape.noise
         variance = rounded(float(self.gains.ffn_in) ** 2 * x.variance)
-        units = hidden_backward(model.activation, model.tokens, variance, _share(x), _share(g))
+        units = hidden_backward(model.activation, model.tokens, variance, self._distinct(x), self._distinct(g))
         return noise.gaussian(model.width), units / model.hidden
 
     def _attention_forward(self, x: Moments) -> tuple[Array, Array]:
@@ -189,15 +196,21 @@ class Block:
         own = deviation * (second - overlap)  # of the deviations at the output
         variance = mean / tokens + deviation * second
         out_mean = tokens * variance - (tokens - 1) * own
-        mixing = np.array([[mean / out_mean, 1 - mean / out_mean], [0.0, 1.0]])
-        heads = heads_forward(tokens, self._logits(x), _share(x)) / model.heads
+        kept = mean / out_mean if out_mean > 0 else 1.0  # of tokens that add up to 0, uniform attention leaves nothing
+        mixing = np.array([[kept, 1 - kept], [0.0, 1.0]])
+        heads = heads_forward(tokens, self._logits(x), self._distinct(x)) / model.heads
         return gaussian + mixing @ gaussian @ mixing.T, heads
 
     def _attention_backward(self, x: Moments, g: Moments) -> tuple[Array, Array]:
         model, gaussian = self.model, self.tape.noise.gaussian(self.model.width)
         if model.tokens == 1:
             return 2 * gaussian, np.zeros((4, 4))
-        return 2 * gaussian, heads_backward(model.tokens, self._logits(x), _share(x), _share(g)) / model.heads
+        return 2 * gaussian, heads_backward(
+            model.tokens, self._logits(x), self._distinct(x), self._distinct(g)
+        ) / model.heads
+
+    def _distinct(self, x: Moments) -> float:
+        return distinct_share(x, self.model.tokens)
 
     @property
     def _logit_std(self) -> float:
@@ -205,10 +218,6 @@ class Block:
 
     def _logits(self, x: Moments) -> float:
         return rounded((self._logit_std * x.variance) ** 2)
-
-
-def _share(x: Moments) -> float:
-    return rounded(min(max(x.deviation / x.variance, 0.0), 1.0)) if x.variance > 0 else 1.0
 
 
 def spreads(model: Model, path: Path, arriving: Moments | None = None) -> dict[str, Array]:
@@ -229,8 +238,6 @@ def spreads(model: Model, path: Path, arriving: Moments | None = None) -> dict[s
     for prefix, covariances, moments in (("", found.forward, forward), ("grad_", found.backward, backward)):
         values = [log_spreads(c, x, model.tokens) for c, x in zip(covariances, moments, strict=True)]
         for name, column in zip(("variance", "deviation"), np.array(values).T, strict=True):
-            if name == "deviation" and model.tokens == 1:
-                column = np.full_like(column, math.nan)
             columns[f"{prefix}{name}_spread"] = column
             with np.errstate(divide="ignore"):
                 next_order = column**2 + model.tokens / model.width + 0.5 / (model.width * column) ** 2

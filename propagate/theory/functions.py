@@ -47,6 +47,21 @@ def sqrt(x: Scalar) -> Scalar:
     return np.sqrt(x)
 
 
+def inverse(x: Scalar) -> Scalar:
+    """1 / x of a variance.
+
+    Raises:
+        ZeroDivisionError: for a number, or any entry of an array, that is not positive.
+
+    Example:
+        >>> inverse(4.0)
+        0.25
+    """
+    if x <= 0 if isinstance(x, _PLAIN) else not is_symbolic(x) and np.any(x <= 0):
+        raise ZeroDivisionError("1 / a variance that is 0")
+    return 1 / x
+
+
 def arcsin(x: Scalar) -> Scalar:
     """Inverse sine."""
     if isinstance(x, _PLAIN):
@@ -82,10 +97,12 @@ def angle(variance: Scalar, deviation: Scalar) -> Scalar:
     """Angle between two tokens, arccos(1 - deviation / variance), without cancellation when they nearly coincide.
 
     Example:
-        >>> round(angle(2.0, 2.0), 6)
-        1.570796
+        >>> round(angle(2.0, 2.0), 6), angle(0.0, 0.0)
+        (1.570796, 0.0)
     """
     if is_plain(variance, deviation):
+        if variance == 0:
+            return 0.0
         return 2 * math.asin(math.sqrt(min(max(deviation / (2 * variance), 0.0), 1.0)))
     if is_symbolic(variance, deviation):
         import sympy

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from propagate.theory.functions import inverse
+
 Array = NDArray[np.float64]
 
 
@@ -112,8 +114,8 @@ class Gram(NamedTuple):
         return Entries(self.matrix)
 
     def norm_scale(self) -> Array:
-        """What a norm multiplies each token by."""
-        return 1 / np.sqrt(self.variance)
+        """What a norm multiplies each token by. ZeroDivisionError where a token is 0."""
+        return np.asarray(np.sqrt(inverse(self.variance)))
 
     def std(self) -> Array:
         """(..., 1): root mean square over tokens and coordinates."""

@@ -104,7 +104,9 @@ def attention(
 
     def apply(x: Gram, normed: frozenset[str] = NOTHING) -> tuple[Gram, Pull]:
         gains = {"query": query, "key": key, "value": value}
-        scales: dict[str, Any] = {name: x.norm_scale() if name in normed else gain for name, gain in gains.items()}
+        scales: dict[str, Any] = {
+            name: gain * x.times(gain).norm_scale() if name in normed else gain for name, gain in gains.items()
+        }
         seen = Projected(*(x.times(scales[name]) for name in gains))
         size = replace(kind, head_size=size_of(normed, kind.head_size))
         together = _output(heads(seen.query, seen.key, size).weights, seen.value)

@@ -12,7 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
-from propagate.theory.functions import Scalar, sqrt
+import numpy as np
+
+from propagate.theory.functions import Scalar, inverse, is_plain, is_symbolic, sqrt
+
+ROUNDING = 1e-14  # relative, of the difference of two numbers that should cancel
 
 
 class Moments(NamedTuple):
@@ -35,6 +39,18 @@ class Moments(NamedTuple):
     def covariance(self) -> Scalar:
         """E x_t x_s for tokens t != s."""
         return self.variance - self.deviation
+
+    def mean_mode(self, tokens: Scalar) -> Scalar:
+        """Variance of the mean over tokens; 0 where tokens that add up to nothing leave but rounding.
+
+        Example:
+            >>> Moments(1.0, 1.5).mean_mode(3), Moments(0.1, 0.1 * 8 / 7).mean_mode(8)
+            (0.0, 0.0)
+        """
+        found, least = self.covariance + self.deviation / tokens, ROUNDING * self.variance
+        if is_plain(found, least):
+            return found if found > least else 0.0
+        return found if is_symbolic(found, least) else np.where(found > least, found, 0.0)
 
     def plus(self, other: Moments) -> Moments:
         """Of the sum with an uncorrelated stream."""
@@ -64,8 +80,8 @@ class Moments(NamedTuple):
         return self
 
     def norm_scale(self) -> Scalar:
-        """What a norm multiplies the stream by."""
-        return 1 / sqrt(self.variance)
+        """What a norm multiplies the stream by. ZeroDivisionError for a stream that is 0."""
+        return sqrt(inverse(self.variance))
 
     def std(self) -> Scalar:
         """Root mean square over tokens and coordinates."""

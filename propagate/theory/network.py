@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from propagate.model import Model
+from propagate.model import Model, ModelError
 from propagate.placement import Layout, check_streams
 from propagate.scaling import Gains
 from propagate.theory.activations import ACTIVATIONS
@@ -65,7 +65,10 @@ def propagate_moments(
 
     def block_map(equations: Callable[[Any, Any], Any], index: int, state: State) -> BlockMap:
         block = block_at(index) if block_at else block_of(model, index)
-        return read(lambda streams: equations(streams, block), block.tape, state)
+        try:
+            return read(lambda streams: equations(streams, block), block.tape, state)
+        except ZeroDivisionError:
+            raise _of_nothing(model, index) from None
 
     embed = block_map(placement.embed, 0, alone(start))
     states, maps = [embed.output], []
@@ -95,6 +98,20 @@ def propagate_moments(
         embedding=embed.pull(backward[-1])[0][0],
         readout_skips=readout.skips[0],
         layouts=[state.layout for state in states],
+    )
+
+
+def _of_nothing(model: Model, index: int) -> ModelError:
+    """Where equations divide by the size of a stream that is 0: a norm, or a standard deviation."""
+    gains, where = model.gains(max(index, 1)), {0: "embed", model.depth + 1: "readout"}.get(index, f"block {index}")
+    names = (*(f"{name}_gain" for name in ("value", "attention", "ffn")), "query", "key", "ffn_in")
+    values = (gains.value, gains.attention_out, gains.ffn_out, gains.query, gains.key, gains.ffn_in)
+    zero = [name for name, value in zip(names, values, strict=True) if value == 0]
+    if zero:
+        return ModelError(f"{' and '.join(zero)} must be positive where {where} of {model.placement!r} norms it, got 0")
+    return ModelError(
+        f"covariance must lie above -variance / (tokens - 1) where {where} of {model.placement!r} norms a mean over"
+        " tokens: tokens that add up to 0 leave nothing to norm"
     )
 
 

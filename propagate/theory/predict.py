@@ -14,7 +14,7 @@ from propagate.checks import integer
 from propagate.model import Model, ModelError, check_flag, check_model, check_plain
 from propagate.table import STREAM, table
 from propagate.theory.bias import bias_columns, sampled, sampled_spreads
-from propagate.theory.covered import check_covered
+from propagate.theory.covered import check_covered, check_sampled
 from propagate.theory.experts import warn_of_means
 from propagate.theory.finite_width import allowances, allowances_of_streams
 from propagate.theory.fluctuations import spreads
@@ -77,16 +77,18 @@ def predict(
         `grad_covariance`, `grad_deviation`, each a second moment per coordinate; `<name>_allowance`, how far a
         network of the model's width may lie from it, relative to it (a covariance: to its variance); and `skip_gain`,
         what the gradient variance would be if the cotangent returned along the skips alone. Dimensions of
-        DataArray arguments follow `block`. With one token the covariances are NaN. With `parameter_gradients` also
-        `param_grad` over `block` and, last, `matrix` ("query", "key", "value", "attention_out", "ffn_in", "ffn_gate",
-        "ffn_out"): the expected squared Frobenius norm of dLoss/dW, for W with entries of standard deviation
-        gain / sqrt(fan_in), of all matrices of that name in the block together and without a dimension `stream`; NaN at
-        block 0, which has no matrix. With `fluctuations` also `<name>_spread` of variance, deviation and their
-        gradients: the standard deviation of the quantity's logarithm between networks, to first order in 1/width, and
-        `<name>_spread_allowance`, the relative size of the next order. With `bias` also, to first order in 1/width,
-        `<name>_bias`, the mean over networks less the limit, relative as the allowance is; `log_<name>_bias`, the mean
-        logarithm less that of the limit; `<name>_se`, their sampling error; and `<name>_allowance` is then for what
-        they leave out, of second order (see `bias`). Deviations below 1e-8 of the variance keep the stated allowance.
+        DataArray arguments follow `block`. With one token there are no covariances and no deviations.
+
+        With `parameter_gradients` also `param_grad` over `block` and, last, `matrix` ("query", "key", "value",
+        "attention_out", "ffn_in", "ffn_gate", "ffn_out"): the expected squared Frobenius norm of dLoss/dW, for
+        W with entries of standard deviation gain / sqrt(fan_in), of all matrices of that name in the block
+        together and without a dimension `stream`; NaN at block 0, which has no matrix. With `fluctuations` also
+        `<name>_spread` of variance, deviation and their gradients: the standard deviation of the quantity's
+        logarithm between networks, to first order in 1/width, and `<name>_spread_allowance`, the relative size
+        of the next order. With `bias` also, to first order in 1/width, `<name>_bias`, the mean over networks
+        less the limit, relative as the allowance is; `log_<name>_bias`, the mean logarithm less that of the
+        limit; `<name>_se`, their sampling error; and `<name>_allowance` is then for what they leave out, of
+        second order (see `bias`). Deviations below 1e-8 of the variance keep the stated allowance.
 
         With a Gram matrix, a mask or rotary positions tokens are not exchangeable, and full (tokens, tokens) matrices
         are propagated. The names then mean what a simulation measures: averages over tokens and over pairs of tokens.
@@ -166,6 +168,7 @@ def predict(
         if fluctuations and closed:
             columns |= spreads(model, path, cotangent if through_readout else None)
         if bias or (fluctuations and not closed):
+            check_sampled(model, "bias" if bias else "fluctuations", start, cotangent)
             samples_of = sampled(model, *_plain(start, cotangent), through_readout=through_readout)
             columns |= sampled_spreads(model, samples_of) if fluctuations and not closed else {}
             columns |= bias_columns(model, samples_of, columns) if bias else {}
@@ -217,9 +220,6 @@ def _columns(
     ):
         for name in ("variance", "covariance", "deviation"):
             columns[prefix + name] = _column(name, joints, ends if path.several else None, shape)
-        if model.tokens == 1:
-            columns[prefix + "covariance"] = np.full_like(columns[prefix + "variance"], np.nan)
-            columns[prefix + "deviation"] = columns[prefix + "covariance"]
     columns["skip_gain"] = _skip_gain(path, shape)
     if path.several:
         return columns | allowances_of_streams(columns, _kept(path, shape), model.width, model.tokens)

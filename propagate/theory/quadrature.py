@@ -125,8 +125,8 @@ def square_on_line(f: Elementwise, variance: float) -> float:
     """
     if not variance <= LARGEST_VARIANCE:
         raise ModelError(
-            f"the FFN's pre-activations reach a variance of {variance:.3g}; silu, tanh and swiglu cover up to"
-            f" {LARGEST_VARIANCE:g} (lower the variance that enters the FFN)"
+            f"{f.__name__.removesuffix('_slope')} reads a variance of {variance:.3g}, and covers up to"
+            f" {LARGEST_VARIANCE:g}: lower the variance of the stream that it reads, or the gain before it"
         )
     u, weight = _gaussian(variance)
     return float(weight @ f(u) ** 2)

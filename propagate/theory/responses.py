@@ -155,7 +155,7 @@ def to_moments(mean: float, deviation: float, tokens: int) -> Moments:
 
 def to_energies(x: Moments, tokens: int) -> tuple[float, float]:
     """The two energies of moments of floats."""
-    return tokens * x.variance - (tokens - 1) * x.deviation, x.deviation
+    return tokens * x.mean_mode(tokens), x.deviation
 
 
 def mapped(function: Callable[[Moments], Moments], x: Energies, tokens: int) -> Energies:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from propagate.scaling import Gains
 from propagate.theory.activations import Activation
 from propagate.theory.finite_heads import head_averages
-from propagate.theory.functions import Scalar
+from propagate.theory.functions import Scalar, inverse
 from propagate.theory.moments import Moments
 
 Pull = Callable[[Moments], Moments]
@@ -102,7 +102,8 @@ def attention(tokens: Scalar, logit_variance: Scalar, gains: Gains, head_size: f
     if tokens == 1:  # nothing to choose from: attention is a linear layer
 
         def linear(x: Moments, normed: frozenset[str] = NOTHING) -> tuple[Moments, Pull]:
-            inner = 1 / x.variance if "heads" in normed else projection_powers(gains, x, normed).value
+            value = projection_powers(gains, x, normed).value
+            inner = value * inverse(value * x.variance) if "heads" in normed else value
             heads, power = _scaled(x, inner), out * inner
             pull = AttentionPull(heads, lambda g: {"value": _scaled(g, power)}, lambda g: _scaled(g, power))
             return _scaled(heads, out), pull
@@ -114,13 +115,15 @@ def attention(tokens: Scalar, logit_variance: Scalar, gains: Gains, head_size: f
     def apply(x: Moments, normed: frozenset[str] = NOTHING) -> tuple[Moments, Pull]:
         powers = projection_powers(gains, x, normed) if normed else plain
         paths = attention_paths(tokens, logit_variance * powers.query * powers.key, x, size_of(normed, head_size))
-        inner = 1 / paths.output.variance if "heads" in normed else powers.value
+        value = powers.value
+        inner = value * inverse(value * paths.output.variance) if "heads" in normed else value
         power = out * inner
 
         def pull(g: Moments) -> Moments:
-            value, query, key = paths.pull(g)
-            variance = value.variance + query.variance + key.variance
-            return Moments(power * variance, power * (value.deviation + query.deviation + key.deviation))
+            through = paths.pull(g)
+            variance = through.value.variance + through.query.variance + through.key.variance
+            deviation = through.value.deviation + through.query.deviation + through.key.deviation
+            return Moments(power * variance, power * deviation)
 
         def by_path(g: Moments) -> dict[str, Moments]:
             return {name: _scaled(sent, power) for name, sent in paths.pull(g)._asdict().items()}
@@ -152,12 +155,15 @@ class Powers(NamedTuple):
 def projection_powers(gains: Gains, x: Moments, normed: frozenset[str]) -> Powers:
     """Of a normed projection so much that its variance is 1; of the others the gain's square.
 
+    Raises:
+        ZeroDivisionError: for a normed projection that is 0.
+
     Example:
         >>> projection_powers(Gains(query=3.0), Moments(4.0, 4.0), frozenset({"key"}))
         Powers(query=9.0, key=0.25, value=1.0)
     """
-    squares = (getattr(gains, name) * getattr(gains, name) for name in Powers._fields)
-    return Powers(*(1 / x.variance if name in normed else s for name, s in zip(Powers._fields, squares, strict=True)))
+    squares = {name: getattr(gains, name) * getattr(gains, name) for name in Powers._fields}
+    return Powers(*(s * inverse(s * x.variance) if name in normed else s for name, s in squares.items()))
 
 
 class Cotangents(NamedTuple):
@@ -187,7 +193,7 @@ def attention_paths(tokens: Scalar, logit_variance: Scalar, x: Moments, head_siz
     logit_spread = logit_variance * x.variance * x.deviation
     found = head_averages(tokens, head_size, logit_spread, x.covariance / x.variance)
     second, overlap = found.second, found.overlap
-    mean_mode = x.covariance + x.deviation / tokens
+    mean_mode = x.mean_mode(tokens)
 
     def pull(g: Moments) -> Cotangents:
         mean = (g.variance + others * g.covariance) / tokens

@@ -18,10 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import erf, expit
 
+from propagate.theory.moments import Moments
+
 Array = NDArray[np.float64]
 Elementwise = Callable[[Array], Array]
 SAMPLES = 2**17  # numbers of a sample: the covariance it gives is good to some per cent
 SEED = 20260122
+ROUNDING = 1e-13  # relative to the other mode, of an energy that is 0
 SMALLEST = 1e-9  # share of the deviations, below which their relative statistics no longer change
 
 
@@ -49,6 +52,21 @@ def rounded(value: float) -> float:
         0.12
     """
     return float(f"{value:.1e}")
+
+
+def distinct_share(x: Moments, tokens: int) -> float:
+    """1 - correlation of two tokens, to two digits: up to tokens / (tokens - 1), where they add up to nothing.
+
+    Example:
+        >>> distinct_share(Moments(2.0, 3.0), 2), distinct_share(Moments(2.0, 1.0), 2)
+        (1.5, 0.5)
+    """
+    return rounded(_possible(x.deviation / x.variance, tokens)) if x.variance > 0 else 1.0
+
+
+def _possible(share: float, tokens: int) -> float:
+    """Rounding apart, what tokens can have."""
+    return min(max(share, 0.0), tokens / max(tokens - 1, 1))
 
 
 @lru_cache(maxsize=1024)
@@ -134,9 +152,12 @@ def _tokens(tokens: int, distinct: tuple[float, ...]) -> list[Array]:
     units = max(SAMPLES // tokens, 256)
     found = []
     for share in distinct:
-        own = min(max(share, SMALLEST), 1.0)
-        shared = random.standard_normal((units, 1))
-        found.append(math.sqrt(1 - own) * shared + math.sqrt(own) * random.standard_normal((units, tokens)))
+        own = max(_possible(share, tokens), SMALLEST)
+        shared, apart = random.standard_normal((units, 1)), random.standard_normal((units, tokens))
+        if own > 1:  # of tokens that point apart, part of their mean is taken away
+            kept = math.sqrt(max(1 - tokens * (own - 1) / own, 0.0))
+            apart = apart - (1 - kept) * apart.mean(axis=-1, keepdims=True)
+        found.append(math.sqrt(max(1 - own, 0.0)) * shared + math.sqrt(own) * apart)
     return found
 
 
@@ -159,7 +180,7 @@ def _relative(*energies: Array) -> Array:
     """Covariance over units of energies (units, 2) side by side, relative to their means; 0 where there are none."""
     columns = np.concatenate(energies, axis=-1)
     mean = columns.mean(axis=0)
-    present = mean > 0
+    present = mean > np.repeat([ROUNDING * pair.mean(axis=0).max() for pair in energies], 2)
     scaled = np.where(present, columns / np.where(present, mean, 1.0), 0.0)
     return np.asarray(np.cov(scaled.T))
 
@@ -176,15 +197,15 @@ def _attention(tokens: int, logit_variance: float, distinct: float) -> tuple[np.
 def _rooted(noise: Array, rows: float, columns: float) -> Array:
     """Normals with covariance X_tt' Y_ss', X and Y exchangeable of unit variance."""
     for axis, share in ((-2, rows), (-1, columns)):
-        own = min(max(share, SMALLEST), 1.0)
         tokens = noise.shape[axis]
+        own = max(_possible(share, tokens), SMALLEST)
         mean = noise.mean(axis=axis, keepdims=True)
-        noise = math.sqrt(own) * (noise - mean) + math.sqrt(own + tokens * (1 - own)) * mean
+        noise = math.sqrt(own) * (noise - mean) + math.sqrt(max(own + tokens * (1 - own), 0.0)) * mean
     return np.asarray(noise)
 
 
 def _sandwich(a: Array, distinct: float) -> Array:
     """a X a^T for exchangeable X of unit variance."""
-    own = min(max(distinct, SMALLEST), 1.0)
+    own = max(_possible(distinct, a.shape[-1]), SMALLEST)
     total = a.sum(axis=-1)
     return np.asarray((1 - own) * total[..., :, None] * total[..., None, :] + own * (a @ a.swapaxes(-1, -2)))

@@ -169,18 +169,16 @@ class Watch:
         s = np.argmin(np.abs(spread[:, None] - stds * np.sqrt(1 - correlations[c])[:, None]), axis=1)
         errors = error[t, s, c]
         worst = int(np.argmax(np.maximum(errors, spread)) if spread.max() > stds.max() else np.argmax(errors))
-        nearest = f"the nearest measured error is {_percent(errors[worst])}, at width {found['width']} in heads of "
-        nearest += (
-            f"{found['head_size']} with {axes['tokens'][t]} tokens, logit_std {stds[s[worst]]:g} and correlation "
-        )
-        nearest += f"{correlations[c[worst]]:.2g}"
+        place = f"at width {found['width']} in heads of {found['head_size']} with {axes['tokens'][t]} tokens, logit_std"
+        place += f" {stds[s[worst]]:g} and correlation {correlations[c[worst]]:.2g}"
         if spread.max() > stds.max():
             reached = f"attention's logits reach a standard deviation of {spread.max():.3g}"
-            return f"{reached}, verified up to {stds.max():g}; {nearest}"
+            return f"{reached}, verified up to {stds.max():g}; {_beyond(errors[worst], place)}"
         if self.model.tokens > most:
-            return f"attention over {self.model.tokens} tokens, verified up to {most}; {nearest}"
+            return f"attention over {self.model.tokens} tokens, verified up to {most}; {_beyond(errors[worst], place)}"
         if errors[worst] > LARGEST_ERROR:
-            return f"attention at logits of standard deviation {spread[worst]:.3g}: {nearest}"
+            reached = f"attention at logits of standard deviation {spread[worst]:.3g}"
+            return f"{reached}: the nearest measured error is {_percent(errors[worst])}, {place}"
         return ""
 
     def _of_ffn(self) -> str:
@@ -194,10 +192,11 @@ class Watch:
         smallest, largest = min(axes["input_variance"]), max(axes["input_variance"])
         if kind in SCALE_FREE or (min(self.ffn) >= smallest and max(self.ffn) <= largest):
             return ""
+        place = f"at width {found['width']}"
         end, used = (-1, max(self.ffn)) if max(self.ffn) > largest else (0, min(self.ffn))
         return (
             f"the FFN's pre-activations reach a variance of {used:.3g}, verified from {smallest:g} to {largest:g};"
-            f" the nearest measured error is {_percent(error[end])}, at width {found['width']}"
+            f" {_beyond(error[end], place)}"
         )
 
 
@@ -229,5 +228,11 @@ def _farthest(spread_squared: Any, lost: Any) -> list[tuple[float, float]]:
     return [(float(spreads.flat[at]), float(lost.flat[at]))]
 
 
+def _beyond(share: float, place: str) -> str:
+    """What is known outside the verified domain: the error at its edge, and never that there is none."""
+    nearest = f"error is {_percent(share)}, {place}" if share else f"point is {place}"
+    return f"the error there is not known; the nearest measured {nearest}"
+
+
 def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %" if share else "below what was resolved"
+    return f"{100 * share:.2g} %"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from propagate.model import ModelError
-from propagate.table import BY_MATRIX, STREAM, table
+from propagate.table import BY_MATRIX, STREAM, of_tokens, table
 from propagate.tracing.build import Network
 from propagate.tracing.find import Blocks, blocks_of, unwrapped
 from propagate.tracing.layout import Axes
@@ -312,8 +312,8 @@ def _labelled(
     def within(*names: str) -> dict[str, Any]:
         return {key: values for key, values in columns.items() if any(name in key for name in names)}
 
-    of_calls, of_blocks = within("call_"), within("parameter_grad_norm")
-    of_streams = {name: values for name, values in columns.items() if name not in (*of_calls, *of_blocks)}
+    of_calls, of_blocks = of_tokens(within("call_"), attributes["tokens"]), within("parameter_grad_norm")
+    of_streams = {n: v for n, v in columns.items() if not n.startswith("call_") and n not in of_blocks}
     data = table(of_streams, attributes["depth"], attributes, (STREAM,) if several else (), matrices)
     data = data.assign({name: ("block", values) for name, values in of_blocks.items()})
     data = data.assign({name: (("block", "call"), values) for name, values in of_calls.items()})

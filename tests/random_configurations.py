@@ -1,0 +1,97 @@
+"""Random networks, starts and options for every verb of the theory, and what may be wrong with an answer."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import propagate as pg
+
+
+class Case(NamedTuple):
+    """Keyword arguments of a Model, a start, and what else is asked of `predict`."""
+
+    model: dict[str, Any]
+    start: dict[str, Any]
+    asked: dict[str, Any]
+    verb: str
+
+
+def configuration(rng: random.Random) -> Case:
+    tokens, heads = rng.choice([1, 2, 3, 8, 16]), rng.choice([1, 2, 4, 8])
+    model: dict[str, Any] = {
+        "placement": rng.choice(sorted(pg.placements())),
+        "depth": rng.choice([1, 2, 5]),
+        "width": heads * rng.choice([1, 2, 4, 8, 16, 64]),
+        "heads": heads,
+        "tokens": tokens,
+        "activation": rng.choice(["linear", "relu", "squared_relu", "gelu", "silu", "tanh", "swiglu", "geglu"]),
+        "norm": rng.choice(["rms", "layer"]),
+        "logit_std": rng.choice([0.0, 0.3, 1.0, 2.0, 4.0]),
+        "causal": rng.random() < 0.25,
+        "ffn_ratio": rng.choice([0.5, 2.0, 4.0]),
+    }
+    if rng.random() < 0.25:
+        softmax, count = rng.choice(["before", "after"]), rng.choice([1, 2, 4, 8])
+        identity, std = rng.choice([0, 0, 2]), rng.choice([0.3, 1.0, 2.0])
+        model["experts"] = pg.Experts(count, 1, softmax=softmax, identity=identity, router_std=std)
+    if rng.random() < 0.2:
+        model["dropout"] = rng.choice([0.1, 0.5, 0.9])
+    if rng.random() < 0.2:
+        model["normed"] = tuple(rng.sample(["query", "key", "value", "heads", "hidden"], rng.choice([1, 2])))
+    if rng.random() < 0.15:
+        model["rope"] = 10000.0
+    if rng.random() < 0.3:
+        model["scaling"] = pg.ScaleInit(exponent=rng.choice([-0.5, 0.25, 0.5, 1.0, 2.0]))
+    if rng.random() < 0.1:
+        model[rng.choice(["value_gain", "attention_gain", "ffn_gain"])] = rng.choice([0.0, 0.1, 3.0])
+    if rng.random() < 0.1:
+        model["key_value_heads"] = rng.choice([1, heads])
+    variance, lowest = rng.choice([1e-6, 1e-3, 0.1, 1.0, 10.0, 100.0]), -1 / (tokens - 1) if tokens > 1 else 0.0
+    start = {"variance": variance, "covariance": variance * rng.choice([0.0, 0.3, 0.9, 1.0, lowest, lowest / 2])}
+    start["grad_variance"] = grad = rng.choice([1.0, 1.0, 1e-4, 0.0])
+    start["grad_covariance"] = grad * rng.choice([0.0, 0.5, 1.0, lowest])
+    if rng.random() < 0.1:
+        rank = rng.choice([1, tokens, 3 * tokens])
+        rows = np.random.default_rng(rng.randrange(10**6)).standard_normal((tokens, rank))
+        start["gram" if rng.random() < 0.7 else "grad_gram"] = variance * rows @ rows.T / rank
+    asked: dict[str, Any] = {}
+    for option, share in (("parameter_gradients", 0.2), ("fluctuations", 0.2), ("through_readout", 0.3)):
+        if rng.random() < share:
+            asked[option] = True
+    if rng.random() < 0.05 and tokens <= 8:
+        asked["bias"] = True
+    if rng.random() < 0.1:
+        asked["head_size"] = float("inf")
+    return Case(model, start, asked, "predict_calls" if rng.random() < 0.15 else "predict")
+
+
+def fault(case: Case) -> str | None:
+    """What is wrong with the answer, if anything; a refusal or a warning in words is an answer."""
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            table = getattr(pg, case.verb)(pg.Model(**case.model), **case.start, **case.asked)
+    except pg.ModelError:
+        return None
+    except Exception as error:  # whatever it is, it is what the test looks for
+        return f"{type(error).__name__}: {str(error)[:70]}"
+    for warned in told:
+        if not issubclass(warned.category, UserWarning):
+            return f"{warned.category.__name__}: {str(warned.message)[:70]}"
+    return not_finite(table)
+
+
+def not_finite(table: Any) -> str | None:
+    """The name of a quantity that is not a number where it exists."""
+    for name, column in table.data_vars.items():
+        if "stream" in column.dims:  # between the ends nothing is joined
+            column = column.drop_sel(stream="joined")
+        if "matrix" in column.dims or "call" in column.dims:  # the embedding has neither
+            column = column.isel(block=slice(1, None))
+        if not np.isfinite(column.to_numpy()).all():
+            return f"not finite: {name}"
+    return None

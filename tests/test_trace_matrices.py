@@ -81,7 +81,7 @@ def test_a_batch_is_the_mean_of_its_sequences_and_a_loss_of_several_has_no_such_
     stream = x
     for block in network.blocks:
         stream = block(stream)
-    stream.backward(torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype))
+    stream.backward(torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x.dtype))
     out = network.blocks[1].sublayers["ffn1"].write.weight.grad
     assert float(pg.trace(network, x).param_grad.sel(matrix="ffn_out")[2]) == pytest.approx(
         float(out.square().sum()) / 3, rel=1e-9

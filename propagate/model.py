@@ -211,8 +211,6 @@ class Model:
             return frozenset()
         allowed = INNER_NORMS[sublayer]
         found = frozenset(_names("normed", normed, allowed)) | (frozenset(allowed) & frozenset(self.normed))
-        if found and sublayer == "ffn" and self.experts is not None:
-            raise ModelError(f"normed must leave 'hidden' out where there are experts, got experts={self.experts!r}")
         if self.norm == "layer" and self.width // self.heads < 3 and found & {"query", "key", "value"}:
             raise ModelError(
                 f"heads must leave 3 coordinates or more to each head that norm='layer' norms, got heads={self.heads}"

@@ -89,14 +89,16 @@ def copy(matrices: list[Array], network: Network) -> None:
                 normed = not isinstance(sublayer.inner, torch.nn.Identity)
                 fill(sublayer.write, gains.ffn_out / (1 if normed else output))
             elif isinstance(sublayer, Mixture):
+                normed = not isinstance(sublayer.routed[0].inner, torch.nn.Identity)
+                size = 1 if normed else output
                 fill(sublayer.router, sublayer.experts.router_std)
-                fill_experts(sublayer.routed, next(waiting), next(waiting), gains, output, network.model.hidden)
+                fill_experts(sublayer.routed, next(waiting), next(waiting), gains, size, network.model.hidden)
                 if sublayer.experts.shared:
                     read = next(waiting)  # one FFN, as many times as wide: all gates, then all that they open
                     halves = np.split(read, 2 if network.model.activation in GATED else 1, axis=1)
                     parts = [np.split(half, len(sublayer.shared), axis=1) for half in halves]
                     read = np.concatenate([part for expert in zip(*parts, strict=True) for part in expert], axis=1)
-                    fill_experts(sublayer.shared, read, next(waiting), gains, output, network.model.hidden)
+                    fill_experts(sublayer.shared, read, next(waiting), gains, size, network.model.hidden)
             elif isinstance(sublayer, Attention | UniformAttention):
                 logits = [] if isinstance(sublayer, UniformAttention) else [gains.query, gains.key]
                 fill(sublayer.read, *logits, gains.value)
@@ -106,13 +108,13 @@ def copy(matrices: list[Array], network: Network) -> None:
 
 def fill_experts(experts: Any, read: Array, write: Array, gains: Any, output: float, hidden: int) -> None:
     """Matrices that experts share side by side, cut up; `hidden` is the uncut expert's hidden width."""
-    size = np.sqrt(len(write) / hidden)  # the simulation's entries have variance 1 over all hidden units together
+    root = np.sqrt(len(write) / hidden)  # the simulation's entries have variance 1 over all hidden units together
     for expert, own, back in zip(
         experts, np.split(read, len(experts), axis=1), np.split(write, len(experts)), strict=True
     ):
         with torch.no_grad():
             expert.read.weight.copy_(torch.from_numpy(own.T * gains.ffn_in))
-            expert.write.weight.copy_(torch.from_numpy(back.T * size * gains.ffn_out / output))
+            expert.write.weight.copy_(torch.from_numpy(back.T * root * gains.ffn_out / output))
 
 
 def both(model: pg.Model) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
@@ -197,6 +199,7 @@ def test_experts_too(kind: str, activation: str) -> None:
         {"logit_std": 0.0, "normed": ("value",)},
         {"experts": EXPERTS["shared"], "activation": "geglu"},
         {"experts": EXPERTS["split"]},
+        {"experts": EXPERTS["shared"], "activation": "swiglu", "norm": "layer", "normed": ("hidden",)},
     ],
 )
 def test_gradients_of_every_matrix_too(fields: dict[str, Any]) -> None:
@@ -207,10 +210,12 @@ def test_gradients_of_every_matrix_too(fields: dict[str, Any]) -> None:
         random = np.random.default_rng(3)
         x, g = (random.standard_normal((1, model.tokens, model.width)) + 0.3 for _ in range(2))
         noted: list[dict[str, Array]] = []
-        matrices = numpy_pass(model, x, g, noted)[2]
+        y, _, matrices = numpy_pass(model, x, g, noted)
         network = build(model, dtype=torch.float64)
         copy(matrices, network)
-        network(torch.from_numpy(x)).backward(torch.from_numpy(g))
+        output = network(torch.from_numpy(x))
+        assert mismatch(output.detach().numpy(), y) < 1e-10
+        output.backward(torch.from_numpy(g))
         gradients = {id(parameter): parameter.grad for parameter in network.parameters()}
         for weights, own in zip(matrices_of(network, list(network.blocks)), noted, strict=True):
             found = squared_norms(weights, gradients)

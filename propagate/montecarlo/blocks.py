@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 from propagate.model import Model, ModelError
-from propagate.montecarlo.attention import attention, inner_norm
+from propagate.montecarlo.attention import attention
 from propagate.montecarlo.backend import Array, Backend
 from propagate.montecarlo.cuda.weightless import Fused
-from propagate.montecarlo.experts import mixture
+from propagate.montecarlo.experts import mixture, norm_of_parts
 from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.operators import (
     ACTIVATIONS,
@@ -148,11 +148,11 @@ class Block:
         site, inside = self._site(), self.model.inner_norms("ffn", normed)
         experts = self.model.experts
         if experts is None:
-            return self._dropped(x.apply(lambda value: _ffn(self, site, value, self.model.hidden, inside)))
-        y = x.apply(lambda value: mixture(self, site, value))
+            return self._dropped(x.apply(lambda value: _ffn(self, site, value, 1, inside)))
+        y = x.apply(lambda value: mixture(self, site, value, inside))
         if experts.shared:  # side by side they are one FFN, as many times as wide
-            shared_site, hidden = self._site(), experts.shared * self.model.hidden
-            shared = x.apply(lambda value: _ffn(self, shared_site, value, hidden, inside))
+            shared_site = self._site()
+            shared = x.apply(lambda value: _ffn(self, shared_site, value, experts.shared, inside))
             y = y + shared * math.sqrt(experts.shared)
         return self._dropped(y)
 
@@ -213,14 +213,17 @@ def read(equations: Callable[[Any, Any], Any], block: Any, x: Array) -> tuple[Ar
     return y, lambda g: pull((g,))[0]
 
 
-def _ffn(block: Block, site: int, x: Array, hidden: int, normed: frozenset[str]) -> tuple[Array, Pull]:
+def _ffn(block: Block, site: int, x: Array, count: int, normed: frozenset[str]) -> tuple[Array, Pull]:
+    """So many FFNs side by side, each with hidden units that pass a norm of their own."""
     model, gains, sampler = block.model, block.gains, block.sampler
+    hidden = count * model.hidden
     gain_out = gains.ffn_out if "hidden" in normed else gains.ffn_out / output_rms(model.activation)
     plain_relu = model.activation == "relu" and not normed
     if plain_relu and isinstance(sampler, Fused) and sampler.covers(model.tokens, model.width, hidden):
         return sampler.relu_ffn(x, site, hidden, model.width, gains.ffn_in, gain_out)
     before, pull_in = sampler(x, site, hidden * (2 if model.activation in GATED else 1), gains.ffn_in)
     after, pull_activation = ACTIVATIONS[model.activation](block.backend, before)
-    after, pull_norm = inner_norm(block, "hidden", normed, after)
-    y, pull_out = sampler(after, site + 1, model.width, gain_out)
-    return y, chain(pull_out, pull_norm, pull_activation, pull_in)
+    parts, pull_norm = norm_of_parts(block, "hidden", normed, after.reshape(*after.shape[:2], count, -1))
+    y, pull_out = sampler(parts.reshape(after.shape), site + 1, model.width, gain_out)
+    back = chain(pull_out, lambda g: pull_norm(g.reshape(parts.shape)).reshape(after.shape), pull_activation, pull_in)
+    return y, back

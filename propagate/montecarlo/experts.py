@@ -10,6 +10,7 @@ import math
 from typing import TYPE_CHECKING
 
 from propagate.experts import Experts
+from propagate.montecarlo.attention import inner_norm
 from propagate.montecarlo.backend import Array, Backend
 from propagate.montecarlo.operators import ACTIVATIONS, GATED, output_rms, softmax
 from propagate.montecarlo.pulls import Pull
@@ -41,8 +42,18 @@ def gates(backend: Backend, experts: Experts, logits: Array) -> tuple[Array, Pul
     return weights * chosen * experts.factor, lambda g: pull(g * chosen * experts.factor)
 
 
-def mixture(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
-    """The routed and the identity experts of a sublayer, (draws, tokens, width) -> the same shape; three sites."""
+def norm_of_parts(block: Block, name: str, normed: frozenset[str], x: Array) -> tuple[Array, Pull]:
+    """`inner_norm` of an array (draws, tokens, parts, coordinates), each part by itself."""
+    rows = x.reshape(x.shape[0], -1, x.shape[-1])
+    y, pull = inner_norm(block, name, normed, rows)
+    return y.reshape(x.shape), lambda g: pull(g.reshape(rows.shape)).reshape(x.shape)
+
+
+def mixture(block: Block, site: int, x: Array, normed: frozenset[str] = frozenset()) -> tuple[Array, Pull]:
+    """The routed and the identity experts of a sublayer, (draws, tokens, width) -> the same shape; three sites.
+
+    With "hidden" normed each expert's hidden units pass the norm, before its gate.
+    """
     model, experts, xp = block.model, block.model.experts, block.backend.xp
     assert experts is not None
     count, hidden = experts.routed, model.hidden // experts.split
@@ -54,8 +65,10 @@ def mixture(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
     width_in = hidden * (2 if model.activation in GATED else 1)
     before, pull_in = block.sampler(x, site + 1, count * width_in, block.gains.ffn_in)
     after, pull_activation = ACTIVATIONS[model.activation](block.backend, before.reshape(by_expert))
+    after, pull_norm = norm_of_parts(block, "hidden", normed, after)
     # the sampler's entries have variance 1 / (count hidden); an uncut expert's have 1 / model.hidden
-    gain = block.gains.ffn_out / output_rms(model.activation) * math.sqrt(count * hidden / model.hidden)
+    size = 1 if "hidden" in normed else output_rms(model.activation)
+    gain = block.gains.ffn_out / size * math.sqrt(count * hidden / model.hidden)
     y, pull_out = block.sampler((routed * after).reshape(flat), site + 2, model.width, gain)
 
     def pull(g: Array) -> Array:
@@ -63,7 +76,7 @@ def mixture(block: Block, site: int, x: Array) -> tuple[Array, Pull]:
         to_routed = (arrived * after).sum(axis=-1)
         to_kept = xp.broadcast_to((g * x).sum(axis=-1, keepdims=True), (*x.shape[:2], experts.identity))
         to_logits = pull_gates(xp.concatenate([to_routed, to_kept], axis=-1))
-        through = pull_activation(arrived * routed).reshape(flat)
+        through = pull_activation(pull_norm(arrived * routed)).reshape(flat)
         return pull_in(through) + pull_router(to_logits) + kept * g
 
     return y + kept * x, pull

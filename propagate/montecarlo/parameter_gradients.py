@@ -52,7 +52,7 @@ def ffn_parts(model: Model, index: int, normed: Collection[str] = ()) -> tuple[l
     return [(name, model.hidden, float(gains.ffn_in)) for name in names], [("ffn_out", model.width, out)]
 
 
-def experts_parts(model: Model, index: int) -> tuple[list[Part], ...]:
+def experts_parts(model: Model, index: int, normed: Collection[str] = ()) -> tuple[list[Part], ...]:
     """The matrices of a mixture at block `index`, for each linear map that it applies; all experts of a kind are one.
 
     Example:
@@ -63,7 +63,7 @@ def experts_parts(model: Model, index: int) -> tuple[list[Part], ...]:
     gains, experts, hidden = model.gains(index), model.experts, model.hidden
     assert experts is not None
     kinds, cut, gain = ("gate", "in") if model.activation in GATED else ("in",), hidden // experts.split, gains.ffn_in
-    out, count = float(gains.ffn_out) / output_rms(model.activation), experts.routed
+    out, count = float(gains.ffn_out) / (1 if "hidden" in normed else output_rms(model.activation)), experts.routed
     # one after another, the gate's columns of an expert beside its other ones; entries of an output matrix are as in
     # an uncut dense FFN, whatever its number of rows
     routed = [(f"ffn_{kind}", cut, float(gain)) for kind in kinds] * count
@@ -119,8 +119,8 @@ class RecordedBlock:
     def ffn(self, x: Any, normed: Sequence[str] = ()) -> Any:
         model, index = self.block.model, self.block.index
         inside = model.inner_norms("ffn", normed)
-        parts = ffn_parts(model, index, inside) if model.experts is None else experts_parts(model, index)
-        return self._recording(parts).ffn(x, normed)
+        of = ffn_parts if model.experts is None else experts_parts
+        return self._recording(of(model, index, inside)).ffn(x, normed)
 
     def _recording(self, parts: tuple[list[Part], ...]) -> Block:
         def note(name: str, norm: Array) -> None:

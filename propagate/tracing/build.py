@@ -80,7 +80,7 @@ class Verbs:
         """The dense FFN or the mixture of experts, whichever the model has."""
         inside = self.model.inner_norms("ffn", normed)
         if self.model.experts is not None:
-            return self._call("ffn", lambda: Mixture(self.model, self.gains), x)
+            return self._call("ffn", lambda: Mixture(self.model, self.gains, inside), x)
         return self._call("ffn", lambda: layers.FeedForward(self.model, self.gains, inside), x)
 
     def tanh(self, x: Tensor) -> Tensor:

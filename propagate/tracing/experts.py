@@ -21,7 +21,7 @@ class Mixture(nn.Module):
         routed, shared: FFNs. One that no token of a batch chose gets no gradient from it.
     """
 
-    def __init__(self, model: Model, gains: Gains) -> None:
+    def __init__(self, model: Model, gains: Gains, normed: frozenset[str] = frozenset()) -> None:
         super().__init__()
         assert model.experts is not None
         self.experts, split = model.experts, model.experts.split
@@ -29,10 +29,9 @@ class Mixture(nn.Module):
         cut = dataclasses.replace(uncut, ffn_ratio=model.hidden / split / model.width)
         # an output matrix keeps the standard deviation of its entries while its fan-in is cut
         cut_gains = dataclasses.replace(gains, ffn_out=gains.ffn_out / math.sqrt(split))
-        nothing: frozenset[str] = frozenset()
         self.router = Projection(model.width, self.experts.candidates, self.experts.router_std, law=model.weights)
-        self.routed = nn.ModuleList(FeedForward(cut, cut_gains, nothing) for _ in range(self.experts.routed))
-        self.shared = nn.ModuleList(FeedForward(uncut, gains, nothing) for _ in range(self.experts.shared))
+        self.routed = nn.ModuleList(FeedForward(cut, cut_gains, normed) for _ in range(self.experts.routed))
+        self.shared = nn.ModuleList(FeedForward(uncut, gains, normed) for _ in range(self.experts.shared))
         self.dropout = nn.Dropout(model.dropout)
 
     def forward(self, x: Tensor) -> Tensor:

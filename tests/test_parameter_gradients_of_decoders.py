@@ -31,6 +31,12 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"experts": pg.Experts(4, 1, split=2, shared=2), "activation": "swiglu", "causal": True},
         {},
     ),
+    "identity experts": ("prenorm", {"experts": pg.Experts(4, 2, identity=2), "dropout": 0.2}, {}),
+    "experts with norms inside": (
+        "subln",
+        {"experts": pg.Experts(4, 2, shared=2, split=2), "activation": "geglu", "norm": "layer", "causal": True},
+        {},
+    ),
 }
 
 
@@ -102,12 +108,12 @@ def test_experts_that_see_all_tokens_and_routers_without_what_norms_take_are_rej
 ) -> None:
     right = theory.experts_gradients
 
-    def all_tokens(model: pg.Model, gains: Any, x: Any, g: Any, pull: MixturePull, along: Any) -> Any:
+    def all_tokens(model: pg.Model, gains: Any, x: Any, g: Any, pull: MixturePull, *args: Any) -> Any:
         ones = Gram(np.ones_like(x.matrix), np.zeros_like(x.matrix))
-        return right(model, gains, x, g, dataclasses.replace(pull, overlap=ones), along)
+        return right(model, gains, x, g, dataclasses.replace(pull, overlap=ones), *args)
 
     for wrong, name, known in (
-        (lambda *args: right(*args[:-1], Seen()), "top 1 of 4", ["router"]),
+        (lambda *args: right(*args[:-2], Seen(), args[-1]), "top 1 of 4", ["router"]),
         (all_tokens, "shared and split experts", ["ffn_in", "ffn_gate", "ffn_out"]),
     ):
         monkeypatch.setattr(theory, "experts_gradients", wrong)

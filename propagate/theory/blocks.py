@@ -114,7 +114,7 @@ class Block:
         inside = self.inner_norms("ffn", normed)
         if self.experts_map is None:
             return self._dropped(_branch(self.tape, self.ffn_map, x, inside))
-        output, kept, pull = self.experts_map(x.value.moments())
+        output, kept, pull = self.experts_map(x.value.moments(), inside)
         atom = Atom(output)
 
         def back(cotangent: Combination) -> Combination:

@@ -56,9 +56,10 @@ def warn_of_means(experts: Experts | None) -> None:
 
 
 Pull = Callable[[Any, Seen], Any]
-Mixture = Callable[[Any], tuple[Any, Scalar, Pull]]
-"""From moments of the input, of any resolution, to those of the output less kept x; kept; and the pull, from the
-cotangent's moments and what its products with this output and input know beyond them."""
+Mixture = Callable[[Any, frozenset[str]], tuple[Any, Scalar, Pull]]
+"""From moments of the input, of any resolution, and the names of what is normed inside, to those of the output less
+kept x; kept; and the pull, from the cotangent's moments and what its products with this output and input know beyond
+them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +81,12 @@ class MixturePull:
 
 
 @lru_cache(maxsize=256)
-def mixture(activation: Activation, gain_in: Scalar, gain_out: Scalar, experts: Experts) -> Mixture:
+def mixture(
+    activation: Activation, gain_in: Scalar, gain_out: Scalar, experts: Experts, *, centred: bool = False
+) -> Mixture:
     """A mixture of FFNs, each with the gains of a dense one, and the mean weight of its identity experts apart.
+
+    With "hidden" normed each expert's hidden units are, as in `sublayers.ffn`.
 
     Example: of two experts one is chosen, so that the mixture is as large as a dense FFN.
         >>> from propagate.theory.activations import ACTIVATIONS
@@ -90,13 +95,17 @@ def mixture(activation: Activation, gain_in: Scalar, gain_out: Scalar, experts: 
         >>> round(output.variance, 9), kept
         (0.25, 0.0)
     """
-    power = gain_out * gain_out / activation.value(1.0, 0.0)[0]
+    size = activation.value(1.0, 0.0)[0]
     cut, shared = 1 / experts.split, experts.shared
     router_variance = experts.router_std**2
 
-    def apply(x: Moments) -> tuple[Moments, Scalar, Pull]:
+    def apply(x: Moments, normed: frozenset[str] = frozenset()) -> tuple[Moments, Scalar, Pull]:
         entering = x.times(gain_in)
-        value = _weighted(Moments(*activation.value(entering.variance, entering.deviation)), power)
+        value = Moments(*activation.value(entering.variance, entering.deviation))
+        if "hidden" in normed and centred:
+            value = Moments(activation.value(entering.variance, entering.variance)[1], value.deviation)
+        power = gain_out * gain_out / (value.variance if "hidden" in normed else size)
+        value = _weighted(value, power)
         slope = Moments(*activation.slope(entering.variance, entering.deviation))
         slope = _weighted(slope, power * gain_in * gain_in)
         gates = gate_averages(experts, router_variance * x.variance, x.deviation / x.variance)

@@ -117,7 +117,8 @@ def matrix_allowances(
     Queries' and keys' are proportional to the square of the deviation, whose arithmetic mean is off by four times as
     much; they meet the token Gram matrix squared, whose entries off the diagonal fluctuate by 1 / sqrt(width): tokens
     / width more; and they alone notice, at leading order, that a head has few coordinates where it was taken for wide:
-    logit_std^2 / head size, the gains of queries and keys included.
+    logit_std^2 / head size, the gains of queries and keys included. The FFN's matrices notice how few hidden units it
+    or each expert has, whose mean square fluctuates, where a norm follows: 2 over their number.
     (Measured, one block: half of that. Gram matrices of 8 tokens at width 96: +0.08 against 8 / 96.)
 
     Args:
@@ -131,4 +132,7 @@ def matrix_allowances(
     of_block = np.full_like(forward, np.nan)
     of_block[1:] = forward[1:] + back[:-1]
     of_logits = 3 * forward + (model.tokens + squares * (model.heads if wide else 0)) / model.width
-    return np.stack([of_block + of_logits * (name in ("query", "key")) for name in matrices], axis=-1)
+    split = 1 if model.experts is None else model.experts.split
+    more = dict.fromkeys(("query", "key"), of_logits)
+    more |= dict.fromkeys(("ffn_gate", "ffn_in", "ffn_out"), np.full_like(forward, DRIFT * split / model.hidden))
+    return np.stack([of_block + more.get(name, 0.0) for name in matrices], axis=-1)

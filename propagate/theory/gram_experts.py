@@ -37,6 +37,7 @@ from propagate.theory.experts import Mixture, MixturePull
 from propagate.theory.gram import Array, Gram
 from propagate.theory.gram_kernels import KERNELS
 from propagate.theory.gram_softmax import SEED, root
+from propagate.theory.gram_sublayers import of_means
 from propagate.theory.moments import NOTHING
 from propagate.theory.products import Part, Seen
 
@@ -71,8 +72,12 @@ def routing(experts: Experts, x: Gram, seed: Sequence[int]) -> Routing:
     return Routing(chosen * (experts.factor / total), weights / total)
 
 
-def mixture(activation: str, gain_in: float, gain_out: float, experts: Experts, seed: Sequence[int]) -> Mixture:
+def mixture(
+    activation: str, gain_in: float, gain_out: float, experts: Experts, seed: Sequence[int], *, centred: bool = False
+) -> Mixture:
     """A mixture of FFNs, each with the gains of a dense one, and every token's weight of its identity experts apart.
+
+    With "hidden" normed each expert's hidden units are, as in `gram_sublayers.ffn`.
 
     Example: of one expert, always chosen, nothing is drawn that matters.
         >>> output, kept, pull = mixture("linear", 1.0, 0.5, Experts(1, 1), seed=[0])(Gram.of(np.eye(2)[None]))
@@ -80,14 +85,18 @@ def mixture(activation: str, gain_in: float, gain_out: float, experts: Experts, 
         ([[[0.25, 0.0], [0.0, 0.25]]], 0.0)
     """
     kernel, count = KERNELS[activation], experts.routed
-    scale = gain_out / np.sqrt(float(kernel.value(Gram.of(np.eye(1))).matrix[0, 0]))
+    plain = float(kernel.value(Gram.of(np.eye(1))).matrix[0, 0]) ** -0.5
     router_variance = experts.router_std**2
 
-    def apply(x: Gram) -> tuple[Gram, Array | float, object]:
+    def apply(x: Gram, normed: frozenset[str] = frozenset()) -> tuple[Gram, Array | float, object]:
         drawn = routing(experts, x, seed)
         own, all_gates = drawn.gates[..., :count], drawn.gates
         entering = x.times(gain_in)
-        value, slope = kernel.value(entering).times(scale), kernel.slope(entering).times(scale * gain_in)
+        value = kernel.value(entering)
+        if "hidden" in normed and centred:
+            value = value.less(of_means(kernel, entering))
+        scale = gain_out * (value.norm_scale() if "hidden" in normed else plain)
+        value, slope = value.times(scale), kernel.slope(entering).times(scale * gain_in)
         routed, overlap = value.weighted(1 / experts.split), _of_vectors(own)
         output = routed.product(overlap).plus(value.weighted(experts.shared))
         router = routed.product(Gram.of(_slopes(own, drawn.softmax)))

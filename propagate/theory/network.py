@@ -138,4 +138,5 @@ def block_of(model: Model, index: int, head_size: float | None = None) -> Block:
 def _mixture(model: Model, gains: Gains) -> Mixture | None:
     if model.experts is None:
         return None
-    return mixture(ACTIVATIONS[model.activation], gains.ffn_in, gains.ffn_out, model.experts)
+    activation, centred = ACTIVATIONS[model.activation], model.norm == "layer"
+    return mixture(activation, gains.ffn_in, gains.ffn_out, model.experts, centred=centred)

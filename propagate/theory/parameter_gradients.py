@@ -128,13 +128,13 @@ class MatrixGradients:
 
             return output, observing
 
-        def experts(x: Any) -> Any:
+        def experts(x: Any, normed: frozenset[str]) -> Any:
             assert block.experts_map is not None
             pull: Any
-            output, kept, pull = block.experts_map(x)
+            output, kept, pull = block.experts_map(x, normed)
 
             def observing(g: Any, seen: Seen) -> Any:
-                note(experts_gradients(model, gains, x, g, pull, seen))
+                note(experts_gradients(model, gains, x, g, pull, seen, normed))
                 return pull(g, seen)
 
             return output, kept, observing
@@ -211,11 +211,7 @@ def ffn_gradients(model: Model, gains: Gains, x: Any, g: Any, normed: frozenset[
     as many entries: the hidden width appears in the output matrix alone.
     """
     kernel, before = _kernel(model, x), x.times(gains.ffn_in)
-    after = kernel.value(before)
-    scale: Any = _size(model)
-    if "hidden" in normed:  # a LayerNorm also takes the mean over hidden units out
-        scale = (_less_mean(kernel, before, after) if model.norm == "layer" else after).norm_scale()
-        after = (_less_mean(kernel, before, after) if model.norm == "layer" else after).times(scale)
+    after, scale = _hidden(model, kernel, before, normed)
     norms = {"ffn_out": model.hidden * model.width * frobenius(model.tokens, after, g)}
     hidden = g.times(gains.ffn_out * scale)
     for name, slope in _slopes(kernel, before).items():
@@ -223,7 +219,9 @@ def ffn_gradients(model: Model, gains: Gains, x: Any, g: Any, normed: frozenset[
     return norms
 
 
-def experts_gradients(model: Model, gains: Gains, x: Any, g: Any, pull: MixturePull, seen: Seen) -> Norms:
+def experts_gradients(
+    model: Model, gains: Gains, x: Any, g: Any, pull: MixturePull, seen: Seen, normed: frozenset[str] = NOTHING
+) -> Norms:
     """Of the matrices of a mixture, the routed experts' together and the shared ones' together; see `ffn_gradients`.
 
     A routed expert's matrices meet only the tokens that chose it, by their gates: second moments are those of an FFN,
@@ -232,7 +230,8 @@ def experts_gradients(model: Model, gains: Gains, x: Any, g: Any, pull: MixtureP
     assert model.experts is not None
     experts, tokens, shared = model.experts, model.tokens, model.experts.shared
     kernel, before = _kernel(model, x), x.times(gains.ffn_in)
-    value, hidden = kernel.value(before), g.times(gains.ffn_out * _size(model))
+    value, scale = _hidden(model, kernel, before, normed)
+    hidden = g.times(gains.ffn_out * scale)
     entries_in, entries_out = model.width**2, model.hidden * model.width
     norms = {"ffn_out": entries_out / experts.split * frobenius(tokens, value.product(pull.overlap), g)}
     if shared:
@@ -259,13 +258,20 @@ def _of_pairs(activation: Activation) -> Kernel:
     )
 
 
-def _size(model: Model) -> float:
-    """By which the output matrix makes up for the size of what the activation gives."""
-    return 1 / math.sqrt(ACTIVATIONS[model.activation].value(1.0, 0.0)[0])
+def _hidden(model: Model, kernel: Kernel, before: Any, normed: frozenset[str]) -> tuple[Any, Any]:
+    """What the output matrix reads, and by what the cotangent is multiplied from there to behind the activation.
+
+    The factor is a norm's or, without, what the output matrix makes up for the activation's size with.
+    """
+    value: Any = kernel.value(before)
+    if "hidden" not in normed:
+        return value, 1 / math.sqrt(ACTIVATIONS[model.activation].value(1.0, 0.0)[0])
+    if model.norm == "layer":  # which also takes the mean over hidden units out
+        value = _less_mean(kernel, before, value)
+    return value.times(value.norm_scale()), value.norm_scale()
 
 
 def _less_mean(kernel: Kernel, before: Any, value: Any) -> Any:
-    """Second moments of what the activation gives, less its mean over hidden units."""
     if isinstance(before, Gram):
         return value.less(of_means(kernel, before))
     mean = kernel.value(Moments(before.variance, before.variance)).covariance  # type: ignore[arg-type, attr-defined]

@@ -279,11 +279,12 @@ def _block(
 def _naming_mixture(model: Model, gains: Gains, number: Iterator[int], definitions: list[Any]) -> Mixture:
     """As `_naming`, of a mixture of experts; the weight of identity experts stays as it is."""
     assert model.experts is not None
-    apply_mixture = mixture(activations.ACTIVATIONS[model.activation], gains.ffn_in, gains.ffn_out, model.experts)
+    activation, centred = activations.ACTIVATIONS[model.activation], model.norm == "layer"
+    apply_mixture = mixture(activation, gains.ffn_in, gains.ffn_out, model.experts, centred=centred)
 
-    def apply(x: Moments) -> tuple[Moments, Scalar, Pull]:
+    def apply(x: Moments, normed: frozenset[str]) -> tuple[Moments, Scalar, Pull]:
         k = next(number)
-        output, kept, pull = apply_mixture(_define("qp", k, x, definitions))
+        output, kept, pull = apply_mixture(_define("qp", k, x, definitions), normed)
 
         def pulled(g: Moments, seen: Seen) -> Moments:
             return _define("uv", k, pull(_define("gh", k, g, definitions), seen), definitions)

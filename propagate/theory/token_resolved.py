@@ -107,9 +107,10 @@ def _samples(model: Model) -> int:
 
 
 def _mixture(model: Model, gains: Gains, index: int, calls: Iterator[int]) -> Mixture:
-    def apply(x: Gram) -> Any:
+    def apply(x: Gram, normed: frozenset[str]) -> Any:
         assert model.experts is not None
-        return mixture(model.activation, gains.ffn_in, gains.ffn_out, model.experts, (index, next(calls)))(x)
+        kind, seed = (model.activation, gains.ffn_in, gains.ffn_out, model.experts), (index, next(calls))
+        return mixture(*kind, seed, centred=model.norm == "layer")(x, normed)
 
     return apply
 

@@ -219,15 +219,6 @@ class Model:
         return found
 
 
-def check_plain(what: str, model: Model) -> None:
-    """ModelError if the model has experts, dropout or shared keys and values, which `what` does not cover."""
-    for field, plain in (("experts", None), ("dropout", 0.0)):
-        if getattr(model, field) != plain:
-            raise ModelError(f"{what} needs {field}={plain}, got {getattr(model, field)!r}")
-    if model.kv_heads != model.heads:
-        raise ModelError(f"{what} needs key_value_heads=None, got {model.key_value_heads!r}")
-
-
 def check_model(model: Any) -> None:
     """ModelError unless it is a Model."""
     if not isinstance(model, Model):

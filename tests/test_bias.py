@@ -10,14 +10,15 @@ import xarray as xr
 
 import propagate as pg
 from propagate.theory import bias, perturbed_attention, perturbed_ffn, perturbed_network
-from propagate.theory.moments import Moments
+from propagate.theory.gram import Gram
 from propagate.theory.perturbation import Frame, Noise, factored
 
 WIDTHS, DRAWS = (16, 32, 64), 800
 NAMES = ("deviation", "grad_variance", "grad_deviation")
 UNIFORM: dict[str, Any] = {"tokens": 4, "heads": 1, "logit_std": 0.0}
 START = {"covariance": 0.3, "grad_covariance": 0.2}
-ENDS = Moments(1.0, 0.7), Moments(1.0, 0.8)
+ENDS = Gram.exchangeable(1.0, 0.7, 4), Gram.exchangeable(1.0, 0.8, 4)
+ONE = Gram.of(np.eye(1))
 END = {"deviation": -1, "variance": -1, "grad_variance": 0, "grad_deviation": 0}
 
 
@@ -78,7 +79,7 @@ def by_hand(ffns: int, attentions: int, ratio: float) -> float:
 def test_one_token_as_worked_out_by_hand(ratio: float) -> None:
     for activation in ("linear", "relu"):
         model = pg.Model("postnorm", depth=3, tokens=1, heads=1, activation=activation, ffn_ratio=ratio)
-        found = bias.sampled(model, Moments(1.0, 1.0), Moments(1.0, 1.0), pairs=3000)["grad_variance"]
+        found = bias.sampled(model, ONE, ONE, pairs=3000)["grad_variance"]
         for count, [block] in zip((3, 2, 1), found, strict=False):
             assert abs(block.log - by_hand(count, count, ratio)) < 4 * block.log_error
         assert ratio == 4.0 or abs(found[0][0].log + 6) > 4 * found[0][0].log_error  # 6 norms, but not 1 for each
@@ -87,7 +88,7 @@ def test_one_token_as_worked_out_by_hand(ratio: float) -> None:
 def test_prenorm_of_one_token_keeps_its_mean_exactly() -> None:
     """E |x|^2 of a sum of fresh branches has no bias at any width; its logarithm has half the spread's square."""
     model = pg.Model("prenorm", depth=3, tokens=1, heads=1, activation="gelu")
-    found = bias.sampled(model, Moments(1.0, 1.0), Moments(1.0, 1.0), pairs=3000)["variance"][-1][0]
+    found = bias.sampled(model, ONE, ONE, pairs=3000)["variance"][-1][0]
     assert abs(found.mean) < 4 * found.mean_error
     assert abs(found.log + found.square / 2) < 4 * found.log_error
     assert abs(found.log) > 4 * found.log_error
@@ -98,7 +99,12 @@ def test_prenorm_of_one_token_keeps_its_mean_exactly() -> None:
     [
         pg.Model("spannorm", depth=2, activation="gelu", tokens=4, heads=2),
         pg.Model("prenorm", depth=2, activation="swiglu", tokens=4, heads=2, norm="layer"),
-        pg.Model("olmo2", depth=2, activation="tanh", tokens=3, heads=2),
+        pg.Model("olmo2", depth=2, activation="tanh", tokens=3, heads=2, logit_std=0.0),
+        pg.Model("hybridnorm", depth=2, tokens=3, heads=2, logit_std=0.0),
+        pg.Model("subln", depth=2, tokens=3, heads=2),
+        pg.Model("rezero", depth=2, tokens=3, heads=2, causal=True, activation="gelu", logit_std=0.0),
+        pg.Model("layerscale", depth=2, tokens=4, heads=4, causal=True, logit_std=0.0, key_value_heads=2),
+        pg.Model("prenorm", depth=2, tokens=3, heads=2, dropout=0.6),
         pg.Model("siamesenorm", depth=2, tokens=3, heads=2),
         pg.Model("admin", depth=2, tokens=3, heads=2),
         pg.Model("deepscalelm", depth=2, tokens=3, heads=2),
@@ -108,16 +114,52 @@ def test_prenorm_of_one_token_keeps_its_mean_exactly() -> None:
 def test_without_noise_it_is_the_limit(model: pg.Model) -> None:
     """Both ways of reading the equations give the same moments, forward and backward."""
     said = pg.predict(model, **START)
-    grams = [np.full((model.tokens,) * 2, c) + (1 - c) * np.eye(model.tokens) for c in (0.3, 0.2)]
+    own = np.eye(model.tokens, dtype=bool)
+    grams = [np.full(own.shape, c) + (1 - c) * own for c in (0.3, 0.2)]
     noise = Noise(1, np.random.default_rng(0))
     found = perturbed_network.evaluated(model, noise, *grams, through_readout=False)
     for prefix, blocks in (("", found.forward), ("grad_", found.backward)):
         for block, streams in enumerate(blocks):
             for i, gram in enumerate(streams):
-                for name, value in (("variance", gram[-1, 0, 0]), ("covariance", gram[-1, 0, 1])):
+                for name, where in (("variance", own), ("covariance", ~own)):
+                    value = gram[-1][where].mean()
                     column = said[prefix + name].isel(block=block)
                     expected = float(column if column.ndim == 0 else column[i])
                     assert value == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+MASKED = {"activation": "gelu", "causal": True}
+CASES = {
+    "causal": pg.Model("prenorm", depth=2, width=32, tokens=4, heads=2, **MASKED),
+    "dropout": pg.Model("prenorm", depth=2, width=32, tokens=4, heads=2, dropout=0.5),
+    "shared keys": pg.Model("spannorm", depth=2, width=64, tokens=4, heads=8, key_value_heads=1, logit_std=2, **MASKED),
+    "norms of heads and hidden units": pg.Model("subln", depth=2, width=32, tokens=4, heads=2),
+    "both": pg.Model("postnorm", depth=2, width=32, tokens=4, heads=2, dropout=0.2, **MASKED),
+}
+SLOW = {"shared keys", "norms of heads and hidden units", "both"}
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] * (c in SLOW)) for c in CASES])
+def test_other_operators_are_met_and_neither_none_nor_the_opposite_is(case: str) -> None:
+    """Scores of all means together, at widths where first order is most of it: right ones are as many as there are."""
+    model, both = CASES[case], (Gram.exchangeable(1.0, 1 - c, 4) for c in START.values())
+    said, seen = bias.sampled(model, *both, pairs=1500), pg.simulate(model, draws=3000, backend="numpy", **START)
+    limit, names = pg.predict(model, **START), ("variance", *NAMES)
+    right, none, opposite = 0.0, 0.0, 0.0
+    for name in names:
+        for block, ((of, *_), value) in enumerate(zip(said[name], limit[name].to_numpy(), strict=True)):
+            if of.log_error < 1e-6:
+                continue
+            second = abs(of.log) / model.width * (model.tokens + of.square) / model.width
+            error = np.sqrt(float(seen[f"log_{name}_se"][block]) ** 2 + (of.log_error / model.width) ** 2 + second**2)
+            measured = float(seen[f"log_{name}"][block] - np.log(value))
+            z, at_zero, turned = ((measured - sign * of.log / model.width) / error for sign in (1, 0, -1))
+            assert abs(z) < 4
+            spread = float(seen[f"log_{name}_se"][block]) * math.sqrt(3000)
+            assert abs(math.log(spread / math.sqrt(of.square / model.width))) < 0.25
+            right, none, opposite = right + z**2, none + at_zero**2, opposite + turned**2
+    assert none > 2 * right + 16
+    assert opposite > 2 * none
 
 
 def test_compare_takes_the_bias_off() -> None:
@@ -146,7 +188,7 @@ FORGOTTEN = (
 @pytest.mark.parametrize("forgotten", FORGOTTEN)
 def test_a_forgotten_term_is_found_out(forgotten: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bias worked out by hand, or the exact mean, rejects each wrong derivation."""
-    one, name = Moments(1.0, 1.0), "postnorm"
+    name = "postnorm"
     if forgotten == FORGOTTEN[0]:
 
         def norm(self: Any, x: Any) -> Any:
@@ -169,7 +211,7 @@ def test_a_forgotten_term_is_found_out(forgotten: str, monkeypatch: pytest.Monke
             ),
         )
     model = pg.Model(name, depth=3, tokens=1, heads=1, activation="linear")
-    found = bias.sampled(model, one, one, pairs=5000)
+    found = bias.sampled(model, ONE, ONE, pairs=5000)
     if name == "postnorm":
         block = found["grad_variance"][0][0]
         assert abs(block.log - by_hand(3, 3, 4.0)) > 4 * block.log_error
@@ -240,11 +282,11 @@ def test_samples_agree_with_the_closed_form_of_the_spread() -> None:
 
 def test_what_is_not_covered_is_refused() -> None:
     for model, what in (
-        (pg.Model("hybridnorm", depth=2), "bias does not cover norms of value inside attention"),
+        (pg.Model("subln", depth=2, norm="layer"), "bias does not cover LayerNorm of hidden units"),
         (pg.Model("dyt", depth=2), "bias does not cover tanh of a stream"),
         (pg.Model("prenorm", depth=2, weights="orthogonal"), "bias needs weights='normal'"),
-        (pg.Model("prenorm", depth=2, causal=True), "bias must be False for predict where tokens are not exchangeable"),
-        (pg.Model("prenorm", depth=2, dropout=0.1), "bias needs dropout=0.0"),
+        (pg.Model("prenorm", depth=2, rope=1e4), "bias needs rope=None"),
+        (pg.Model("prenorm", depth=2, experts=pg.Experts(4)), "bias needs experts=None"),
     ):
         with pytest.raises(pg.ModelError, match=what):
             pg.predict(model, bias=True)

@@ -140,13 +140,11 @@ def test_an_array_of_starts_is_refused() -> None:
 
 def test_what_is_not_covered_is_refused() -> None:
     """Before any work: the equations are read without numbers first."""
-    normed = pg.Model("prenorm", depth=2, normed=("hidden",))
+    centred = pg.Model("prenorm", depth=2, normed=("hidden",), norm="layer")
     for model, what in (
-        (pg.Model("hybridnorm", depth=2), "norms of value inside attention"),
-        (normed, "norms of hidden inside ffn"),
-        (pg.Model("dyt", depth=2), "tanh of a stream"),
+        (centred, "does not cover LayerNorm of hidden units"),
+        (pg.Model("dyt", depth=2), "does not cover tanh of a stream"),
+        (pg.Model("prenorm", depth=2, rope=1e4), "needs rope=None"),
     ):
-        with pytest.raises(pg.ModelError, match=f"fluctuations does not cover {what}, got"):
+        with pytest.raises(pg.ModelError, match=f"fluctuations {what}, got"):
             pg.predict(model, fluctuations=True)
-    with pytest.raises(pg.ModelError, match="fluctuations must be False for predict where tokens are not exchangeable"):
-        pg.predict(pg.Model("prenorm", depth=2, causal=True), fluctuations=True)

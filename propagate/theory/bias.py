@@ -15,9 +15,9 @@ import numpy as np
 
 from propagate.model import Model
 from propagate.theory.finite_width import Array
-from propagate.theory.moments import Moments
+from propagate.theory.gram import Gram
 from propagate.theory.perturbation import Noise
-from propagate.theory.perturbed_attention import energies_of, matrix_of
+from propagate.theory.perturbed_attention import energies_of
 from propagate.theory.perturbed_network import Grams, evaluated
 
 PAIRS = 256
@@ -43,14 +43,12 @@ Table = dict[str, list[list[Sampled]]]
 NAMES = ("variance", "covariance", "deviation")
 
 
-def sampled(
-    model: Model, start: Moments, cotangent: Moments, *, through_readout: bool = False, pairs: int = PAIRS
-) -> Table:
+def sampled(model: Model, start: Gram, cotangent: Gram, *, through_readout: bool = False, pairs: int = PAIRS) -> Table:
     """Biases and spreads of every quantity, of networks that all start from exact second moments.
 
     Args:
         model: a network that is `covered`.
-        start, cotangent: plain numbers, at the two ends.
+        start, cotangent: (tokens, tokens), at the two ends.
         through_readout: the cotangent enters behind the readout.
         pairs: samples.
 
@@ -59,18 +57,19 @@ def sampled(
         >>> class Normed(Placement):
         ...     def block(self, x, block):
         ...         return block.norm(x)
-        >>> one = Moments(1.0, 1.0)
+        >>> one = Gram.of(np.eye(1))
         >>> found = sampled(Model(Normed(), depth=2, tokens=1, heads=1), one, one, pairs=4000)
         >>> [round(block[0].mean) for block in found["grad_variance"]]
         [-1, -1, 0]
     """
-    ends = [matrix_of(x, model.tokens) for x in (start, cotangent)]
     random = np.random.default_rng(SEED)
     at_once = min(max(AT_ONCE // (model.tokens**2 * (model.depth + 2)), 1), pairs, 64)
     parts: list[dict[str, Array]] = []
     for first in range(0, pairs, at_once):
         noise = Noise(min(at_once, pairs - first), random)
-        parts.append(_samples(evaluated(model, noise, *ends, through_readout=through_readout), noise))
+        parts.append(
+            _samples(evaluated(model, noise, start.matrix, cotangent.matrix, through_readout=through_readout), noise)
+        )
     found: Table = {}
     for name in parts[0]:
         values = np.concatenate([part[name] for part in parts], axis=-1)  # (blocks, streams, 3, samples)
@@ -124,6 +123,14 @@ def _summary(samples: Array) -> Sampled:
     return Sampled(float(mean.mean()), float(log.mean()), mean_error, log_error, float((slope**2).mean()))
 
 
+def finite_columns(
+    model: Model, table: Table, columns: dict[str, Any], *, spread: bool, bias: bool
+) -> dict[str, Array]:
+    """Those of `bias_columns` and of `sampled_spreads`, as they are asked for."""
+    found = sampled_spreads(model, table) if spread else {}
+    return found | bias_columns(model, table, columns) if bias else found
+
+
 def bias_columns(model: Model, table: Table, columns: dict[str, Any]) -> dict[str, Array]:
     """Columns `<name>_bias`, `log_<name>_bias`, `<name>_se` and, in place of the stated ones, `<name>_allowance`.
 
@@ -149,7 +156,8 @@ def bias_columns(model: Model, table: Table, columns: dict[str, Any]) -> dict[st
         found[f"{name}_bias"] = of["mean"]
         if logarithm:
             found[f"log_{name}_bias"] = of["log"]
-        found[f"{name}_se"] = np.where(np.isfinite(scale), of["log_error" if logarithm else "mean_error"] * scale, 0.0)
+        error = np.where(np.isfinite(scale), of["log_error" if logarithm else "mean_error"] * scale, 0.0)
+        found[f"{name}_se"] = np.hypot(error, columns.get(f"{name}_se", 0.0))
         found[f"{name}_allowance"] = np.where(known, beyond, columns[f"{name}_allowance"])
     return found
 

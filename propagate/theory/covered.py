@@ -8,11 +8,10 @@ from typing import Any, ClassVar, NoReturn
 
 from propagate.model import Model, ModelError
 from propagate.placement import split
-from propagate.theory.moments import Moments
+from propagate.theory.gram import Gram
 from propagate.theory.units import KNOWN
 
 FAINT = 1e-8  # share of the mean over tokens below which its noise is not resolved
-INSIDE = frozenset({"query", "key"})  # norms inside attention that are covered
 
 
 class Stream:
@@ -74,8 +73,8 @@ class Block:
 
     def _sublayer(self, name: str, x: Stream, normed: Sequence[str]) -> Stream:
         inside = self.model.inner_norms(name, normed)
-        if inside - INSIDE:
-            self._refuse(f"norms of {', '.join(sorted(inside - INSIDE))} inside {name}")
+        if "hidden" in inside and self.model.norm == "layer":
+            self._refuse("LayerNorm of hidden units")
         if inside:
             self.beyond.add("norms inside sublayers")
         return x
@@ -84,11 +83,11 @@ class Block:
         raise ModelError(f"{self.what} does not cover {what}, got {self.model.placement!r}")
 
 
-def check_sampled(model: Model, what: str, start: Moments, cotangent: Moments) -> None:
+def check_sampled(model: Model, what: str, start: Gram, cotangent: Gram) -> None:
     """ModelError where samples have nothing to be relative to: a branch, or the mean over tokens, that is 0.
 
     Example:
-        >>> check_sampled(Model("prenorm", depth=2, ffn_gain=0.0), "bias", Moments(1.0, 1.0), Moments(1.0, 1.0))
+        >>> check_sampled(Model("prenorm", depth=2, ffn_gain=0.0), "bias", Gram.of([[1.0]]), Gram.of([[1.0]]))
         Traceback (most recent call last):
         propagate.checks.ModelError: ffn_gain must be positive for bias, got 0 in block 1
     """
@@ -101,9 +100,10 @@ def check_sampled(model: Model, what: str, start: Moments, cotangent: Moments) -
         ):
             if gain == 0:
                 raise ModelError(f"{name} must be positive for {what}, got 0 in block {index}")
-    if model.tokens > 1 and start.mean_mode(model.tokens) <= FAINT * start.variance:
-        raise ModelError(f"covariance must lie above -variance / (tokens - 1) for {what}, got {start.covariance!r}")
-    if cotangent.variance == 0:
+    covariance = float(start.matrix[0, -1])
+    if model.tokens > 1 and start.matrix.mean() <= FAINT * start.variance.mean():
+        raise ModelError(f"covariance must lie above -variance / (tokens - 1) for {what}, got {covariance!r}")
+    if not cotangent.variance.all():
         raise ModelError(f"grad_variance must be positive for {what}, got 0")
 
 
@@ -111,16 +111,19 @@ def check_covered(model: Model, what: str) -> bool:
     """Whether the fluctuations have a closed form; ModelError unless `what`, bias or fluctuations, covers the model.
 
     Raises:
-        ModelError: for an activation whose units are not known, weights that are not normal, norms of values, heads or
-            hidden units inside sublayers, or tanh.
+        ModelError: for an activation whose units are not known, weights that are not normal, rotary positions, experts,
+            LayerNorm of hidden units, or tanh.
 
     Example: several streams are followed by samples.
         >>> check_covered(Model("prenorm", depth=2), "bias"), check_covered(Model("residual", depth=2), "bias")
         (True, False)
-        >>> check_covered(Model("subln", depth=2), "bias")
+        >>> check_covered(Model("dyt", depth=2), "bias")
         Traceback (most recent call last):
-        propagate.checks.ModelError: bias does not cover norms of heads inside attention, got SubLN()
+        propagate.checks.ModelError: bias does not cover tanh of a stream, got DyT(alpha=0.5)
     """
+    for name, plain in (("experts", None), ("rope", None)):
+        if getattr(model, name) != plain:
+            raise ModelError(f"{what} needs {name}={plain}, got {getattr(model, name)!r}")
     if model.activation not in KNOWN:
         raise ModelError(f"{what} covers {', '.join(sorted(KNOWN))}, got activation={model.activation!r}")
     if model.weights != "normal":
@@ -131,4 +134,5 @@ def check_covered(model: Model, what: str) -> bool:
         state = placement.block(state, Block(model, index, what, beyond))
     several = split(state, Stream)[1] is not None
     placement.readout(state, Block(model, model.depth + 1, what, beyond))
-    return not (beyond or several)
+    plain = model.exchangeable and model.kv_heads == model.heads and model.dropout == 0
+    return plain and not (beyond or several)

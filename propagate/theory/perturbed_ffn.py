@@ -37,45 +37,49 @@ SMOOTH: dict[str, tuple[Elementwise, Elementwise]] = {
 }
 
 
-def ffn(model: Model, gains: Gains, frame: Frame, x: Array) -> tuple[Array, Pull]:
-    """Output and pull, as arrays of vectors.
+def ffn(model: Model, gains: Gains, inside: frozenset[str], frame: Frame, x: Array) -> tuple[Array, Pull]:
+    """Output and pull, as arrays of vectors. `inside` may name the hidden units, whose norm is RMSNorm.
 
     Raises:
         ModelError: where a smooth activation's series does not reach the variance that enters.
     """
-    noise, tokens, ratio = frame.noise, model.tokens, model.hidden / model.width
+    noise, tokens, ratio, normed = frame.noise, model.tokens, model.hidden / model.width, "hidden" in inside
     gain, few = float(gains.ffn_in), math.sqrt(1 / (ratio * UNITS))  # `few` times e: for a sum of UNITS units
-    scale = float(gains.ffn_out) ** 2 / ACTIVATIONS[model.activation].value(1.0, 0.0)[0]
+    power = float(gains.ffn_out) ** 2
+    scale, out = (1.0, math.sqrt(power)) if normed else (power / ACTIVATIONS[model.activation].value(1.0, 0.0)[0], 1.0)
     lower, span = factored(x)
     preactivations = gain * gain * inner(x, x)
     value, slope = (scale * found for found in _kernels(model.activation, preactivations))
     normals, h, slopes = _units(model, gain * lower[-1].T, scale, noise.random, (noise.pairs, UNITS))
     _, strangers, strangers_slopes = _units(model, gain * lower[-1].T, scale, noise.random, (1, STRANGERS))
-    root_h = root(value + few * noise.odd(_products(h, h) - UNITS * value[-1]))
+    gram_h = value + few * noise.odd(_products(h, h) - UNITS * value[-1])
+    size = 1 / np.sqrt(np.diagonal(gram_h, axis1=1, axis2=2))[..., None] if normed else np.ones((len(x), tokens, 1))
+    root_h = root(size * gram_h * size.swapaxes(1, 2))
     image = frame.image(tokens)
-    inverse = np.linalg.pinv(root_h[-1], hermitian=True, rcond=1e-10)
-    own, other = _bent(model.activation, float(preactivations[-1, 0, 0]), float(preactivations[-1, 0, -1]))
-    bent = scale * (other + (own - other) * np.eye(tokens))
+    basis = size[-1] * np.linalg.pinv(root_h[-1], hermitian=True, rcond=1e-10)
+    bent = scale * _bent(model.activation, preactivations[-1])
 
     def pull(g: Array) -> Array:
+        g = out * size * g
         gram, met = inner(g, g), inner(image, g) / math.sqrt(ratio)
         r = noise.random.standard_normal((noise.pairs, UNITS, tokens)) @ root(gram[-1])
-        m = met - few * noise.odd(_products(h @ inverse, r))
-        known = strangers @ inverse @ met[: noise.pairs] / noise.small
-        lost = (strangers @ inverse) ** 2 @ np.ones((tokens, 1)) / ratio
-        (sent, second), v = (np.zeros((noise.pairs, tokens, tokens)) for _ in range(2)), np.zeros_like(m)
+        along_itself = np.eye(tokens) * (root_h @ met) if normed else 0 * met
+        of_h = basis @ met - size[-1] * along_itself
+        known = strangers @ of_h[: noise.pairs] / noise.small
+        lost = (strangers @ basis) ** 2 @ np.ones((tokens, 1)) / ratio
+        (sent, second), v = (np.zeros((noise.pairs, tokens, tokens)) for _ in range(2)), np.zeros_like(met)
         for z, d, other in zip(normals, slopes, strangers_slopes, strict=True):
             sent += _products(d * r, d * r)
             second += (_products(other * known, other * known) - _products(other, other * lost) * gram[-1]) / STRANGERS
             v = v + few * noise.odd(_products(z, d * r))
         p_gram = slope * gram + few * noise.odd(sent - UNITS * slope[-1] * gram[-1])
         p_gram = p_gram + noise.square * np.concatenate([second, second, second[:1]])
-        weights, upper = inverse @ m, lower[-1].T
+        weights, upper = of_h - few * basis @ noise.odd(_products(h @ basis, r)), lower[-1].T
         v = v + gain * (upper @ (slope[-1] * weights) + upper * np.einsum("sa,kas->ks", bent, weights)[:, None, :])
         along = math.sqrt(ratio) * gain * v.swapaxes(1, 2) @ span
         return gain * root(p_gram) @ frame.image(tokens, without=span) + frame.padded(along)
 
-    return root_h @ image, pull
+    return np.asarray(out * root_h @ image), pull
 
 
 def _products(one: Array, other: Array) -> Array:
@@ -114,12 +118,12 @@ def _kernels(activation: str, u: Array) -> tuple[Array, Array]:
 def _series(phi: Elementwise, u: Array) -> Array:
     """Mehler's formula, sum_n a_n(q_t) a_n(q_s) c_ts^n, with a_n to second order in the variance's logarithm."""
     variance = np.diagonal(u, axis1=-2, axis2=-1)
-    at = float(variance[-1, 0])
-    if at > LARGEST_SERIES:
+    at = variance[-1]
+    if at.max() > LARGEST_SERIES:
         raise ModelError(
-            f"bias covers smooth activations up to pre-activations of variance {LARGEST_SERIES:g}, got {at:.3g}"
+            f"bias covers smooth activations up to pre-activations of variance {LARGEST_SERIES:g}, got {at.max():.3g}"
         )
-    down, here, up = _coefficients(phi, at)
+    down, here, up = _coefficients(phi, tuple(at[:1] if _alike(at) else at))
     moved = np.log(variance / at)
     c = u / np.sqrt(variance[..., :, None] * variance[..., None, :])
     found = np.zeros_like(u)
@@ -129,18 +133,41 @@ def _series(phi: Elementwise, u: Array) -> Array:
     return found
 
 
-@lru_cache(maxsize=1024)
-def _coefficients(phi: Elementwise, at: float) -> Array:
-    return coefficients(phi, at * np.exp([-STEP, 0.0, STEP]))
+def _alike(values: Array) -> bool:
+    return bool(np.ptp(values) <= 1e-9 * np.abs(values).max())
 
 
 @lru_cache(maxsize=1024)
-def _bent(activation: str, variance: float, covariance: float) -> tuple[float, float]:
-    """E phi''(u) phi(v), of one token and of two, from the derivatives of E phi(u)^2 and E phi(u) phi(v).
+def _coefficients(phi: Elementwise, at: tuple[float, ...]) -> Array:
+    """Below, at and above each of these variances: (3, degrees, variances)."""
+    around = np.exp([-STEP, 0.0, STEP])[:, None] * np.array(at)
+    return coefficients(phi, around.ravel()).reshape(3, len(at), -1).swapaxes(1, 2)
 
-    The derivative of E phi(u) phi(v) by the variance of u is half of it; that of E phi(u)^2 is E phi'^2 more.
+
+def _bent(activation: str, u: Array) -> Array:
+    """E phi''(u_t) phi(u_s), (tokens, tokens)."""
+    own, others = np.diagonal(u), u[~np.eye(len(u), dtype=bool)]
+    if _alike(own) and (len(u) == 1 or _alike(others)):
+        alone, pair = _bent_pair(activation, float(own[0]), float(u[0, -1]))
+        return pair + (alone - pair) * np.eye(len(u))
+    return _differentiated(activation, u)
+
+
+@lru_cache(maxsize=1024)
+def _bent_pair(activation: str, variance: float, covariance: float) -> tuple[float, float]:
+    own, other = _differentiated(activation, np.array([[variance, covariance], [covariance, variance]]))[0]
+    return float(own), float(other)
+
+
+def _differentiated(activation: str, u: Array) -> Array:
+    """From the derivatives of E phi(u_t)^2 and of E phi(u_t) phi(u_s) by the variance of u_t.
+
+    The latter is half of what is wanted; the former is E phi'^2 more.
     """
-    kernel, u, step = KERNELS[activation], np.array([[variance, covariance], [covariance, variance]]), 1e-5 * variance
-    up, down = (kernel.value(Gram.of(u + sign * step * np.diag([1.0, 0.0]))).matrix[0] for sign in (1, -1))
-    own, other = (up - down) / (2 * step)
-    return float(own - kernel.slope(Gram.of(u)).matrix[0, 0]), float(2 * other)
+    kernel, tokens = KERNELS[activation], len(u)
+    steps = 1e-5 * np.diagonal(u)
+    moved = steps[:, None, None] * (np.eye(tokens)[:, :, None] * np.eye(tokens)[:, None, :])
+    up, down = (kernel.value(Gram.of(u + sign * moved)).matrix for sign in (1, -1))
+    slopes = np.einsum("tts->ts", up - down) / (2 * steps[:, None])
+    own = np.eye(tokens, dtype=bool)
+    return np.asarray(np.where(own, slopes - kernel.slope(Gram.of(u)).matrix, 2 * slopes))

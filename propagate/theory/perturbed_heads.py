@@ -92,16 +92,20 @@ class Heads:
         """Coordinates of a head that a LayerNorm leaves to these projections."""
         return self.model.head_size - (self.model.norm == "layer" and bool(self.inside & set(names)))
 
+    def _turned(self, free: int) -> bool:
+        """Heads that share keys cannot be turned one by one."""
+        return self.shared == 1 and free > 2 * self.model.tokens
+
     def _anywhere(self, random: np.random.Generator, free: int) -> Array:
         tokens, heads = self.model.tokens, self.groups * self.shared
-        if free <= 2 * tokens:
+        if not self._turned(free):
             return random.standard_normal((self.samples, tokens, heads * free))
         along = random.standard_normal((self.samples, heads, tokens, tokens))
         return _flat(np.concatenate([along, self._lower(random, heads, free - tokens)], axis=-1))
 
     def _within(self, random: np.random.Generator, free: int) -> Array:
         """Likewise for every group, along the first directions if any are left out."""
-        if free <= 2 * self.model.tokens:
+        if not self._turned(free):
             return random.standard_normal((self.samples, self.model.tokens, self.groups * free))
         lower = self._lower(random, self.groups, free)
         return _flat(np.concatenate([lower, np.zeros_like(lower)], axis=-1))

@@ -26,6 +26,7 @@ from propagate.placement import Layout, join, split
 from propagate.scaling import Gains
 from propagate.theory.perturbation import Array, Frame, Noise, factored, inner, padded, root
 from propagate.theory.perturbed_attention import attention, matrix_of, moments_of
+from propagate.theory.perturbed_dropout import dropout
 from propagate.theory.perturbed_ffn import ffn
 from propagate.theory.tape import sent_back
 
@@ -120,10 +121,17 @@ class Block:
         inside = self.model.inner_norms("attention", normed)
         name = None if self.calls is None else (self.index, next(self.calls))
         y, pull = attention(self.model, self.gains, inside, name, self.frame, x.x)
-        return self.tape.record(y, (x, pull))
+        return self._dropped(self.tape.record(y, (x, pull)))
 
     def ffn(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
-        y, pull = ffn(self.model, self.gains, self.frame, x.x)
+        inside = self.model.inner_norms("ffn", normed)
+        y, pull = ffn(self.model, self.gains, inside, self.frame, x.x)
+        return self._dropped(self.tape.record(y, (x, pull)))
+
+    def _dropped(self, x: Stream) -> Stream:
+        if self.model.dropout == 0:
+            return x
+        y, pull = dropout(self.model.dropout, self.frame, x.x)
         return self.tape.record(y, (x, pull))
 
     def std(self, x: Stream) -> Array:

@@ -11,14 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from propagate.checks import integer
-from propagate.model import Model, ModelError, check_flag, check_model, check_plain
+from propagate.model import Model, ModelError, check_flag, check_model
 from propagate.table import STREAM, table
-from propagate.theory.bias import bias_columns, sampled, sampled_spreads
+from propagate.theory.bias import finite_columns, sampled
 from propagate.theory.covered import check_covered, check_sampled
 from propagate.theory.experts import warn_of_means
 from propagate.theory.finite_width import allowances, allowances_of_streams
 from propagate.theory.fluctuations import spreads
 from propagate.theory.functions import Scalar
+from propagate.theory.gram import Gram
 from propagate.theory.moments import Joint, Moments
 from propagate.theory.network import Path, block_of, propagate_moments
 from propagate.theory.parameter_gradients import MatrixGradients
@@ -67,10 +68,11 @@ def predict(
             up to a multiple of 16; by default so often that 2^13 rows are, at least 64 times.
         parameter_gradients: predict the gradient of every weight matrix too.
         fluctuations: predict how much networks of the model's width, heads and hidden width differ from one another
-            too; for exchangeable tokens, normal weights and at most queries and keys normed inside sublayers, without
-            tanh. Of one stream in closed form (about 10 ms a block), of several from samples, as `bias`.
+            too; for normal weights, without tanh, experts, rotary positions and LayerNorms of hidden units. Of one
+            stream of exchangeable tokens without dropout or norms inside sublayers in closed form (about 10 ms a
+            block), else from samples, as `bias`.
         bias: predict how far their mean lies from the limit too, and with what sign; for the same models. It takes
-            seconds: 16 tokens and 12 blocks about 4, growing with the blocks and with tokens^3.
+            seconds: 16 tokens and 12 blocks about 12, growing with the blocks and with tokens^3.
 
     Returns:
         A Dataset over `block` 0 ... depth with `variance`, `covariance`, `deviation`, `grad_variance`,
@@ -126,10 +128,6 @@ def predict(
     check_flag("fluctuations", fluctuations)
     size = _head_size(head_size, model)
     check_flag("bias", bias)
-    further = {"fluctuations": fluctuations, "bias": bias}
-    for name, asked in further.items():
-        if asked:
-            check_plain(name, model)
     values, dims, coords = aligned(
         variance=variance, covariance=covariance, grad_variance=grad_variance, grad_covariance=grad_covariance
     )
@@ -140,18 +138,13 @@ def predict(
     attributes |= {"tokens": model.tokens}
     alike = gram is None and grad_gram is None and model.exchangeable
     exchangeable = alike and (bool(dims) or model.experts is None)
-    for name, asked in further.items():
-        if asked and not exchangeable:
-            raise ModelError(
-                f"{name} must be False for predict where tokens are not exchangeable (a Gram matrix, a mask or rotary"
-                " positions), got True"
-            )
-    closed = True
-    for name in ("fluctuations", "bias"):
-        if further[name]:
+    closed = exchangeable
+    for name, asked in {"fluctuations": fluctuations, "bias": bias}.items():
+        if asked:
             if dims:
                 raise ModelError(f"{name} needs a start of plain numbers, got an array of starts over {dims}")
-            closed = check_covered(model, name)
+            closed = check_covered(model, name) and closed
+    drawn = bias or (fluctuations and not closed)
     watch = Watch(model, size)
     gradients = MatrixGradients(model, wide=watch.wide) if parameter_gradients else None
     if exchangeable:
@@ -167,11 +160,11 @@ def predict(
             columns |= gradients.columns(columns, shape, several=path.several)
         if fluctuations and closed:
             columns |= spreads(model, path, cotangent if through_readout else None)
-        if bias or (fluctuations and not closed):
-            check_sampled(model, "bias" if bias else "fluctuations", start, cotangent)
-            samples_of = sampled(model, *_plain(start, cotangent), through_readout=through_readout)
-            columns |= sampled_spreads(model, samples_of) if fluctuations and not closed else {}
-            columns |= bias_columns(model, samples_of, columns) if bias else {}
+        if drawn:
+            grams = [Gram.exchangeable(float(x.variance), float(x.deviation), model.tokens) for x in (start, cotangent)]
+            check_sampled(model, "bias" if bias else "fluctuations", *grams)
+            of_samples = sampled(model, *grams, through_readout=through_readout)
+            columns |= finite_columns(model, of_samples, columns, spread=fluctuations and not closed, bias=bias)
         dims = (STREAM, *dims) if path.several else dims
         return table(columns, model.depth, attributes, dims, gradients.names if gradients else ()).assign_coords(coords)
     if dims:
@@ -187,6 +180,10 @@ def predict(
         gradients=gradients,
     )
     watch.warn()
+    if drawn:
+        check_sampled(model, "bias" if bias else "fluctuations", *ends)
+        of_samples = sampled(model, *ends, through_readout=through_readout)
+        columns |= finite_columns(model, of_samples, columns, spread=fluctuations, bias=bias)
     dims = (STREAM,) if several else ()
     return table(columns, model.depth, attributes, dims, gradients.names if gradients else ())
 
@@ -195,10 +192,6 @@ def _head_size(given: Any, model: Model) -> float:
     if given is None:
         return model.head_size
     return math.inf if given == math.inf else integer("head_size", given)
-
-
-def _plain(*ends: Moments) -> list[Moments]:
-    return [Moments(float(x.variance), float(x.deviation)) for x in ends]
 
 
 def rounded_samples(samples: Any) -> int | None:

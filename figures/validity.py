@@ -28,10 +28,10 @@ a `ValidityWarning` with the nearest measured error.
 What it shows: {beyond} of {places} gradient variances lie beyond 3 standard errors (places at gradient correlations
 between 0 and 1 share two measurements), the farthest of them {beyond_farthest:+.1f} %, all but one with 128 tokens or
 more at a width of {width}: what is left are terms of order 1/width, which the map leaves out. The map knows that heads
-have {head_size} coordinates. The one that takes them for wide (`propagate.validity("wide_attention")`, used with rotary
-positions and normed queries or keys) falls short by up to {worst:.0f} % where the gradients of many tokens are
-correlated: chance correlations between queries, of order 1/sqrt({head_size}), add up over tokens; {beyond_wide} lie
-beyond 3. Not shown: gradient correlations 1/3 and 2/3; the FFN's map, largest error {ffn:.1f} % with standard errors up
+have {head_size} coordinates. The one that takes them for wide (`propagate.validity("wide_attention")`, used if asked
+for) falls short by up to {worst:.0f} % where the gradients of many tokens are correlated: chance correlations between
+queries, of order 1/sqrt({head_size}), add up over tokens; {beyond_wide} lie beyond 3. Not shown: gradient
+correlations 1/3 and 2/3; the FFN's map, largest error {ffn:.1f} % with standard errors up
 to {ffn_se:.1f} %; the norm's, {norm:.1f} % (all in the data, `propagate.validity(...)`).
 
 Width {width}, device {device}. Data: propagate/data/validity.json, made by benchmarks/validity.py.

@@ -12,7 +12,7 @@ standard normal, and Z Z^T is what it gives plus a Wishart matrix of the degrees
 
 With rotary positions of frequencies theta_i the covariance is multiplied by mean_i cos(((t - t') - (s - s')) theta_i).
 That is a positive-definite function of t - s, a sum of a few separable terms, each of which is drawn as above. What
-all keys share no longer drops out. Such heads are taken for wide.
+all keys share no longer drops out. Here such heads are wide; those of a finite size are drawn in `drawn_heads`.
 
 Nothing here has a width: only tokens x tokens matrices are drawn. Samples come in pairs l and -l, in `REPLICAS`
 independent groups, each of which is carried through the network by itself; their spread is the theory's own standard

@@ -24,17 +24,20 @@ of A. For c the cosine of the difference of two angles is expanded; each draw of
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import reduce
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
+from propagate.theory import drawn_heads
 from propagate.theory.activations import ACTIVATIONS
+from propagate.theory.drawn_heads import Norms
 from propagate.theory.gram import Array, Gram, distances
 from propagate.theory.gram_kernels import KERNELS, Kernel
 from propagate.theory.gram_softmax import Attention, Heads, heads, turns
-from propagate.theory.sublayers import AttentionPull, size_of
+from propagate.theory.normed_heads import check_normed
+from propagate.theory.normed_values import similarity_loss, similarity_slope
+from propagate.theory.sublayers import AttentionPull
 
 Pull: TypeAlias = Callable[[Gram], Gram]
 NOTHING: frozenset[str] = frozenset()
@@ -87,12 +90,19 @@ def of_means(kernel: Kernel, u: Gram) -> Gram:
 
 
 def attention(
-    kind: Attention, *, query: float = 1.0, key: float = 1.0, value: float = 1.0, out: float = 1.0
+    kind: Attention,
+    *,
+    query: float = 1.0,
+    key: float = 1.0,
+    value: float = 1.0,
+    out: float = 1.0,
+    centred: bool = False,
 ) -> Sublayer:
     """Softmax self-attention, with the gains of its four projections.
 
-    A normed query, key or value has variance 1 at every token in place of its gain squared times the input's; with
-    "heads" normed, what the heads give together has variance 1 before the output projection.
+    A normed query, key or value has variance 1 at every token in place of its gain squared times the input's, by a norm
+    of each head's own, LayerNorm if `centred`; with "heads" normed, what the heads give together has variance 1 before
+    the output projection.
 
     The weights are drawn again for the pull rather than kept: memory does not grow with depth times samples.
 
@@ -108,23 +118,82 @@ def attention(
             name: gain * x.times(gain).norm_scale() if name in normed else gain for name, gain in gains.items()
         }
         seen = Projected(*(x.times(scales[name]) for name in gains))
-        size = replace(kind, head_size=size_of(normed, kind.head_size))
-        together = _output(heads(seen.query, seen.key, size).weights, seen.value)
+        small = normed if kind.head_size != np.inf else NOTHING  # what is normed in heads that are not taken for wide
+        pull_values: Pull = _same
+        values = seen.value
+        if "value" in small:
+            values, pull_values = normed_values(seen.value, kind.head_size - centred)
+        if kind.exact or not (kind.frequencies or small & {"query", "key"}) or kind.head_size == np.inf:
+            ways = _of_gaussian_logits(kind, seen, values)
+        else:
+            ways = _of_drawn_heads(kind, seen, values, Norms("query" in small, "key" in small, centred))
+        together = ways.output
         inner = together.norm_scale() if "heads" in normed else 1.0
 
         def paths(g: Gram) -> dict[str, Gram]:
-            drawn, g = heads(seen.query, seen.key, size), g.times(out * inner)
-            sent = {"value": _values(drawn.weights, g).times(scales["value"])}
-            if not kind.exact:
-                queries, keys = _logits(drawn, seen, g, kind)
-                sent["query"] = queries.times(scales["query"]).weighted(kind.logit_variance)
-                sent["key"] = keys.times(scales["key"]).weighted(kind.logit_variance)
+            value, *logits = ways.pull(g.times(out * inner))
+            sent = {"value": pull_values(value).times(scales["value"])}
+            for name, way in zip(("query", "key"), logits, strict=False):
+                sent[name] = way.times(scales[name]).weighted(kind.logit_variance)
             return sent
 
         read = together.times(inner)
         return read.times(out), AttentionPull(read, paths, lambda g: reduce(Gram.plus, paths(g).values()))
 
     return apply
+
+
+class Ways(NamedTuple):
+    """Attention's output before its last matrix, and how a cotangent there returns to values, queries and keys."""
+
+    output: Gram
+    pull: Callable[[Gram], tuple[Gram, ...]]
+
+
+def _of_gaussian_logits(kind: Attention, seen: Projected, values: Gram) -> Ways:
+    """Of heads whose logits are Gaussian given the queries' and keys' second moments, or that choose nothing."""
+
+    def pull(g: Gram) -> tuple[Gram, ...]:
+        drawn = heads(seen.query, seen.key, kind)
+        value = _values(drawn.weights, g)
+        return (value,) if kind.exact else (value, *_logits(drawn, seen._replace(value=values), g, kind))
+
+    return Ways(_output(heads(seen.query, seen.key, kind).weights, values), pull)
+
+
+def _of_drawn_heads(kind: Attention, seen: Projected, values: Gram, norms: Norms) -> Ways:
+    """Of heads of the model's own size, with their norms and positions; see `drawn_heads`."""
+    for name in ("query", "key"):
+        if getattr(norms, name):
+            check_normed(name, kind.head_size - norms.centred)
+
+    def pull(g: Gram) -> tuple[Gram, ...]:
+        drawn = drawn_heads.draw_heads(seen.query, seen.key, kind, norms)
+        return drawn_heads.to_values(drawn, g), *drawn_heads.to_logits(drawn, values, g, kind, norms)
+
+    return Ways(drawn_heads.output(drawn_heads.draw_heads(seen.query, seen.key, kind, norms), values), pull)
+
+
+def normed_values(x: Gram, free: float) -> tuple[Gram, Pull]:
+    """A norm of each token in each head, of so many free coordinates, of projections with the correlations of x.
+
+    Raises:
+        ModelError: for two free coordinates or fewer.
+
+    Example: two coordinates fewer than the token has, for x of variance 1.
+        >>> values, pull = normed_values(Gram.of(np.eye(2)[None]), 10)
+        >>> pull(values)[0].tolist()
+        [[[1.125, 0.0], [0.0, 1.125]]]
+    """
+    check_normed("value", free)
+    loss = x.loss_of_correlation()
+    drop, slope = similarity_loss(free, loss), similarity_slope(free, loss)
+    own = similarity_slope(free, 0.0)
+    return Gram(1 - drop, drop), Gram(slope, own - slope).product
+
+
+def _same(x: Gram) -> Gram:
+    return x
 
 
 class Projected(NamedTuple):

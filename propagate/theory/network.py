@@ -127,7 +127,9 @@ def block_of(model: Model, index: int, head_size: float | None = None) -> Block:
         first=index == 1,
         last=index == model.depth,
         tape=Tape(lacking=model.experts is not None),
-        attention_map=attention(model.tokens, model.logit_std**2, gains, head_size or model.head_size),
+        attention_map=attention(
+            model.tokens, model.logit_std**2, gains, head_size or model.head_size, centred=model.norm == "layer"
+        ),
         ffn_map=ffn(ACTIVATIONS[model.activation], gains, centred=model.norm == "layer"),
         inner_norms=model.inner_norms,
         experts_map=_mixture(model, gains),

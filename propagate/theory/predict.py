@@ -63,7 +63,8 @@ def predict(
         grad_gram: the same of the cotangent, in place of `grad_variance` and `grad_covariance`.
         through_readout: the cotangent enters behind the readout (PreNorm's final norm) instead.
         head_size: coordinates of a head; None means the model's own, `math.inf` the limit of wide heads, in which
-            logits are Gaussian. It matters where their standard deviation is 1 or more.
+            logits are Gaussian. It matters where their standard deviation is 1 or more, and where queries, keys or
+            values are normed.
         samples: for tokens that are not exchangeable, how often attention's logits are drawn in each sublayer, rounded
             up to a multiple of 16; by default so often that 2^13 rows are, at least 64 times.
         parameter_gradients: predict the gradient of every weight matrix too.

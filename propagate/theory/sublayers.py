@@ -4,7 +4,7 @@ A sublayer is a function of its input's moments, and of the names of its inner p
 the moments of its output and a pull: the function that takes the moments of the cotangent at its output to those of the
 cotangent it sends back to its input.
 Assumptions: fresh Gaussian weights, tokens exchangeable, tokens far fewer than the width. All maps are exact as the
-width grows, attention's as the number of its heads does; where queries or keys are normed also as their size does.
+width grows, attention's as the number of its heads does.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 
 from propagate.scaling import Gains
 from propagate.theory.activations import Activation
-from propagate.theory.finite_heads import head_averages
-from propagate.theory.functions import Scalar, inverse
+from propagate.theory.finite_heads import HeadAverages, head_averages
+from propagate.theory.functions import Scalar, inverse, is_plain
 from propagate.theory.moments import Moments
+from propagate.theory.normed_heads import NormedHeads, check_normed, normed_averages
+from propagate.theory.normed_values import similarity_loss, similarity_slope
 
 Pull = Callable[[Moments], Moments]
 Sublayer = Callable[[Moments, frozenset[str]], tuple[Moments, Pull]]
@@ -83,50 +85,58 @@ class AttentionPull:
 
 
 @lru_cache(maxsize=256)
-def attention(tokens: Scalar, logit_variance: Scalar, gains: Gains, head_size: float = math.inf) -> Sublayer:
+def attention(
+    tokens: Scalar, logit_variance: Scalar, gains: Gains, head_size: float = math.inf, *, centred: bool = False
+) -> Sublayer:
     """Softmax self-attention over all tokens, in heads of `head_size` coordinates.
 
     `logit_variance` is the variance of a logit between unit-variance, uncorrelated tokens at gains 1. The logits of one
     row have a common part, which the softmax ignores; what is left has variance logit_variance * variance * deviation,
     and two rows' logits are correlated as the tokens are. A normed projection has variance 1 in place of its gain
-    squared times the input's variance, forward and backward; heads with a normed query or key are taken for wide.
+    squared times the input's variance; each head has norms of its own, LayerNorms if `centred` (see `normed_heads`).
 
     Backward, the cotangent returns through the values, the queries and the keys. Those three are uncorrelated. The sum
-    over tokens of the keys' cotangent vanishes, so that path lives in the token-deviation mode alone.
+    over tokens of the keys' cotangent vanishes unless they are normed: that path then lives in the token-deviation mode
+    alone.
+
+    Raises:
+        ModelError: of the map, for norms in heads so small that the mean square of the gradient is infinite.
 
     Example: uniform attention averages over tokens, so all outputs are alike.
         >>> attention(4, 0.0, Gains())(Moments(1.0, 1.0), NOTHING)[0]
         Moments(variance=0.25, deviation=0.0)
     """
     out = gains.attention_out * gains.attention_out
-    if tokens == 1:  # nothing to choose from: attention is a linear layer
-
-        def linear(x: Moments, normed: frozenset[str] = NOTHING) -> tuple[Moments, Pull]:
-            value = projection_powers(gains, x, normed).value
-            inner = value * inverse(value * x.variance) if "heads" in normed else value
-            heads, power = _scaled(x, inner), out * inner
-            pull = AttentionPull(heads, lambda g: {"value": _scaled(g, power)}, lambda g: _scaled(g, power))
-            return _scaled(heads, out), pull
-
-        return linear
-
     plain = projection_powers(gains, Moments(1.0, 1.0), NOTHING)
 
     def apply(x: Moments, normed: frozenset[str] = NOTHING) -> tuple[Moments, Pull]:
         powers = projection_powers(gains, x, normed) if normed else plain
-        paths = attention_paths(tokens, logit_variance * powers.query * powers.key, x, size_of(normed, head_size))
-        value = powers.value
-        inner = value * inverse(value * paths.output.variance) if "heads" in normed else value
+        pull_values: Pull = _same
+        values, inner = x, powers.value
+        small = normed if head_size != math.inf else NOTHING  # what is normed in heads that are not taken for wide
+        if "value" in small:
+            values, pull_values = normed_values(x, head_size - centred)
+            inner = 1.0
+        if tokens == 1:  # nothing to choose from: attention is a linear layer
+            paths = AttentionPaths(values, lambda g: Cotangents(g, NONE, NONE))
+        else:
+            power = logit_variance * powers.query * powers.key
+            norms = NormedHeads(tokens, head_size, "query" in small, "key" in small, centred)
+            paths = attention_paths(tokens, power, x, norms, values)
+        if "heads" in normed:
+            inner = inner * inverse(inner * paths.output.variance)
         power = out * inner
 
         def pull(g: Moments) -> Moments:
-            through = paths.pull(g)
-            variance = through.value.variance + through.query.variance + through.key.variance
-            deviation = through.value.deviation + through.query.deviation + through.key.deviation
-            return Moments(power * variance, power * deviation)
+            value, query, key = paths.pull(g)
+            value = pull_values(value)
+            variance = value.variance + query.variance + key.variance
+            return Moments(power * variance, power * (value.deviation + query.deviation + key.deviation))
 
         def by_path(g: Moments) -> dict[str, Moments]:
-            return {name: _scaled(sent, power) for name, sent in paths.pull(g)._asdict().items()}
+            value, query, key = paths.pull(g)
+            sent = {"value": pull_values(value)} | ({"query": query, "key": key} if tokens > 1 else {})
+            return {name: _scaled(one, power) for name, one in sent.items()}
 
         heads = _scaled(paths.output, inner)
         return _scaled(heads, out), AttentionPull(heads, by_path, pull)
@@ -134,14 +144,7 @@ def attention(tokens: Scalar, logit_variance: Scalar, gains: Gains, head_size: f
     return apply
 
 
-def size_of(normed: frozenset[str], head_size: float) -> float:
-    """Of heads for `head_averages`: a norm changes how queries and keys fluctuate, and such heads are taken for wide.
-
-    Example:
-        >>> size_of(frozenset(), 64), size_of(frozenset({"query"}), 64)
-        (64, inf)
-    """
-    return math.inf if normed & {"query", "key"} else head_size
+NONE = Moments(0.0, 0.0)
 
 
 class Powers(NamedTuple):
@@ -167,7 +170,7 @@ def projection_powers(gains: Gains, x: Moments, normed: frozenset[str]) -> Power
 
 
 class Cotangents(NamedTuple):
-    """What attention with unit gains sends back to its input, by the projection it comes through."""
+    """What attention with unit gains sends back: to the values, and to its input through queries and keys."""
 
     value: Moments
     query: Moments
@@ -181,19 +184,38 @@ class AttentionPaths(NamedTuple):
     pull: Callable[[Moments], Cotangents]
 
 
-def attention_paths(tokens: Scalar, logit_variance: Scalar, x: Moments, head_size: float = math.inf) -> AttentionPaths:
+def attention_paths(
+    tokens: Scalar,
+    logit_variance: Scalar,
+    x: Moments,
+    heads: NormedHeads | None = None,
+    values: Moments | None = None,
+) -> AttentionPaths:
     """Attention at an input's moments, its three backward paths kept apart. See `attention`.
+
+    Args:
+        tokens: two or more.
+        logit_variance: of a logit between tokens of x of variance 1, uncorrelated, with the gains of queries and keys.
+        x: what queries and keys are made of.
+        heads: None are wide.
+        values: if they are not x itself.
 
     Example: uniform attention has no queries and keys to speak of.
         >>> attention_paths(4, 0.0, Moments(1.0, 1.0)).pull(Moments(1.0, 1.0)).query.variance
         0.0
     """
-    others = tokens - 1
+    others, values = tokens - 1, values or x
     uniform_slope = others / tokens**2
-    logit_spread = logit_variance * x.variance * x.deviation
-    found = head_averages(tokens, head_size, logit_spread, x.covariance / x.variance)
+    mean_own, mean_cross = 0.0, 0.0
+    if heads is not None and (heads.query or heads.key):
+        of_unit = logit_variance * x.variance * x.variance
+        *averages, mean_own, mean_cross = normed_averages(heads, of_unit, x.deviation * inverse(x.variance))
+        found = HeadAverages(*averages)
+    else:
+        spread = logit_variance * x.variance * x.deviation
+        found = head_averages(tokens, heads.size if heads else math.inf, spread, x.covariance / x.variance)
     second, overlap = found.second, found.overlap
-    mean_mode = x.mean_mode(tokens)
+    mean_mode = values.mean_mode(tokens)
 
     def pull(g: Moments) -> Cotangents:
         mean = (g.variance + others * g.covariance) / tokens
@@ -201,18 +223,49 @@ def attention_paths(tokens: Scalar, logit_variance: Scalar, x: Moments, head_siz
         value_deviation = tokens / others * g.variance * second + tokens * g.covariance * overlap
         own = g.variance * (uniform_slope + found.query_own)
         cross = g.covariance * (uniform_slope + found.query_cross)
-        per_logit = logit_variance * x.deviation
+        per_logit = logit_variance * values.deviation
         query, query_deviation = per_logit * x.deviation * own, per_logit * x.deviation * (own - cross)
         key_own = x.variance * (uniform_slope + found.key_own)
         key_cross = x.covariance * uniform_slope + x.variance * found.key_cross
         key = per_logit * (g.variance * key_own + others * g.covariance * key_cross)
+        mean_key = per_logit * x.variance * (g.variance * mean_own + others * g.covariance * mean_cross)
         return Cotangents(
             value=Moments(value, value_deviation),
             query=Moments(query, query_deviation),
-            key=Moments(key, key * tokens / others),
+            key=Moments(key, (key * tokens - mean_key) / others),
         )
 
-    return AttentionPaths(Moments(mean_mode + x.deviation * second, x.deviation * (second - overlap)), pull)
+    output = Moments(mean_mode + values.deviation * second, values.deviation * (second - overlap))
+    return AttentionPaths(output, pull)
+
+
+def normed_values(x: Moments, free: float) -> tuple[Moments, Pull]:
+    """A norm of each token in each head, of so many free coordinates, of projections with the moments of x.
+
+    Raises:
+        ModelError: for two free coordinates or fewer.
+
+    Example: two coordinates fewer than the token has.
+        >>> values, pull = normed_values(Moments(4.0, 4.0), 10)
+        >>> values.variance, pull(Moments(1.0, 1.0)).variance == 9 / 8 / 4
+        (1.0, True)
+    """
+    check_normed("value", free)
+    power = inverse(x.variance)
+    loss = x.deviation * power
+    own, pair = similarity_slope(free, 0.0) * power, similarity_slope(free, loss) * power
+    drop = similarity_loss(free, loss)
+    if is_plain(x.variance, x.deviation):
+        pair, drop = float(pair), float(drop)
+
+    def pull(g: Moments) -> Moments:
+        return Moments(own * g.variance, own * g.deviation + (own - pair) * g.covariance)
+
+    return Moments(1.0, drop), pull
+
+
+def _same(x: Moments) -> Moments:
+    return x
 
 
 def _scaled(x: Moments, factor: Scalar) -> Moments:

@@ -83,7 +83,7 @@ def block_of(model: Model, index: int, samples: int | None, head_size: float | N
     def attention_map(x: Gram, normed: frozenset[str]) -> tuple[Gram, Callable[[Gram], Gram]]:
         kind = _attention(model, drawn, (index, next(calls)), head_size)
         out, scales = gains.attention_out, {"query": gains.query, "key": gains.key, "value": gains.value}
-        return attention(kind, **scales, out=out)(x, normed)
+        return attention(kind, **scales, out=out, centred=model.norm == "layer")(x, normed)
 
     return Block(
         index=index,

@@ -45,7 +45,7 @@ ASSUMPTIONS = {
     ),
     "wide_attention": (
         "as attention, and heads so wide that a logit is Gaussian: the relative error grows as logit_std^4 / head size",
-        "used with rotary positions, with normed queries or keys, and if asked for",
+        "used if asked for",
     ),
     "ffn": (
         "both matrices are independent, fresh and Gaussian",
@@ -118,7 +118,7 @@ class Watch:
 
     def __init__(self, model: Model, head_size: float | None = None) -> None:
         self.model = model
-        self.wide = bool(model.frequencies) or head_size == math.inf
+        self.wide = head_size == math.inf
         self.attention: dict[str, list[tuple[float, float]]] = {"attention": [], "wide_attention": []}
         self.ffn: list[float] = []
 
@@ -135,7 +135,7 @@ class Watch:
                 power = logits
                 for name, square in squares.items():
                     power = power if name in normed else power * square * variance
-                kind = "wide_attention" if self.wide or normed & squares.keys() else "attention"
+                kind = "wide_attention" if self.wide else "attention"
                 self.attention[kind] += _farthest(power * deviation / variance, deviation / variance)
                 return block.attention_map(x, normed)
 

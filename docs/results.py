@@ -70,10 +70,25 @@ def agreement() -> str:
         f" {rows[0]['device']}); {summary['measured_again']} was measured a second time with other draws."
         f" {summary['controls_rejected']} of {summary['controls']} wrong theories are rejected by the same runs."
         f" Of {summary['scores']} scores {summary['far']} lie beyond 3, where chance alone would give"
-        f" {summary['far_by_chance']:.0f}: the stated allowances are wider than they need be."
+        f" {summary['far_by_chance']:.0f}."
     )
     head = ("placement", "cells that agree", "largest |z|", "where", "wrong theories rejected")
-    return f"{words}\n\n{_table(head, lines)}\n"
+    return "\n\n".join([words, _table(head, lines), *_calibration(summary)]) + "\n"
+
+
+def _calibration(summary: dict[str, Any]) -> Iterator[str]:
+    """Are errors stated of the right size, and how large must one be to show?"""
+    columns = ("scores", "rms", "beyond_2", "beyond_2_by_chance", "beyond_3", "beyond_3_by_chance", "cells_beyond_3")
+    for by in ("placement", "quantity"):
+        groups = summary.get("calibration", {}).get(by, {})
+        lines = [
+            (name, *(f"{group[column]:g}" for column in columns), str(group["cells"])) for name, group in groups.items()
+        ]
+        if lines:
+            yield _table((by, *(column.replace("_", " ") for column in columns), "of cells"), lines)
+    lines = [(name, *(f"{100 * x:.2g} %" for x in one.values())) for name, one in summary.get("detects", {}).items()]
+    if lines:
+        yield _table(("errors that would have shown", "median cell", "19 of 20 cells", "worst cell"), lines)
 
 
 def same_law() -> str:

@@ -111,9 +111,7 @@ plt.show()
 for (name, scaled), (theory, measured) in networks.items():
     verdict = pg.compare(theory, measured)
     label = "ScaleInit(0.5)" if scaled else "no scaling"
-    print(
-        f"{name:9} {label:15} largest |z| {float(verdict.worst_z.max()):.1f}, agrees: {bool(verdict.attrs['agrees'])}"
-    )
+    print(f"{name:9} {label:15} largest |z| {float(verdict.worst_z.max()):.1f}: {verdict.attrs['verdict']}")
 
 # %% [markdown]
 # ## What to try next

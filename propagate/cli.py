@@ -1,6 +1,6 @@
 """The command line: one command a verb, with the names of the Python interface.
 
-Exit codes: 0 all is well, 1 theory and simulation disagree, 2 bad input.
+Exit codes: 0 all is well, 1 theory and simulation disagree, 2 bad input, 3 the simulation cannot tell.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import typer
 from propagate.cli_output import (
     BAD_INPUT,
     DISAGREE,
+    EXIT_CODE,
     check_target,
     print_json,
     print_table,
@@ -188,26 +189,30 @@ def compare(
     start: dict[str, Any],
     run: dict[str, Any],
     threshold: Annotated[float, typer.Option(help="Largest |z| that agrees.", rich_help_panel=RUN)] = 4.0,
+    resolution: Annotated[
+        float, typer.Option(help="Relative error that must be one that would show.", rich_help_panel=RUN)
+    ] = 0.2,
     bias: BIAS = False,
     through_readout: READOUT = False,
     json: JSON = False,
     out: OUT = None,
 ) -> None:
-    """Predict, simulate, and judge one by the other. Exit code 1 if they disagree."""
+    """Predict, simulate, and judge one by the other. Exit code 1 if they disagree, 3 if the simulation cannot tell."""
     import propagate as pg
-    from propagate.agreement import checked_threshold
+    from propagate.checks import checked_threshold, number
 
     check_target(out)
     checked_threshold(threshold)
+    number("resolution", resolution, positive=True)
     predicted = pg.predict(model, **start, bias=bias, through_readout=through_readout)
     measured = _simulated(model, start, run, through_readout)
-    judged = pg.compare(predicted, measured, threshold=threshold)
+    judged = pg.compare(predicted, measured, threshold=threshold, resolution=resolution)
     write(judged, out)
     if json:
         print_json(judged)
     else:
         print_verdict(judged)
-    raise typer.Exit(0 if judged.attrs["agrees"] else DISAGREE)
+    raise typer.Exit(EXIT_CODE[judged.attrs["verdict"]])
 
 
 def _simulated(model: Model, start: dict[str, Any], run: dict[str, Any], through_readout: bool) -> xr.Dataset:

@@ -16,7 +16,8 @@ from propagate.table import STREAM
 if TYPE_CHECKING:
     import xarray as xr
 
-DISAGREE, BAD_INPUT = 1, 2  # exit codes
+DISAGREE, BAD_INPUT, CANNOT_TELL = 1, 2, 3  # exit codes
+EXIT_CODE = {"agrees": 0, "disagrees": DISAGREE, "cannot tell": CANNOT_TELL}
 
 
 def refuse(error: Exception) -> NoReturn:
@@ -62,31 +63,44 @@ def print_verdict(judged: xr.Dataset) -> None:
     rows = []
     for name in judged.quantity.values:
         one = judged.sel(quantity=name)
-        at = one.isel(abs(one.z).fillna(-1).argmax(list(one.z.dims)))
+        verdict = str(one.verdict.item())
+        size = one.unresolved if verdict == "cannot tell" else abs(one.z)
+        at = one.isel(size.fillna(-1.0).argmax(list(size.dims)))
+        uncertain = (_uncertainty(at, str(name), key) for key in ("standard_error", "allowance", "detectable"))
         rows.append(
             (
                 str(name),
                 f"{float(at.predicted):.5g}",
                 f"{float(at.measured):.5g}",
-                _percent(float(at.standard_error)),
-                _percent(float(at.allowance)),
+                *uncertain,
                 " ".join(str(at[place].values) for place in one.z.dims),
                 f"{float(at.z):+.2f}",
-                "agrees" if bool(one.agrees) else "DISAGREES",
+                "DISAGREES" if verdict == "disagrees" else verdict,
             )
         )
-    print_table(("quantity", "predicted", "measured", "std. error", "allowance", "worst block", "z", "verdict"), rows)
+    columns = ("quantity", "predicted", "measured", "std. error", "allowance", "detects")
+    print_table((*columns, "worst block", "z", "verdict"), rows)
     attrs = judged.attrs
-    verdict = "agree" if attrs["agrees"] else "disagree"
-    typer.echo(
-        f"Theory and simulation {verdict}: |z| < {attrs['threshold']:g}, {attrs['draws']} draws, {attrs['device']}."
+    verdict = {"agrees": "Theory and simulation agree", "disagrees": "Theory and simulation disagree"}.get(
+        attrs["verdict"], "The simulation cannot tell"
     )
+    told = f"errors beyond {_percent(float(judged.unresolved.max()))} would show, "
+    told = told if attrs["verdict"] == "agrees" else ""
+    typer.echo(f"{verdict}: |z| < {attrs['threshold']:g}, {told}{attrs['draws']} draws, {attrs['device']}.")
     if attrs["first_divergence"]:
         typer.echo(f"First divergence: {attrs['first_divergence']}.")
+    if attrs["cannot_tell"]:
+        typer.echo(f"Least is known of {attrs['cannot_tell']}.")
+
+
+def _uncertainty(at: xr.Dataset, name: str, key: str) -> str:
+    """In percent; of a covariance, which may be next to nothing, as it is."""
+    share = 0.0 if float(at[key]) < 1e-9 else float(at[key])
+    return f"{share * float(at.scale):.2g}" if "covariance" in name else _percent(share)
 
 
 def _percent(share: float) -> str:
-    return "0 %" if share < 1e-9 else f"{100 * share:.2g} %"
+    return f"{100 * share:.2g} %" if share < 10 else "> 1000 %"
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

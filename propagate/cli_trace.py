@@ -84,11 +84,11 @@ def _traced(
     try:
         model, unread = pg.describe(load(path, seed=None if draws is None else seed), tokens=tokens)
         theory = pg.predict_calls(model, **pg.start_of(found))
+        first = pg.first_divergence(theory, found)
     except ModelError as error:
         return found, [*notes, f"No theory: {error}"]
     names = [str(name) for name in theory if str(name) in found and theory[name].dims == ("block",)]
-    first = pg.first_divergence(theory, found)
-    where = f"leaves it first at {first}" if first else "stays within 10 % of it"
+    where = f"leaves it first at {first}" if first else "stays within 10 % and 4 standard errors of it"
     ignored = f" Not in the theory: {'; '.join(unread)}." if unread else ""
     notes += [f"Theory of {type(model.equations).__name__} at these weights' gains: the trace {where}.{ignored}"]
     return found.assign({f"theory_{name}": theory[name] for name in names}), notes

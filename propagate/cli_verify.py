@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from propagate.cli_output import DISAGREE, check_target, print_table, refuse
+from propagate.cli_output import CANNOT_TELL, DISAGREE, check_target, print_table, refuse
 from propagate.model import ModelError
 
 if TYPE_CHECKING:
@@ -56,10 +56,14 @@ def verify(
     out: Annotated[
         Path | None, _run("JSON file of results, written after each cell: the same command goes on from it.")
     ] = None,
+    tables: Annotated[
+        Path | None, _run("Folder of measured tables: those it holds are judged again, others are added.")
+    ] = None,
 ) -> None:
     """Theory against simulation, and wrong theories too, for every placement, activation, mask and scaling.
 
-    A cell that disagrees is measured once more, with four times the draws. Exit code 1 if it disagrees again.
+    A cell that disagrees is measured once more, with four times the draws. Exit code 1 if it disagrees again, 3 if none
+    does and some cannot tell.
     """
     from propagate.verification import Settings, cells_of
     from propagate.verification import verify as verify_cells
@@ -68,13 +72,15 @@ def verify(
     settings = Settings(**{field.name: given[field.name] for field in fields(Settings) if field.name in given})
     try:
         check_target(out)
+        if tables is not None and not tables.is_dir():
+            raise ModelError(f"--tables must be an existing folder, got {str(tables)!r}")
         cells = cells_of(placements, activation, mask, scaling)
         with _pool(workers) as pool, _progress(len(cells)) as report:
-            found = verify_cells(cells, settings, out=out, executor=pool, report=report)
+            found = verify_cells(cells, settings, out=out, tables=tables, executor=pool, report=report)
     except ModelError as error:
         refuse(error)
     _print(found)
-    raise typer.Exit(DISAGREE if found.disagreeing else 0)
+    raise typer.Exit(DISAGREE if found.disagreeing else CANNOT_TELL if found.undecided else 0)
 
 
 @contextmanager
@@ -122,17 +128,31 @@ def _print(found: Report) -> None:
     for row in found.disagreeing:
         what = row.get("refused") or f"{row['quantity']} at block {row['block']}, z = {row['z']:+.2f}"
         typer.echo(f"DISAGREES: {_label(row)}: {what}")
+    for row in itertools.islice(found.undecided, 20):
+        typer.echo(f"cannot tell: {_label(row)}: {row['cannot_tell']}")
     for row in found.rows:
         if "first_z" in row:
             typer.echo(f"measured again: {_label(row)}: first z = {row['first_z']:+.2f}, then {row['z']:+.2f}")
     for control in itertools.islice((c for c in found.controls if not c["rejected"]), 20):
         typer.echo(f"not rejected: {_label(control)}: {control['theory']}")
     total = found.summary
+    for by in ("placement", "quantity"):
+        _print_calibration(by, total["calibration"][by])
+    rows = [(name, *(f"{100 * share:.2g} %" for share in one.values())) for name, one in total["detects"].items()]
+    print_table(("errors that would have shown", "median cell", "19 of 20 cells", "worst cell"), rows)
     typer.echo(
-        f"{total['agree']} of {total['cells']} cells agree, largest |z| {total['largest_z']:.2f}; "
+        f"{total['agree']} of {total['cells']} cells agree, {total['cannot_tell']} cannot tell, largest |z| "
+        f"{total['largest_z']:.2f}, measured again {total['measured_again']}; "
         f"controls rejected {total['controls_rejected']} of {total['controls']}; "
-        f"|z| > 3 in {total['far']} of {total['scores']} scores, by chance {total['far_by_chance']:g}."
+        f"|z| > 3 in {total['far']} of {total['scores']} scores (of one cell correlated), "
+        f"by chance {total['far_by_chance']:g}."
     )
+
+
+def _print_calibration(by: str, groups: dict[str, dict[str, Any]]) -> None:
+    columns = ("scores", "rms", "beyond_2", "beyond_2_by_chance", "beyond_3", "beyond_3_by_chance", "cells_beyond_3")
+    rows = [(name, *(f"{one[column]:g}" for column in columns), str(one["cells"])) for name, one in groups.items()]
+    print_table((by, *(column.replace("_", " ") for column in columns), "of cells"), rows)
 
 
 def _cell(row: dict[str, Any] | None) -> str:

@@ -52,7 +52,9 @@ def first_divergence(
     The band around a prediction is `tolerance`, the prediction's own `<name>_allowance` and `threshold` standard errors
     of the measurement and of the prediction, where they have any. Forward comes first, block by block: the sublayers
     in the order of their calls, then the stream; after that the gradient, from the last block back. What the two
-    tables hold over different dimensions is left out.
+    tables hold over different dimensions is left out. A number on one side and none on the other is a divergence.
+
+    None says that nothing leaves the band, however wide few draws make it; `compare` says what they could have shown.
 
     Args:
         prediction: a table such as `predict_calls` gives; that of `predict` names blocks only.
@@ -61,7 +63,7 @@ def first_divergence(
         threshold: standard errors that may be chance.
 
     Raises:
-        ModelError: for tables of different depth, or a bad tolerance or threshold.
+        ModelError: for tables of different depth or with nothing to compare, or a bad tolerance or threshold.
 
     Example: the second block's attention gives 4 where 1 was said.
         >>> import xarray as xr
@@ -78,14 +80,17 @@ def first_divergence(
         raise ModelError(
             f"the tables differ in depth: {prediction.sizes['block'] - 1} and {measurement.sizes['block'] - 1} blocks"
         )
-    several = STREAM in prediction.dims and STREAM in measurement.dims
+    several, compared = STREAM in prediction.dims and STREAM in measurement.dims, False
     for (block, call, name), stream in product(
         _places(prediction, measurement), measurement[STREAM].to_numpy().tolist() if several else [""]
     ):
         tables = [table.sel({STREAM: stream}) if several else table for table in (prediction, measurement)]
         found = _judged(tables[0], tables[1], block, call, name, tolerance, threshold)
-        if found is not None:
+        if isinstance(found, Divergence):
             return dataclasses.replace(found, quantity=_of_stream(found.quantity, stream if name[:4] != "call" else ""))
+        compared |= found
+    if not compared:
+        raise ModelError("the tables must share a quantity that is a number somewhere, got nothing to compare")
     return None
 
 
@@ -111,11 +116,10 @@ def first_out_of_band(judged: xr.Dataset) -> Divergence | None:
         at = judged.sel(quantity=name).isel(block=block)
         at = at.isel({STREAM: int(broken.argmax())}) if broken.ndim else at
         kind, _, call = name.rstrip("]").partition("[")
-        allowed = judged.attrs["threshold"] * math.hypot(float(at.standard_error), float(at.allowance))
         place = "gradient" if name in back else call or "sum"
         kind = name if name in back else kind.removeprefix("call_")
         kind = _of_stream(kind, str(at[STREAM].item()) if STREAM in at.coords and not call else "")
-        return Divergence(block, place, kind, float(at.predicted), float(at.measured), allowed)
+        return Divergence(block, place, kind, float(at.predicted), float(at.measured), float(at.detectable))
     return None
 
 
@@ -152,7 +156,9 @@ def _judged(
     name: str,
     tolerance: float,
     threshold: float,
-) -> Divergence | None:
+) -> Divergence | bool:
+    """What lies out of the band at one place, if anything; or whether there was anything to compare."""
+
     def at(table: xr.Dataset, column: str, default: float = 0.0) -> float:
         if column not in table:
             return default
@@ -160,16 +166,18 @@ def _judged(
         return float(values.sel(call=call) if "call" in values.dims else values)
 
     predicted, measured = at(prediction, name), at(measurement, name)
+    if math.isnan(predicted) and math.isnan(measured):
+        return False
     scale = abs(at(prediction, name.replace("covariance", "variance")))
-    if math.isnan(predicted) or math.isnan(measured) or scale == 0:
-        return None
-    error = math.hypot(at(measurement, f"{name}_se"), at(prediction, f"{name}_se")) / scale
+    error = math.hypot(at(measurement, f"{name}_se"), at(prediction, f"{name}_se")) / scale if scale > 0 else 0.0
     stated = at(prediction, f"{name}_allowance") + abs(at(prediction, f"{name}_bias"))
     allowed = tolerance + stated + threshold * (0.0 if math.isnan(error) else error)
-    if name.endswith("covariance"):
-        difference = abs(measured - predicted) / scale
+    if measured == predicted:
+        difference = 0.0
+    elif name.endswith("covariance"):
+        difference = abs(measured - predicted) / scale if scale > 0 else math.inf
     else:
-        difference = abs(math.log(measured / predicted)) if measured > 0 else math.inf
-    if difference <= allowed:
-        return None
+        difference = abs(math.log(measured / predicted)) if measured > 0 and predicted > 0 else math.inf
+    if difference <= allowed:  # what is no number never is
+        return True
     return Divergence(block, call, name.removeprefix("call_"), predicted, measured, allowed)

@@ -40,7 +40,7 @@ def assert_propagates(
 
     Raises:
         AssertionError: names the block, the quantity and the bound.
-        ModelError: for a torch module without inputs.
+        ModelError: for a torch module without inputs, or one of which nothing that `like` predicts was measured.
 
     Example: PreNorm is sound at 24 blocks, PostNorm's tokens collapse.
         >>> assert_propagates(Model("prenorm", depth=24), covariance=0.3, growth=50)

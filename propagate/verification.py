@@ -6,13 +6,13 @@ of ScaleInit, and another placement. A wrong theory counts where it differs from
 
 Among the several hundred thousand scores of the whole matrix a right theory has a few beyond 4 by chance. So a cell
 that disagrees is measured once more, with other draws and four times as many: chance does not come twice, and an error
-shows the more. The second verdict is the cell's; the first score is kept beside it.
+shows the more. The second verdict is the cell's; the first score is kept beside it. A cell agrees only if it could have
+told: see `compare`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import math
 import time
@@ -24,88 +24,21 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from propagate.calibration import beyond, calibration, detected, scores_of
+from propagate.cells import Cell as Cell
+from propagate.cells import Settings as Settings
+from propagate.cells import cells_of as cells_of
 from propagate.files import replace
-from propagate.model import ACTIVATIONS, Model, ModelError, as_placement
-from propagate.placement import Placement, placements
-from propagate.placements import ReZero
+from propagate.model import Model, ModelError
 from propagate.scaling import ScaleInit
-from propagate.table import FURTHER
+from propagate.verdicts import CANNOT_TELL, DISAGREES
 
 if TYPE_CHECKING:
     import xarray as xr
 
-MASKS = {"bidirectional": False, "causal": True}
-SCALINGS = {"none": None, "ScaleInit 1/2": ScaleInit(0.5)}
 APART = 0.1  # relative difference from which on a wrong theory must be told from the right one
-FAR = 3.0  # |z| whose frequency is set beside what chance gives
 AGAIN = 10**6  # added to the seed for a second measurement
 OTHERS = ("spannorm", "postnorm", "siamesenorm", "residual")  # wrong placements: the first with as many streams
-AS_VERIFIED: dict[str, Placement] = {"rezero": ReZero(a=0.2)}  # its own a = 0 leaves nothing to measure
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all cells have in common. The first seven fields are those of `Model`, the rest those of `simulate`."""
-
-    width: int = 256
-    depth: int = 12
-    tokens: int = 16
-    heads: int = 4
-    norm: str = "rms"
-    logit_std: float = 1.0
-    weights: str = "normal"
-    covariance: float = 0.3
-    grad_covariance: float = 0.0
-    draws: int = 32
-    seed: int = 0
-    backend: str = "auto"
-    sampler: str = "auto"
-    precision: str = "float64"
-
-    @property
-    def network(self) -> dict[str, Any]:
-        """Fields of the model."""
-        names = ("width", "depth", "tokens", "heads", "norm", "logit_std", "weights")
-        return {name: getattr(self, name) for name in names}
-
-    @property
-    def start(self) -> dict[str, Any]:
-        """What enters the network at both ends."""
-        return {"covariance": self.covariance, "grad_covariance": self.grad_covariance}
-
-    @property
-    def run(self) -> dict[str, Any]:
-        """How it is simulated, but for the seed."""
-        return {name: getattr(self, name) for name in ("draws", "backend", "sampler", "precision")}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One network of the matrix.
-
-    Example: a cell's seed depends on its name alone, so any selection of cells draws the same networks.
-        >>> Cell("prenorm", "relu", "causal", "none").seed(0)
-        2706395512
-    """
-
-    placement: str
-    activation: str
-    mask: str
-    scaling: str
-
-    def seed(self, seed: int) -> int:
-        """Of the cell's draws, from the matrix's own."""
-        return zlib.crc32(" ".join(dataclasses.astuple(self)).encode()) + seed * 2**32
-
-    def model(self, settings: Settings) -> Model:
-        """The cell's network."""
-        return Model(
-            AS_VERIFIED.get(self.placement, self.placement),
-            activation=self.activation,
-            causal=MASKS[self.mask],
-            scaling=SCALINGS[self.scaling],
-            **settings.network,
-        )
 
 
 @dataclass(frozen=True)
@@ -113,9 +46,9 @@ class Report:
     """Verdicts of the cells that were asked for.
 
     Attributes:
-        rows: one dictionary a cell: its labels, `agrees`, the largest z with its `quantity` and `block`, the largest
-            |z| of every quantity in `worst`, `scores` and how many of them lie `far` out, its `controls`, and, if it
-            was measured twice, `first_z`.
+        rows: one dictionary a cell: its labels, `verdict`, `agrees`, the largest z with its `quantity` and `block`,
+            the largest |z| of every quantity in `worst`, what `scores_of` says `by_quantity`, its `controls`, and, if
+            it was measured twice, `first_z`.
     """
 
     settings: Settings
@@ -123,8 +56,13 @@ class Report:
 
     @property
     def disagreeing(self) -> list[dict[str, Any]]:
-        """Cells that do not agree; a network that the theory refuses is one of them."""
-        return [row for row in self.rows if not row["agrees"]]
+        """Cells that disagree; a network that the theory refuses is one of them."""
+        return [row for row in self.rows if row["verdict"] == DISAGREES]
+
+    @property
+    def undecided(self) -> list[dict[str, Any]]:
+        """Cells whose measurement cannot tell."""
+        return [row for row in self.rows if row["verdict"] == CANNOT_TELL]
 
     @property
     def controls(self) -> list[dict[str, Any]]:
@@ -139,77 +77,31 @@ class Report:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Totals. `far_by_chance`: how many scores beyond 3 a right theory would show, were all of them normal."""
+        """Totals. `far`: scores beyond 3; `far_by_chance`: how many there would be, were all of them normal;
+        `calibration` of them by placement and by quantity; `detects`: what errors would have shown (see `detected`).
+        """
         rejected = [control["rejected"] for control in self.controls]
-        scores = sum(row.get("scores", 0) for row in self.rows)
+        groups = {
+            "quantity": calibration(self.rows, lambda row, quantity: quantity),
+            "placement": calibration(self.rows, lambda row, quantity: str(row["placement"])),
+            "placement, quantity": calibration(self.rows, lambda row, quantity: f"{row['placement']}, {quantity}"),
+        }
+        scores = sum(group["scores"] for group in groups["quantity"].values())
         return {
             "cells": len(self.rows),
-            "agree": len(self.rows) - len(self.disagreeing),
+            "agree": sum(row["agrees"] for row in self.rows),
+            "cannot_tell": len(self.undecided),
             "largest_z": max((abs(row["z"]) for row in self.rows if "z" in row), default=math.nan),
             "measured_again": sum("first_z" in row for row in self.rows),
             "controls": len(rejected),
             "controls_rejected": sum(rejected),
             "scores": scores,
-            "far": sum(row.get("far", 0) for row in self.rows),
-            "far_by_chance": round(scores * math.erfc(FAR / math.sqrt(2)), 1),
+            "far": sum(group["beyond_3"] for group in groups["quantity"].values()),
+            "far_by_chance": round(scores * beyond(3.0), 1),
+            "detects": detected(self.rows),
+            "calibration": groups,
             "seconds": round(sum(row["seconds"] for row in self.rows), 1),
         }
-
-
-def verifiable() -> list[str]:
-    """Names of the registered placements, without those that need fields to be given.
-
-    Example:
-        >>> "spannorm" in verifiable()
-        True
-    """
-    found = []
-    for name in placements():
-        try:
-            as_placement(name)
-        except ModelError:
-            continue
-        found.append(name)
-    return found
-
-
-def cells_of(
-    placements: Sequence[str] | None = None,
-    activations: Sequence[str] | None = None,
-    masks: Sequence[str] | None = None,
-    scalings: Sequence[str] | None = None,
-) -> list[Cell]:
-    """The cells of a selection; by default all.
-
-    Raises:
-        ModelError: for an unknown name.
-
-    Example:
-        >>> len(cells_of(["prenorm", "postnorm"], ["relu"]))
-        8
-    """
-    names = [_name_of(name) for name in placements] if placements else verifiable()
-    kinds = [
-        _known(field, given, allowed)
-        for field, given, allowed in (
-            ("activation", activations, ACTIVATIONS),
-            ("mask", masks, tuple(MASKS)),
-            ("scaling", scalings, tuple(SCALINGS)),
-        )
-    ]
-    return [Cell(*labels) for labels in itertools.product(names, *kinds)]
-
-
-def _name_of(name: str) -> str:
-    kind = type(as_placement(name))
-    return next(key for key, registered in placements().items() if registered is kind)
-
-
-def _known(field: str, given: Sequence[str] | None, allowed: tuple[str, ...]) -> tuple[str, ...]:
-    for value in given or ():
-        if value not in allowed:
-            raise ModelError(f"{field} must be one of {', '.join(allowed)}, got {value!r}")
-    return tuple(given or allowed)
 
 
 def verify(
@@ -217,6 +109,7 @@ def verify(
     settings: Settings | None = None,
     *,
     out: Path | None = None,
+    tables: Path | None = None,
     executor: Executor | None = None,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> Report:
@@ -226,6 +119,8 @@ def verify(
         cells: by default the whole matrix.
         settings: sizes, draws, seed, backend.
         out: a JSON file of results, written after each cell. Cells that it already holds are not run again.
+        tables: a folder of measured tables, one netCDF file a cell and seed: those that it holds are judged as they
+            are, the others are measured and added. So a changed theory is judged again in minutes, without a GPU.
         executor: where cells are run, one a task; by default here, one after another.
         report: called with each new row.
 
@@ -242,7 +137,7 @@ def verify(
         cell.model(settings)  # refuses before any work starts
     known = _stored(out, settings) if out else {}
     todo = [cell for cell in cells if cell not in known]
-    for cell, row in _rows(todo, settings, executor):
+    for cell, row in _rows(todo, settings, tables, executor):
         known[cell] = row
         if out:
             _store(out, Report(settings, tuple(known.values())))
@@ -253,57 +148,77 @@ def verify(
 
 
 def _rows(
-    cells: Sequence[Cell], settings: Settings, executor: Executor | None
+    cells: Sequence[Cell], settings: Settings, tables: Path | None, executor: Executor | None
 ) -> Iterator[tuple[Cell, dict[str, Any]]]:
-    task = partial(judged, settings)
+    task = partial(judged, settings, tables=tables)
     yield from zip(cells, executor.map(task, cells) if executor else map(task, cells), strict=True)
 
 
-def judged(settings: Settings, cell: Cell) -> dict[str, Any]:
+def judged(settings: Settings, cell: Cell, tables: Path | None = None) -> dict[str, Any]:
     """One row of the matrix: of a second measurement, where the first disagrees."""
-    row = _judged_once(settings, cell)
-    if row["agrees"] or "refused" in row:
+    row = _judged_once(settings, cell, tables)
+    if row["verdict"] != DISAGREES or "refused" in row:
         return row
     more = dataclasses.replace(settings, draws=4 * settings.draws, seed=settings.seed + AGAIN)
-    return _judged_once(more, cell) | {"first_z": row["z"]}
+    return _judged_once(more, cell, tables) | {"first_z": row["z"]}
 
 
-def _judged_once(settings: Settings, cell: Cell) -> dict[str, Any]:
+def measured(settings: Settings, cell: Cell, tables: Path | None = None) -> xr.Dataset:
+    """The cell's simulation, from the folder of tables if it is there."""
+    import xarray as xr
+
+    import propagate as pg
+
+    label = json.dumps([asdict(settings), dataclasses.astuple(cell)], sort_keys=True).encode()
+    path = tables / f"{cell.placement}_{cell.activation}_{cell.mask}_{zlib.crc32(label):08x}.nc" if tables else None
+    if path and path.exists():
+        return xr.load_dataset(path, engine="scipy")
+    model, seed = cell.model(settings), cell.seed(settings.seed)
+    found = pg.simulate(model, seed=seed, progress=False, **settings.start, **settings.run)
+    if path:
+        long = {"seed": str(found.attrs["seed"])}  # more digits than the file format has
+        replace(path, bytes(found.assign_attrs(long).to_netcdf(engine="scipy")))
+    return found
+
+
+def _judged_once(settings: Settings, cell: Cell, tables: Path | None) -> dict[str, Any]:
     import propagate as pg
 
     model, began = cell.model(settings), time.perf_counter()
     try:
         right = _best_prediction(model, settings)
     except ModelError as error:
-        return asdict(cell) | {"agrees": False, "refused": str(error), "seconds": 0.0}
-    measured = pg.simulate(model, seed=cell.seed(settings.seed), progress=False, **settings.start, **settings.run)
-    found = pg.compare(right, measured)
+        return asdict(cell) | {"verdict": DISAGREES, "agrees": False, "refused": str(error), "seconds": 0.0}
+    seen = measured(settings, cell, tables)
     controls = [
-        {"theory": name, "differs": _differ(right, wrong), "rejected": not pg.compare(wrong, measured).attrs["agrees"]}
+        {"theory": name, "differs": _differ(right, wrong), "rejected": _rejected(wrong, seen)}
         for name, wrong in _wrong_predictions(cell, settings, right)
     ]
-    provenance = {key: measured.attrs[key] for key in ("sampler", "backend", "device", "propagate", "revision")}
+    provenance = {key: seen.attrs[key] for key in ("sampler", "backend", "device", "propagate", "revision")}
     seconds = round(time.perf_counter() - began, 2)
+    found = pg.compare(right, seen)
     return asdict(cell) | _verdict(found) | {"controls": controls, "seconds": seconds} | provenance
 
 
-def _verdict(found: xr.Dataset) -> dict[str, Any]:
-    """Where theory and simulation lie farthest apart, and how often far apart.
+def _rejected(wrong: xr.Dataset, seen: xr.Dataset) -> bool:
+    import propagate as pg
 
-    Scores are counted of moments over all tokens. Of a token's own only the largest is kept at each block; and what is
-    exact on both sides, such as what enters, has score 0 and is not counted.
-    """
+    return bool(pg.compare(wrong, seen).attrs["verdict"] == DISAGREES)
+
+
+def _verdict(found: xr.Dataset) -> dict[str, Any]:
+    """What `compare` says, where theory and simulation lie farthest apart, and how far apart they lie how often."""
     size = abs(found.z).fillna(-1.0)
     at = found.z.isel(size.argmax(list(found.z.dims)))
-    whole = size.sel(quantity=[name for name in found["quantity"].values if name not in FURTHER])
     place = {str(name): at.coords[name].item() for name in found.z.dims}
     return {
+        "verdict": found.attrs["verdict"],
         "agrees": bool(found.attrs["agrees"]),
+        **({"cannot_tell": found.attrs["cannot_tell"]} if found.attrs["cannot_tell"] else {}),
         "z": round(float(at), 3),
         **place,
         "worst": {str(name): round(float(found.worst_z.sel(quantity=name)), 3) for name in found["quantity"].values},
-        "scores": int((whole > 0).sum()),
-        "far": int((whole > FAR).sum()),
+        "by_quantity": scores_of(found),
     }
 
 
@@ -358,7 +273,7 @@ def _stored(path: Path, settings: Settings) -> dict[Cell, dict[str, Any]]:
     try:
         content = json.loads(path.read_bytes())
         stored, rows = content["settings"], content["rows"]
-        found = {Cell(*(row[field.name] for field in dataclasses.fields(Cell))): row for row in rows}
+        found = {Cell(*(row[field.name] for field in dataclasses.fields(Cell))): row for row in rows if row["verdict"]}
     except (ValueError, KeyError, TypeError):
         raise ModelError(f"out must be a file of results, or a new one, got {str(path)!r}") from None
     if stored != asdict(settings):

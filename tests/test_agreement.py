@@ -41,7 +41,7 @@ def measured(case: tuple[str, str, str], backend: str = "numpy") -> xr.Dataset:
 @pytest.mark.parametrize("case", GRID, ids="-".join)
 def test_they_agree(case: tuple[str, str, str], backend: str) -> None:
     judged = pg.compare(pg.predict(network(case), **start_of(case)), measured(case, backend))
-    assert judged.attrs["agrees"] == 1, judged.worst_z.to_series().to_dict()
+    assert judged.attrs["verdict"] != "disagrees", judged.worst_z.to_series().to_dict()
     assert float(judged.worst_z.max()) > 0.1  # something was measured
 
 
@@ -57,7 +57,7 @@ def test_they_agree_in_the_corners_of_the_grid() -> None:
     ]
     for seed, model in enumerate(corners):
         seen = pg.simulate(model, draws=100, seed=seed, backend="numpy")
-        assert pg.compare(pg.predict(model), seen).attrs["agrees"] == 1, model
+        assert pg.compare(pg.predict(model), seen).attrs["verdict"] != "disagrees", model
 
 
 @pytest.mark.parametrize("placement", ["prenorm", "layernormscaling", "periln"])
@@ -65,7 +65,7 @@ def test_they_agree_through_the_readout(placement: str) -> None:
     model = pg.Model(placement, **SIZE)
     seen = pg.simulate(model, draws=200, seed=1, through_readout=True, backend="numpy")
     judged = pg.compare(pg.predict(model, through_readout=True), seen)
-    assert judged.attrs["agrees"] == 1, judged.worst_z.to_series().to_dict()
+    assert judged.attrs["verdict"] != "disagrees", judged.worst_z.to_series().to_dict()
 
 
 WRONG = {
@@ -89,9 +89,9 @@ def precise(case: tuple[str, str, str], draws: int = 400) -> tuple[pg.Model, xr.
 @pytest.mark.parametrize("wrong", WRONG)
 def test_wrong_theories_are_rejected(wrong: str) -> None:
     model, seen = precise(POWER[wrong])
-    assert pg.compare(pg.predict(model, covariance=0.1), seen).attrs["agrees"] == 1
+    assert pg.compare(pg.predict(model, covariance=0.1), seen).attrs["verdict"] != "disagrees"
     other = dataclasses.replace(model, **WRONG[wrong])
-    assert pg.compare(pg.predict(other, covariance=0.1), seen).attrs["agrees"] == 0
+    assert pg.compare(pg.predict(other, covariance=0.1), seen).attrs["verdict"] == "disagrees"
 
 
 def test_attention_without_query_and_key_paths_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,8 +104,8 @@ def test_attention_without_query_and_key_paths_is_rejected(monkeypatch: pytest.M
 
     monkeypatch.setattr(finite_heads, "softmax_averages", frozen)
     judged = pg.compare(pg.predict(model, covariance=0.1), seen)
-    assert judged.agrees.sel(quantity="deviation")
-    assert not judged.agrees.sel(quantity="grad_deviation")
+    assert judged.verdict.sel(quantity="deviation") != "disagrees"
+    assert judged.verdict.sel(quantity="grad_deviation") == "disagrees"
 
 
 @pytest.mark.parametrize("placement", ["postnorm", "spannorm", "prenorm"])
@@ -113,8 +113,8 @@ def test_the_skip_path_alone_is_rejected(placement: str) -> None:
     model, seen = precise((placement, "relu", "plain"), draws=32)
     said = pg.predict(model, covariance=0.1)
     judged = pg.compare(said.assign(grad_variance=said.skip_gain), seen)
-    assert not judged.agrees.sel(quantity="grad_variance")
-    assert judged.agrees.sel(quantity="deviation")
+    assert judged.verdict.sel(quantity="grad_variance") == "disagrees"
+    assert judged.verdict.sel(quantity="deviation") != "disagrees"
 
 
 def synthetic(
@@ -158,9 +158,9 @@ def test_the_allowance_covers_a_bias_of_its_size_and_no_more() -> None:
     said, found = synthetic(64, 2000, seed=3, noise=1e-4, bias=0.01)
     allowed = said.assign(variance_allowance=xr.full_like(said.variance, 0.01))
     assert pg.compare(allowed, found).attrs["agrees"] == 1
-    assert pg.compare(said, found).attrs["agrees"] == 0
+    assert pg.compare(said, found).attrs["verdict"] == "disagrees"
     said, found = synthetic(64, 2000, seed=3, noise=1e-4, bias=0.05)
-    assert pg.compare(allowed, found).attrs["agrees"] == 0
+    assert pg.compare(allowed, found).attrs["verdict"] == "disagrees"
 
 
 def test_logarithms_are_compared_where_they_were_measured() -> None:
@@ -173,8 +173,8 @@ def test_logarithms_are_compared_where_they_were_measured() -> None:
         | {f"{key}_se": ("block", value.std(axis=0, ddof=1) / 20) for key, value in columns.items()}
     ).assign_attrs(draws=400)
     said = xr.Dataset({"variance": ("block", np.ones(3))})
-    assert pg.compare(said, seen).attrs["agrees"] == 1
-    assert pg.compare(said, seen.drop_vars(["log_variance", "log_variance_se"])).attrs["agrees"] == 0
+    assert pg.compare(said, seen).attrs["verdict"] != "disagrees"
+    assert pg.compare(said, seen.drop_vars(["log_variance", "log_variance_se"])).attrs["verdict"] == "disagrees"
 
 
 def test_a_table_agrees_with_itself_and_names_its_verdicts() -> None:
@@ -190,4 +190,4 @@ def test_a_table_agrees_with_itself_and_names_its_verdicts() -> None:
 def test_a_non_finite_measurement_does_not_pass() -> None:
     said, found = synthetic(8, 4, seed=1)
     found["variance"][2] = np.nan
-    assert pg.compare(said, found).attrs["agrees"] == 0
+    assert pg.compare(said, found).attrs["verdict"] == "disagrees"

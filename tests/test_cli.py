@@ -101,18 +101,29 @@ def test_bias_is_a_column_beside_the_limit(monkeypatch, capsys) -> None:
 
 
 def test_compare_exits_with_the_verdict(monkeypatch, capsys) -> None:
-    arguments = ["compare", "postnorm", *SMALL, "--draws", "12", "--backend", "numpy"]
+    arguments = ["compare", "deepnorm", *SMALL, "--width", "128", "--draws", "48", "--backend", "numpy"]
     code, out, _ = run(arguments, monkeypatch, capsys)
     assert (code, "simulation agree" in out) == (0, True)
     code, out, _ = run([*arguments, "--threshold", "0.01"], monkeypatch, capsys)
     assert (code, "simulation disagree" in out) == (1, True)
-    _, out, _ = run([*arguments, "--json"], monkeypatch, capsys)
-    assert json.loads(out)["attributes"]["agrees"] == 1
+    code, out, _ = run([*arguments, "--draws", "3"], monkeypatch, capsys)
+    assert (code, "simulation cannot tell" in out) == (3, True)
+    assert "the smallest error that would have been rejected is" in out
+    code, out, _ = run([*arguments, "--draws", "3", "--resolution", "1e9", "--json"], monkeypatch, capsys)
+    assert (code, json.loads(out)["attributes"]["verdict"]) == (0, "agrees")
+
+
+def test_errors_of_covariances_are_printed_as_they_are(monkeypatch, capsys) -> None:
+    """In percent of what, is not to be guessed: one next to nothing would look as if it were known to a fraction."""
+    _, out, _ = run(["compare", "deepnorm", *SMALL, "--draws", "8", "--backend", "numpy"], monkeypatch, capsys)
+    rows = {line.split()[0]: line for line in out.splitlines() if line}
+    assert "%" in rows["deviation"]
+    assert "%" not in rows["covariance"] + rows["grad_covariance"]
 
 
 def test_verify_prints_the_matrix_and_exits_with_the_verdict(monkeypatch, capsys, tmp_path) -> None:
-    which = ["verify", "postnorm", "-a", "relu", "--mask", "bidirectional", "--backend", "numpy", "--draws", "8"]
-    size = ["--depth", "2", "--width", "64", "--tokens", "4", "--heads", "1", "--out", str(tmp_path / "found.json")]
+    which = ["verify", "deepnorm", "-a", "relu", "--mask", "bidirectional", "--backend", "numpy", "--draws", "24"]
+    size = ["--depth", "2", "--width", "128", "--tokens", "4", "--heads", "1", "--out", str(tmp_path / "found.json")]
     code, out, _ = run([*which, *size], monkeypatch, capsys)
     assert (code, "2 of 2 cells agree" in out) == (0, True)
     assert "controls rejected" in out

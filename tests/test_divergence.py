@@ -104,7 +104,7 @@ def test_token_by_token_too(spoilt: str, found: tuple[int, str] | None) -> None:
     model, _ = pg.describe(causal(0), tokens=8)
     said = pg.predict_calls(model, **pg.start_of(seen))
     first, judged = pg.first_divergence(said, seen), pg.compare(said, seen)
-    assert bool(judged.attrs["agrees"]) == (found is None)
+    assert (judged.attrs["verdict"] != "disagrees") == (found is None)
     if found is None:
         assert first is None
         assert judged.attrs["first_divergence"] == ""
@@ -140,5 +140,5 @@ def test_compare_names_the_first_place_and_a_wrong_theory_elsewhere() -> None:
         wrong = said.copy(deep=True)
         wrong[spoil[0]].loc[spoil[1]] *= 2
         judged = pg.compare(wrong, seen)
-        assert judged.attrs["agrees"] == 0
+        assert judged.attrs["verdict"] == "disagrees"
         assert judged.attrs["first_divergence"].startswith(words)

@@ -5,10 +5,13 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import propagate as pg
 from propagate import verification
+from propagate.calibration import calibration
+from propagate.cells import verifiable
 from propagate.verification import Cell, Settings, cells_of, verify
 
 SETTINGS = Settings(width=128, depth=4, tokens=8, heads=2, draws=32, backend="numpy")
@@ -24,13 +27,13 @@ def test_the_matrix_has_every_placement_and_activation() -> None:
     cells = cells_of()
     assert {cell.activation for cell in cells} == set(pg.model.ACTIVATIONS)
     assert {cell.placement for cell in cells} >= {"spannorm", "rezero", "tfixup"}
-    assert len(cells) == len(set(cells)) == len(verification.verifiable()) * len(pg.model.ACTIVATIONS) * 4
+    assert len(cells) == len(set(cells)) == len(verifiable()) * len(pg.model.ACTIVATIONS) * 4
 
 
 def test_the_fast_subset_agrees_and_wrong_theories_do_not(report: verification.Report) -> None:
     assert report.disagreeing == []
     assert {row["mask"] for row in report.rows} == {"causal", "bidirectional"}
-    assert all(0 < abs(row["z"]) < 4 and row["scores"] > 10 for row in report.rows)
+    assert all(0 < abs(row["z"]) < 4 and row["by_quantity"]["deviation"]["scores"] > 2 for row in report.rows)
     told = {name: [c["rejected"] for c in report.controls if c["theory"] == name] for name in _names(report)}
     assert all(told["another placement"]), report.controls
     assert all(told["ScaleInit 1/4"]), report.controls
@@ -58,12 +61,16 @@ def test_a_wrong_theory_is_a_disagreement(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_cell_that_disagrees_is_measured_again(second: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def once(settings: Settings, cell: Cell) -> dict[str, object]:
+    def once(settings: Settings, cell: Cell, tables: Path | None) -> dict[str, object]:
         asked.append((settings.draws, settings.seed))
-        return {"z": 4.1 + len(asked), "agrees": len(asked) == 2 and second}
+        return {"z": 4.1 + len(asked), "verdict": "agrees" if len(asked) == 2 and second else "disagrees"}
 
     monkeypatch.setattr(verification, "_judged_once", once)
-    assert verification.judged(SETTINGS, FAST[0]) == {"z": 6.1, "agrees": second, "first_z": 5.1}
+    assert verification.judged(SETTINGS, FAST[0]) == {
+        "z": 6.1,
+        "verdict": "agrees" if second else "disagrees",
+        "first_z": 5.1,
+    }
     assert [draws for draws, _ in asked] == [32, 128]
     assert asked[0][1] != asked[1][1]
 
@@ -81,6 +88,51 @@ def test_cells_in_the_file_are_not_run_again(tmp_path: Path) -> None:
     out.write_text("[]")
     with pytest.raises(pg.ModelError, match="out must be a file of results"):
         verify(FAST[:1], settings, out=out)
+
+
+def test_measured_tables_are_judged_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is simulated twice, and a changed theory gets another verdict from the same tables."""
+    settings, cells = dataclasses.replace(SETTINGS, draws=16), cells_of(["deepnorm"], ["relu"], ["bidirectional"])
+    first = verify(cells, settings, tables=tmp_path)
+    assert len(list(tmp_path.iterdir())) == len(cells)
+    monkeypatch.setattr(pg, "simulate", None)
+    again = verify(cells, settings, tables=tmp_path)
+    assert [row | {"seconds": 0} for row in again.rows] == [row | {"seconds": 0} for row in first.rows]
+    right = pg.predict
+    monkeypatch.setattr(pg, "predict", lambda *args, **options: 1.3 * right(*args, **options))
+    verification._prediction.cache_clear()
+    assert all(verification._judged_once(settings, cell, tmp_path)["verdict"] == "disagrees" for cell in cells)
+    verification._prediction.cache_clear()
+
+
+def test_few_draws_cannot_tell_and_the_summary_says_so() -> None:
+    found = verify(FAST[:2], dataclasses.replace(SETTINGS, draws=3))
+    assert found.summary["agree"] == 0
+    assert found.summary["cannot_tell"] == len(found.undecided) == 2
+    assert found.summary["detects"]["deviation"]["worst"] > 0.25
+
+
+def test_calibration_finds_errors_that_are_stated_too_wide(report: verification.Report) -> None:
+    """Of normal scores the root mean square is 1; halved they are found out, by quantity and by placement."""
+    rng = np.random.default_rng(0)
+
+    def rows(scale: float) -> list[dict[str, object]]:
+        z = scale * rng.standard_normal((200, 13))
+        quantity = {"scores": 13, "detects": 0.1}
+        return [
+            {"by_quantity": {"variance": quantity | {"squares": (c**2).sum(), **{
+                f"beyond_{k}": int((abs(c) > k).sum()) for k in (2, 3)}}}}
+            for c in z
+        ]  # fmt: skip
+
+    right, narrow = (calibration(rows(scale), lambda row, name: name)["variance"] for scale in (1.0, 0.5))
+    assert right["rms"] == pytest.approx(1, abs=0.05)
+    assert right["beyond_2"] == pytest.approx(right["beyond_2_by_chance"], rel=0.3)
+    assert narrow["rms"] == pytest.approx(0.5, abs=0.03)
+    assert narrow["beyond_2"] < right["beyond_2_by_chance"] / 10
+    groups = report.summary["calibration"]
+    assert set(groups["placement"]) == {"spannorm", "postnorm", "residual"}
+    assert sum(group["scores"] for group in groups["quantity"].values()) == report.summary["scores"]
 
 
 def test_workers_change_nothing() -> None:
@@ -128,5 +180,5 @@ class MirroredSpanNorm(pg.Placement):
 
 def test_a_placement_of_ones_own_is_verified() -> None:
     found = verify(cells_of(["mirrored spannorm"], ["relu"]), SETTINGS)
-    assert found.summary["agree"] == 4
+    assert found.disagreeing == []
     assert found.summary["controls_rejected"] > 4

@@ -1,17 +1,27 @@
-"""How far a network of finite width may lie from the limit: a stated allowance, not a fitted one.
+"""How far a network of finite width may lie from the limit: a stated allowance, as one standard deviation.
 
 A block leaves part of its input on the skip path and replaces the rest by fresh random vectors, whose squared lengths
 and inner products fluctuate with relative variance of order 1/width. The mean logarithm of a second moment therefore
 drifts by about 1/width for each unit of log(1 / kept), where `kept` is the share of the output's variance that the skip
-path kept: log 4 a block for unscaled PostNorm, next to nothing with ScaleInit. Measured drifts (40 networks of five
-placements, width 128, 8 blocks, 400 draws) reach 1.2 / width a unit at depth, and 2.2 +- 0.4 in Peri-LN's first block;
-the allowance is 2. Further, backward:
+path kept: log 4 a block for unscaled PostNorm, next to nothing with ScaleInit. A covariance drifts with the energy of
+the tokens' mean and that of their deviations, each by its part. Further, backward:
 
 - the first norm that a cotangent meets removes one of `width` directions: 1/width, once;
-- the token-deviation mode receives up to 2/width of the energy in the token-mean mode, once.
+- the token-deviation mode receives about 1/width of the energy in the token-mean mode, once.
 
-All vanish as 1/width; a test regresses the slope. Signed and without such constants the same drift is derived in
-`bias`, and the spread between networks in `fluctuations`: for exchangeable tokens, when asked for.
+What a block adds, the share 1 - kept, is itself the mean over finitely many units, whose relative variance r moves the
+mean logarithm by (1 - kept)^2 r / 2:
+
+- hidden units, each of relative variance 1 to 3;
+- heads, each with a choice of its own: at logits of variance v between tokens as alike as they are, of relative
+  variance (0.4 + 0.12 v) / (tokens - 1) backward, without the growth forward, and of a single token's gradient
+  tokens - 1 times as much (fitted to heads drawn as in `units`, 2 to 32 tokens, v to 30: within a third);
+- coordinates, of which dropout leaves 1 - p: the fourth moment of what is left is 3 / (1 - p). Measured (three
+  placements, p = 0.9): backward up to this much, forward nothing.
+
+All vanish as 1/width; a test regresses the slope. It is no bound: measured drifts (width 512, 12 blocks of 24
+placements, 640 draws) are 0.6 of it in the root mean square and reach 2. Signed and without such constants the same
+drift is derived in `bias`, and the spread between networks in `fluctuations`, when asked for.
 """
 
 from __future__ import annotations
@@ -24,72 +34,103 @@ from numpy.typing import NDArray
 
 from propagate.model import Model
 
-DRIFT = 2.0
-LEAK = 2.0
+DRIFT = 1.0
+LEAK = 1.0
 NO_SKIP = 4.0  # units of log(1 / kept) for a block with hardly any skip path
+WILD_UNITS = {"squared_relu": 3.0, "swiglu": 3.0, "geglu": 3.0}  # relative variance of a hidden unit; of others 1
 
 Array = NDArray[Any]
 
 
 def allowances(
-    columns: dict[str, Array], width: int, tokens: int, *, through_readout: bool = False
+    columns: dict[str, Array], model: Model, *, through_readout: bool = False, single_tokens: bool = False
 ) -> dict[str, Array]:
     """Relative allowance of each quantity, at every block; of covariances, relative to the variance.
 
     Args:
-        columns: `variance`, `grad_variance`, `grad_deviation` and `skip_gain`, blocks along the first axis.
-        width, tokens: of the model.
+        columns: `variance`, `deviation`, `grad_variance`, `grad_deviation`, `skip_gain`; blocks along the first axis.
+        model: the network.
         through_readout: the cotangent meets the readout's norm before the last block.
+        single_tokens: the moments are those of single tokens, whose heads' choices no mean over tokens evens out.
 
     Example: a block that keeps all of its input on the skip path and adds nothing.
         >>> one = np.ones(2)
         >>> import numpy as np
-        >>> table = {"variance": one, "grad_variance": one, "grad_deviation": one, "skip_gain": one}
-        >>> found = allowances(table, width=100, tokens=2)
+        >>> names = ("variance", "deviation", "grad_variance", "grad_deviation", "skip_gain")
+        >>> found = allowances(dict.fromkeys(names, one), Model("prenorm", depth=1, width=100, tokens=2, heads=1))
         >>> found["variance_allowance"].tolist(), found["grad_variance_allowance"].tolist()
         ([0.0, 0.0], [0.01, 0.0])
     """
     variance, skip = columns["variance"], columns["skip_gain"]
     with np.errstate(divide="ignore", invalid="ignore"):
         kept = skip[:-1] / skip[1:] * variance[:-1] / variance[1:]
-    return _of_kept(columns, kept, width, tokens, through_readout=through_readout)
+    return _of_kept(columns, kept, model, through_readout=through_readout, single_tokens=single_tokens)
 
 
-def allowances_of_streams(columns: dict[str, Array], kept: Array, width: int, tokens: int) -> dict[str, Array]:
+def allowances_of_streams(
+    columns: dict[str, Array], kept: Array, model: Model, *, single_tokens: bool = False
+) -> dict[str, Array]:
     """The same for a placement of several streams, whose cotangent always enters behind the readout.
 
     Args:
         columns: as in `allowances`, streams along the second axis.
         kept: share of the variance that the skips of a block kept, least of all streams: what one stream loses, the
             others hear of through the branches.
-        width, tokens: of the model.
+        model: the network.
+        single_tokens: as in `allowances`.
     """
     kept = np.broadcast_to(kept[:, None], (len(kept), *columns["variance"].shape[1:]))
-    return _of_kept(columns, kept, width, tokens, through_readout=True)
+    return _of_kept(columns, kept, model, through_readout=True, single_tokens=single_tokens)
 
 
 def _of_kept(
-    columns: dict[str, Array], kept: Array, width: int, tokens: int, *, through_readout: bool
+    columns: dict[str, Array], kept: Array, model: Model, *, through_readout: bool, single_tokens: bool = False
 ) -> dict[str, Array]:
-    variance = columns["variance"]
+    variance, tokens, width = columns["variance"], model.tokens, model.width
     with np.errstate(divide="ignore", invalid="ignore"):
         lost = np.nan_to_num(np.clip(np.log(1 / kept), 0.0, NO_SKIP), nan=NO_SKIP)
+        distinct = np.nan_to_num(columns["deviation"][:-1] / variance[:-1], nan=1.0)
+    drift = DRIFT * (1 + tokens / width) / width * lost
+    scarce = _scarce(model, np.exp(-lost), distinct, 1 if single_tokens else max(tokens - 1, 1))
     none = np.zeros((1, *variance.shape[1:]))
-    forward = DRIFT / width * np.concatenate([none, np.cumsum(lost, axis=0)])
-    drift = DRIFT / width * np.cumsum(lost[::-1], axis=0)[::-1]
-    back = np.concatenate([drift + 1 / width, none + (1 / width if through_readout else 0.0)])
+    forward = np.concatenate([none, np.cumsum(drift + scarce[0], axis=0)])
+    back = np.cumsum((drift + scarce[1])[::-1], axis=0)[::-1]
+    back = np.concatenate([back + 1 / width, none + (1 / width if through_readout else 0.0)])
     mean_mode = columns["grad_variance"] - columns["grad_deviation"] * (tokens - 1) / tokens
     deviation = columns["grad_deviation"]  # where it is 0, nothing is relative to it
     apart = np.where(deviation != 0, deviation, 1.0)
     leak = np.where((back > 0) & (deviation != 0), LEAK / width * mean_mode / apart, 0.0)
+    parts = []
+    for prefix in ("", "grad_"):
+        size = columns[f"{prefix}variance"]
+        parts.append(1 - (1 - 2 / tokens) * columns[f"{prefix}deviation"] / np.where(size != 0, size, 1.0))
     return {
         "variance_allowance": forward,
-        "covariance_allowance": forward,
+        "covariance_allowance": forward * parts[0],
         "deviation_allowance": forward,
         "grad_variance_allowance": back,
-        "grad_covariance_allowance": back,
+        "grad_covariance_allowance": back * parts[1],
         "grad_deviation_allowance": back + leak,
     }
+
+
+def _scarce(model: Model, kept: Array, distinct: Array, evened: int) -> tuple[Array, Array]:
+    """What few heads, hidden units and coordinates add at each block, forward and backward: half a relative variance.
+
+    Args:
+        model: the network.
+        kept: share of each block's output that its skips kept.
+        distinct: deviation over variance of what enters it.
+        evened: over how many tokens a head's choices are evened out.
+    """
+    stds = [model.logit_std * gains.query * gains.key for gains in map(model.gains, range(1, model.depth + 1))]
+    logits = np.square(np.array(stds, dtype=float)).reshape(-1, *(1,) * (distinct.ndim - 1)) * distinct
+    choice = 0.4 * logits / (logits + 0.3)
+    units = WILD_UNITS.get(model.activation, 1.0) / model.hidden
+    coordinates = 3 * model.dropout / (1 - model.dropout) / model.width
+    share = np.square(1 - kept) / 2
+    heads = [answer / evened / model.heads for answer in (choice, choice + 0.12 * logits)]
+    return share * (heads[0] + units), share * (heads[1] + units + coordinates)
 
 
 def call_allowances(forward: Array, width: int) -> Array:
@@ -102,7 +143,7 @@ def call_allowances(forward: Array, width: int) -> Array:
 
     Example:
         >>> call_allowances(np.array([0.0, 0.01, 0.02]), width=800).tolist()
-        [nan, 0.01, 0.02]
+        [nan, 0.005, 0.015]
     """
     entering = forward if forward.ndim == 1 else np.nanmax(forward, axis=1)
     return np.concatenate([[np.nan], entering[:-1] + NO_SKIP * DRIFT / width])
@@ -117,9 +158,9 @@ def matrix_allowances(
     Queries' and keys' are proportional to the square of the deviation, whose arithmetic mean is off by four times as
     much; they meet the token Gram matrix squared, whose entries off the diagonal fluctuate by 1 / sqrt(width): tokens
     / width more; and they alone notice, at leading order, that a head has few coordinates where it was taken for wide:
-    logit_std^2 / head size, the gains of queries and keys included. The FFN's matrices notice how few hidden units it
-    or each expert has, whose mean square fluctuates, where a norm follows: 2 over their number.
-    (Measured, one block: half of that. Gram matrices of 8 tokens at width 96: +0.08 against 8 / 96.)
+    logit_std^2 / head size, the gains of queries and keys included, of which half was measured in one block. The FFN's
+    matrices notice how few hidden units it or each expert has, whose mean square fluctuates, where a norm follows: 2
+    over their number. (Gram matrices of 8 tokens at width 96: +0.08 against 8 / 96.)
 
     Args:
         forward, back: allowances of the variance and of that of the gradient, blocks along the first axis.
@@ -131,8 +172,8 @@ def matrix_allowances(
     squares = np.square([logits[0], *logits], dtype=float).reshape(-1, *(1,) * (forward.ndim - 1))
     of_block = np.full_like(forward, np.nan)
     of_block[1:] = forward[1:] + back[:-1]
-    of_logits = 3 * forward + (model.tokens + squares * (model.heads if wide else 0)) / model.width
+    of_logits = 3 * forward + (model.tokens + squares * (model.heads / 2 if wide else 0)) / model.width
     split = 1 if model.experts is None else model.experts.split
     more = dict.fromkeys(("query", "key"), of_logits)
-    more |= dict.fromkeys(("ffn_gate", "ffn_in", "ffn_out"), np.full_like(forward, DRIFT * split / model.hidden))
+    more |= dict.fromkeys(("ffn_gate", "ffn_in", "ffn_out"), np.full_like(forward, 2 * split / model.hidden))
     return np.stack([of_block + more.get(name, 0.0) for name in matrices], axis=-1)

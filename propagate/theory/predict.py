@@ -216,8 +216,8 @@ def _columns(
             columns[prefix + name] = _column(name, joints, ends if path.several else None, shape)
     columns["skip_gain"] = _skip_gain(path, shape)
     if path.several:
-        return columns | allowances_of_streams(columns, _kept(path, shape), model.width, model.tokens)
-    return columns | allowances(columns, model.width, model.tokens, through_readout=through_readout)
+        return columns | allowances_of_streams(columns, _kept(path, shape), model)
+    return columns | allowances(columns, model, through_readout=through_readout)
 
 
 def _stacked(values: Sequence[Scalar], shape: tuple[int, ...]) -> Array:

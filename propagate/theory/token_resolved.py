@@ -177,13 +177,14 @@ def columns(
     found["skip_gain"] = skip.mean(axis=-1)
     of_tokens = {name: found[token] for name, token in TOKEN_COLUMNS.items()}
     of_tokens |= {"skip_gain": skip, "grad_deviation": found["grad_token_variance"]}
+    of_tokens["deviation"] = of_tokens["variance"] * (found["deviation"] / found["variance"])[..., None]
     if path.several:
         kept = _kept(path)
-        found |= allowances_of_streams(found, kept.mean(axis=-1), model.width, model.tokens)
-        stated = allowances_of_streams(of_tokens, kept, model.width, model.tokens)
+        found |= allowances_of_streams(found, kept.mean(axis=-1), model)
+        stated = allowances_of_streams(of_tokens, kept, model, single_tokens=True)
     else:
-        found |= allowances(found, model.width, model.tokens, through_readout=through_readout)
-        stated = allowances(of_tokens, model.width, model.tokens, through_readout=through_readout)
+        found |= allowances(found, model, through_readout=through_readout)
+        stated = allowances(of_tokens, model, through_readout=through_readout, single_tokens=True)
     found |= {f"{token}_allowance": stated[f"{name}_allowance"] for name, token in TOKEN_COLUMNS.items()}
     found = {name: values if path.several else values[:, 0] for name, values in found.items()}
     if gradients:

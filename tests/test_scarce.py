@@ -1,0 +1,49 @@
+"""Few heads, hidden units or coordinates: the stated allowance grows by what networks then differ in, and no more."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import propagate as pg
+from propagate.theory import finite_width
+from propagate.theory.units import heads_backward
+
+START = {"covariance": 0.3, "grad_covariance": 0.2}
+SCARCE = {
+    "one head, wide logits": {"heads": 1, "logit_std": 4.0},
+    "dropout of nine in ten": {"dropout": 0.9, "heads": 8, "logit_std": 0.0, "width": 128},
+}
+
+
+def both(fields: dict[str, float], draws: int = 200) -> tuple[pg.Model, xr.Dataset]:
+    model = pg.Model("spannorm", **{"depth": 4, "width": 256, "tokens": 4, "ffn_ratio": 1.0} | fields)
+    return model, pg.simulate(model, draws=draws, seed=5, backend="numpy", progress=False, **START)
+
+
+@pytest.mark.parametrize("case", SCARCE)
+def test_what_few_units_do_is_allowed_for(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = both(SCARCE[case])
+    assert float(pg.compare(pg.predict(model, **START), seen).worst_z.max()) < 2.5
+    monkeypatch.setattr(finite_width, "_scarce", lambda *given: (0.0, 0.0))
+    assert float(pg.compare(pg.predict(model, **START), seen).worst_z.max()) > 3.5
+
+
+def test_where_units_are_many_hardly_anything_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = pg.Model("postnorm", depth=12, width=512, tokens=16, heads=8)
+    stated = pg.predict(model, **START)
+    monkeypatch.setattr(finite_width, "_scarce", lambda *given: (0.0, 0.0))
+    without = pg.predict(model, **START)
+    for name in ("deviation_allowance", "grad_variance_allowance"):
+        assert float((stated[name] / without[name]).max()) < 1.4
+    assert float(stated.grad_variance_allowance.max()) < 0.06  # of one standard deviation, at 12 unscaled blocks
+
+
+@pytest.mark.parametrize("tokens", [4, 8, 16])
+@pytest.mark.parametrize("variance", [1.0, 4.0, 16.0])
+def test_the_law_of_heads_is_that_of_drawn_ones(tokens: int, variance: float) -> None:
+    """Half the relative variance of what a head sends back, of a block that keeps nothing of its input."""
+    model = pg.Model("prenorm", depth=1, width=512, tokens=tokens, heads=1, logit_std=float(np.sqrt(variance)))
+    none, distinct = np.zeros(1), np.ones(1)
+    _, back = finite_width._scarce(model, none, distinct, tokens - 1)
+    drawn = float(np.diag(heads_backward(tokens, variance, 1.0, 1.0))[2:].max())
+    assert 0.6 < 2 * float(back[0]) / drawn < 2

@@ -75,6 +75,9 @@ def comparison(
         elif f"log_{name}" in measurement and not name.startswith(BY_MATRIX):
             measured, error = np.exp(values(measurement, f"log_{name}")), values(measurement, f"log_{name}_se")
             difference, faint = np.log(measured / predicted), FAINT * variance
+            if name in measurement:  # which is 0 in some draws, perhaps, where the mean logarithm is no number
+                nothing = (np.abs(predicted) <= faint) & ~np.isfinite(measured)
+                measured = np.where(nothing, values(measurement, name), measured)
         elif name.startswith(BY_MATRIX):  # the logarithm of the mean: a prediction many times too large is found too
             measured = values(measurement, name)
             error = values(measurement, f"{name}_se") / measured

@@ -149,6 +149,15 @@ def test_a_placement_that_gives_no_number_does_not_agree() -> None:
     assert pg.first_divergence(pg.predict(pg.Model("prenorm", depth=1, width=32, tokens=4, heads=2)), seen).block == 1
 
 
+def test_tokens_that_are_one_vector_have_no_deviation_on_either_side() -> None:
+    model, start = pg.Model("deepnorm", **SIZE), {"covariance": 1.0}
+    said, seen = pg.predict(model, **start), pg.simulate(model, draws=8, backend="numpy", progress=False, **start)
+    judged = pg.compare(said, seen)
+    assert judged.verdict.sel(quantity="deviation") == "agrees"
+    some = said.assign(deviation=said.deviation + 1e-6)
+    assert pg.compare(some, seen).verdict.sel(quantity="deviation") == "disagrees"
+
+
 def test_one_draw_tells_nothing() -> None:
     said, seen = synthetic(2, 0.1, 0.0, seed=1, trials=5)
     lone = seen.assign({key: seen[key] * math.nan for key in seen if str(key).endswith("_se")}).assign_attrs(draws=1)

@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 
 import propagate as pg
+from propagate.theory import gram_experts, token_resolved
 from propagate.theory import parameter_gradients as theory
 from propagate.theory.experts import MixturePull
 from propagate.theory.gram import Gram
@@ -119,6 +120,21 @@ def test_experts_that_see_all_tokens_and_routers_without_what_norms_take_are_rej
         monkeypatch.setattr(theory, "experts_gradients", wrong)
         found = scores(said(name), name)
         assert min(found[matrix] for matrix in known) > 4, (name, found)
+
+
+def test_norms_inside_experts_are_in_the_moments_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of SubLN's experts; without those norms the gradient is another."""
+    name = "experts with norms inside"
+    assert pg.compare(said(name), seen(name)).worst_z.max() < 4
+    right = gram_experts.mixture
+
+    def forgetful(*args: Any, **options: Any) -> Any:
+        apply = right(*args, **options)
+        return lambda x, normed: apply(x)
+
+    monkeypatch.setattr(token_resolved, "mixture", forgetful)
+    judged = pg.compare(said(name), seen(name)).worst_z.to_series()
+    assert judged["grad_variance"] > 4, judged.to_dict()
 
 
 def test_resolutions_agree_on_exchangeable_tokens() -> None:

@@ -67,7 +67,8 @@ def simulate(
         grad_gram: (tokens, tokens) second moments of the cotangent, in place of `grad_variance` and `grad_covariance`.
         inputs: (tokens, width) input tokens, the same in every draw, in place of `variance` and `covariance`.
         through_readout: the cotangent enters behind the readout instead.
-        parameter_gradients: measure the gradient of every weight matrix too, which costs two small Gram matrices each.
+        parameter_gradients: measure the gradient of every weight matrix too, of experts all together, which costs two
+            small Gram matrices each.
         backend: "auto" takes CuPy if a CUDA device answers.
         sampler: "dense" materialises every weight matrix. "weightless" never does, and has the same law at every
             width; its cost grows with tokens^2 width in place of tokens width^2. "auto" takes "weightless" where the

@@ -29,7 +29,8 @@ ZERO = Combination({})
 class Tape:
     """The steps of one block: (a stream, one it was made from, how its cotangent reaches that one), in order.
 
-    `lacking` says that the pull is asked for what cotangents lack, which two modes do not tell.
+    `lacking` says that the pull must see the very cotangents that arrive, for which two modes do not stand: because of
+    what they lack, or to tell what reaches each matrix.
     """
 
     lacking: bool = False

@@ -57,8 +57,9 @@ class Block(Protocol[S]):
         ...
 
     def tanh(self, x: S) -> S:
-        """Hyperbolic tangent, coordinate by coordinate. `x` must be a stream of Gaussian coordinates, as every sum of
-        embeddings and sublayers' outputs is: no tanh may have gone into it but through a sublayer."""
+        """Hyperbolic tangent, coordinate by coordinate. Theory needs a stream of Gaussian coordinates, as every sum of
+        embeddings and sublayers' outputs is: it refuses one that a tanh has gone into but through a sublayer's
+        matrices, and warns of dropout."""
         ...
 
     def std(self, x: S) -> Number:

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from operator import add
 from typing import Any, ClassVar, NamedTuple
 
+from propagate.model import ModelError
 from propagate.placement import Layout, join, split
 from propagate.theory.elementwise import Split, tanh
 from propagate.theory.experts import Mixture
 from propagate.theory.functions import Scalar, sqrt
 from propagate.theory.moments import NOTHING, Atom, Combination, Joint, Moments, correlated, joint_moments
-from propagate.theory.products import Met, Products, entering, parts, products
+from propagate.theory.products import Met, Products, behind_elementwise, entering, parts, products
 from propagate.theory.tape import sent_back
 
 Pull = Callable[[Combination], Combination]
@@ -125,16 +126,28 @@ class Block:
             seen = parts(products(cotangent, cotangent), atom, x.value, self._odds)
             return Combination.of(Atom(pull(arriving, seen)))
 
-        return self._dropped(self.tape.record(Combination.of(atom), (x, back)) + x * kept)
+        mixed = self.tape.record(Combination.of(atom), (x, back))
+        return self._dropped(mixed if isinstance(kept, int | float) and kept == 0 else mixed + x * kept)
 
     def tanh(self, x: Stream) -> Stream:
-        slope, rest, pull = self.tanh_map(x.value.moments())
+        if not x.value.gaussian:
+            raise ModelError(
+                "tanh must be of a stream of Gaussian coordinates, but a tanh has gone into this one other than through"
+                " a sublayer's matrices (identity experts hand their input on)"
+            )
+        slope, rest, pull, curvature = self.tanh_map(x.value.moments())
 
         def pulled(cotangent: Combination) -> Combination:
             arriving = cotangent.moments()
-            return ZERO if arriving is NOTHING else cotangent * slope + Combination.of(Atom(pull(arriving)))
+            if arriving is NOTHING:
+                return ZERO
+            atom = Atom(pull(arriving))
+            if self.experts_map is not None and curvature is not None:
+                atom.products = {atom: behind_elementwise(x.value, arriving.entries(), *curvature())}
+            linear: Combination = cotangent * slope
+            return linear + Combination.of(atom)
 
-        return self.tape.record(x.value * slope + Combination.of(Atom(rest)), (x, pulled))
+        return self.tape.record(x.value * slope + Combination.of(Atom(rest, gaussian=False)), (x, pulled))
 
     def std(self, x: Stream) -> Scalar:
         return x.value.moments().std()
@@ -171,10 +184,17 @@ def _branch(tape: Tape, sublayer: Sublayer, x: Stream, normed: frozenset[str]) -
 
 
 class State(NamedTuple):
-    """What passes from block to block: the streams' joint moments, and where streams and plain numbers stand."""
+    """What passes from block to block.
+
+    Attributes:
+        joint: the streams' joint moments.
+        layout: where streams and plain numbers stand.
+        gaussian: whether the coordinates of each stream are; by default all are.
+    """
 
     joint: Joint
     layout: Layout = None
+    gaussian: tuple[bool, ...] = ()
 
 
 def alone(moments: Moments) -> State:
@@ -212,6 +232,8 @@ def read(equations: Callable[[Any], Any], tape: Tape, start: State) -> BlockMap:
         (Moments(variance=4.0, deviation=2.0), Moments(variance=4.0, deviation=1.0))
     """
     entered = correlated(start.joint)
+    for atom, gaussian in zip(entered, start.gaussian, strict=False):
+        atom.gaussian = gaussian
     sources = [Stream(Combination.of(atom), tape) for atom in entered]
     streams, layout = split(equations(join(sources, start.layout)), Stream)
     values = [stream.value for stream in streams]
@@ -232,7 +254,7 @@ def read(equations: Callable[[Any], Any], tape: Tape, start: State) -> BlockMap:
         }
 
     skips = tuple(tuple(value.terms.get(atom, 0.0) for atom in entered) for value in values)
-    output = State(joint_moments(values), layout)
+    output = State(joint_moments(values), layout, tuple(value.gaussian for value in values))
     if len(sources) == len(streams) == 1 and isinstance(start.joint[0][0], Moments) and not tape.lacking:
         on_two_modes = _on_two_modes(pull, tape)
         return BlockMap(output, on_two_modes, lambda cotangents, _: (on_two_modes(cotangents), {}), skips)

@@ -22,11 +22,14 @@ class Split(NamedTuple):
         slope: E phi', the factor of the linear part, forward and backward.
         rest: moments of what is uncorrelated with the stream.
         pull: from the moments of a cotangent to those of the part of its return that is uncorrelated with it.
+        curvature: gives E phi'''(x_t) phi'(x_s) and E phi''(x_t) phi''(x_s), which only experts notice; None where
+            they are not followed.
     """
 
     slope: Scalar
     rest: Any
     pull: Callable[[Any], Any]
+    curvature: Callable[[], tuple[Any, Any]] | None = None
 
 
 def tanh(x: Moments) -> Split:

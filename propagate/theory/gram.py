@@ -155,6 +155,10 @@ class Entries(NamedTuple):
         """Of the product of two independent streams, coordinate by coordinate."""
         return Entries(self.matrix * other.matrix)
 
+    def swapped(self) -> Entries:
+        """Of two streams jointly, in the other order."""
+        return Entries(self.matrix.swapaxes(-1, -2))
+
 
 def distances(matrix: Array) -> Array:
     """(G_tt + G_ss) / 2 - G_ts.

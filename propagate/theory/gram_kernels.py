@@ -6,7 +6,7 @@ a kernel is a function from the pre-activations' `Gram` to the `Gram` of phi(u),
 Linear, ReLU and its square in closed form (arc-cosine kernels, Cho & Saul 2009, times powers of the tokens' standard
 deviations). Smooth activations by Mehler's formula, K_ts = sum_n a_n(q_t) a_n(q_s) c_ts^n with a_n(q) the Hermite
 coefficients of phi(sqrt(q) z); distances as sum_n (a_n(q_t) - a_n(q_s))^2 / 2 + a_n(q_t) a_n(q_s) (1 - c_ts^n), whose
-terms do not cancel. GELU's closed form for unequal variances takes over where the series would be long.
+terms do not cancel. Closed forms of GELU and tanh for unequal variances take over where the series would be long.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from propagate.theory.activations import ACTIVATIONS, Pair, silu, silu_slope, ta
 from propagate.theory.functions import angle, sine_less_angle_cosine
 from propagate.theory.gram import Gram, distances
 from propagate.theory.quadrature import Array, Elementwise
+from propagate.theory.tanh_pairs import of_one_variance, slope_of_one_variance, tanh_pair, tanh_slope_pair
 
 Map = Callable[[Gram], Gram]
 ALIKE = 1e-8  # relative difference of two variances whose square is below rounding
@@ -111,11 +112,11 @@ def gelu_slope_pair(s: Array, t: Array, a: Array) -> Array:
     return np.asarray(quadrant + a * (1 / (1 + s) + 1 / (1 + t) + 1 / square) / (2 * np.pi * np.sqrt(square)))
 
 
-def _by_series(phi: Elementwise, large: Map) -> Map:
+def _by_series(phi: Elementwise, large: Map, largest: float = quadrature.LARGEST_SERIES) -> Map:
     """The Hermite series up to its largest variance, another map above it."""
 
     def apply(u: Gram) -> Gram:
-        if u.variance.max() > quadrature.LARGEST_SERIES:
+        if u.variance.max() > largest:
             return large(u)
         return _series(phi, u)
 
@@ -219,7 +220,10 @@ KERNELS = {
     "squared_relu": Kernel(_squared_relu_value, _squared_relu_slope),
     "gelu": _GELU,
     "silu": _SILU,
-    "tanh": smooth(np.tanh, tanh_slope),
+    "tanh": Kernel(
+        _by_series(np.tanh, _closed(tanh_pair, of_one_variance), 8.0),
+        _by_series(tanh_slope, _closed(tanh_slope_pair, slope_of_one_variance), 8.0),
+    ),
     "swiglu": gated(_SILU),
     "geglu": gated(_GELU),
 }

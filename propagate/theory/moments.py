@@ -102,12 +102,14 @@ class Atom:
         joint: joint moments with each atom it is correlated with.
         products: of a cotangent's atom, the `Products` with atoms and itself, where scalar products with streams know
             more than the moments.
+        gaussian: whether its coordinates are jointly Gaussian with those of all such streams.
     """
 
-    __slots__ = ("joint", "moments", "products")
+    __slots__ = ("gaussian", "joint", "moments", "products")
 
-    def __init__(self, moments: Any) -> None:
+    def __init__(self, moments: Any, *, gaussian: bool = True) -> None:
         self.moments = moments
+        self.gaussian = gaussian
         self.joint: Mapping[Atom, Any] = {}
         self.products: Mapping[Atom, Any] = {}
 
@@ -168,6 +170,11 @@ class Combination:
     def __mul__(self, factor: Scalar) -> Combination:
         terms = {atom: coefficient * factor for atom, coefficient in self.terms.items()}
         return Combination(terms, self.lacks and tuple(k._replace(along=k.along * factor) for k in self.lacks))
+
+    @property
+    def gaussian(self) -> bool:
+        """Whether its coordinates are."""
+        return all(atom.gaussian for atom in self.terms)
 
     def orthogonal_to(self, stream: Combination) -> Combination:
         """A cotangent behind a norm: each token's is orthogonal to what was normed, one of very many directions."""

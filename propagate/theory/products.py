@@ -178,6 +178,22 @@ def _one_each_crossed(weight: Any, left: Scalar, right: Scalar) -> Any:
     return weight.scaled(right, left)
 
 
+def behind_elementwise(z: Combination, arriving: Any, third: Any, second: Any) -> Products:
+    """Of phi'(z_t) g_t, for a Gaussian stream z and a cotangent g of independent coordinates.
+
+    E phi'(z_t) phi'(z_s) u_t v_s is E phi' phi' E u_t v_s and, by Stein's lemma, a second derivative of phi'(z_t)
+    phi'(z_s) for every way in which u and v meet z_t and z_s.
+
+    Args:
+        z: the stream.
+        arriving: second moments of g.
+        third: E phi\'\'\'(z_t) phi'(z_s).
+        second: E phi\'\'(z_t) phi\'\'(z_s).
+    """
+    own, both = (Term(z, z, arriving.product(part)) for part in (third, second))
+    return Products(own=(own,), others=(own._replace(weight=own.weight.swapped()),), both=(both,), crossed=(both,))
+
+
 class Part(NamedTuple):
     """What a direction has of a sublayer that mixes outputs and its input.
 

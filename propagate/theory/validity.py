@@ -121,6 +121,7 @@ class Watch:
         self.wide = head_size == math.inf
         self.attention: dict[str, list[tuple[float, float]]] = {"attention": [], "wide_attention": []}
         self.ffn: list[float] = []
+        self.tanh_of_dropped = False
 
     def block_at(self, make: Callable[[int], Block]) -> Callable[[int], Block]:
         """Blocks whose attention and FFN tell this where they are used."""
@@ -146,15 +147,28 @@ class Watch:
                 )
                 return block.ffn_map(x, normed)
 
-            return dataclasses.replace(block, attention_map=attention, ffn_map=ffn)
+            def tanh(x: Any) -> Any:
+                self.tanh_of_dropped = self.model.dropout > 0
+                return block.tanh_map(x)
+
+            return dataclasses.replace(block, attention_map=attention, ffn_map=ffn, tanh_map=tanh)
 
         return watched
 
     def warn(self) -> None:
         """A `ValidityWarning` for each operator that was used outside its verified domain."""
-        for concern in (*map(self._of_attention, self.attention), self._of_ffn()):
+        for concern in (*map(self._of_attention, self.attention), self._of_ffn(), self._of_tanh()):
             if concern:
                 warnings.warn(concern, ValidityWarning, stacklevel=3)
+
+    def _of_tanh(self) -> str:
+        if not self.tanh_of_dropped:
+            return ""
+        return (
+            f"dropout={self.model.dropout:g} makes a stream's coordinates mixtures of Gaussians, which tanh takes for"
+            " Gaussian: at dropout .8 the gradient variance of two blocks of DyT(alpha=2) was off by -24 to +41 %, the"
+            " deviation by 6 %"
+        )
 
     def _of_attention(self, kind: str) -> str:
         uses = self.attention[kind]

@@ -83,9 +83,11 @@ def predict(
         DataArray arguments follow `block`. With one token there are no covariances and no deviations.
 
         With `parameter_gradients` also `param_grad` over `block` and, last, `matrix` ("query", "key", "value",
-        "attention_out", "ffn_in", "ffn_gate", "ffn_out"): the expected squared Frobenius norm of dLoss/dW, for
-        W with entries of standard deviation gain / sqrt(fan_in), of all matrices of that name in the block
-        together and without a dimension `stream`; NaN at block 0, which has no matrix. With `fluctuations` also
+        "attention_out", "ffn_gate", "ffn_in", "ffn_out"; with experts "router", and "shared_gate", "shared_in",
+        "shared_out" of the shared ones): the expected squared Frobenius norm of dLoss/dW, for W with entries of
+        standard deviation gain / sqrt(fan_in), as the modules of `build` hold them (`logit_std` is a factor on the
+        logits, and in no matrix), of all matrices of that name in the block together and without a dimension
+        `stream`; NaN at block 0, which has no matrix. With `fluctuations` also
         `<name>_spread` of variance, deviation and their gradients: the standard deviation of the quantity's
         logarithm between networks, to first order in 1/width, and `<name>_spread_allowance`, the relative size
         of the next order. With `bias` also, to first order in 1/width, `<name>_bias`, the mean over networks

@@ -102,14 +102,17 @@ def _limit(
     model: Model, gains: Gains, inside: frozenset[str], name: tuple[int, int] | None, x: Array
 ) -> tuple[Array, Pull]:
     """Of the heads' joint output: its Gram matrix (tokens, tokens) in the limit, and the way back, from the input's."""
-    tokens, square = model.tokens, model.logit_std**2
+    tokens, square, centred = model.tokens, model.logit_std**2, model.norm == "layer"
     gains = replace(gains, attention_out=1.0)
     if name is None:
-        output, pull = sublayers.attention(tokens, square, gains, model.head_size)(moments_of(x), inside)
+        output, pull = sublayers.attention(tokens, square, gains, model.head_size, centred=centred)(
+            moments_of(x), inside
+        )
         return matrix_of(output, tokens), lambda g: matrix_of(pull(moments_of(g)), tokens)
     visible = tuple(tuple(row) for row in model.visible.tolist())
     kind = Attention(visible, square, (), default_samples(tokens), name, model.head_size)
-    resolved = gram_sublayers.attention(kind, query=gains.query, key=gains.key, value=gains.value)
+    of_gains = {name: getattr(gains, name) for name in ("query", "key", "value")}
+    resolved = gram_sublayers.attention(kind, **of_gains, centred=centred)
     gram, back = resolved(_repeated(x), inside)
     return gram.matrix.mean(axis=0), lambda g: np.asarray(back(_repeated(g)).matrix.mean(axis=0))
 

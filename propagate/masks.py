@@ -78,3 +78,15 @@ def visible(tokens: int, causal: bool, window: int | None, mask: Mask | None) ->
     lag = np.arange(tokens)[:, None] - np.arange(tokens)[None, :]
     seen = lag >= 0 if causal else np.ones_like(lag, dtype=bool)
     return np.asarray(seen if window is None else seen & (lag < window))
+
+
+def all_visible(tokens: int, causal: bool, mask: Mask | None) -> bool:
+    """Whether every token sees every other, from the description alone: no (tokens, tokens) array is built.
+
+    Example:
+        >>> all_visible(20_000, False, None), all_visible(20_000, True, None), all_visible(1, True, None)
+        (True, False, True)
+    """
+    if mask is not None:
+        return all(all(row) for row in mask.rows)
+    return tokens == 1 or not causal

@@ -11,7 +11,7 @@ from propagate.checks import choice as _choice
 from propagate.checks import integer as _integer
 from propagate.checks import number as _number
 from propagate.experts import Experts
-from propagate.masks import Mask, Visible, visible
+from propagate.masks import Mask, Visible, all_visible, visible
 from propagate.placement import Placement, placement
 from propagate.scaling import Gains, Number, Scaling
 
@@ -160,7 +160,7 @@ class Model:
     @property
     def exchangeable(self) -> bool:
         """Whether attention treats all tokens alike."""
-        return self.rope is None and bool(self.visible.all())
+        return self.rope is None and all_visible(self.tokens, self.causal, self.mask)
 
     @property
     def frequencies(self) -> tuple[float, ...]:

@@ -8,7 +8,7 @@ import pytest
 
 import propagate as pg
 from propagate.model import ACTIVATIONS
-from propagate.theory import gram_sublayers, quadrature
+from propagate.theory import gram_averages, quadrature
 from propagate.theory.gram import Gram, distances
 from propagate.theory.gram_kernels import KERNELS, gelu_pair, gelu_slope_pair
 from propagate.theory.gram_softmax import Attention, Heads, heads, rotary_profiles
@@ -102,9 +102,9 @@ def test_heads_of_any_size_are_the_pair_and_wide_ones_are_not(heads: int) -> Non
     assert float(abs(full.deviation[-1] - wide.deviation[-1]) / full.deviation_se[-1]) > 6
 
 
-@pytest.mark.parametrize("part", ["_query_average", "_key_average"])
+@pytest.mark.parametrize("part", ["query_average", "key_average"])
 def test_a_path_left_out_is_noticed(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gram_sublayers, part, lambda a, d, other: np.zeros_like(d))
+    monkeypatch.setattr(gram_averages, part, lambda j, *others: np.zeros_like(j.v))
     assert off_by(pg.Model("prenorm", depth=4, tokens=TOKENS, logit_std=1.5)) > 20
 
 
@@ -213,16 +213,17 @@ def cos_of(tokens: int) -> np.ndarray:
 
 @pytest.mark.parametrize("frequencies", [(), THETA], ids=["plain", "rotary"])
 def test_paths_are_the_sums_of_the_derivation(frequencies: tuple[float, ...]) -> None:
-    """Given one set of weights, against J_t G J_t' written out with all its indices."""
+    """Given one set of weights, against J_t G J_t' and A^T Gamma A written out, in double precision."""
     x, g = Gram.of(random_gram(2, 4)[None]), Gram.of(random_gram(3, 4)[None])
     rows = tuple(map(tuple, MASK.tolist()))
     query, key, value = x, Gram.of(random_gram(8, 4)[None]), Gram.of(random_gram(9, 4)[None])
-    kind = Attention(rows, 1.7, frequencies, 16, (1, 0))
+    kind = Attention(rows, 1.7, frequencies, 2, (1, 0))
     drawn = heads(query, key, kind)
-    one = drawn.weights[0, :, 0]
-    a = np.repeat(drawn.weights[:, :, :1], 3, axis=2)  # the same weights for each frequency
-    same = Heads(a, drawn.query[:, :1], drawn.key[:, :1])
-    queries, keys = gram_sublayers._logits(same, gram_sublayers.Projected(query, key, value), g, kind)
+    excess = np.repeat(drawn.excess[:, :, :1], 6, axis=2).astype(float)  # the same weights for each frequency
+    excess -= excess.sum(axis=-1, keepdims=True) * drawn.uniform[:, None, :]
+    one = drawn.uniform + excess[0, :, 0]
+    same = Heads(drawn.uniform, excess, drawn.moments)
+    queries, keys = gram_averages.logits(same, gram_averages.Projected(query, key, value), g, kind)
     jacobian = np.array([np.diag(row) - np.outer(row, row) for row in one])
     inner = np.einsum("tsu,uv,pvr->tpsr", jacobian, value.matrix[0], jacobian)
     turn = cos_of(4) if frequencies else np.ones((4, 4, 4, 4))
@@ -232,15 +233,22 @@ def test_paths_are_the_sums_of_the_derivation(frequencies: tuple[float, ...]) ->
     np.testing.assert_allclose(keys.matrix[0], expected, rtol=1e-10, atol=1e-14)
     if not frequencies:
         np.testing.assert_allclose(keys.matrix[0].sum(axis=0), 0, atol=1e-14)
+    for found, written in (
+        (gram_averages.output(same, value), one @ value.matrix[0] @ one.T),
+        (gram_averages.values(same, g), one.T @ g.matrix[0] @ one),
+    ):
+        np.testing.assert_allclose(found.matrix[0], written, rtol=1e-7, atol=1e-14)
+        np.testing.assert_allclose(found.deviation[0], distances(written), rtol=1e-6, atol=1e-14)
 
 
 def test_logits_have_the_covariance_of_the_derivation() -> None:
     """tau G_tt' G_ss' times the rotary kernel, from draws; without the kernel it is found out."""
-    from propagate.theory.gram_softmax import _logits
+    from propagate.theory.gram_softmax import _wide
 
     x, other = (Gram.of(np.repeat(random_gram(seed, 3)[None], 8, axis=0)) for seed in (4, 5))
-    kind = Attention(((True,) * 3,) * 3, 2.0, THETA, 8 * 20000, (1, 0))
-    drawn = _logits(x, other, kind)
+    kind = Attention(((True,) * 3,) * 3, 2.0, THETA, 20000, (1, 0))
+    half, _ = _wide(x.matrix, other.matrix, kind)
+    drawn = np.concatenate([half, -half], axis=2)
     flat = drawn.transpose(0, 2, 1, 3).reshape(-1, 9)
     seen = (flat.T @ flat / len(flat)).reshape(3, 3, 3, 3).transpose(0, 2, 1, 3)
     plain = 2.0 * np.einsum("tp,sr->tpsr", x.matrix[0], other.matrix[0])

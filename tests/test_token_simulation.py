@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 
 import propagate as pg
-from propagate.theory import gram_sublayers
+from propagate.theory import gram_averages
 
 TOKENS = 8
 TEXT = Path(__file__).parents[1] / "figures" / "measured" / "text_embedding.json"
@@ -81,18 +81,18 @@ def test_a_mask_ignored_is_noticed(seen: str) -> None:
 def test_a_mask_ignored_on_the_way_back_alone_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network("causal", "spannorm", "linear", logit_std=0.0)
     assert not rejected(pg.predict(model, **START), model, "grad_token_variance")
-    kept = gram_sublayers._values
-    monkeypatch.setattr(gram_sublayers, "_values", lambda a, g: kept(np.full_like(a, 1 / TOKENS), g))
+    kept, all_see_all = gram_averages.values, np.full((TOKENS, TOKENS), 1 / TOKENS)
+    monkeypatch.setattr(gram_averages, "values", lambda drawn, g: kept(drawn._replace(uniform=all_see_all), g))
     assert rejected(pg.predict(model, **START), model, "grad_token_variance")
 
 
-@pytest.mark.parametrize("part", ["_query_average", "_key_average", "_values"])
+@pytest.mark.parametrize("part", ["query_average", "key_average", "values"])
 def test_a_path_left_out_is_noticed(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = network("causal", "prenorm", "linear", logit_std=2.0)
     assert not rejected(pg.predict(model, **START), model, "grad_variance", "grad_token_variance")
-    kept = getattr(gram_sublayers, part)
-    none = (lambda *a: kept(*a).weighted(0.0)) if part == "_values" else (lambda *a: 0.0 * kept(*a))
-    monkeypatch.setattr(gram_sublayers, part, none)
+    kept = getattr(gram_averages, part)
+    none = (lambda *a: kept(*a).weighted(0.0)) if part == "values" else (lambda *a: 0.0 * kept(*a))
+    monkeypatch.setattr(gram_averages, part, none)
     assert rejected(pg.predict(model, **START), model, "grad_variance", "grad_token_variance")
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from propagate.theory.gram import Array, Gram, distances
+from propagate.theory.gram import Array, Gram, centred, distances
 from propagate.theory.gram_softmax import SEED, Attention, root
 
 COTANGENTS = 3  # drawn for each head's weights
@@ -64,7 +64,7 @@ def draw_heads(query: Gram, key: Gram, attention: Attention, norms: Norms) -> Dr
         [[[4.0, 4.0], [4.0, 4.0]]]
     """
     size, mask = int(attention.head_size), attention.mask
-    shape = (len(query.matrix), max(attention.samples // len(query.matrix) // 2, 1), len(mask), size)
+    shape = (len(query.matrix), max(attention.samples // 2, 1), len(mask), size)
     draw = np.random.default_rng([SEED + 2, *attention.seed])
     half, keys = _tokens(query, shape, draw), _tokens(key, shape, draw)
     raw_query, raw_key = np.concatenate([half, -half], axis=1), np.concatenate([keys, keys], axis=1)
@@ -101,7 +101,7 @@ def to_logits(drawn: Drawn, values: Gram, g: Gram, attention: Attention, norms: 
     draw = np.random.default_rng([SEED + 3, *attention.seed])
     scale = np.sqrt(g.variance)[..., None]
     alike = np.divide(g.matrix, scale * scale.swapaxes(-1, -2), out=np.zeros_like(g.matrix), where=g.matrix != 0)
-    left, right = scale * root(alike), root(_centred(values.deviation))
+    left, right = scale * root(alike), root(centred(values.deviation))
     sent = []
     for _ in range(COTANGENTS):
         arrived = left[:, None] @ draw.standard_normal(a.shape) @ right[:, None]
@@ -119,7 +119,7 @@ def to_logits(drawn: Drawn, values: Gram, g: Gram, attention: Attention, norms: 
 
 def _tokens(gram: Gram, shape: tuple[int, ...], draw: np.random.Generator) -> Array:
     """Gaussian tokens with these second moments, their differences from the distances alone."""
-    values, vectors = np.linalg.eigh(_centred(gram.deviation))
+    values, vectors = np.linalg.eigh(centred(gram.deviation))
     values = np.maximum(values, 0.0)
     roots, rows = np.sqrt(values)[..., None, :], vectors.swapaxes(-1, -2)
     variance, apart = gram.variance, gram.deviation.mean(axis=-1)
@@ -158,9 +158,3 @@ def _turned(x: Array, attention: Attention, direction: int) -> Array:
     cos, sin = np.cos(angle), direction * np.sin(angle)
     one, other = np.split(x, 2, axis=-1)
     return np.concatenate([one * cos - other * sin, one * sin + other * cos], axis=-1)
-
-
-def _centred(deviation: Array) -> Array:
-    """The Gram matrix of the tokens less their mean."""
-    rows = deviation.mean(axis=-1, keepdims=True)
-    return np.asarray(rows + rows.swapaxes(-1, -2) - deviation - rows.mean(axis=-2, keepdims=True))

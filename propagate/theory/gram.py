@@ -79,10 +79,14 @@ class Gram(NamedTuple):
 
     def times(self, coefficient: Any) -> Gram:
         """Of the stream times a number, or each token times its own."""
-        return self.scaled(coefficient, coefficient)
+        return (
+            self.scaled(coefficient, coefficient) if np.ndim(coefficient) else self.weighted(coefficient * coefficient)
+        )
 
     def weighted(self, weight: float) -> Gram:
         """All second moments times a number."""
+        if weight == 1.0:
+            return self
         return Gram(weight * self.matrix, weight * self.deviation)
 
     def less(self, part: Gram) -> Gram:
@@ -99,15 +103,15 @@ class Gram(NamedTuple):
         v, w = self.variance, other.variance
         apart = (
             _differences(v) * _differences(w) / 4
-            + self.deviation * _means(w)
-            + other.deviation * (_means(v) - self.deviation)
+            + self.deviation * means(w)
+            + other.deviation * (means(v) - self.deviation)
         )
         return Gram(self.matrix * other.matrix, apart)
 
     def unshared(self) -> Gram:
         """Of a stream whose tokens have these variances and are uncorrelated."""
         apart = 1 - np.eye(self.matrix.shape[-1])
-        return Gram(self.matrix * (1 - apart), _means(self.variance) * apart)
+        return Gram(self.matrix * (1 - apart), means(self.variance) * apart)
 
     def entries(self) -> Entries:
         """Without the distances."""
@@ -167,10 +171,22 @@ def distances(matrix: Array) -> Array:
         >>> distances(np.array([[1.0, 0.0], [0.0, 3.0]])).tolist()
         [[0.0, 2.0], [2.0, 0.0]]
     """
-    return np.asarray(_means(np.diagonal(matrix, axis1=-2, axis2=-1)) - matrix)
+    return np.asarray(means(np.diagonal(matrix, axis1=-2, axis2=-1)) - matrix)
 
 
-def _means(v: Array) -> Array:
+def centred(deviation: Array) -> Array:
+    """Gram matrix of the tokens less their mean, from the distances.
+
+    Example:
+        >>> centred(np.array([[0.0, 2.0], [2.0, 0.0]])).tolist()
+        [[1.0, -1.0], [-1.0, 1.0]]
+    """
+    rows = deviation.mean(axis=-1, keepdims=True)
+    return np.asarray(rows + rows.swapaxes(-1, -2) - deviation - rows.mean(axis=-2, keepdims=True))
+
+
+def means(v: Array) -> Array:
+    """Of each pair of a vector's entries."""
     return np.asarray((v[..., :, None] + v[..., None, :]) / 2)
 
 

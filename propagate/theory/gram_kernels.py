@@ -27,6 +27,9 @@ from propagate.theory.tanh_pairs import of_one_variance, slope_of_one_variance, 
 
 Map = Callable[[Gram], Gram]
 ALIKE = 1e-8  # relative difference of two variances whose square is below rounding
+SAME = 1e-15
+"""Relative difference of variances, by rounding alone, that counts as none: its square is of no distance's order."""
+CHUNK = 2**14  # correlations taken together: so many stay in a cache
 
 
 @dataclass(frozen=True)
@@ -124,24 +127,40 @@ def _by_series(phi: Elementwise, large: Map, largest: float = quadrature.LARGEST
 
 
 def _series(phi: Elementwise, u: Gram) -> Gram:
-    variances, index = np.unique(u.variance, return_inverse=True)
+    variance = u.variance
+    largest = float(variance.max())
+    if largest - float(variance.min()) <= SAME * largest:
+        return _of_one_variance(quadrature.coefficients(phi, np.array([largest]))[0], u.loss_of_correlation())
+    variances, index = np.unique(variance, return_inverse=True)
     of_each = quadrature.coefficients(phi, variances)
-    one_variance = len(variances) == 1
     loss = u.loss_of_correlation()
     c = 1 - loss
-    at = of_each[index.reshape(u.variance.shape)]
+    at = of_each[index.reshape(variance.shape)]
     value, drop, tail, falls = (np.zeros_like(c) for _ in range(4))
     for n in range(of_each.shape[1] - 1, -1, -1):  # Horner; `tail` is the sum of the terms of higher degree
         falls = falls * c + tail
-        if one_variance:
-            term: Array | float = float(of_each[0, n] ** 2)
-        else:
-            left, right = at[..., :, None, n], at[..., None, :, n]
-            term = left * right
-            drop = drop + (left - right) ** 2 / 2
-        value = value * c + term
-        tail = tail + term
+        left, right = at[..., :, None, n], at[..., None, :, n]
+        drop = drop + (left - right) ** 2 / 2
+        value = value * c + left * right
+        tail = tail + left * right
     return Gram(value, drop + loss * falls)
+
+
+def _of_one_variance(coefficients: Array, loss: Array) -> Gram:
+    """The drop is the loss times a polynomial in the correlation, of sums of the squares of higher degree."""
+    sums = np.cumsum((coefficients**2)[::-1])[::-1]
+    sums = sums[sums > np.finfo(float).eps / 16 * sums[0]]
+    flat = loss.reshape(-1)
+    drop = np.empty_like(flat)
+    for start in range(0, len(flat), CHUNK):
+        lost = flat[start : start + CHUNK]
+        c, falls = 1 - lost, np.zeros_like(lost)
+        for sum_above in sums[:0:-1]:
+            falls *= c
+            falls += sum_above
+        drop[start : start + CHUNK] = lost * falls
+    of_pairs = drop.reshape(loss.shape)
+    return Gram(sums[0] - of_pairs, of_pairs)
 
 
 def _by_plane(f: Elementwise) -> Map:

@@ -16,27 +16,39 @@ all keys share no longer drops out. Here such heads are wide; those of a finite 
 
 Nothing here has a width: only tokens x tokens matrices are drawn. Samples come in pairs l and -l, in `REPLICAS`
 independent groups, each of which is carried through the network by itself; their spread is the theory's own standard
-error.
+error. Most of it comes from what all tokens do together: how much their mean query, of length |y|, looks towards each
+key. Y is therefore drawn with the mean of the tokens as its first row, L's first row being (|y|, 0, ..., 0); and |y|
+and that row's products with the keys are stratified over a group's pairs of samples: one in each quantile.
+
+A softmax's weights are the uniform ones, exact, and what they are in excess of those. The excess is single precision:
+its rounding, 1e-7 of itself, lies far below the sampling error, and it is made without cancellation.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.special import gammaincinv, ndtri
 
 from propagate.model import ModelError
-from propagate.theory.gram import Array, Gram, distances
+from propagate.theory.gram import Array, Gram, centred
 from propagate.theory.softmax import LARGEST_SPREAD
+
+Single = NDArray[np.float32]
 
 REPLICAS = 8
 SEED = 20_260_731
 ROWS = 2**13  # attention rows drawn a sublayer, all replicas together, if the user does not say
 NEGLIGIBLE = 1e-7  # share of the rotary kernel's trace
+_RIDGE = 1e-13  # of the largest variance: what rounding may make negative
+_SMALL = 0.02  # logits below which a few terms of the exponential series are exact to single precision
+_LARGE = 40.0  # logits whose exponentials, and their sums, are within single precision
 
 
 @dataclass(frozen=True)
@@ -44,19 +56,19 @@ class Attention:
     """What a softmax attention is, apart from its weights.
 
     Attributes:
-        visible: for each token a tuple, which tokens it attends to.
+        visible: which token, the row, attends to which, (tokens, tokens).
         logit_variance: of a logit between unit-variance, uncorrelated tokens.
         frequencies: of rotary positions, in radians a token; empty without.
-        samples: draws of the logits, a multiple of 2 `REPLICAS`.
+        samples: draws of the logits in each replica, an even number.
         seed: numbers that name this call, so that each call has draws of its own and every run the same ones.
         head_size: coordinates of a head.
 
     Example:
-        >>> Attention(((True, False), (True, True)), 0.0, (), 16, (1, 0)).exact
+        >>> Attention(((True, False), (True, True)), 0.0, (), 2, (1, 0)).exact
         True
     """
 
-    visible: tuple[tuple[bool, ...], ...]
+    visible: Any
     logit_variance: float
     frequencies: tuple[float, ...]
     samples: int
@@ -64,8 +76,8 @@ class Attention:
     head_size: float = math.inf
 
     @property
-    def mask(self) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
-        return np.array(self.visible)
+    def mask(self) -> NDArray[np.bool_]:
+        return np.asarray(self.visible)
 
     @property
     def exact(self) -> bool:
@@ -74,7 +86,7 @@ class Attention:
 
 
 def default_samples(tokens: int) -> int:
-    """So many that all sequence lengths draw about the same number of rows.
+    """So many, in all replicas together, that all sequence lengths draw about the same number of rows.
 
     Example:
         >>> default_samples(32), default_samples(128)
@@ -88,15 +100,17 @@ class Heads(NamedTuple):
     """Drawn heads.
 
     Attributes:
-        weights: of attention, (replicas, tokens, samples, tokens); rows sum to 1.
-        query: second moments of the queries over their coordinates, (replicas, samples, tokens, tokens), or with one
+        uniform: weights of equal logits, (tokens, tokens); rows sum to 1.
+        excess: what the drawn weights are more, (replicas, tokens, samples, tokens); rows sum to 0. The first half of
+            the samples has one of each pair.
+        moments: second moments over a head's coordinates of the queries and of the keys (less their mean, without
+            rotary positions), each (replicas, samples, tokens, tokens): of the first half of the samples, or with one
             sample where they do not vary.
-        key: half mean squared distances of the keys, likewise.
     """
 
-    weights: Array
-    query: Array
-    key: Array
+    uniform: Array
+    excess: NDArray[Any]
+    moments: Callable[[], tuple[NDArray[Any], NDArray[Any]]]
 
 
 def heads(query: Gram, key: Gram, attention: Attention) -> Heads:
@@ -106,92 +120,175 @@ def heads(query: Gram, key: Gram, attention: Attention) -> Heads:
         ModelError: for logits of a standard deviation above `LARGEST_SPREAD`.
 
     Example:
-        >>> attention = Attention(((True, False), (True, True)), 0.0, (), 16, (1, 0))
+        >>> attention = Attention(((True, False), (True, True)), 0.0, (), 2, (1, 0))
         >>> tokens = Gram.of(np.eye(2)[None])
-        >>> heads(tokens, tokens, attention).weights[0, :, 0].tolist()
+        >>> heads(tokens, tokens, attention).uniform.tolist()
         [[1.0, 0.0], [0.5, 0.5]]
     """
     mask = attention.mask
-    expected = query.matrix[:, None], key.deviation[:, None]
+    uniform = mask / mask.sum(axis=1, keepdims=True)
+    of_keys = key.matrix if attention.frequencies else centred(key.deviation)
+    replicas, tokens = query.matrix.shape[:2]
     if attention.exact:
-        uniform = mask / mask.sum(axis=1, keepdims=True)
-        shape = (len(query.matrix), len(mask), 1, len(mask))
-        return Heads(np.broadcast_to(uniform[None, :, None, :], shape), *expected)
-    if attention.frequencies or attention.head_size == math.inf:
-        logits, moments = _logits(query, key, attention), expected
+        none = np.zeros((replicas, tokens, 1, tokens), dtype=np.float32)
+        return Heads(uniform, none, lambda: (query.matrix[:, None], of_keys[:, None]))
+    _check_spread(query, of_keys, attention)
+    drawn = _wide if attention.frequencies or attention.head_size == math.inf else _finite
+    half, moments = drawn(query.matrix, of_keys, attention)
+    return Heads(uniform, excess(half, uniform), moments)
+
+
+def excess(half: NDArray[Any], uniform: Array) -> NDArray[Any]:
+    """What softmax weights of logits, and then of their opposites, are more than the uniform ones.
+
+    Args:
+        half: (..., tokens, pairs, tokens).
+        uniform: (tokens, tokens), 0 where a token is not seen.
+
+    Example: of nearly equal logits, which a softmax less 1/2 would lose in single precision.
+        >>> half = np.array([[[0.0, 4e-9]], [[0.0, 2e-9]]], dtype=np.float32)
+        >>> [float(f"{x:.5g}") for x in excess(half, np.full((2, 2), 0.5))[:, 0, 1]]
+        [1e-09, 5e-10]
+    """
+    pairs, kind = half.shape[-2], half.dtype
+    found = np.empty((*half.shape[:-2], 2 * pairs, half.shape[-1]), dtype=kind)
+    one, opposite = found[..., :pairs, :], found[..., pairs:, :]
+    seen, shares = (uniform > 0).astype(kind)[:, None, :], uniform.astype(kind)[:, None, :]
+    largest = max(float(half.max()), -float(half.min()))
+    if largest < _SMALL:  # exp - 1 of logits less their mean
+        for part, logits in ((one, half), (opposite, -half)):
+            np.multiply(logits, 1 + logits * (1 / 2 + logits * (1 / 6 + logits / 24)), out=part)
+        mean = (found * shares).sum(axis=-1, keepdims=True)
+        found -= mean
+        found *= shares
+        found /= 1 + mean
+        return found
+    if largest < _LARGE:
+        np.exp(half, out=one)
+        np.divide(1, one, out=opposite)
     else:
-        logits, moments = _finite(query, key, attention)
-    logits = np.where(mask[:, None, :], logits, -np.inf)
-    logits -= logits.max(axis=-1, keepdims=True)
-    np.exp(logits, out=logits)
-    logits /= logits.sum(axis=-1, keepdims=True)
-    return Heads(logits, *moments)
+        for part, logits in ((one, half), (opposite, -half)):
+            visible = np.where(seen > 0, logits, -np.inf)
+            np.exp(visible - visible.max(axis=-1, keepdims=True), out=part)
+    found *= seen
+    found /= found.sum(axis=-1, keepdims=True)
+    found -= shares
+    return found
 
 
-def _key_root(query: Gram, key: Gram, attention: Attention) -> Array:
-    """Root of the keys' part that the softmax sees; ModelError if the logits are too widely spread."""
-    tokens = key.matrix.shape[-1]
-    keys = root(key.matrix if attention.frequencies else _centred(key.deviation))
-    spread = float((attention.logit_variance * query.variance.max(-1) * (keys**2).sum((-1, -2)) / tokens).max())
+def _check_spread(query: Gram, of_keys: Array, attention: Attention) -> None:
+    """ModelError if the logits are too widely spread."""
+    powers = np.trace(of_keys, axis1=-2, axis2=-1) / of_keys.shape[-1]
+    spread = float((attention.logit_variance * query.variance.max(-1) * powers).max())
     if not spread <= LARGEST_SPREAD**2:
         raise ModelError(
             f"attention's logits reach a standard deviation of {np.sqrt(spread):.3g}; the theory covers up to"
             f" {LARGEST_SPREAD:g} (lower logit_std, or the variance that enters)"
         )
-    return keys
 
 
-def _finite(query: Gram, key: Gram, attention: Attention) -> tuple[Array, tuple[Array, Array]]:
-    """Logits, second moments of the queries and distances of the keys, of heads of a finite size."""
-    (replicas, tokens), size = query.matrix.shape[:2], int(attention.head_size)
-    draw = np.random.default_rng([SEED, *attention.seed])
-    shape = (replicas, attention.samples // replicas // 2, tokens)
+def _finite(query: Array, key: Array, attention: Attention) -> tuple[Single, Any]:
+    """Logits (replicas, tokens, pairs, tokens) of heads of a finite size, and their moments."""
+    (replicas, tokens), size = query.shape[:2], int(attention.head_size)
+    draw, pairs = np.random.default_rng([SEED, *attention.seed]), attention.samples // 2
     shared = min(size, tokens)
-    queries = root(query.matrix)[:, None] @ _normals(draw, shape, size)
-    within = draw.standard_normal((*shape, shared))
-    moments = within @ within.swapaxes(-1, -2)
-    if size > shared:
-        rest = _normals(draw, shape, size - shared)
-        moments += rest @ rest.swapaxes(-1, -2)
-    keys = _key_root(query, key, attention)[:, None]
-    half = (attention.logit_variance / size) ** 0.5 * queries @ (keys @ within).swapaxes(-1, -2)
-    both = np.concatenate([half, -half], axis=1).swapaxes(1, 2)
-    of_queries, of_keys = queries @ queries.swapaxes(-1, -2) / size, distances(keys @ moments @ keys / size)
-    return both, (np.concatenate([of_queries] * 2, axis=1), np.concatenate([of_keys] * 2, axis=1))
+    directions = _normals(draw, (replicas, pairs, tokens, shared))
+    directions[..., 0] = _stratified(draw, (replicas, pairs, tokens))
+    lower = _lower(draw, (replicas, pairs, tokens), size)
+    lengths = 2 * gammaincinv(size / 2, _quantiles(draw, (replicas, pairs)))
+    lower[..., 0, 0] = np.sqrt(lengths)
+    queries = _of_mean_first(query)[:, None] @ lower * np.float32(size**-0.5)
+    to_keys = factor(key).astype(np.float32)[:, None]
+    keys = to_keys @ directions
+    half = np.empty((replicas, tokens, pairs, tokens), dtype=np.float32)
+    scale = np.float32(attention.logit_variance**0.5)
+    np.matmul(scale * queries, keys.swapaxes(-1, -2), out=half.swapaxes(1, 2))
+
+    def moments() -> tuple[Single, Single]:
+        of_keys = keys @ keys.swapaxes(-1, -2)
+        if size > shared:
+            more = np.random.default_rng([SEED + 4, *attention.seed])
+            rest = to_keys @ _lower(more, (replicas, pairs, tokens), size - shared)
+            of_keys += rest @ rest.swapaxes(-1, -2)
+        return np.asarray(queries @ queries.swapaxes(-1, -2)), np.asarray(of_keys / np.float32(size), np.float32)
+
+    return half, moments
 
 
-def _normals(draw: np.random.Generator, shape: tuple[int, ...], columns: int) -> Array:
-    """Standard normals of so many columns, times an orthogonal matrix that leaves no more columns than rows."""
-    rows = shape[-1]
-    if columns < rows:
-        return draw.standard_normal((*shape, columns))
-    lower = np.tril(draw.standard_normal((*shape, rows)), -1)
-    diagonal = np.arange(rows)
-    lower[..., diagonal, diagonal] = np.sqrt(draw.chisquare(columns - diagonal, shape))
-    return lower
-
-
-def _logits(query: Gram, key: Gram, attention: Attention) -> Array:
-    """Of wide heads."""
-    replicas, tokens = query.matrix.shape[:2]
-    pairs = attention.samples // replicas // 2
-    keys = _key_root(query, key, attention)
+def _wide(query: Array, key: Array, attention: Attention) -> tuple[Single, Any]:
+    """The same of wide heads, whose moments do not vary."""
+    (replicas, tokens), pairs = query.shape[:2], attention.samples // 2
     draw = np.random.default_rng([SEED, *attention.seed])
-    queries = root(query.matrix)
+    queries, keys = _of_mean_first(query), factor(key).astype(np.float32)
 
-    def gaussian() -> Array:
-        normals = draw.standard_normal((replicas, tokens * pairs, tokens))
-        mixed = (normals @ keys.swapaxes(-1, -2)).reshape(replicas, tokens, pairs * tokens)
-        return (queries @ mixed).reshape(replicas, tokens, pairs, tokens)
+    def gaussian() -> Single:
+        normals = _normals(draw, (replicas, tokens, pairs, tokens))
+        normals[:, 0] = _stratified(draw, (replicas, pairs, tokens))
+        mixed = normals.reshape(replicas, tokens * pairs, tokens) @ keys.swapaxes(-1, -2)
+        return np.asarray((queries @ mixed.reshape(replicas, tokens, -1)).reshape(normals.shape))
 
     if attention.frequencies:
-        half = np.zeros((replicas, tokens, pairs, tokens))
+        half = np.zeros((replicas, tokens, pairs, tokens), dtype=np.float32)
         for profile in rotary_profiles(attention.frequencies, tokens):
-            half += profile[:, None, :] * gaussian()
+            half += profile.astype(np.float32)[:, None, :] * gaussian()
     else:
         half = gaussian()
     half *= attention.logit_variance**0.5
-    return np.concatenate([half, -half], axis=2)
+    return half, lambda: (query[:, None], key[:, None])
+
+
+def _normals(draw: np.random.Generator, shape: tuple[int, ...]) -> Single:
+    return draw.standard_normal(shape, dtype=np.float32)
+
+
+def _lower(draw: np.random.Generator, shape: tuple[int, ...], columns: int) -> Single:
+    """Standard normals of so many columns, times an orthogonal matrix that leaves no more columns than rows."""
+    rows = shape[-1]
+    kept = np.arange(min(rows, columns))
+    lower = np.tril(_normals(draw, (*shape, len(kept))), -1)
+    lower[..., kept, kept] = np.sqrt(draw.chisquare(columns - kept, (*shape[:-1], len(kept))))
+    return lower
+
+
+def _quantiles(draw: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Uniform on (0, 1), one in each of so many equal parts as there are samples, along axis 1."""
+    order = np.argsort(draw.random(shape), axis=1)
+    return np.asarray((order + draw.uniform(1e-12, 1.0, shape)) / shape[1])
+
+
+def _stratified(draw: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """Standard normals whose sizes have one of each quantile along axis 1."""
+    signs = np.where(draw.random(shape) < 0.5, -1.0, 1.0)
+    return np.asarray(signs * ndtri(0.5 + _quantiles(draw, shape) / 2))
+
+
+def _of_mean_first(matrix: Array) -> Single:
+    """R with R R^T = matrix, whose first column is what the mean of the tokens has a share in, and no other.
+
+    That is a reflection times the lower-triangular factor of the reflected matrix.
+    """
+    tokens = matrix.shape[-1]
+    axis = np.full(tokens, -(tokens**-0.5))
+    axis[0] += 1
+    axis *= math.sqrt(2 / length) if (length := float(axis @ axis)) > 0 else 0.0
+    half = matrix - axis[:, None] * (axis @ matrix)[..., None, :]
+    lower = factor(half - (half @ axis)[..., None] * axis)
+    return np.asarray(lower - axis[:, None] * (axis @ lower)[..., None, :], dtype=np.float32)
+
+
+def factor(matrix: Array) -> Array:
+    """L with L L^T = matrix, positive semi-definite: lower triangular, as no convention of a solver enters.
+
+    Example:
+        >>> factor(np.array([[4.0, 2.0], [2.0, 1.0]])).round(5).tolist()
+        [[2.0, 0.0], [1.0, 0.0]]
+    """
+    scale = np.diagonal(matrix, axis1=-2, axis2=-1).max(axis=-1)[..., None, None]
+    ridge = _RIDGE * np.eye(matrix.shape[-1])
+    try:
+        return np.asarray(np.linalg.cholesky(matrix / np.where(scale > 0, scale, 1.0) + ridge) * np.sqrt(scale))
+    except np.linalg.LinAlgError:
+        return root(matrix)
 
 
 @lru_cache(maxsize=16)
@@ -218,7 +315,7 @@ def turns(attention: Attention, groups: int, replicas: int) -> Iterator[tuple[Ar
     Every group serves one frequency, drawn without repetition: fewer groups than frequencies leave no bias.
 
     Example:
-        >>> cos, sin = next(turns(Attention(((True,),), 1.0, (0.5,), 16, (1, 0)), groups=1, replicas=2))
+        >>> cos, sin = next(turns(Attention(((True,),), 1.0, (0.5,), 2, (1, 0)), groups=1, replicas=2))
         >>> cos.tolist(), sin.tolist()
         ([[[1.0]], [[1.0]]], [[[0.0]], [[0.0]]])
     """
@@ -229,12 +326,6 @@ def turns(attention: Attention, groups: int, replicas: int) -> Iterator[tuple[Ar
     for chosen in order.T:
         angle = frequencies[chosen][:, None, None] * lag
         yield np.cos(angle), np.sin(angle)
-
-
-def _centred(deviation: Array) -> Array:
-    """The Gram matrix of the tokens less their mean."""
-    rows = deviation.mean(axis=-1, keepdims=True)
-    return np.asarray(rows + rows.swapaxes(-1, -2) - deviation - rows.mean(axis=-2, keepdims=True))
 
 
 def root(matrix: Array) -> Array:

@@ -109,8 +109,7 @@ def _limit(
             moments_of(x), inside
         )
         return matrix_of(output, tokens), lambda g: matrix_of(pull(moments_of(g)), tokens)
-    visible = tuple(tuple(row) for row in model.visible.tolist())
-    kind = Attention(visible, square, (), default_samples(tokens), name, model.head_size)
+    kind = Attention(model.visible, square, (), default_samples(tokens) // REPLICAS, name, model.head_size)
     of_gains = {name: getattr(gains, name) for name in ("query", "key", "value")}
     resolved = gram_sublayers.attention(kind, **of_gains, centred=centred)
     gram, back = resolved(_repeated(x), inside)

@@ -56,8 +56,8 @@ plt.show()
 # common, and attention, which averages over tokens, passes on less of them. Sharing a token between two or four
 # experts takes variance away, unless something restores it: `pg.Experts(gain=...)`, or the compensation that `split`
 # brings (LongCat-Flash, arXiv:2509.01322). Identity experts return the FFN's own input times their gate: a second
-# skip path, along which the stream grows too. (Behind a norm the theory of experts is approximate: tokens then differ
-# in variance, which the pair of moments cannot hold.)
+# skip path, along which the stream grows too. (Behind a norm tokens differ in variance and networks in
+# their routers: theory follows both, token by token, from drawn routers.)
 #
 # ## An architecture as the library initialises it
 #

@@ -169,8 +169,7 @@ def measured(settings: Settings, cell: Cell, tables: Path | None = None) -> xr.D
 
     import propagate as pg
 
-    label = json.dumps([asdict(settings), dataclasses.astuple(cell)], sort_keys=True).encode()
-    path = tables / f"{cell.placement}_{cell.activation}_{cell.mask}_{zlib.crc32(label):08x}.nc" if tables else None
+    path = None if tables is None else tables / table_name(settings, cell)
     if path and path.exists():
         return xr.load_dataset(path, engine="scipy")
     model, seed = cell.model(settings), cell.seed(settings.seed)
@@ -179,6 +178,17 @@ def measured(settings: Settings, cell: Cell, tables: Path | None = None) -> xr.D
         long = {"seed": str(found.attrs["seed"])}  # more digits than the file format has
         replace(path, bytes(found.assign_attrs(long).to_netcdf(engine="scipy")))
     return found
+
+
+def table_name(settings: Settings, cell: Cell) -> str:
+    """Of the file in which a measured table is kept: other settings, or another seed, have another.
+
+    Example:
+        >>> table_name(Settings(seed=1), Cell("prenorm", "relu", "causal", "none"))
+        'prenorm_relu_causal_dc4845a4.nc'
+    """
+    label = json.dumps([asdict(settings), dataclasses.astuple(cell)], sort_keys=True).encode()
+    return f"{cell.placement}_{cell.activation}_{cell.mask}_{zlib.crc32(label):08x}.nc"
 
 
 def _judged_once(settings: Settings, cell: Cell, tables: Path | None) -> dict[str, Any]:

@@ -160,7 +160,16 @@ def test_known_algebra() -> None:
 def test_it_prints() -> None:
     text = pg.recursion("spannorm", activation="linear")
     assert text._repr_latex_().startswith("$")
-    assert len(str(text).splitlines()) == len(text.equations())
+    lines = str(text).splitlines()
+    assert lines[0].startswith("# Uniform attention: the map of predict(Model(..., logit_std=0), head_size=math.inf)")
+    assert len([line for line in lines if not line.startswith("#")]) == len(text.equations())
+    assert str(pg.recursion("prenorm", activation="linear", logit_std="symbol")).startswith("# Softmax attention")
+
+
+@pytest.mark.parametrize("value", ["__import__('os').getpid()", "2", None, True, float("nan"), [1.0]])
+def test_no_text_is_evaluated(value: object) -> None:
+    with pytest.raises(pg.ModelError, match="T must be"):
+        pg.recursion("postnorm", activation="linear").lambdify(T=value, g_a=1.0, g_f=1.0)
 
 
 def test_what_is_missing_is_named() -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from propagate.checks import number
 from propagate.experts import Experts
 from propagate.model import Model, ModelError, as_placement
 from propagate.placement import Layout, Placement, join, split
@@ -19,6 +20,7 @@ from propagate.theory import activations, gates, softmax
 from propagate.theory.blocks import Block, Stream, Tape
 from propagate.theory.experts import Mixture, Pull, mixture
 from propagate.theory.functions import Scalar
+from propagate.theory.legend import LEGEND, about
 from propagate.theory.moments import Combination, Joint, Moments, correlated, joint_moments
 from propagate.theory.products import Seen
 from propagate.theory.sublayers import Sublayer, attention, ffn
@@ -41,6 +43,7 @@ class Recursion:
         arguments: symbols for what enters at both ends: `q`, `p`, variance and covariance of the stream that enters,
             `gamma`, `kappa` of the cotangent at the stream that leaves.
         results: for each argument the same moment at the other end, as an equation for its name with a prime.
+        about: what attention is assumed to be, and with which arguments `predict` uses the same map.
         experts: whose gates `gate_routed(v, c)` and its like are averages over (`theory.gates.symbols`).
 
     Where several streams enter, `q12` is the joint moment of streams 1 and 2, and so on. Numbers that pass from block
@@ -55,6 +58,7 @@ class Recursion:
     arguments: tuple[sympy.Symbol, ...]
     results: tuple[sympy.Eq, ...]
     experts: Experts | None = None
+    about: str = ""
 
     def result(self, name: str) -> sympy.Expr:
         """The right side for one argument, by the argument's name.
@@ -103,7 +107,7 @@ class Recursion:
         """The map as a numeric function of the arguments, in order, with every other symbol given a value.
 
         Raises:
-            ModelError: names the symbols that were given no value.
+            ModelError: names the symbols that were given no value, or a value that is no number: no text is evaluated.
 
         Example:
             >>> one_block = recursion("postnorm", activation="linear").lambdify(T=4, g_a=1.0, g_f=1.0)
@@ -112,7 +116,7 @@ class Recursion:
         """
         import sympy
 
-        parameters = {_symbol(name): value for name, value in values.items()}
+        parameters = {_symbol(name): number(name, value, positive=False) for name, value in values.items()}
         sides = [sympy.sympify(side).subs(parameters) for side in self.closed()]
         missing = set().union(*(side.free_symbols for side in sides)) - set(self.arguments)
         if missing:
@@ -127,7 +131,8 @@ class Recursion:
         return rf"$\displaystyle \begin{{aligned}} {lines} \end{{aligned}}$"
 
     def __str__(self) -> str:
-        return "\n".join(f"{equation.lhs} = {equation.rhs}" for equation in self.equations())
+        lines = (f"{equation.lhs} = {equation.rhs}" for equation in self.equations())
+        return "\n".join([f"# {self.about}", *(f"# {line}" for line in LEGEND), *lines])
 
 
 def recursion(
@@ -188,7 +193,8 @@ def recursion(
     arriving = [Combination.of(atom) for atom in correlated(cotangents)]
     back = joint_moments(block.tape.pull(outputs, arriving, sources))
     pairs = [*_pairs(joint, left), *_numbers(layout, after), *_pairs(cotangents, back)]
-    return Recursion(tuple(definitions), tuple(a for a, _ in pairs), tuple(_primed(*pair) for pair in pairs), experts)
+    arguments, results = tuple(a for a, _ in pairs), tuple(_primed(*pair) for pair in pairs)
+    return Recursion(tuple(definitions), arguments, results, experts, about(logit_std))
 
 
 def _entering(placement: Placement, block: Block) -> tuple[Layout, int]:
@@ -384,8 +390,7 @@ def _named(experts: Experts | None) -> dict[str, Callable[..., float]]:
         return at
 
     named = {f"softmax_{field}": average(field) for field in softmax.SoftmaxAverages._fields}
-    for name in ("silu", "tanh"):
-        for part in ("value", "slope"):
-            named[f"{name}_{part}"] = kernel(getattr(activations.ACTIVATIONS[name], part))
+    for name, kind in activations.ACTIVATIONS.items():
+        named |= {f"{name}_value": kernel(kind.value), f"{name}_slope": kernel(kind.slope)}
         named[f"{name}_mean_slope"] = partial(activations.mean_slope, name)
     return named if experts is None else named | gates.named(experts)

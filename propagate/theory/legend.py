@@ -1,0 +1,23 @@
+"""What stands above a printed recursion: which attention it has, and a key to its letters."""
+
+from __future__ import annotations
+
+LEGEND = (
+    "q, p: variance and covariance of the stream that enters; gamma, kappa: of the gradient that arrives; prime:",
+    "at the other end of the block. Of sublayer k: q_k, p_k of what it reads, a_k, b_k of what it adds; g_k, h_k of the",
+    "gradient that arrives at its output, u_k, v_k of what it sends back. g_a, g_f: gains of attention and FFN;",
+    "T: tokens; l, L: the block's index and the depth; tau: logit_std^2; q12: of streams 1 and 2 jointly; w1: a plain number.",
+)
+
+
+def about(logit_std: float | str) -> str:
+    """Which attention it is: not the one of a Model's defaults.
+
+    Example:
+        >>> about(0.0).split(":")[0]
+        'Uniform attention'
+    """
+    same = "the map of predict(Model(..., logit_std={}), head_size=math.inf); a Model's default is logit_std=1 in heads"
+    if logit_std == 0:
+        return "Uniform attention: " + same.format(0)
+    return "Softmax attention in wide heads: " + same.format("tau**0.5" if logit_std == "symbol" else logit_std)

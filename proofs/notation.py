@@ -10,7 +10,8 @@ def _positive(name: str) -> sp.Symbol:
 
 
 q, c, gamma, rho = map(_positive, ("q", "c", "gamma", "rho"))
-T, d, n, L, ell = map(_positive, ("T", "d", "n", "L", "l"))
+T, d, n, L = map(_positive, ("T", "d", "n", "L"))
+ell = sp.Symbol("l", nonnegative=True)
 sigma, s_a, s_f, s_b, chi, alpha = map(_positive, ("sigma", "s_a", "s_f", "s_b", "chi", "alpha"))
 m, tau, a_a, a_f, k = map(_positive, ("m", "tau", "a_a", "a_f", "k"))
 

@@ -11,16 +11,29 @@ import pkgutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from proofs import axioms, propositions, render, vocabulary
-from proofs.vocabulary import Axiom, Proposition, Report
+from proofs import axioms, propositions, proving, render
+from proofs.proving import Report
+from proofs.vocabulary import Axiom, Proposition, Step
 
 RENDERED = Path(__file__).parent / "rendered"
 
 
 def discover() -> tuple[Proposition, ...]:
     """Every module's PROPOSITION, in the order of the modules' names."""
-    names = sorted(module.name for module in pkgutil.iter_modules(propositions.__path__))
-    return tuple(importlib.import_module(f"{propositions.__name__}.{name}").PROPOSITION for name in names)
+    return tuple(map(load, sorted(module.name for module in pkgutil.iter_modules(propositions.__path__))))
+
+
+def load(module: str) -> Proposition:
+    """The module's PROPOSITION; for a module that cannot be read, one that cannot be proved, and says why."""
+    try:
+        return importlib.import_module(f"{propositions.__name__}.{module}").PROPOSITION
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+
+    def derivation() -> tuple[Step, ...]:
+        raise ImportError(reason)
+
+    return Proposition(module, module, "a module that cannot be read", (), "", (), "", "", derivation, lambda: ())
 
 
 def select(names: Iterable[str] | None = None) -> tuple[Proposition, ...]:
@@ -37,7 +50,7 @@ def select(names: Iterable[str] | None = None) -> tuple[Proposition, ...]:
 
 def prove(names: Iterable[str] | None = None) -> list[Report]:
     """Proves the named propositions, or all."""
-    return [vocabulary.prove(proposition) for proposition in select(names)]
+    return [proving.prove(proposition, axioms.ALL) for proposition in select(names)]
 
 
 def axioms_used(reports: Iterable[Report]) -> tuple[Axiom, ...]:

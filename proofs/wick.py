@@ -7,7 +7,8 @@ then contracted against the Kronecker deltas by SymPy. Nothing is assumed about 
 come out exactly.
 
 `brute_force` computes the same number without pairings or deltas: it enumerates every index at small dimensions and
-uses the moments of one Gaussian variable. Each step built here is checked against it.
+uses the moments of one Gaussian variable. `proofs.tensors` computes it from concrete vectors at several dimensions and
+numbers of tokens, too many to enumerate. Each step built here is checked against both.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import mpmath
 import sympy as sp
 from sympy.concrete.delta import deltasummation
 
-from proofs.vocabulary import Equality, Point, value_at
+from proofs.domain import Point, value_at
 
 Index: TypeAlias = sp.Symbol | int
 Delta = sp.KroneckerDelta
@@ -77,7 +78,7 @@ def pairings(items: list[sp.Expr]) -> Iterator[tuple[tuple[sp.Expr, sp.Expr], ..
             yield ((first, partner), *others)
 
 
-def _factors(term: sp.Expr) -> Iterator[sp.Expr]:
+def factors_of(term: sp.Expr) -> Iterator[sp.Expr]:
     """The factors of a product, integer powers of an indexed symbol or a delta written out."""
     for factor in sp.Mul.make_args(term):
         base, exponent = factor.as_base_exp()
@@ -87,9 +88,9 @@ def _factors(term: sp.Expr) -> Iterator[sp.Expr]:
             yield factor
 
 
-def _pair_weights(term: sp.Expr, weights: tuple[Weights, ...]) -> sp.Expr:
+def pair_weights(term: sp.Expr, weights: tuple[Weights, ...]) -> sp.Expr:
     """Isserlis: the expectation of one product over every family of weights, the sums left in place."""
-    factors = list(_factors(term))
+    factors = list(factors_of(term))
     result = sp.Integer(1)
     for family in weights:
         mine = [f for f in factors if isinstance(f, sp.Indexed) and f.base == family.base]
@@ -114,7 +115,7 @@ def _gram(pair: list[sp.Expr], rows: tuple[Rows, ...]) -> sp.Expr:
 
 def _sum_over(term: sp.Expr, index: sp.Symbol, size: sp.Expr, rows: tuple[Rows, ...]) -> sp.Expr:
     """One sum of one product: against a delta if there is one, else through a Gram matrix, else a count."""
-    factors = list(_factors(term))
+    factors = list(factors_of(term))
     bound = [f for f in factors if f.has(index)]
     free = sp.prod(f for f in factors if not f.has(index))
     if not bound:
@@ -128,7 +129,7 @@ def _sum_over(term: sp.Expr, index: sp.Symbol, size: sp.Expr, rows: tuple[Rows, 
 
 def expectation(moment: Moment) -> sp.Expr:
     """The moment as an expression in the dimensions, variances and Gram entries."""
-    expression = sp.Add(*(_pair_weights(t, moment.weights) for t in sp.Add.make_args(sp.expand(moment.summand))))
+    expression = sp.Add(*(pair_weights(t, moment.weights) for t in sp.Add.make_args(sp.expand(moment.summand))))
     for index, size in moment.sums:
         terms = sp.Add.make_args(sp.expand(expression))
         expression = sp.Add(*(_sum_over(t, index, size, moment.rows) for t in terms))
@@ -140,7 +141,7 @@ def _gaussian_moment(power: int, variance: mpmath.mpf) -> mpmath.mpf:
     return mpmath.mpf(0) if power % 2 else mpmath.fac2(power - 1) * variance ** (power // 2)
 
 
-def _with_gram(rows: Rows, point: Point) -> Mapping[tuple[int, int], mpmath.mpf]:
+def with_gram(rows: Rows, point: Point) -> Mapping[tuple[int, int], mpmath.mpf]:
     """Concrete vectors with the prescribed Gram matrix, by Cholesky; their length must be at least their number."""
     size, count = int(value_at(rows.size, point)), int(value_at(sp.sympify(rows.count), point))
     gram = mpmath.matrix(count, count)
@@ -150,19 +151,19 @@ def _with_gram(rows: Rows, point: Point) -> Mapping[tuple[int, int], mpmath.mpf]
     return {(t + 1, j + 1): lower[t, j] if j < count else mpmath.mpf(0) for t in range(count) for j in range(size)}
 
 
-def _occurs(base: sp.IndexedBase, expression: sp.Expr) -> bool:
+def occurs(base: sp.IndexedBase, expression: sp.Expr) -> bool:
     return any(indexed.base == base for indexed in expression.atoms(sp.Indexed))
 
 
 def brute_force(moment: Moment, point: Point) -> mpmath.mpf:
     """The same number at concrete dimensions, by enumerating every index."""
-    variances = {w.base: value_at(w.variance, point) for w in moment.weights if _occurs(w.base, moment.summand)}
-    entries = {r.base: _with_gram(r, point) for r in moment.rows if _occurs(r.base, moment.summand)}
+    variances = {w.base: value_at(w.variance, point) for w in moment.weights if occurs(w.base, moment.summand)}
+    entries = {r.base: with_gram(r, point) for r in moment.rows if occurs(r.base, moment.summand)}
     ranges = [range(1, int(value_at(size, point)) + 1) for _, size in moment.sums]
     names = [index for index, _ in moment.sums]
     total = mpmath.mpf(0)
     for term in sp.Add.make_args(sp.expand(moment.summand)):
-        factors = list(_factors(term))
+        factors = list(factors_of(term))
         symbols = sorted(
             (f for f in factors if isinstance(f, sp.Indexed | Delta)), key=lambda f: isinstance(f, sp.Indexed)
         )
@@ -198,38 +199,20 @@ def _expected_product(
     return value
 
 
-def step(
-    moment: Moment,
-    claimed: sp.Expr,
-    reason: str,
-    label: str,
-    sizes: Mapping[sp.Symbol, int],
-    name: str = "",
-    points: int = 1,
-) -> Equality:
-    """The claim that the moment equals `claimed`: contracted symbolically, and enumerated at small `sizes`."""
-    result = expectation(moment)
-    return Equality(
-        left=result,
-        right=claimed,
-        reason=reason,
-        name=name,
-        label=label,
-        witness=lambda point: brute_force(moment, point),
-        witness_needs=_symbols(moment),
-        sizes=sizes,
-        points=points,
-    )
+def latex(moment: Moment) -> str:
+    """The expectation as it is written before it is computed."""
+    sums = ",".join(sp.latex(index) for index, _ in moment.sums)
+    return rf"\mathbb E\Bigl[\textstyle\sum_{{{sums}}} {sp.latex(moment.summand)}\Bigr]"
 
 
-def _symbols(moment: Moment) -> tuple[sp.Symbol, ...]:
+def needed(moment: Moment) -> tuple[sp.Symbol, ...]:
     """Every declared quantity that the enumeration reads: dimensions, variances, Gram entries, scalar factors."""
-    used = [w for w in moment.weights if _occurs(w.base, moment.summand)]
+    used = [w for w in moment.weights if occurs(w.base, moment.summand)]
     parts: list[sp.Expr] = [size for _, size in moment.sums] + [w.variance for w in used]
-    for rows in (r for r in moment.rows if _occurs(r.base, moment.summand)):
+    for rows in (r for r in moment.rows if occurs(r.base, moment.summand)):
         parts += [rows.size, sp.sympify(rows.count), sp.sympify(rows.gram(1, 1)), sp.sympify(rows.gram(1, 2))]
     parts += [
-        f for t in sp.Add.make_args(sp.expand(moment.summand)) for f in _factors(t) if not isinstance(f, sp.Indexed)
+        f for t in sp.Add.make_args(sp.expand(moment.summand)) for f in factors_of(t) if not isinstance(f, sp.Indexed)
     ]
     bound = {index for index, _ in moment.sums}
     found = set().union(*(sp.sympify(p).free_symbols for p in parts)) - bound

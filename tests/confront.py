@@ -11,6 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 import propagate as pg
+from proofs.names import unfold
 from proofs.vocabulary import Proposition, step_of
 from propagate.montecarlo.backend import choose_backend
 from propagate.montecarlo.blocks import block_of, read
@@ -54,7 +55,7 @@ class BareSum(pg.Placement):
 
 def formula(proposition: Proposition, name: str, side: str = "right") -> Callable[..., Any]:
     """A side of a proved step as a numeric function of its symbols, by name."""
-    expression = sp.sympify(getattr(step_of(proposition, name), side))
+    expression = unfold(getattr(step_of(proposition, name), side))
     symbols = sorted(expression.free_symbols, key=str)
     stand_ins = [sp.Dummy() for _ in symbols]
     function = sp.lambdify(stand_ins, expression.subs(dict(zip(symbols, stand_ins, strict=True))), "scipy")

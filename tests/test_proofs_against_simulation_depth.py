@@ -175,7 +175,7 @@ def test_scale_init_other_activations(width: int) -> None:
     p = p10_scale_init.PROPOSITION
     factor, limit = formula(p, "factor"), formula(p, "limit", "value")
     gain = 1 / depth
-    at = {"s_f": gain, "B": gain, "s_a": gain, "rho": 1.0, "r_c": 1.0, "T": TOKENS, "chi": swiglu_ratio()}
+    at = {"s_f": gain, "B": gain, "c": 1.0, "rho": 1.0, "r_c": 1.0, "T": TOKENS, "chi": swiglu_ratio()}
     back = factor(**at) ** np.arange(depth, -1, -1)
     skip = 1 / (1 + gain)
     table = network("spannorm", depth, width, 25, IDENTICAL, activation="swiglu", scaling=HALF)
@@ -209,7 +209,7 @@ def test_companions(width: int) -> None:
     pre = network("prenorm", depth, width, 27, IDENTICAL, activation="swiglu", scaling=HALF)
     power = sp.lambdify(
         [p10a_companions.q_0, p10a_companions.s, p10a_companions.b, p10a_companions.t],
-        step_of(p, "pre_gain").left.expr,
+        step_of(p, "pre_gain").left.value.expr,
     )
     # G counts from the top: the gain over the whole depth is the power at t = 1 over that at t = 0
     times = np.linspace(0, 1, depth + 1)

@@ -14,6 +14,7 @@ import sympy as sp
 
 from proofs import gaussian, maps
 from proofs.domain import value_at
+from proofs.names import unfold
 from proofs.propositions import p03b_gelu, p05_small_logits, p11_swiglu
 from proofs.vocabulary import Domain, Equality, Quantity, check, step_of
 from propagate.model import Model
@@ -215,7 +216,7 @@ def small_logits(*names: str) -> sp.Expr:
     """The sum of proposition 5's right sides, gains 1 but for the logits' tau."""
     p = p05_small_logits
     claim = sum(step_of(p.PROPOSITION, name).right for name in names)  # type: ignore[union-attr]
-    return sp.sympify(claim).subs({p.s_v: 1, p.s_o: 1, p.s_q: 1})
+    return unfold(claim).subs({p.s_v: 1, p.s_o: 1, p.s_q: 1})
 
 
 def remainder_orders(left: Callable[[float], float], right: sp.Expr, at: dict[sp.Symbol, float]) -> float:

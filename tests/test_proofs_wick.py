@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import mpmath
 import pytest
 import sympy as sp
 
-from proofs import wick
+from proofs import tensors, wick
 from proofs.vocabulary import Domain, Quantity, check, value_at
 
 n, m, q, c, sigma = sp.symbols("n m q c sigma", positive=True)
@@ -86,8 +87,8 @@ def test_a_wrong_claim_is_rejected() -> None:
     domain = Domain(
         (Quantity(n, "", 2, sp.oo, integer=True), Quantity(q, ""), Quantity(c, "", 0, 1), Quantity(sigma, ""))
     )
-    right = wick.step(CASES["linear layer, two tokens"], n * sigma**2 * c * q, "right", "", {n: 3})
-    wrong = wick.step(CASES["linear layer, two tokens"], (n + 1) * sigma**2 * c * q, "wrong", "", {n: 3})
+    right = tensors.step(CASES["linear layer, two tokens"], n * sigma**2 * c * q, "right", "", {n: 3})
+    wrong = tensors.step(CASES["linear layer, two tokens"], (n + 1) * sigma**2 * c * q, "wrong", "", {n: 3})
     assert check(right, domain, random.Random(0)) is None
     assert check(wrong, domain, random.Random(0))
 
@@ -97,9 +98,43 @@ def test_a_wrong_contraction_is_caught_by_the_enumeration(monkeypatch: pytest.Mo
     monkeypatch.setattr(wick, "pairings", lambda items: list(_all(items))[:1])
     broken = wick.expectation(moment(W[1, 1] ** 4))
     domain = Domain((Quantity(sigma, ""),))
-    refusal = check(wick.step(moment(W[1, 1] ** 4), broken, "one pairing of three", "", {}), domain, random.Random(0))
+    refusal = check(
+        tensors.step(moment(W[1, 1] ** 4), broken, "one pairing of three", "", {}), domain, random.Random(0)
+    )
     assert broken == sigma**4
     assert "numeric" in (refusal or "")
 
 
 _all = wick.pairings
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("size", [3, 5])
+def test_contraction_agrees_with_concrete_vectors(name: str, size: int) -> None:
+    """The third route, at sizes too many to enumerate; with one dimension changed it disagrees."""
+    point = {**POINT, n: size, m: 4}
+    symbolic = float(value_at(wick.expectation(CASES[name]), point))
+    assert tensors.contracted(CASES[name], point) == pytest.approx(symbolic, rel=1e-12)
+    assert tensors.contracted(CASES[name], {**point, n: size + 1}) != pytest.approx(symbolic, rel=1e-3)
+
+
+def test_a_wrong_number_of_tokens_is_caught() -> None:
+    """A claim that holds for two tokens alone passes the enumeration at two, and fails at three and five."""
+    t, s = wick.indices("t s")
+    T = sp.Symbol("T", positive=True)
+    rows = (wick.Rows(x, n, wick.exchangeable(q, c * q), T),)
+    total = wick.Moment(x[t, j] * x[s, j] / n, ((j, n), (t, T), (s, T)), (), rows)
+    domain = Domain(
+        (
+            Quantity(n, "", 2, sp.oo, integer=True),
+            Quantity(T, "", 2, sp.oo, integer=True),
+            Quantity(q, ""),
+            Quantity(c, "", 0, 1),
+        )
+    )
+    right = tensors.step(total, T * q * (1 + (T - 1) * c), "right", "S", {n: 2, T: 2})
+    wrong = dataclasses.replace(right, left=2 * q * (1 + c), right=2 * q * (1 + c))
+    assert check(right, domain, random.Random(0)) is None
+    assert "another route" in (check(wrong, domain, random.Random(0)) or "")
+    alone = dataclasses.replace(wrong, witnesses=wrong.witnesses[:2])
+    assert check(alone, domain, random.Random(0)) is None

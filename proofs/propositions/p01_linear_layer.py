@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import sympy as sp
 
-from proofs import axioms, notation, wick
+from proofs import axioms, notation, tensors, wick
 from proofs.notation import c, d, gamma, n, q, rho, sigma
-from proofs.vocabulary import Equality, Proposition, Quantity, Step
+from proofs.vocabulary import Equality, Hypothesis, Named, Proposition, Quantity, Step, Witness, resting_on, stated
 
 W, x, g = map(sp.IndexedBase, ("W", "x", "g"))
 i, a, j, k, m, b = wick.indices("i a j k m b")
@@ -17,6 +19,10 @@ ROWS = (
     wick.Rows(g, n, wick.exchangeable(gamma, rho * gamma)),
 )
 SIZES = {d: 3, n: 2}
+
+GAUSSIAN = Hypothesis(
+    r"the entries of $W$ are independent, $W_{ij} \sim N(0, \sigma^2/d)$, and independent of $x$ and $g$"
+)
 
 
 def moment(summand: sp.Expr, *sums: tuple[sp.Symbol, sp.Expr]) -> wick.Moment:
@@ -36,7 +42,7 @@ def forward_and_backward() -> wick.Moment:
     return moment(product, (j, d), (k, d), (i, n), (a, n), (b, n), (m, d))
 
 
-def derivation() -> tuple[Step, ...]:
+def steps() -> tuple[Step, ...]:
     """Second moments first, then the fourth moments that give the fluctuations at finite width."""
     forward = W[1, j] * x[1, j] * W[1, k]
     backward = W[i, 1] * g[1, i] * W[a, 1]
@@ -44,7 +50,7 @@ def derivation() -> tuple[Step, ...]:
     joint = wick.expectation(forward_and_backward())
     mean_forward, mean_backward = sigma**2 * q, sigma**2 * n / d * gamma
     return (
-        wick.step(
+        tensors.step(
             moment(forward * x[1, k], (j, d), (k, d)),
             sigma**2 * q,
             r"pair the two weights: $\mathbb E[W_{ij}W_{ik}] = \frac{\sigma^2}{d}\delta_{jk}$, and "
@@ -53,7 +59,7 @@ def derivation() -> tuple[Step, ...]:
             SIZES,
             "variance",
         ),
-        wick.step(
+        tensors.step(
             moment(forward * x[2, k], (j, d), (k, d)),
             sigma**2 * c * q,
             r"the same pairing with two tokens $t \ne s$: $\sum_j x_{tj}x_{sj} = d\,cq$",
@@ -61,7 +67,7 @@ def derivation() -> tuple[Step, ...]:
             SIZES,
             "covariance",
         ),
-        wick.step(
+        tensors.step(
             moment(backward * g[1, a], (i, n), (a, n)),
             sigma**2 * n / d * gamma,
             r"the gradient is $h_t = W^\top g_t$; now the sum runs over the $n$ outputs",
@@ -69,7 +75,7 @@ def derivation() -> tuple[Step, ...]:
             SIZES,
             "grad_variance",
         ),
-        wick.step(
+        tensors.step(
             moment(backward * g[2, a], (i, n), (a, n)),
             sigma**2 * n / d * rho * gamma,
             r"the same for two tokens $t \ne s$",
@@ -77,7 +83,7 @@ def derivation() -> tuple[Step, ...]:
             SIZES,
             "grad_covariance",
         ),
-        wick.step(
+        tensors.step(
             moment(W[1, j] * x[1, j] * x[1, 1], (j, d)),
             sp.Integer(0),
             "a single weight has no partner to pair with: the output is uncorrelated with anything known before",
@@ -85,21 +91,25 @@ def derivation() -> tuple[Step, ...]:
             SIZES,
             "uncorrelated",
         ),
-        wick.step(
+        tensors.step(
             output_products(1, 1),
             sigma**4 * q**2 * (1 + 2 / n),
             r"three pairings of four weights; two of them tie the coordinates $i$ and $a$ and so count only $n$ times",
             r"\mathbb E\bigl[(\tfrac1n\|y_t\|^2)^2\bigr]",
             SIZES,
+            "squared",
         ),
         Equality(
-            second / mean_forward**2 - 1,
+            Named(
+                r"\mathrm{Var}\bigl[\tfrac1n\|y_t\|^2\bigr] \big/ \mathbb E\bigl[\tfrac1n\|y_t\|^2\bigr]^2",
+                second / mean_forward**2 - 1,
+            ),
             2 / n,
             "divide by the squared mean: the finite-width fluctuation is exactly $2/n$, whatever the input",
-            "fluctuation",
-            r"\mathrm{Var}\bigl[\tfrac1n\|y_t\|^2\bigr] \big/ \mathbb E\bigl[\tfrac1n\|y_t\|^2\bigr]^2",
+            name="fluctuation",
+            uses=("variance", "squared"),
         ),
-        wick.step(
+        tensors.step(
             output_products(1, 2),
             sigma**4 * q**2 * (c**2 + (1 + c**2) / n),
             "the same three pairings for two tokens",
@@ -108,21 +118,35 @@ def derivation() -> tuple[Step, ...]:
             "covariance_fluctuation",
         ),
         Equality(
-            joint / (mean_forward * mean_backward),
+            Named(
+                r"\frac{\mathbb E[\frac1n\|Wx\|^2\,\frac1d\|W^\top g\|^2]}"
+                r"{\mathbb E[\frac1n\|Wx\|^2]\,\mathbb E[\frac1d\|W^\top g\|^2]}",
+                joint / (mean_forward * mean_backward),
+            ),
             1 + 2 / (n * d),
             "forward and backward mean squares use the same $W$, yet their correlation is only of order one over the "
             "number of weights: the exact one-layer form of gradient independence",
-            "decoupling",
-            r"\frac{\mathbb E[\frac1n\|Wx\|^2\,\frac1d\|W^\top g\|^2]}"
-            r"{\mathbb E[\frac1n\|Wx\|^2]\,\mathbb E[\frac1d\|W^\top g\|^2]}",
-            witness=lambda at: (
-                wick.brute_force(forward_and_backward(), at) / (at[sigma] ** 4 * at[q] * at[gamma] * at[n] / at[d])  # type: ignore[operator]
+            name="decoupling",
+            uses=("variance", "grad_variance"),
+            witnesses=(
+                Witness(
+                    lambda at: (
+                        wick.brute_force(forward_and_backward(), at)
+                        / (at[sigma] ** 4 * at[q] * at[gamma] * at[n] / at[d])  # type: ignore[operator]
+                    ),
+                    (sigma, q, gamma, c, rho),
+                    SIZES,
+                    points=2,
+                ),
             ),
-            witness_needs=(sigma, q, gamma, c, rho),
-            sizes=SIZES,
-            points=2,
         ),
     )
+
+
+@cache
+def derivation() -> tuple[Step, ...]:
+    """All steps."""
+    return resting_on((axioms.WICK, GAUSSIAN), steps())
 
 
 PROPOSITION = Proposition(
@@ -145,7 +169,7 @@ PROPOSITION = Proposition(
         r"is given, with $\frac1n g_t\cdot g_t = \gamma$ and $\frac1n g_t\cdot g_s = \rho\gamma$; the gradient with "
         r"respect to $x_t$ is $h_t = W^\top g_t$."
     ),
-    hypotheses=(r"the entries of $W$ are independent, $W_{ij} \sim N(0, \sigma^2/d)$, and independent of $x$ and $g$",),
+    hypotheses=(GAUSSIAN,),
     statement=(
         "Exactly, at every width:\n\n$$<<variance>>, \\qquad <<covariance>>$$\n\n$$<<grad_variance>>, \\qquad "
         "<<grad_covariance>>$$\n\nCorrelations pass unchanged in both directions. The mean square of one output "
@@ -154,5 +178,7 @@ PROPOSITION = Proposition(
     source="LeCun et al. 1998 and Glorot and Bengio 2010 for the means; the finite-width terms are derived here.",
     confronted="tests/test_proofs_against_simulation.py::test_linear_layer",
     derivation=derivation,
-    axioms=(axioms.WICK,),
+    conclusion=lambda: stated(
+        derivation, "variance", "covariance", "grad_variance", "grad_covariance", "fluctuation", "decoupling"
+    ),
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import sympy as sp
 
-from proofs import axioms, notation, wick
+from proofs import axioms, notation, tensors, wick
 from proofs.notation import c, d, gamma, q, rho
-from proofs.vocabulary import Equality, Limit, Proposition, Quantity, Step
+from proofs.vocabulary import Equality, Hypothesis, Limit, Named, Proposition, Quantity, Step, resting_on, stated
 
 x_i, x_j, S = sp.symbols("x_i x_j S", real=True)
 v, R, z, nu = (sp.Symbol(name, positive=True) for name in ("v", "R", "z", "nu"))
@@ -14,6 +16,12 @@ x = sp.IndexedBase("x")
 i, k, j = wick.indices("i k j")
 Delta = sp.KroneckerDelta
 TOKEN, OTHER, ONES = 1, 2, 2
+
+ISOTROPIC = Hypothesis(
+    r"the gradient is isotropic: $\mathbb E[g_{ti}g_{tk}] = \gamma\,\delta_{ik}$, "
+    r"$\mathbb E[g_{ti}g_{sk}] = \rho\gamma\,\delta_{ik}$"
+)
+NORMAL = Hypothesis(r"for the averages over the input: $x \sim N(0, vI_d)$")
 
 
 def rms() -> sp.Expr:
@@ -63,30 +71,30 @@ def jacobians() -> tuple[Step, ...]:
     r, s, mu = rms(), spread(), mean()
     return (
         Equality(
-            sp.Derivative(x_j / r, x_j),
+            Named(r"\partial \hat x^{\mathrm{RMS}}_j/\partial x_j", sp.Derivative(x_j / r, x_j)),
             1 / r - x_j**2 / (d * r**3),
             r"RMSNorm, diagonal entry: differentiate $x_j/r$ with $r^2 = (x_j^2 + R)/d$",
-            label=r"\partial \hat x_j/\partial x_j",
+            name="rms_diagonal",
         ),
         Equality(
-            sp.Derivative(x_i / r, x_j),
+            Named(r"\partial \hat x^{\mathrm{RMS}}_i/\partial x_j", sp.Derivative(x_i / r, x_j)),
             -x_i * x_j / (d * r**3),
             r"RMSNorm, off-diagonal entry: together $J = \frac1r\bigl(I - \frac{xx^\top}{d r^2}\bigr)$",
-            label=r"\partial \hat x_i/\partial x_j",
+            name="rms_off",
         ),
         Equality(
-            sp.Derivative((x_j - mu) / s, x_j),
+            Named(r"\partial \hat x^{\mathrm{LN}}_j/\partial x_j", sp.Derivative((x_j - mu) / s, x_j)),
             (1 - 1 / d) / s - (x_j - mu) ** 2 / (d * s**3),
             r"LayerNorm, diagonal entry: the mean moves as well",
-            label=r"\partial \hat x_j/\partial x_j",
+            name="layer_diagonal",
         ),
         Equality(
-            sp.Derivative((x_i - mu) / s, x_j),
+            Named(r"\partial \hat x^{\mathrm{LN}}_i/\partial x_j", sp.Derivative((x_i - mu) / s, x_j)),
             -1 / (d * s) - (x_i - mu) * (x_j - mu) / (d * s**3),
             r"LayerNorm, off-diagonal entry: with $\bar x$ the mean over coordinates and $s$ their standard deviation, "
             r"$J = \frac1{s}\bigl(I - \frac{\mathbf 1\mathbf 1^\top}{d} - \frac{(x-\bar x)(x-\bar x)^\top}{d "
             r"s^2}\bigr)$",
-            label=r"\partial \hat x_i/\partial x_j",
+            name="layer_off",
         ),
     )
 
@@ -96,31 +104,34 @@ def second_moments() -> tuple[Step, ...]:
     tokens = wick.exchangeable(q, c * q)
     same = rms_entry(TOKEN, i) * rms_entry(TOKEN, k)
     return (
-        wick.step(
+        tensors.step(
             gained(rms_entry(TOKEN, i), rms_entry(TOKEN, k), gamma, tokens),
             (d - 1) / d * gamma / q,
             r"RMSNorm: $J$ is $1/r$ times a projection of rank $d-1$ (expand the square, contract the deltas)",
-            r"\tfrac1d\,\mathbb E\|J_t^\top g_t\|^2",
+            r"\tfrac1d\,\mathbb E\|J_{\mathrm{RMS}}^\top g_t\|^2",
             {d: 3},
             "rms",
+            uses=("rms_diagonal", "rms_off"),
         ),
-        wick.step(
+        tensors.step(
             gained(layer_entry(i), layer_entry(k), gamma, token_and_ones),
             (d - 2) / d * gamma / q,
             r"LayerNorm: two directions are lost (here $q$ is the variance over coordinates)",
-            r"\tfrac1d\,\mathbb E\|J_t^\top g_t\|^2",
+            r"\tfrac1d\,\mathbb E\|J_{\mathrm{LN}}^\top g_t\|^2",
             {d: 3},
             "layer",
+            uses=("layer_diagonal", "layer_off"),
         ),
-        wick.step(
+        tensors.step(
             gained(rms_entry(TOKEN, i), rms_entry(OTHER, k), rho * gamma, tokens),
             (d - 2 + c**2) / d * rho * gamma / q,
             r"RMSNorm, two tokens of correlation $c$: the two projections share all but the plane they span",
             r"\tfrac1d\,\mathbb E[J_t^\top g_t\cdot J_s^\top g_s]",
             {d: 3},
             "cross",
+            uses=("rms_diagonal", "rms_off"),
         ),
-        wick.step(
+        tensors.step(
             wick.Moment(
                 sp.expand(same * x[TOKEN, i] * x[TOKEN, k]),
                 ((i, d), (k, d), (j, d)),
@@ -131,6 +142,7 @@ def second_moments() -> tuple[Step, ...]:
             r"the token's own direction carries no gradient: $J^\top x = 0$",
             r"r^2\,\|J_t^\top x_t\|^2",
             {d: 3},
+            "radial",
         ),
     )
 
@@ -142,38 +154,65 @@ def averages() -> tuple[Step, ...]:
     layer_mean = fixed_layer * d / v * inverse_chi_squared().subs(nu, d - 3)
     return (
         Equality(
-            inverse_chi_squared(),
+            Named(r"\mathbb E[1/\chi^2_{\nu+2}]", inverse_chi_squared()),
             1 / nu,
             r"the inverse moment of the $\chi^2$ law of $\nu + 2$ degrees of freedom (its root has the density "
             r"written)",
-            label=r"\mathbb E[1/\chi^2_{\nu+2}]",
+            name="inverse",
             points=2,
         ),
         Equality(
-            rms_mean,
+            Named(r"\mathbb E_x\,\tfrac1d\|J_{\mathrm{RMS}}^\top g\|^2", rms_mean),
             (d - 1) / ((d - 2) * v) * gamma,
             r"$d r^2/v \sim \chi^2_d$, so $\mathbb E[1/r^2] = \frac{d}{v(d-2)}$",
-            "rms_average",
-            r"\mathbb E_x\,\tfrac1d\|J^\top g\|^2",
+            name="rms_average",
+            uses=("inverse", "rms"),
         ),
         Equality(
-            layer_mean,
+            Named(r"\mathbb E_x\,\tfrac1d\|J_{\mathrm{LN}}^\top g\|^2", layer_mean),
             (d - 2) / ((d - 3) * v) * gamma,
             r"$d s^2/v \sim \chi^2_{d-1}$, so $\mathbb E[1/s^2] = \frac{d}{v(d-3)}$",
-            "layer_average",
-            r"\mathbb E_x\,\tfrac1d\|J^\top g\|^2",
+            name="layer_average",
+            uses=("inverse", "layer"),
         ),
-        Limit(fixed_rms / q, d, sp.oo, gamma / q, "wide limit, RMSNorm", "wide", r"\tfrac1d\mathbb E\|J^\top g\|^2"),
-        Limit(fixed_layer / q, d, sp.oo, gamma / q, "wide limit, LayerNorm: the same"),
+    )
+
+
+def widening() -> tuple[Step, ...]:
+    """The wide limit."""
+    norms = (("rms", "RMS", d - 1, "wide limit, RMSNorm"), ("layer", "LN", d - 2, "wide limit, LayerNorm: the same"))
+    return (
+        *(
+            Limit(
+                Named(rf"\tfrac1d\,\mathbb E\|J_{{\mathrm{{{label}}}}}^\top g_t\|^2", rank / d * gamma / q),
+                d,
+                sp.oo,
+                gamma / q,
+                reason,
+                name="wide" if name == "rms" else f"wide_{name}",
+                uses=(name,),
+            )
+            for name, label, rank, reason in norms
+        ),
         Limit(
-            (d - 2 + c**2) / d * rho * gamma / q,
+            Named(r"\tfrac1d\,\mathbb E[J_t^\top g_t\cdot J_s^\top g_s]", (d - 2 + c**2) / d * rho * gamma / q),
             d,
             sp.oo,
             rho * gamma / q,
             "wide limit, two tokens: gradient variance and covariance are both divided by the variance of the input",
-            "wide_cross",
-            r"\tfrac1d\mathbb E[J_t^\top g_t\cdot J_s^\top g_s]",
+            name="wide_cross",
+            uses=("cross",),
         ),
+    )
+
+
+@cache
+def derivation() -> tuple[Step, ...]:
+    """All steps."""
+    return (
+        jacobians()
+        + resting_on((ISOTROPIC,), second_moments(), widening())
+        + resting_on((axioms.CHI_SQUARED, ISOTROPIC, NORMAL), averages())
     )
 
 
@@ -204,18 +243,19 @@ PROPOSITION = Proposition(
         r"/\partial x$. In the second moments below, $q$ is $r^2$ (RMSNorm) or $s^2$ (LayerNorm)."
     ),
     hypotheses=(
-        r"the gradient is isotropic: $\mathbb E[g_{ti}g_{tk}] = \gamma\,\delta_{ik}$, "
-        r"$\mathbb E[g_{ti}g_{sk}] = \rho\gamma\,\delta_{ik}$",
-        r"for the averages over the input: $x \sim N(0, vI_d)$",
+        ISOTROPIC,
+        NORMAL,
     ),
     statement=(
         "RMSNorm, then LayerNorm, for a given token:\n\n$$<<rms>>$$\n\n$$<<layer>>$$\n\nRMSNorm, two tokens:\n\n"
         "$$<<cross>>$$\n\nAveraged over a Gaussian input, RMSNorm then LayerNorm:\n\n$$<<rms_average>>$$\n\n"
         "$$<<layer_average>>$$\n\nIn the wide limit both norms divide gradient variance and covariance by the variance "
-        "of their input:\n\n$$<<wide>>, \\qquad <<wide_cross>>$$"
+        "of their input:\n\n$$<<wide>>, \\qquad <<wide_layer>>$$\n\n$$<<wide_cross>>$$"
     ),
     source="Zhang and Sennrich 2019 (RMSNorm), Ba et al. 2016 (LayerNorm); the second moments are derived here.",
     confronted="tests/test_proofs_against_simulation.py::test_norms",
-    derivation=lambda: jacobians() + second_moments() + averages(),
-    axioms=(axioms.CHI_SQUARED,),
+    derivation=derivation,
+    conclusion=lambda: stated(
+        derivation, "rms", "layer", "cross", "rms_average", "layer_average", "wide", "wide_layer", "wide_cross"
+    ),
 )

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import mpmath
 import sympy as sp
 
 from proofs import notation
 from proofs.gaussian import relu_derivative_kernel, relu_kernel
 from proofs.notation import c, q
-from proofs.vocabulary import Equality, Inequality, Proposition, Quantity, Step
+from proofs.vocabulary import (
+    Equality,
+    Hypothesis,
+    Inequality,
+    Named,
+    Proposition,
+    Quantity,
+    Step,
+    Witness,
+    resting_on,
+    stated,
+)
 
 r, theta, psi = sp.Symbol("r", positive=True), sp.Symbol("theta", real=True), sp.Symbol("psi", positive=True)
-a, b, p = sp.Symbol("a", real=True), sp.Symbol("b", real=True), sp.Symbol("p", positive=True)
+a, b = sp.Symbol("a", real=True), sp.Symbol("b", real=True)
+
+FORM = Hypothesis(r"$\phi(u) = \max(u, 0)$, or $\phi(u) = a u^+ - b u^-$ for the homogeneous family")
 
 
 def angular(integrand: sp.Expr, low: sp.Expr, high: sp.Expr) -> sp.Integral:
@@ -27,47 +42,47 @@ def polar() -> tuple[Step, ...]:
     sine, angle = sp.sqrt(1 - c**2), sp.acos(c)
     return (
         Equality(
-            radial,
+            Named(r"\int_0^\infty r^2\cdot r e^{-r^2/2}\,dr", radial),
             sp.Integer(2),
             r"write $u = \sqrt q\,r\cos\theta$, $v = \sqrt q\,r\cos(\theta-\psi)$ with density "
             r"$r e^{-r^2/2}/2\pi$; the radius integrates to",
-            label=r"\int_0^\infty r^2\cdot r e^{-r^2/2}\,dr",
+            name="radius",
             points=1,
         ),
         Equality(
-            2 * angular(both, -sp.pi, sp.pi) / (2 * sp.pi),
+            Named(r"\mathbb E[uv]/q", 2 * angular(both, -sp.pi, sp.pi) / (2 * sp.pi)),
             sp.cos(psi),
             r"these two variables have correlation $\cos\psi$, so $\psi = \arccos c$",
-            label=r"\mathbb E[uv]/q",
+            name="angle",
+            uses=("radius",),
         ),
         Equality(
-            2 * angular(both, start, end) / (2 * sp.pi),
+            Named(r"\mathbb E[u^+v^+]/q", 2 * angular(both, start, end) / (2 * sp.pi)),
             (sp.sin(psi) + (sp.pi - psi) * sp.cos(psi)) / (2 * sp.pi),
             r"both are positive for $\psi-\frac\pi2 < \theta < \frac\pi2$",
-            label=r"\mathbb E[u^+v^+]/q",
+            name="both",
+            uses=("radius",),
         ),
         Equality(
-            angular(sp.Integer(1), start, end) / (2 * sp.pi),
+            Named(r"\mathbb P(u>0, v>0)", angular(sp.Integer(1), start, end) / (2 * sp.pi)),
             (sp.pi - psi) / (2 * sp.pi),
             "the share of angles at which both are positive",
-            label=r"\mathbb P(u>0, v>0)",
+            name="share",
         ),
         Equality(
-            q * (sp.sin(psi) + (sp.pi - psi) * sp.cos(psi)).subs(psi, angle) / (2 * sp.pi),
+            Named("K(q,c)", q * (sp.sin(psi) + (sp.pi - psi) * sp.cos(psi)).subs(psi, angle) / (2 * sp.pi)),
             relu_kernel(q, c).subs(sp.sqrt(1 - c**2), sine) + 0,
             r"put $\psi = \arccos c$",
-            "K",
-            "K(q,c)",
-            witness=lambda at: _relu_by_conditioning(at[q], at[c]),
-            digits=20,
-            points=2,
+            name="K",
+            uses=("angle", "both"),
+            witnesses=(Witness(lambda at: _relu_by_conditioning(at[q], at[c]), digits=20, points=2),),
         ),
         Equality(
-            sp.Rational(1, 4) + sp.asin(c) / (2 * sp.pi),
+            Named(r"\dot K(c)", sp.Rational(1, 4) + sp.asin(c) / (2 * sp.pi)),
             relu_derivative_kernel(c),
             "the same in terms of the arc sine",
-            "dK",
-            r"\dot K(c)",
+            name="dK",
+            uses=("angle", "share"),
         ),
     )
 
@@ -93,50 +108,59 @@ def consequences() -> tuple[Step, ...]:
     half = (theta, -sp.pi / 2, sp.pi / 2)
     return (
         Equality(
-            sp.Derivative(relu_kernel(q, p / q), p),
-            relu_derivative_kernel(p / q),
-            r"Price's theorem holds between the two, with $p = cq$: one check of the other",
-            label=r"\partial K/\partial p",
+            Named(r"\frac1q\partial K/\partial c", sp.Derivative(relu_kernel(q, c), c) / q),
+            relu_derivative_kernel(c),
+            r"Price's theorem holds between the two: one check of the other",
+            name="price",
         ),
         Equality(
-            2 * sp.Integral(sp.cos(theta) * sp.cos(theta - psi), half) / (2 * sp.pi),
+            Named(r"\mathbb E[u^+ v]/q", 2 * sp.Integral(sp.cos(theta) * sp.cos(theta - psi), half) / (2 * sp.pi)),
             sp.cos(psi) / 2,
             r"for $\phi(u) = a u^+ - b u^- = (a-b)u^+ + bu$ the mixed term is half the covariance",
-            label=r"\mathbb E[u^+ v]/q",
+            name="mixed",
         ),
         Equality(
-            (a - b) ** 2 * relu_kernel(q, c) + 2 * b * (a - b) * c * q / 2 + b**2 * c * q,
+            Named(r"K_{a,b}(q,c)", (a - b) ** 2 * relu_kernel(q, c) + 2 * b * (a - b) * c * q / 2 + b**2 * c * q),
             homogeneous,
             "expand the product; every positively homogeneous activation has this form",
-            label=r"K_{a,b}(q,c)",
+            name="homogeneous",
+            uses=("K", "mixed"),
         ),
         Equality(
-            (derivative / (homogeneous / q)).subs(c, 1),
+            Named(r"\chi", (derivative / (homogeneous / q)).subs(c, 1)),
             sp.Integer(1),
             r"at equal arguments $K_{a,b} = q\,\dot K_{a,b} = q(a^2+b^2)/2$",
-            "chi",
-            r"\chi",
+            name="chi",
+            uses=("homogeneous", "dK"),
         ),
         Inequality(
             sp.Integer(0),
-            sp.diff(derivative, c),
+            Named(r"\partial\dot K_{a,b}/\partial c", sp.diff(derivative, c)),
             r"the derivative kernel increases with the correlation",
-            larger_label=r"\partial\dot K_{a,b}/\partial c",
+            name="rises",
+            uses=("dK",),
         ),
         Inequality(
             sp.Integer(0),
-            derivative.subs(c, 0),
+            Named(r"\dot K_{a,b}(0)", derivative.subs(c, 0)),
             r"and is not negative at zero correlation, so $0 \le \dot K(c) \le \dot K(1)$ for $0 \le c \le 1$",
-            larger_label=r"\dot K_{a,b}(0)",
+            name="slope_starts",
         ),
         Inequality(
             sp.Integer(0),
-            homogeneous.subs(c, 0),
+            Named(r"K_{a,b}(q,0)", homogeneous.subs(c, 0)),
             r"the kernel itself is not negative at $c=0$ and its slope is $q\dot K \ge 0$: so $0 \le K(q,c) \le "
             r"K(q,1)$",
-            larger_label=r"K_{a,b}(q,0)",
+            name="starts",
+            uses=("price", "slope_starts", "rises"),
         ),
     )
+
+
+@cache
+def derivation() -> tuple[Step, ...]:
+    """All steps."""
+    return resting_on((FORM,), polar(), consequences())
 
 
 PROPOSITION = Proposition(
@@ -147,7 +171,6 @@ PROPOSITION = Proposition(
         notation.VARIANCE,
         notation.CORRELATION,
         Quantity(psi, "angle between the two pre-activations", 0, sp.pi),
-        Quantity(p, "covariance of the two pre-activations", 0, 0.5),
         Quantity(a, "slope of the activation above zero", -sp.oo),
         Quantity(b, "slope of the activation below zero", -sp.oo),
     ),
@@ -157,13 +180,15 @@ PROPOSITION = Proposition(
         r"carry "
         r"second moments through the activation $\phi$, forward and backward; $\chi = q\dot K(q,1)/K(q,1)$."
     ),
-    hypotheses=(r"$\phi(u) = \max(u, 0)$, or $\phi(u) = a u^+ - b u^-$ for the homogeneous family",),
+    hypotheses=(FORM,),
     statement=(
         "The arc-cosine kernels:\n\n$$<<K>>$$\n\n$$<<dK>>$$\n\nFor every positively homogeneous activation the FFN's "
-        r"backward gain equals its forward gain, $<<chi>>$, and for $c \ge 0$ both kernels lie between $0$ and their "
-        "value at $c=1$."
+        "backward gain equals its forward gain, $<<chi>>$, and for $c \\ge 0$ both kernels lie between $0$ and their "
+        "value at $c=1$, because both start and grow from above zero:\n\n$$<<rises>>$$\n\n$$<<slope_starts>>$$\n\n"
+        "$$<<starts>>$$\n\n$$<<price>>$$"
     ),
     source="Y. Cho and L. Saul, Kernel methods for deep learning, NeurIPS 2009 (the arc-cosine kernels).",
     confronted="tests/test_proofs_against_simulation.py::test_relu",
-    derivation=lambda: polar() + consequences(),
+    derivation=derivation,
+    conclusion=lambda: stated(derivation, "K", "dK", "chi", "rises", "slope_starts", "starts", "price"),
 )

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import mpmath
 import sympy as sp
 
 from proofs import axioms, gaussian
 from proofs.gaussian import Phi, gelu, gelu_derivative, gelu_derivative_kernel, gelu_kernel, phi, u, v
-from proofs.vocabulary import Equality, Inequality, Point, Proposition, Quantity, Step
+from proofs.propositions import p03a_relu
+from proofs.vocabulary import (
+    Equality,
+    Hypothesis,
+    Inequality,
+    Lemma,
+    Named,
+    Point,
+    Proposition,
+    Quantity,
+    Step,
+    Use,
+    Witness,
+    resting_on,
+    stated,
+)
 
 s, a, r = sp.symbols("s a r", positive=True)
 A, B = sp.symbols("A B", positive=True)  # E[phi phi], E[Phi Phi] before they are known
@@ -20,6 +37,9 @@ INSIDE = {a: r * s}
 x, y = sp.symbols("x y", real=True)
 lam, mu = sp.symbols("lambda mu", positive=True)
 
+EXACT = Hypothesis(r"exact GELU (with $\Phi$, not its $\tanh$ approximation)")
+ALIKE = Hypothesis(r"$0 \le r \le 1$")
+
 
 def quadrature(f: gaussian.Real, g: gaussian.Real) -> object:
     """A route to E[f(u) g(v)] that knows nothing of closed forms."""
@@ -31,22 +51,21 @@ def quadrature(f: gaussian.Real, g: gaussian.Real) -> object:
     return at_point
 
 
-def claim(left: sp.Expr, right: sp.Expr, reason: str, name: str, label: str, f: object, g: object) -> Equality:
+def claim(
+    left: sp.Expr, right: sp.Expr, reason: str, name: str, label: str, f: object, g: object, *uses: Use
+) -> Equality:
     """An expectation with its closed form, checked by two-dimensional quadrature to 12 digits."""
     return Equality(
-        left.subs(INSIDE),
+        Named(label, left.subs(INSIDE)),
         right.subs(INSIDE),
         reason,
-        name,
-        label,
-        witness=quadrature(f, g),  # type: ignore[arg-type]
-        witness_needs=(s, r),
-        digits=12,
-        points=1,
+        name=name,
+        uses=uses,
+        witnesses=(Witness(quadrature(f, g), (s, r), digits=12),),  # type: ignore[arg-type]
     )
 
 
-def derivation() -> tuple[Step, ...]:
+def steps() -> tuple[Step, ...]:
     """Two base expectations, then integration by parts, then Price's identity as a check."""
     known = {phi(u) * phi(v): DENSITIES, Phi(u) * Phi(v): ORTHANT}
     kernel = gaussian.by_parts(u * v * Phi(u) * Phi(v), s, a, {phi(u) * phi(v): A, Phi(u) * Phi(v): B})
@@ -56,11 +75,11 @@ def derivation() -> tuple[Step, ...]:
     at_one = {s: ONE, a: ONE}
     return (
         Equality(
-            sp.Integral(sp.exp(-inverse), (x, -sp.oo, sp.oo)),
+            Named(r"\int e^{-(\lambda x^2 - 2\mu x y)/2}\,dx", sp.Integral(sp.exp(-inverse), (x, -sp.oo, sp.oo))),
             sp.sqrt(2 * sp.pi / lam) * sp.exp(mu**2 * y**2 / (2 * lam)),
             r"complete the square: integrating out one variable of a quadratic form leaves the Schur complement, so "
             r"$\int\!\!\int e^{-z^\top M z/2} = 2\pi/\sqrt{\det M}$",
-            label=r"\int e^{-(\lambda x^2 - 2\mu x y)/2}\,dx",
+            name="square",
             points=1,
         ),
         claim(
@@ -71,6 +90,7 @@ def derivation() -> tuple[Step, ...]:
             r"\mathbb E[\varphi(u)\varphi(v)]",
             gaussian.normal_density,
             gaussian.normal_density,
+            "square",
         ),
         claim(
             (sp.pi - sp.acos(a / (1 + s))) / (2 * sp.pi),
@@ -82,6 +102,7 @@ def derivation() -> tuple[Step, ...]:
             r"\mathbb E[\Phi(u)\Phi(v)]",
             mpmath.ncdf,
             mpmath.ncdf,
+            Lemma(p03a_relu.PROPOSITION, "dK"),
         ),
         claim(
             kernel.subs(value),
@@ -92,6 +113,9 @@ def derivation() -> tuple[Step, ...]:
             r"K(s,a)",
             gelu,
             gelu,
+            "densities",
+            "orthant",
+            axioms.PARTS,
         ),
         claim(
             derivative,
@@ -101,38 +125,48 @@ def derivation() -> tuple[Step, ...]:
             r"\dot K(s,a)",
             gelu_derivative,
             gelu_derivative,
+            "densities",
+            "orthant",
+            axioms.PARTS,
         ),
         Equality(
-            sp.Derivative(gelu_kernel(s, a), a).subs(a, a),
+            Named(r"\partial K/\partial a", sp.Derivative(gelu_kernel(s, a), a).subs(a, a)),
             gelu_derivative_kernel(s, a),
             "Price's theorem ties the two results, which were derived separately",
-            label=r"\partial K/\partial a",
+            name="price",
+            uses=("K", "dK", axioms.PARTS),
         ),
         Equality(
-            gelu_derivative_kernel(s, a).subs(at_one) / gelu_kernel(s, a).subs(at_one),
+            Named(r"\chi", gelu_derivative_kernel(s, a).subs(at_one) / gelu_kernel(s, a).subs(at_one)),
             1 + 1 / (3 + 2 * sp.sqrt(3) * sp.pi),
             r"at $s = a = 1$ the arc sine is $\pi/6$, so $K = \frac13 + \frac1{2\sqrt3\pi}$, $\dot K = \frac13 + "
             r"\frac2{3\sqrt3\pi}$",
-            "chi",
-            r"\chi",
+            name="chi",
+            uses=("K", "dK"),
         ),
         Inequality(
             sp.Rational(107, 100),
-            gelu_derivative_kernel(ONE, ONE) / gelu_kernel(ONE, ONE),
+            Named(r"\chi", gelu_derivative_kernel(ONE, ONE) / gelu_kernel(ONE, ONE)),
             "its value is 1.0720",
-            "chi_low",
+            name="chi_low",
+            uses=("chi",),
             strict=True,
-            larger_label=r"\chi",
         ),
         Inequality(
-            gelu_derivative_kernel(ONE, ONE) / gelu_kernel(ONE, ONE),
+            Named(r"\chi", gelu_derivative_kernel(ONE, ONE) / gelu_kernel(ONE, ONE)),
             sp.Rational(1073, 1000),
             "and from above",
-            "chi_high",
+            name="chi_high",
+            uses=("chi",),
             strict=True,
-            smaller_label=r"\chi",
         ),
     )
+
+
+@cache
+def derivation() -> tuple[Step, ...]:
+    """All steps."""
+    return resting_on((EXACT, ALIKE), steps())
 
 
 PROPOSITION = Proposition(
@@ -152,14 +186,17 @@ PROPOSITION = Proposition(
         r"$u, v$ are centred jointly Gaussian, $\mathrm{Var}\,u = \mathrm{Var}\,v = s$, $\mathrm{Cov}(u,v) = a = rs$; "
         r"$K = \mathbb E[\phi(u)\phi(v)]$, $\dot K = \mathbb E[\phi'(u)\phi'(v)]$, $\chi = \dot K(1,1)/K(1,1)$."
     ),
-    hypotheses=(r"exact GELU (with $\Phi$, not its $\tanh$ approximation)", r"$0 \le r \le 1$"),
+    hypotheses=(
+        EXACT,
+        ALIKE,
+    ),
     statement=(
-        "$$<<K>>$$\n\n$$<<dK>>$$\n\nFor unit variance\n\n$$<<chi>>$$\n\nwhich lies strictly between $1.07$ and "
-        "$1.073$: GELU carries back a little more than it passes forward."
+        "$$<<K>>$$\n\n$$<<dK>>$$\n\nFor unit variance\n\n$$<<chi>>$$\n\n$$<<chi_low>>, \\qquad "
+        "<<chi_high>>:$$\n\nGELU carries back a little more than it passes forward."
     ),
     source="Derived here; the same kernels are in A. Kedia et al., Transformers get stable (DeepScaleLM), "
     "arXiv:2403.09635.",
     confronted="tests/test_proofs_against_simulation.py::test_gelu",
     derivation=derivation,
-    axioms=(axioms.PARTS,),
+    conclusion=lambda: stated(derivation, "K", "dK", "chi", "chi_low", "chi_high"),
 )

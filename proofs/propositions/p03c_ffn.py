@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import sympy as sp
 
-from proofs import axioms, notation, wick
+from proofs import axioms, notation, tensors, wick
 from proofs.maps import Moments, ffn, ffn_backward
 from proofs.notation import chi, d, gamma, n, rho, s_f
-from proofs.vocabulary import Equality, Proposition, Quantity, Step
+from proofs.propositions import p01_linear_layer
+from proofs.vocabulary import Equality, Hypothesis, Lemma, Named, Proposition, Quantity, Step, resting_on, stated
 
 K_1, kernel, ratio, kurtosis = sp.symbols("K_1 k_c r_c kappa_phi", positive=True)
 U, V, h, D, g, x = map(sp.IndexedBase, ("W1", "W2", "h", "D", "g", "x"))
@@ -22,6 +25,12 @@ SETUP = (
     wick.Rows(x, d, wick.exchangeable(sp.Integer(1), sp.Rational(1, 2))),
 )
 WEIGHTS = (wick.Weights(U, 1 / d), wick.Weights(V, s_f / (n * K_1)))
+
+GAUSSIAN = Hypothesis("weights independent centred Gaussian")
+MANY = Hypothesis(
+    r"the number of hidden units is large: averages over them of $\phi(u_t)\phi(u_s)$ and $\phi'(u_t)\phi'(u_s)$ "
+    "equal their expectations (not assumed for the fluctuation)"
+)
 
 
 def forward(other: int) -> wick.Moment:
@@ -45,7 +54,7 @@ def squared_output() -> wick.Moment:
     return wick.Moment(cross / d**2, ((a, n), (b, n), (i, d), (k, d)), WEIGHTS, SETUP)
 
 
-def derivation() -> tuple[Step, ...]:
+def steps() -> tuple[Step, ...]:
     """Forward, backward, and the relative variance of a residual sum's mean square."""
     out = ffn(s_f, kernel)
     back = ffn_backward(Moments(gamma, rho * gamma), s_f, chi, ratio)
@@ -53,23 +62,25 @@ def derivation() -> tuple[Step, ...]:
     spread = s_f**2 * kurtosis / n
     quadratic = 2 * s_f**2 / d * (1 + kurtosis / n)
     return (
-        wick.step(
+        tensors.step(
             forward(1),
             out.variance,
             r"$W_2$ has variance $s_f/(n K_1)$, which normalises the activation's second moment away",
             r"\mathbb E[z_{ti}^2]",
             SIZES,
             "variance",
+            uses=(MANY, axioms.WIDE),
         ),
-        wick.step(
+        tensors.step(
             forward(2),
             out.covariance,
             r"two tokens: the hidden units have correlation $k_c$ after the activation",
             r"\mathbb E[z_{ti}z_{si}]",
             SIZES,
             "covariance",
+            uses=(MANY, axioms.WIDE),
         ),
-        wick.step(
+        tensors.step(
             backward(1),
             back.variance,
             r"the gradient is $W_1^\top(\phi'(u_t)\odot W_2^\top g_t)$; pair $W_2$ with itself and $W_1$ with "
@@ -78,16 +89,18 @@ def derivation() -> tuple[Step, ...]:
             r"\mathbb E[h_{tj}^2]",
             SIZES,
             "grad_variance",
+            uses=(MANY, axioms.WIDE, axioms.INDEPENDENCE),
         ),
-        wick.step(
+        tensors.step(
             backward(2),
             back.covariance,
             "two tokens: the derivatives of one hidden unit at two tokens have the derivative kernel as second moment",
             r"\mathbb E[h_{tj}h_{sj}]",
             SIZES,
             "grad_covariance",
+            uses=(MANY, axioms.WIDE, axioms.INDEPENDENCE),
         ),
-        wick.step(
+        tensors.step(
             squared_output(),
             4 * s_f / d,
             r"fluctuation at finite width of $\frac1d\|x+z\|^2$ for a unit-variance token $x$: its cross term, "
@@ -95,22 +108,25 @@ def derivation() -> tuple[Step, ...]:
             "hidden units",
             r"\mathrm{Var}\bigl[\tfrac2d\,x\cdot z\bigr]",
             SIZES,
+            "cross",
         ),
         Equality(
-            (mixed + quadratic + spread) / (1 + s_f) ** 2,
+            Named(
+                r"\mathrm{Var}\bigl[\tfrac1d\|x+z\|^2\bigr]\big/\mathbb E\bigl[\tfrac1d\|x+z\|^2\bigr]^2",
+                (mixed + quadratic + spread) / (1 + s_f) ** 2,
+            ),
             (4 * s_f + s_f**2 * (2 + kurtosis * (d + 2) / n)) / ((1 + s_f) ** 2 * d),
             r"add the branch's own fluctuation, $2/d$ of its squared mean square given the hidden units "
             r"(proposition 1), "
             r"and that of the mean of $n$ independent $\phi(u)^2$, $\kappa_\phi/n$",
-            "fluctuation",
-            r"\mathrm{Var}\bigl[\tfrac1d\|x+z\|^2\bigr]\big/\mathbb E\bigl[\tfrac1d\|x+z\|^2\bigr]^2",
+            name="fluctuation",
+            uses=("cross", Lemma(p01_linear_layer.PROPOSITION, "fluctuation")),
         ),
         Equality(
-            _fourth_over_second_squared() - 1,
+            Named(r"\kappa_{\mathrm{ReLU}}", _fourth_over_second_squared() - 1),
             sp.Integer(5),
             r"for ReLU, $\mathbb E[u_+^4]/\mathbb E[u_+^2]^2 - 1$",
-            "relu_kurtosis",
-            r"\kappa_{\mathrm{ReLU}}",
+            name="relu_kurtosis",
             points=1,
         ),
     )
@@ -121,6 +137,12 @@ def _fourth_over_second_squared() -> sp.Expr:
     z = sp.Symbol("z", positive=True)
     density = sp.exp(-(z**2) / 2) / sp.sqrt(2 * sp.pi)
     return sp.Integral(z**4 * density, (z, 0, sp.oo)) / sp.Integral(z**2 * density, (z, 0, sp.oo)) ** 2
+
+
+@cache
+def derivation() -> tuple[Step, ...]:
+    """All steps."""
+    return resting_on((axioms.WICK, GAUSSIAN), steps())
 
 
 PROPOSITION = Proposition(
@@ -148,12 +170,7 @@ PROPOSITION = Proposition(
         r"respect "
         r"to $z_t$ is $g_t$."
     ),
-    hypotheses=(
-        "weights independent centred Gaussian",
-        r"the number of hidden units is large: averages over them of $\phi(u_t)\phi(u_s)$ and $\phi'(u_t)\phi'(u_s)$ "
-        "equal their expectations (not assumed for the fluctuation)",
-        "gradient independence",
-    ),
+    hypotheses=(GAUSSIAN, MANY),
     statement=(
         "Forward and backward:\n\n$$<<variance>>, \\qquad <<covariance>>$$\n\n$$<<grad_variance>>, \\qquad "
         "<<grad_covariance>>$$\n\nAt finite width the residual sum of a unit-variance token and its FFN branch has\n\n"
@@ -162,5 +179,7 @@ PROPOSITION = Proposition(
     source="Derived here from propositions 1, 3a and 3b; the means go back to He et al. 2015.",
     confronted="tests/test_proofs_against_simulation.py::test_ffn",
     derivation=derivation,
-    axioms=(axioms.WICK, axioms.WIDE, axioms.INDEPENDENCE),
+    conclusion=lambda: stated(
+        derivation, "variance", "covariance", "grad_variance", "grad_covariance", "fluctuation", "relu_kurtosis"
+    ),
 )

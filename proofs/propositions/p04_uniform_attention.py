@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import sympy as sp
 
-from proofs import axioms, notation, wick
+from proofs import axioms, notation, tensors, wick
 from proofs.maps import Moments, deviation_mode, mean_mode, uniform_attention
 from proofs.notation import T, c, d, gamma, q, rho
-from proofs.vocabulary import Equality, Proposition, Quantity, Step
+from proofs.vocabulary import Equality, Hypothesis, Named, Proposition, Quantity, Step, Witness, resting_on, stated
 
 h, s_v, s_o = sp.symbols("h sigma_v sigma_o", positive=True)
 V, Out, x, g = map(sp.IndexedBase, ("V", "O", "x", "g"))
@@ -21,6 +23,11 @@ ROWS = (
 )
 SIZES = {T: 2, d: 2, h: 2}
 GAIN = s_v**2 * s_o**2
+
+EXCHANGEABLE = Hypothesis("tokens are exchangeable in second moments")
+UNIFORM = Hypothesis(
+    r"$V$ and $O$ have independent centred Gaussian entries; logits are zero, so all attention weights are $1/T$"
+)
 
 
 def forward() -> wick.Moment:
@@ -43,13 +50,13 @@ def squared() -> wick.Moment:
     return wick.Moment(summand, sums, WEIGHTS, ROWS)
 
 
-def derivation() -> tuple[Step, ...]:
+def steps() -> tuple[Step, ...]:
     """Forward, backward, modes, and the fluctuation of two linear maps in a row."""
     stream, gradient = Moments(q, c * q), Moments(gamma, rho * gamma)
     out, back = uniform_attention(stream, GAIN, T), uniform_attention(gradient, GAIN, T)
     mean_square = GAIN * q
     return (
-        wick.step(
+        tensors.step(
             forward(),
             out.variance,
             r"pair $V$ with $V$ and $O$ with $O$; then $\sum_{s,t} x_s\cdot x_t = d\,(Tq + T(T-1)cq)$",
@@ -57,42 +64,53 @@ def derivation() -> tuple[Step, ...]:
             SIZES,
             "forward",
         ),
-        wick.step(
+        tensors.step(
             backward(),
             back.variance,
             r"the averaging matrix is symmetric, so the gradient is averaged in the same way",
             r"\mathbb E[h_{ti}^2] = \mathbb E[h_{ti}h_{si}]",
             SIZES,
             "backward",
+            uses=(axioms.INDEPENDENCE,),
         ),
         Equality(
-            mean_mode(out, T),
+            Named(r"\bar q'", mean_mode(out, T)),
             GAIN * mean_mode(stream, T),
             "the token-mean mode is multiplied by the gain; the token-deviation mode is annihilated, because all "
             "tokens "
             "receive the same vector",
-            "mean",
-            r"\bar q'",
+            name="mean",
+            uses=("forward", "backward"),
         ),
         Equality(
-            mean_mode(stream, T) + (T - 1) / T * deviation_mode(stream),
+            Named(r"\bar q + \tfrac{T-1}{T}\,q(1-c)", mean_mode(stream, T) + (T - 1) / T * deviation_mode(stream)),
             q,
             r"variance splits over one token-mean mode and $T-1$ token-deviation modes",
-            "split",
-            r"\bar q + \tfrac{T-1}{T}\,q(1-c)",
+            name="split",
         ),
         Equality(
-            wick.expectation(squared()) / mean_square**2 - 1,
+            Named(
+                r"\mathrm{Var}\bigl[\tfrac1d\|OVx\|^2\bigr]\big/\mathbb E\bigl[\tfrac1d\|OVx\|^2\bigr]^2",
+                wick.expectation(squared()) / mean_square**2 - 1,
+            ),
             (1 + 2 / h) * (1 + 2 / d) - 1,
             "nine pairings of four and four weights: the two maps' fluctuations multiply",
-            "fluctuation",
-            r"\mathrm{Var}\bigl[\tfrac1d\|OVx\|^2\bigr]\big/\mathbb E\bigl[\tfrac1d\|OVx\|^2\bigr]^2",
-            witness=lambda at: wick.brute_force(squared(), at) / (at[s_v] * at[s_o]) ** 4 / at[q] ** 2 - 1,  # type: ignore[operator]
-            witness_needs=(s_v, s_o, q, c),
-            sizes=SIZES,
-            points=1,
+            name="fluctuation",
+            witnesses=(
+                Witness(
+                    lambda at: wick.brute_force(squared(), at) / (at[s_v] * at[s_o]) ** 4 / at[q] ** 2 - 1,  # type: ignore[operator]
+                    (s_v, s_o, q, c),
+                    SIZES,
+                ),
+            ),
         ),
     )
+
+
+@cache
+def derivation() -> tuple[Step, ...]:
+    """All steps."""
+    return resting_on((axioms.WICK, EXCHANGEABLE, UNIFORM), steps())
 
 
 PROPOSITION = Proposition(
@@ -118,18 +136,18 @@ PROPOSITION = Proposition(
         r"token-deviation modes holds $q(1-c)$. The same words are used for gradients."
     ),
     hypotheses=(
-        "tokens are exchangeable in second moments",
-        r"$V$ and $O$ have independent centred Gaussian entries; logits are zero, so all attention weights are $1/T$",
+        EXCHANGEABLE,
+        UNIFORM,
     ),
     statement=(
         r"With $\sigma^2 = \sigma_v^2\sigma_o^2$, exactly at every width:"
         + "\n\n$$<<forward>>$$\n\n$$<<backward>>$$\n\n"
         "The token-mean mode is multiplied by $\\sigma^2$ and the token-deviation modes vanish; these modes share the "
-        "variance as\n\n$$<<split>>$$\n\nThe mean square of two linear maps in a row fluctuates "
+        "variance as\n\n$$<<mean>>$$\n\n$$<<split>>$$\n\nThe mean square of two linear maps in a row fluctuates "
         "by\n\n$$<<fluctuation>>$$"
     ),
     source="Derived here; compare L. Noci et al. 2022, arXiv:2206.03126, for rank collapse under uniform attention.",
     confronted="tests/test_proofs_against_simulation.py::test_uniform_attention",
     derivation=derivation,
-    axioms=(axioms.WICK, axioms.INDEPENDENCE),
+    conclusion=lambda: stated(derivation, "forward", "backward", "mean", "split", "fluctuation"),
 )

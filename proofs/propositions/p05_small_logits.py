@@ -2,105 +2,65 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import sympy as sp
 
-from proofs import axioms, notation, wick
+from proofs import axioms, notation, tensors, wick
 from proofs.notation import T, c, d, gamma, q, rho
-from proofs.vocabulary import Equality, Limit, Proposition, Quantity, Series, Step
+from proofs.propositions import p04_uniform_attention
+from proofs.softmax_paths import (
+    ROWS,
+    WEIGHTS,
+    K,
+    Q,
+    Sums,
+    centred_logit,
+    h,
+    named,
+    path_key,
+    path_output,
+    path_query,
+    path_value,
+    s_k,
+    s_o,
+    s_q,
+    s_v,
+    second_moment,
+    times,
+    x,
+)
+from proofs.vocabulary import (
+    Equality,
+    Hypothesis,
+    Lemma,
+    Limit,
+    Named,
+    Proposition,
+    Quantity,
+    Series,
+    Step,
+    resting_on,
+    stated,
+)
 
-h, s_v, s_o, s_q, s_k = sp.symbols("h sigma_v sigma_o sigma_q sigma_k", positive=True)
-V, Out, Q, K, x, g = map(sp.IndexedBase, ("V", "O", "Q", "K", "x", "g"))
-Delta = sp.KroneckerDelta
-WEIGHTS = (
-    wick.Weights(Q, s_q**2 / d),
-    wick.Weights(K, s_k**2 / d),
-    wick.Weights(V, s_v**2 / d),
-    wick.Weights(Out, s_o**2 / h),
-)
-ROWS = (
-    wick.Rows(x, d, wick.exchangeable(q, c * q), T),
-    wick.Rows(g, d, wick.exchangeable(gamma, rho * gamma), T),
-)
 SIZES = {T: 2, d: 2, h: 1}
 GAIN = s_v**2 * s_o**2
 TAU = s_q**2 * s_k**2
-Sums = tuple[tuple[sp.Symbol, sp.Expr], ...]
-Piece = tuple[sp.Expr, Sums]
-j = sp.Symbol("j", integer=True)  # the coordinate shared by the two factors of a second moment
 ell, m_1, m_2, eps = sp.symbols("ell m_1 m_2 epsilon", real=True)
 
-
-def named(prefix: str, copy: str) -> sp.Symbol:
-    """An index private to one factor of a second moment."""
-    return sp.Symbol(f"{prefix}_{copy}", integer=True)
-
-
-def centred_logit(t: wick.Index, s: wick.Index, copy: str) -> Piece:
-    """ell_ts minus its mean over s, with ell_ts = (Q x_t).(K x_s)/sqrt(h)."""
-    a, k, w, r = (named(p, copy) for p in ("a", "k", "l", "r"))
-    logit = Q[a, k] * x[t, k] * K[a, w] * x[r, w] / sp.sqrt(h)
-    return (Delta(r, s) - 1 / T) * logit, ((k, d), (w, d), (a, h), (r, T))
-
-
-def value_forward(s: wick.Index, copy: str) -> Piece:
-    """(O V x_s)_j."""
-    b, w = named("b", copy), named("w", copy)
-    return Out[j, b] * V[b, w] * x[s, w], ((w, d), (b, h))
-
-
-def value_backward(t: wick.Index, copy: str) -> Piece:
-    """(V'O' g_t)_j."""
-    b, i = named("b", copy), named("i", copy)
-    return V[b, j] * Out[i, b] * g[t, i], ((i, d), (b, h))
-
-
-def logit_gradient(t: wick.Index, s: wick.Index, copy: str) -> Piece:
-    """Gradient with respect to ell_ts at uniform weights: (1/T) times the centred g_t.(O V x_s)."""
-    b, i, w, r = (named(p, "g" + copy) for p in ("b", "i", "w", "r"))
-    return (Delta(r, s) - 1 / T) / T * g[t, i] * Out[i, b] * V[b, w] * x[r, w], ((i, d), (w, d), (b, h), (r, T))
-
-
-def times(*pieces: Piece) -> Piece:
-    """The product of pieces with their sums (features before tokens)."""
-    sums = [pair for _, own in pieces for pair in own]
-    return sp.prod(p for p, _ in pieces), tuple(sorted(sums, key=lambda pair: pair[1] == T))
-
-
-def path_output(t: wick.Index, order: int, copy: str) -> Piece:
-    """Forward, token t: (1/T) sum_s (centred logit)^order O V x_s; orders 0 and 1."""
-    s = named("s", copy)
-    pieces = [value_forward(s, copy), (1 / T, ((s, T),))] + ([centred_logit(t, s, copy)] if order else [])
-    return times(*pieces)
-
-
-def path_value(s: wick.Index, order: int, copy: str) -> Piece:
-    """Backward through the values to token s: (1/T) sum_t (centred logit)^order V'O' g_t."""
-    t = named("t", copy)
-    pieces = [value_backward(t, copy), (1 / T, ((t, T),))] + ([centred_logit(t, s, copy)] if order else [])
-    return times(*pieces)
-
-
-def path_query(t: wick.Index, copy: str) -> Piece:
-    """Backward through the query of token t: sum_s (d loss/d ell_ts) Q'K x_s / sqrt(h)."""
-    s, a, k = (named(p, "q" + copy) for p in ("s", "a", "k"))
-    return times(logit_gradient(t, s, copy), (Q[a, j] * K[a, k] * x[s, k] / sp.sqrt(h), ((k, d), (a, h), (s, T))))
-
-
-def path_key(s: wick.Index, copy: str) -> Piece:
-    """Backward through the key of token s: sum_t (d loss/d ell_ts) K'Q x_t / sqrt(h)."""
-    t, a, k = (named(p, "k" + copy) for p in ("t", "a", "k"))
-    return times(logit_gradient(t, s, copy), (K[a, j] * Q[a, k] * x[t, k] / sp.sqrt(h), ((k, d), (a, h), (t, T))))
-
-
-def second_moment(left: Piece, right: Piece) -> wick.Moment:
-    """(1/d) sum_j E[left_j right_j]."""
-    product, sums = times(left, right, (1 / d, ((j, d),)))
-    return wick.Moment(product, sums, WEIGHTS, ROWS)
+EXCHANGEABLE = Hypothesis("tokens and gradients are exchangeable in second moments")
+GAUSSIAN = Hypothesis("the four matrices have independent centred Gaussian entries")
+SECOND = Hypothesis(r"second order in the logits, that is first order in $\tau$: the remainder is $O(\tau^2)$")
+ADDING = Hypothesis("for adding the three paths: the wide limit")
 
 
 def weights_squared(correlation: sp.Expr) -> sp.Expr:
     """sum_s E[a_ts a_rs] to first order in tau; correlation 1 for one row, c for two."""
     return 1 / T + correlation * TAU * q**2 * (1 - c) * (T - 1) / T**2
+
+
+A_2, B_2 = Named("A_2", weights_squared(sp.Integer(1))), Named("B_2", weights_squared(c))
 
 
 def logit_moments() -> tuple[Step, ...]:
@@ -121,22 +81,24 @@ def logit_moments() -> tuple[Step, ...]:
         fourth *= Q[a, k] * x[1, k] * K[a, w] * x[2, w] / sp.sqrt(h)
         fourth_sums += ((k, d), (w, d), (a, h))
     return (
-        wick.step(
+        tensors.step(
             centred(1, 1, (), sp.Integer(1)),
             spread,
             r"pair $Q$ with $Q$ and $K$ with $K$: logits have covariance $\tau C_{tt'}C_{ss'}$ with $C$ the token Gram "
             r"matrix; the part common to a row drops out, leaving $\tau q^2(1-c)$",
             r"\mathbb E[\bar\ell_{tt}^2]",
             SIZES,
+            "spread",
         ),
-        wick.step(
+        tensors.step(
             centred(1, 2, (), sp.Integer(1)),
             spread,
             r"the same for $s \ne t$: the centred logits of a row all have one variance",
             r"\mathbb E[\bar\ell_{ts}^2]",
             SIZES,
+            "spread_other",
         ),
-        wick.step(
+        tensors.step(
             wick.Moment(fourth, fourth_sums, WEIGHTS, ROWS),
             3 * TAU**2 * q**4 * (1 + 2 / h),
             r"given the tokens a logit is Gaussian only for a large head: its fourth moment exceeds $3\tau^2q^4$ by "
@@ -146,18 +108,20 @@ def logit_moments() -> tuple[Step, ...]:
             "fourth",
         ),
         Series(
-            softmax,
+            Named(r"a(\varepsilon\ell)", softmax),
             eps,
             (1 + eps * (ell - m_1) + eps**2 * second) / T,
             3,
             r"softmax of logits $\varepsilon\ell$, with $m_1, m_2$ the means over the row of $\ell, \ell^2$ (all "
             r"that the "
             "denominator shows to this order)",
-            "softmax",
-            r"a(\varepsilon\ell)",
+            name="softmax",
         ),
         Series(
-            (1 + 2 * eps * m_1 + 2 * eps**2 * m_2) / (1 + eps * m_1 + eps**2 * m_2 / 2) ** 2,
+            Named(
+                r"T\sum_s a_s(\varepsilon\ell)^2",
+                (1 + 2 * eps * m_1 + 2 * eps**2 * m_2) / (1 + eps * m_1 + eps**2 * m_2 / 2) ** 2,
+            ),
             eps,
             1 + eps**2 * (m_2 - m_1**2),
             3,
@@ -168,67 +132,74 @@ def logit_moments() -> tuple[Step, ...]:
             r"logits have one variance; so second moments to first order in $\tau$ need only products of two first "
             r"orders "
             "(odd orders vanish)",
-            label=r"T\sum_s a_s(\varepsilon\ell)^2",
+            name="squares",
+            uses=("softmax", "spread", "spread_other"),
         ),
-        wick.step(
+        tensors.step(
             centred(1, s, ((s, T),), 1 / T**2),
             weights_squared(sp.Integer(1)) - 1 / T,
             r"sum over the row: $A_2 = \mathbb E\sum_s a_{ts}^2$ exceeds $1/T$ by",
             r"A_2 - \tfrac1T",
             SIZES,
             "A2",
+            uses=("squares",),
         ),
-        wick.step(
+        tensors.step(
             centred(2, s, ((s, T),), 1 / T**2),
             weights_squared(c) - 1 / T,
             r"two rows: $B_2 = \mathbb E\sum_s a_{ts}a_{rs}$, $r \ne t$, exceeds $1/T$ by",
             r"B_2 - \tfrac1T",
             SIZES,
             "B2",
+            uses=("squares",),
         ),
     )
 
 
 def forward_steps() -> tuple[Step, ...]:
     """The output's variance and covariance."""
-    a2, b2 = weights_squared(sp.Integer(1)), weights_squared(c)
+    a2, b2 = A_2, B_2
     uniform = GAIN * q * (1 + (T - 1) * c) / T
     first = [wick.expectation(second_moment(path_output(1, 1, "A"), path_output(t, 1, "B"))) for t in (1, 2)]
     return (
-        wick.step(
+        tensors.step(
             second_moment(path_output(1, 1, "A"), path_output(1, 1, "B")),
             GAIN * q * (1 - c) * (a2 - 1 / T),
             r"output $y_t = \frac1T\sum_s(1 + \bar\ell_{ts} + \dots)\,OVx_s$: the first orders of one token, squared",
             r"\mathbb E[(y^{(1)}_{ti})^2]",
             SIZES,
+            "first",
+            uses=("softmax",),
         ),
-        wick.step(
+        tensors.step(
             second_moment(path_output(1, 1, "A"), path_output(2, 1, "B")),
             GAIN * q * (1 - c) * (b2 - 1 / T),
             "and of two tokens",
             r"\mathbb E[y^{(1)}_{ti}y^{(1)}_{ri}]",
             SIZES,
+            "first_two",
+            uses=("softmax",),
         ),
         Equality(
-            uniform + first[0],
+            Named(r"q' + O(\tau^2)", uniform + first[0]),
             GAIN * q * (c + (1 - c) * a2),
             "add the zeroth order (proposition 4)",
-            "forward",
-            r"q' + O(\tau^2)",
+            name="forward",
+            uses=("A2", "first", Lemma(p04_uniform_attention.PROPOSITION, "forward")),
         ),
         Equality(
-            uniform + first[1],
+            Named(r"p' + O(\tau^2)", uniform + first[1]),
             GAIN * q * (c + (1 - c) * b2),
             "the same for the covariance",
-            "forward_cov",
-            r"p' + O(\tau^2)",
+            name="forward_cov",
+            uses=("B2", "first_two", Lemma(p04_uniform_attention.PROPOSITION, "forward")),
         ),
     )
 
 
 def backward_steps() -> tuple[Step, ...]:
     """The three paths back, that they do not interfere in the wide limit, and their sum."""
-    a2, b2 = weights_squared(sp.Integer(1)), weights_squared(c)
+    a2, b2 = A_2, B_2
     excess = TAU * q**2 * (1 - c) * (T - 1) / T**2
     value = GAIN * gamma * (excess + (T - 1) * rho * c * excess)
     query = GAIN * gamma * TAU * q**2 * (1 - c) ** 2 * (T - 1) / T**2
@@ -242,7 +213,7 @@ def backward_steps() -> tuple[Step, ...]:
             value,
             "value path, first order in the logits",
             r"\gamma_V^{(1)}",
-            "",
+            "first_value",
         ),
         (
             path_value(1, 1, "A"),
@@ -279,7 +250,7 @@ def backward_steps() -> tuple[Step, ...]:
     )
     return (
         *(
-            wick.step(second_moment(left, right), claim, reason, label, SIZES, name)
+            tensors.step(second_moment(left, right), claim, reason, label, SIZES, name)
             for left, right, claim, reason, label, name in claims
         ),
         *(
@@ -289,34 +260,49 @@ def backward_steps() -> tuple[Step, ...]:
                 sp.oo,
                 sp.Integer(0),
                 f"{names} have a covariance of order $1/d$ only: in the wide limit they add as uncorrelated",
+                name=names.replace(" and ", "_").removesuffix(" paths"),
             )
             for left, right, names in cross
         ),
         Equality(
-            uniform + value,
+            Named(r"\gamma_V", uniform + value),
             GAIN * gamma * (a2 + (T - 1) * rho * b2),
             "value path with its zeroth order (proposition 4)",
-            "value",
-            r"\gamma_V",
+            name="value",
+            uses=("first_value", "A2", "B2", Lemma(p04_uniform_attention.PROPOSITION, "backward")),
         ),
         Equality(
-            uniform + value + query + key,
+            Named(r"\gamma' + O(\tau^2)", uniform + value + query + key),
             GAIN
             * gamma
             * (a2 + (T - 1) * rho * b2 + TAU * q**2 * (1 - c) * (2 - c + (T - 1) * rho * c) * (T - 1) / T**2),
             "all three together",
-            "backward",
-            r"\gamma' + O(\tau^2)",
+            name="backward",
+            uses=("value", "query", "key", "value_query", "value_key", "query_key"),
         ),
         Equality(
-            ((query + key) / value).subs(rho, 0),
+            Named(
+                r"\frac{\gamma_Q + \gamma_K}{\gamma_V^{(1)}}\Big|_{\rho=0}",
+                (query + key).subs(rho, 0) / value.subs(rho, 0),
+            ),
             2 - c,
             r"for gradients uncorrelated between tokens, query and key paths together carry $2-c$ times what the "
             r"logits add "
             "to the value path: they may not be dropped",
-            "share",
-            r"\frac{\gamma_Q + \gamma_K}{\gamma_V^{(1)}}\Big|_{\rho=0}",
+            name="share",
+            uses=("first_value", "query", "key"),
         ),
+    )
+
+
+@cache
+def derivation() -> tuple[Step, ...]:
+    """All steps."""
+    return resting_on(
+        (axioms.WICK, axioms.TAYLOR, EXCHANGEABLE, GAUSSIAN, SECOND), logit_moments(), forward_steps()
+    ) + resting_on(
+        (axioms.WICK, axioms.TAYLOR, axioms.INDEPENDENCE, axioms.WIDE, EXCHANGEABLE, GAUSSIAN, SECOND, ADDING),
+        backward_steps(),
     )
 
 
@@ -351,22 +337,36 @@ PROPOSITION = Proposition(
         r"arrives at $y_t$ and leaves $x_s$ by three paths: through its value, its query and its key."
     ),
     hypotheses=(
-        "tokens and gradients are exchangeable in second moments",
-        "the four matrices have independent centred Gaussian entries",
-        r"second order in the logits, that is first order in $\tau$: the remainder is $O(\tau^2)$",
-        "for adding the three paths: the wide limit",
+        EXCHANGEABLE,
+        GAUSSIAN,
+        SECOND,
+        ADDING,
     ),
     statement=(
         "Attention weights, one row and two rows:\n\n$$<<A2>>$$\n\n$$<<B2>>$$\n\nForward:\n\n$$<<forward>>$$\n\n"
-        "$$<<forward_cov>>$$\n\nwhich is $q' = \\sigma^2 q\\,[c + (1-c)A_2]$ and $p' = \\sigma^2 q\\,[c + (1-c)B_2]$. "
-        "Backward, by value, query and key:\n\n$$<<value>>$$\n\n$$<<query>>$$\n\n$$<<key>>$$\n\n$$<<kappa_query>>$$\n\n"
-        "$$<<kappa_key>>$$\n\nThe query and key paths are not smaller in the width:\n\n$$<<share>>$$"
+        "$$<<forward_cov>>$$\n\nBackward, by value, query and key:\n\n$$<<value>>$$\n\n$$<<query>>$$\n\n"
+        "$$<<key>>$$\n\n$$<<kappa_query>>$$\n\n"
+        "$$<<kappa_key>>$$\n\nand all three together:\n\n$$<<backward>>$$\n\nThe query and key paths are not smaller "
+        "in the width:\n\n$$<<share>>$$"
     ),
     source="Derived here. The value path alone is in A. Kedia et al., arXiv:2403.09635, and L. Noci et al., "
     "arXiv:2206.03126.",
     confronted="tests/test_proofs_against_simulation.py::test_small_logits",
-    derivation=lambda: logit_moments() + forward_steps() + backward_steps(),
-    axioms=(axioms.WICK, axioms.TAYLOR, axioms.INDEPENDENCE, axioms.WIDE),
+    derivation=derivation,
+    conclusion=lambda: stated(
+        derivation,
+        "A2",
+        "B2",
+        "forward",
+        "forward_cov",
+        "value",
+        "query",
+        "key",
+        "kappa_query",
+        "kappa_key",
+        "backward",
+        "share",
+    ),
     remark=(
         r"At logit standard deviation 1 the neglected terms are large for uncorrelated tokens; the package "
         r"integrates the "

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import sympy as sp
 
-from proofs import axioms, notation, wick
+from proofs import axioms, notation, tensors, wick
 from proofs.maps import Moments, norm_backward
 from proofs.notation import alpha, c, d, gamma, q, rho, s_b, s_f
-from proofs.vocabulary import Equality, Proposition, Quantity, Step
+from proofs.propositions import p02_norms
+from proofs.vocabulary import Equality, Hypothesis, Lemma, Named, Proposition, Quantity, Step, resting_on, stated
 
 r_f, r_b = sp.symbols("r_f r_b", positive=True)
 W, U, x, h, g, y = map(sp.IndexedBase, ("W", "U", "x", "h", "g", "y"))
@@ -21,6 +24,8 @@ ROWS = (
     wick.Rows(y, d, wick.exchangeable(s_b * gamma, s_b * gamma * r_b)),
 )
 SIZES = {d: 3}
+
+FRESH = Hypothesis("the branch's first and last matrices have independent centred Gaussian entries")
 
 
 def forward(other: int) -> wick.Moment:
@@ -46,14 +51,14 @@ def cross() -> wick.Moment:
     return wick.Moment(x[1, i] * W[i, j] * h[1, j] / d, ((j, d), (i, d)), WEIGHTS, ROWS)
 
 
-def derivation() -> tuple[Step, ...]:
+def steps() -> tuple[Step, ...]:
     """Sums forward, sums backward, and one norm after a sum."""
     out = Moments(q, c * q).scaled(alpha**2) + Moments(s_f, s_f * r_f)
     back = Moments(gamma, rho * gamma).scaled(alpha**2) + Moments(s_b * gamma, s_b * r_b * gamma)
     unit = Moments(sp.Integer(1), c).scaled(alpha**2) + Moments(s_f, s_f * r_f)
     through = norm_backward(Moments(gamma, rho * gamma), unit.variance)
     return (
-        wick.step(
+        tensors.step(
             cross(),
             sp.Integer(0),
             "the branch ends in a fresh centred matrix, met once: no partner to pair with",
@@ -61,9 +66,25 @@ def derivation() -> tuple[Step, ...]:
             SIZES,
             "uncorrelated",
         ),
-        wick.step(forward(1), out.variance, "so variances add", r"\mathbb E[z_{ti}^2]", SIZES, "variance"),
-        wick.step(forward(2), out.covariance, "and covariances", r"\mathbb E[z_{ti}z_{si}]", SIZES, "covariance"),
-        wick.step(
+        tensors.step(
+            forward(1),
+            out.variance,
+            "so variances add",
+            r"\mathbb E[z_{ti}^2]",
+            SIZES,
+            "variance",
+            uses=("uncorrelated",),
+        ),
+        tensors.step(
+            forward(2),
+            out.covariance,
+            "and covariances",
+            r"\mathbb E[z_{ti}z_{si}]",
+            SIZES,
+            "covariance",
+            uses=("uncorrelated",),
+        ),
+        tensors.step(
             backward(1),
             back.variance,
             "on the way back skip and branch add; the branch's gradient ends in its own first matrix, centred and, by "
@@ -71,25 +92,33 @@ def derivation() -> tuple[Step, ...]:
             r"\mathbb E[h_{ti}^2]",
             SIZES,
             "grad_variance",
+            uses=(axioms.INDEPENDENCE,),
         ),
-        wick.step(
+        tensors.step(
             backward(2),
             back.covariance,
             "the same for two tokens",
             r"\mathbb E[h_{ti}h_{si}]",
             SIZES,
             "grad_covariance",
+            uses=(axioms.INDEPENDENCE,),
         ),
         Equality(
-            through.scaled(alpha**2).variance + through.scaled(s_b).variance,
+            Named(r"\gamma_x", through.scaled(alpha**2).variance + through.scaled(s_b).variance),
             gamma * (alpha**2 + s_b) / (alpha**2 + s_f),
             r"if a norm follows a sum of a unit-variance stream and its branch, the gradient is first divided by "
             r"the sum's "
             r"variance (proposition 2), then goes back through skip and branch",
-            "norm_after_sum",
-            r"\gamma_x",
+            name="norm_after_sum",
+            uses=("grad_variance", Lemma(p02_norms.PROPOSITION, "wide"), axioms.WIDE),
         ),
     )
+
+
+@cache
+def derivation() -> tuple[Step, ...]:
+    """All steps."""
+    return resting_on((axioms.WICK, FRESH), steps())
 
 
 PROPOSITION = Proposition(
@@ -117,10 +146,7 @@ PROPOSITION = Proposition(
         r"their "
         r"gains matter.)"
     ),
-    hypotheses=(
-        "the branch's first and last matrices have independent centred Gaussian entries",
-        "gradient independence",
-    ),
+    hypotheses=(FRESH,),
     statement=(
         "Streams and their branches are uncorrelated, $<<uncorrelated>>$, and second moments add:\n\n"
         "$$<<variance>>, \\qquad <<covariance>>$$\n\n$$<<grad_variance>>$$\n\n$$<<grad_covariance>>$$\n\nFor a norm "
@@ -131,5 +157,7 @@ PROPOSITION = Proposition(
     source="Derived here.",
     confronted="tests/test_proofs_against_simulation.py::test_residual",
     derivation=derivation,
-    axioms=(axioms.WICK, axioms.INDEPENDENCE, axioms.WIDE),
+    conclusion=lambda: stated(
+        derivation, "uncorrelated", "variance", "covariance", "grad_variance", "grad_covariance", "norm_after_sum"
+    ),
 )

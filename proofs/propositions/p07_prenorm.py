@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import sympy as sp
 
 from proofs import axioms, notation
 from proofs.maps import Moments, deviation_mode, ffn, mean_mode, norm_backward, normed, uniform_attention
 from proofs.notation import T, c, chi, ell, gamma, q, rho, s_b, s_f, sigma
-from proofs.vocabulary import Equality, Inequality, Limit, Proposition, Quantity, Recurrence, Step
+from proofs.vocabulary import (
+    PREVIOUS,
+    Bounds,
+    Equality,
+    Hypothesis,
+    Inequality,
+    Limit,
+    Named,
+    Proposition,
+    Quantity,
+    Recurrence,
+    Step,
+    resting_on,
+    stated,
+)
 
 M, delta, q_0, s, b, r_0, eta, C = sp.symbols("M delta q_0 s b r_0 eta C", positive=True)
 A, beta, L, z = sp.symbols("A beta L z", positive=True)
 ATTENTION = sigma**2 * (c + (1 - c) / T)
 STREAM = Moments(M + (T - 1) / T * delta, M - delta / T)  # variance and covariance from the two modes
 Q = STREAM.variance
+
+WIDE = Hypothesis("wide limit; uniform attention")
+IDENTICAL = Hypothesis(
+    "for the exact gradient product: identical tokens and identical gradients ($T = 1$ is such a case)"
+)
+LINEAR = Hypothesis(r"for the exponent of $1-c$: linear FFN and $0 < \sigma^2, s_f$")
 
 
 def product_closed_form(initial: sp.Expr, growth: sp.Expr, gain: sp.Expr, index: sp.Expr) -> sp.Expr:
@@ -26,28 +48,44 @@ def variance_steps() -> tuple[Step, ...]:
     """One block forward, the bracket, and the closed form."""
     stream = Moments(q, c * q)
     after = stream + uniform_attention(normed(stream), sigma**2, T)
+    share = Named("s_a", ATTENTION)
+    least = Inequality(
+        sigma**2 / T, share, "attention's share lies between that of uncorrelated tokens", name="least", uses=("block",)
+    )
+    most = Inequality(share, sigma**2, "and that of identical tokens", name="most", uses=("block",))
     return (
         Equality(
-            (after + ffn(s_f, sp.Integer(0))).variance,
+            Named(r"q_{l+1}", (after + ffn(s_f, sp.Integer(0))).variance),
             q + ATTENTION + s_f,
             "both branches read the normed stream, of variance 1, and add to the stream (propositions 2-4, 6)",
-            "block",
-            r"q_{l+1}",
+            name="block",
         ),
-        Inequality(sigma**2 / T, ATTENTION, r"attention's share lies between uncorrelated tokens", larger_label="s_a"),
-        Inequality(ATTENTION, sigma**2, "and identical tokens", smaller_label="s_a"),
+        least,
+        most,
+        Bounds(
+            ell,
+            PREVIOUS + ATTENTION + s_f,
+            q_0,
+            q_0 + ell * (s_f + sigma**2 / T),
+            q_0 + ell * (s_f + sigma**2),
+            (c,),
+            "so the variance grows linearly, whatever the correlation is in each block",
+            sequence=sp.IndexedBase("q"),
+            name="growth_bounds",
+            uses=("block",),
+            below=least,
+            above=most,
+        ),
         Recurrence(
             ell,
-            lambda n, y: y + s,
+            PREVIOUS + s,
             q_0,
             q_0 + s * ell,
-            r"with the smallest and the largest $s = s_a + s_f$ this brackets the variance: it grows linearly, "
-            r"$q_0 + l\,(s_f + \sigma^2/T) \le q_l \le q_0 + l\,(s_f + \sigma^2)$, with equality on the right for "
-            r"identical "
-            "tokens",
-            "q",
-            "growth",
+            r"and for identical tokens exactly so, with $s = \sigma^2 + s_f$",
+            sequence=sp.IndexedBase("q"),
+            name="growth",
             solve=True,
+            uses=("block",),
         ),
     )
 
@@ -56,34 +94,40 @@ def gradient_steps() -> tuple[Step, ...]:
     """One sublayer backward and the product over the depth."""
     g = Moments(gamma, rho * gamma)
     through = g + norm_backward(g, q).scaled(s_b)
-    total = q + sigma**2
     return (
         Equality(
-            through.variance,
+            Named(r"\gamma_x", through.variance),
             gamma * (1 + s_b / q),
             "one sublayer backward: the skip carries the gradient unchanged, the branch adds its gain over the "
             "variance at "
             "its norm",
-            "sublayer",
-            r"\gamma_x",
+            name="sublayer",
         ),
+    )
+
+
+def product_steps() -> tuple[Step, ...]:
+    """The product over the depth, for identical tokens."""
+    total = q + sigma**2
+    return (
         Equality(
-            (1 + sigma**2 / q) * (1 + chi * s_f / total),
+            Named(r"\gamma_{l}/\gamma_{l+1}", (1 + sigma**2 / q) * (1 + chi * s_f / total)),
             1 + (sigma**2 + chi * s_f) / q,
             r"identical tokens with identical gradients: one block (attention, gain $\sigma^2$, then FFN, gain "
             r"$\chi s_f$, "
             "whose norm sees what attention added)",
-            "block_gradient",
-            r"\gamma_{l}/\gamma_{l+1}",
+            name="block_gradient",
+            uses=("sublayer", "growth"),
         ),
         Recurrence(
             ell,
-            lambda n, y: y * (1 + b / (q_0 + s * n)),
+            PREVIOUS * (1 + b / (q_0 + s * ell)),
             sp.Integer(1),
             product_closed_form(q_0, s, b, ell),
             r"the product of $l$ such factors, $b$ over the variance $q_0 + sj$",
-            "P",
-            "product",
+            sequence=sp.IndexedBase("P"),
+            name="product",
+            uses=("block_gradient", "growth"),
         ),
         Limit(
             sp.gamma(L + A + beta) / sp.gamma(L + A) * L ** (-beta),
@@ -92,14 +136,15 @@ def gradient_steps() -> tuple[Step, ...]:
             sp.Integer(1),
             r"Stirling: with $A = q_0/s$ and $\beta = b/s$ the product is $\sim "
             r"\frac{\Gamma(A)}{\Gamma(A+\beta)}L^{\beta}$",
-            "power",
+            name="power",
+            uses=("product",),
         ),
         Equality(
-            product_closed_form(q_0, s, s, ell),
+            Named(r"P_l\big|_{b=s}", product_closed_form(q_0, s, s, ell)),
             1 + s * ell / q_0,
             r"when backward and forward gains agree ($\chi = 1$) the product telescopes to $q_l/q_0$",
-            "telescoped",
-            r"P_l\big|_{b=s}",
+            name="telescoped",
+            uses=("product",),
         ),
     )
 
@@ -111,28 +156,33 @@ def mode_steps() -> tuple[Step, ...]:
     ratio = r_0  # delta/M
     return (
         Equality(
-            mean_mode(after, T), M * (1 + sigma**2 / Q), "attention feeds the token-mean mode only", label=r"\bar q'"
+            Named(r"\bar q'", mean_mode(after, T)),
+            M * (1 + sigma**2 / Q),
+            "attention feeds the token-mean mode only",
+            name="mean",
         ),
-        Equality(deviation_mode(after), delta, "token deviations stay as they are", label=r"\delta'"),
+        Equality(Named(r"\delta'", deviation_mode(after)), delta, "token deviations stay as they are", name="kept"),
         Equality(
-            deviation_mode(STREAM + normed(STREAM).scaled(s_f)),
+            Named(r"\delta''", deviation_mode(STREAM + normed(STREAM).scaled(s_f))),
             delta * (1 + s_f / Q),
             "a linear FFN feeds both in proportion",
-            label=r"\delta''",
+            name="fed",
         ),
         Equality(
-            deviation_mode(after) / mean_mode(after, T),
+            Named(r"r'", deviation_mode(after) / mean_mode(after, T)),
             delta / M / (1 + sigma**2 / Q),
             r"so the ratio $r = \delta/\bar q$ falls by $1 + \sigma^2/q$ at each attention, with $q_l \le q_0 + "
             r"sl$: by the "
             r"product above, $r_l \le r_0\,P_l^{-1} \sim l^{-\sigma^2/s}$, $s = \sigma^2 + s_f$",
-            label=r"r'",
+            name="falls",
+            uses=("mean", "kept", "growth_bounds", "product", "power"),
         ),
         Inequality(
-            1 - (share.subs(delta, ratio * M)),
+            Named(r"1 - \bar q/q", 1 - (share.subs(delta, ratio * M))),
             ratio,
             r"hence the token-mean share of variance tends to 1",
-            smaller_label=r"1 - \bar q/q",
+            name="share",
+            uses=("falls",),
         ),
         Equality(
             sp.Derivative((z ** (1 - eta) - 1) / (1 - eta), z),
@@ -140,6 +190,8 @@ def mode_steps() -> tuple[Step, ...]:
             r"with $\eta = \sigma^2/s < 1$, the variance's deficit against $q_0 + sl$, $\sigma^2\sum_j(1-\bar "
             r"q_j/q_j)$, is "
             r"at most of order $\int_1^L z^{-\eta}dz = (L^{1-\eta}-1)/(1-\eta)$",
+            name="deficit",
+            uses=("share",),
         ),
         Limit(
             -(L ** (-eta)) / eta + 1 / eta,
@@ -149,24 +201,40 @@ def mode_steps() -> tuple[Step, ...]:
             r"so relative deficits are $O(l^{-\eta})$ and change $\sum_l s_f/q_l$ by a convergent sum ($\int_1^L "
             r"z^{-1-\eta}dz$ "
             r"stays bounded): exponents may be read off with $q_l = q_0 + sl$",
+            name="convergent",
+            uses=("deficit",),
         ),
         Equality(
-            s_f / (sigma**2 + s_f) - 1,
+            Named(r"\frac{d\log(1-c_L)}{d\log L}", s_f / (sigma**2 + s_f) - 1),
             -(sigma**2) / (sigma**2 + s_f),
             r"$\delta_L \sim L^{s_f/s}$ by the product with $b = s_f$, $q_L \sim L$, and $1 - c = \delta/q$: the "
             r"exponent of "
             r"$1-c$ in depth",
-            "exponent",
-            r"\frac{d\log(1-c_L)}{d\log L}",
+            name="exponent",
+            uses=("fed", "kept", "power", "convergent"),
         ),
         Equality(
-            (-(sigma**2) / (sigma**2 + s_f)).subs(s_f, sigma**2),
+            Named(
+                r"\frac{d\log(1-c_L)}{d\log L}\Big|_{s_f=\sigma^2}",
+                (-(sigma**2) / (sigma**2 + s_f)).subs(s_f, sigma**2),
+            ),
             -sp.Rational(1, 2),
             r"for equal gains $s_f = \sigma^2$",
-            "half",
-            r"\frac{d\log(1-c_L)}{d\log L}\Big|_{s_f=\sigma^2}",
+            name="half",
+            uses=("exponent",),
             derived=True,
         ),
+    )
+
+
+@cache
+def derivation() -> tuple[Step, ...]:
+    """All steps."""
+    return (
+        resting_on((axioms.WIDE, WIDE), variance_steps())
+        + resting_on((axioms.WIDE, axioms.INDEPENDENCE, WIDE), gradient_steps())
+        + resting_on((axioms.WIDE, axioms.INDEPENDENCE, WIDE, IDENTICAL), product_steps())
+        + resting_on((axioms.WIDE, WIDE, LINEAR), mode_steps())
     )
 
 
@@ -205,23 +273,27 @@ PROPOSITION = Proposition(
         r"correlation of the stream after block $l$."
     ),
     hypotheses=(
-        "wide limit; uniform attention",
-        "for the exact gradient product: identical tokens and identical gradients ($T = 1$ is such a case)",
-        r"for the exponent of $1-c$: linear FFN and $0 < \sigma^2, s_f$",
+        WIDE,
+        IDENTICAL,
+        LINEAR,
     ),
     statement=(
-        "The variance grows linearly, between $q_0 + l(s_f+\\sigma^2/T)$ and $q_0 + "
-        "l(s_f+\\sigma^2)$:\n\n$$<<block>>$$\n\n"
-        "The gradient obeys a power law: with $b = \\sigma^2 + \\chi s_f$ and $s = \\sigma^2 + "
+        "The variance grows linearly:\n\n$$<<block>>$$\n\n$$<<growth_bounds>>$$\n\n"
+        "For identical tokens and gradients the gradient obeys a power law: with $b = \\sigma^2 + \\chi s_f$ and $s "
+        "= \\sigma^2 + "
         "s_f$,\n\n$$<<block_gradient>>$$\n\n"
-        "$$<<product>>$$\n\nwhich grows like $L^{b/s}$: like $L$ for ReLU and linear FFNs, where it is $q_L/q_0$ "
-        "exactly. "
-        "Tokens grow alike slowly:\n\n$$<<exponent>>$$\n\nso $1 - c_L \\sim L^{-1/2}$ for equal gains; a "
+        "$$<<product>>$$\n\nwhich grows like $L^{b/s}$, by Stirling's limit (with $A = q_0/s$ and $\\beta = "
+        "b/s$):\n\n$$<<power>>$$\n\nlike $L$ for ReLU and linear FFNs, where it is $q_L/q_0$ exactly:\n\n"
+        "$$<<telescoped>>$$\n\nTokens grow alike slowly, with exponent\n\n$$<<exponent>>$$\n\nand for equal "
+        "gains\n\n$$<<half>>$$\n\nA "
         "token-deviation "
         r"gradient grows towards the input like $L^{s_f/s}$ (proposition 10b)."
     ),
     source="Xiong et al. 2020, arXiv:2002.04745, for linear growth; exponents derived here.",
     confronted="tests/test_proofs_against_simulation_depth.py::test_prenorm",
-    derivation=lambda: variance_steps() + gradient_steps() + mode_steps(),
-    axioms=(axioms.WIDE, axioms.INDEPENDENCE),
+    derivation=derivation,
+    conclusion=lambda: stated(
+        derivation,
+        *("block", "growth_bounds", "block_gradient", "product", "power", "telescoped", "exponent", "half"),
+    ),
 )

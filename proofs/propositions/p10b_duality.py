@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import sympy as sp
 
-from proofs import axioms, notation, wick
+from proofs import axioms, notation, tensors, wick
 from proofs.maps import Moments, deviation_mode, mean_mode
 from proofs.notation import T, d, gamma, q
-from proofs.vocabulary import Equality, Proposition, Quantity, Step
+from proofs.propositions import p04_uniform_attention
+from proofs.vocabulary import (
+    Equality,
+    Hypothesis,
+    Lemma,
+    Named,
+    Proposition,
+    Quantity,
+    Step,
+    Witness,
+    resting_on,
+    stated,
+)
 
 g_a, g_f, g_1, g_2, q_0, q_L, c_0, c_L = sp.symbols("g_a g_f g_1 g_2 q_0 q_L c_0 c_L", positive=True)
 alpha, beta, phi, psi, lam = sp.symbols("alpha beta phi psi lambda", real=True)
@@ -26,6 +40,14 @@ ROWS = (
 )
 SIZES = {d: 2}
 BLOCK_GAIN = alpha**2 + beta**2 * lam**2 * g_a + phi**2 * g_f + psi**2 * lam**2 * g_f * g_a
+
+LINEAR = Hypothesis(
+    "linear FFN; a fixed symmetric attention matrix; matrices fresh in each block; wide limit for the norms only"
+)
+COEFFICIENTS = Hypothesis(
+    "any placement whose block is a combination of skip, attention, FFN and FFN after attention with deterministic "
+    "coefficients"
+)
 
 
 def block(row: sp.Symbol, middle: sp.Symbol, column: sp.Symbol) -> sp.Expr:
@@ -60,7 +82,7 @@ def two(transposed: bool) -> wick.Moment:
     return wick.Moment(summand, ((j, d), (n, d), (k, d), (m, d), (i, d)), WEIGHTS, ROWS)
 
 
-def derivation() -> tuple[Step, ...]:
+def steps() -> tuple[Step, ...]:
     """One block both ways, composition, then the end-to-end gain."""
     start, end = Moments(q_0, c_0 * q_0), Moments(q_L, c_L * q_L)
     mean_gain = mean_mode(end, T) / mean_mode(start, T)
@@ -68,7 +90,7 @@ def derivation() -> tuple[Step, ...]:
     top = Moments(sp.Integer(1), sp.Integer(0))
     total = (mean_gain * mean_mode(top, T) * T + (T - 1) * deviation_gain * deviation_mode(top)) / T
     return (
-        wick.step(
+        tensors.step(
             forward(),
             BLOCK_GAIN * q,
             r"forward: distinct words in the fresh matrices are uncorrelated (each has some matrix an odd number of "
@@ -78,7 +100,7 @@ def derivation() -> tuple[Step, ...]:
             SIZES,
             "forward",
         ),
-        wick.step(
+        tensors.step(
             backward(),
             BLOCK_GAIN * gamma,
             r"backward: transposing reverses each word, $FA \to A^\top F^\top$, and a product of independent square "
@@ -88,38 +110,41 @@ def derivation() -> tuple[Step, ...]:
             SIZES,
             "backward",
         ),
-        wick.step(
+        tensors.step(
             two(False),
             g_1 * g_2 * q,
             "blocks use fresh matrices: gains multiply, forward",
             r"\tfrac1d\mathbb E\|G_2G_1x\|^2",
             SIZES,
+            "two_forward",
+            uses=("forward",),
         ),
-        wick.step(
+        tensors.step(
             two(True),
             g_1 * g_2 * gamma,
             "and backward; by induction over the blocks each mode's end-to-end gain is the same both ways",
             r"\tfrac1d\mathbb E\|G_1^\top G_2^\top g\|^2",
             SIZES,
+            "two_backward",
+            uses=("backward",),
         ),
         Equality(
-            total,
+            Named("G", total),
             (q_L * (1 + (T - 1) * c_L) / (q_0 * (1 + (T - 1) * c_0)) + (T - 1) * (1 - c_L) * q_L / ((1 - c_0) * q_0))
             / T,
             "uniform attention: the token-mean mode and the $T-1$ token-deviation modes have the forward gains "
             "below; gradients "
             "uncorrelated between tokens put equal parts in each mode",
-            "total",
-            "G",
-            witness=lambda at: _by_modes(at),
-            witness_needs=(T, q_0, q_L, c_0, c_L),
+            name="total",
+            uses=("two_forward", "two_backward"),
+            witnesses=(Witness(_by_modes, (T, q_0, q_L, c_0, c_L), points=4),),
         ),
         Equality(
-            sp.simplify(total.subs(c_0, 0)),
+            Named(r"G\big|_{c_0 = 0}", sp.simplify(total.subs(c_0, 0))),
             q_L / q_0,
             "uncorrelated tokens at the input: the modes' shares recombine to the variance (proposition 4)",
-            "uncorrelated",
-            r"G\big|_{c_0 = 0}",
+            name="uncorrelated",
+            uses=("total", Lemma(p04_uniform_attention.PROPOSITION, "split")),
             derived=True,
         ),
     )
@@ -135,6 +160,12 @@ def _by_modes(at: object) -> object:
 
     before, after = modes(at[q_0], at[c_0]), modes(at[q_L], at[c_L])  # type: ignore[index]
     return (after[0] / before[0] + (tokens - 1) * after[1] / before[1]) / tokens  # type: ignore[operator]
+
+
+@cache
+def derivation() -> tuple[Step, ...]:
+    """All steps."""
+    return resting_on((axioms.WICK, axioms.WIDE, axioms.INDEPENDENCE, LINEAR, COEFFICIENTS), steps())
 
 
 PROPOSITION = Proposition(
@@ -178,9 +209,8 @@ PROPOSITION = Proposition(
         r"gradients uncorrelated between tokens at the top."
     ),
     hypotheses=(
-        "linear FFN; a fixed symmetric attention matrix; matrices fresh in each block; wide limit for the norms only",
-        "any placement whose block is a combination of skip, attention, FFN and FFN after attention with deterministic "
-        "coefficients",
+        LINEAR,
+        COEFFICIENTS,
     ),
     statement=(
         "Forward and backward every mode has the same gain:\n\n$$<<forward>>$$\n\n$$<<backward>>$$\n\nHence, for "
@@ -192,5 +222,5 @@ PROPOSITION = Proposition(
     source="Derived here.",
     confronted="tests/test_proofs_against_simulation_depth.py::test_duality",
     derivation=derivation,
-    axioms=(axioms.WICK, axioms.WIDE, axioms.INDEPENDENCE),
+    conclusion=lambda: stated(derivation, "forward", "backward", "total", "uncorrelated"),
 )

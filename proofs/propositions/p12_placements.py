@@ -12,7 +12,18 @@ from proofs import axioms, blocks
 from proofs.gaussian import relu_derivative_kernel, relu_kernel
 from proofs.maps import Moments, mean_mode, normed
 from proofs.placements import BY_HAND, GRADIENT, ONE, STREAM, L, Notebook, T, block, g_a, g_f, gamma, kappa, p, q
-from proofs.vocabulary import Equality, Proposition, Quantity, Recurrence, Step
+from proofs.vocabulary import (
+    PREVIOUS,
+    Equality,
+    Hypothesis,
+    Named,
+    Proposition,
+    Quantity,
+    Recurrence,
+    Step,
+    resting_on,
+    stated,
+)
 from propagate.placements import DeepNorm
 from propagate.theory.recursion import Recursion
 
@@ -27,6 +38,9 @@ PARTS = {
 NAMES = {"q": ("q", "p"), "a": ("a", "b"), "g": ("g", "h"), "u": ("u", "v")}
 derive = cache(propagate.recursion)
 
+WIDE = Hypothesis("wide limit; uniform attention; exchangeable tokens")
+RELU = Hypothesis("ReLU; a single stream")
+
 
 def own() -> tuple[str, ...]:
     """The names of the placements that somebody composed by hand."""
@@ -38,9 +52,10 @@ def title(name: str) -> str:
     return propagate.placements()[name].__name__
 
 
-def label(name: str) -> str:
-    """The LaTeX of a moment's name."""
-    return re.sub(r"^(gamma|kappa)", r"\\\1", name)
+def label(name: str, placement: str) -> str:
+    """The LaTeX of a moment's name, which says of what placement it is."""
+    mark = "_" if "'" in name else "^"
+    return re.sub(r"^(gamma|kappa)", r"\\\1", name) + rf"{mark}{{\text{{{title(placement)}}}}}"
 
 
 def sides(recursion: Recursion) -> dict[str, sp.Expr]:
@@ -61,11 +76,10 @@ def definitions(placement: str) -> tuple[Step, ...]:
     said = sides(recursion)
     return tuple(
         Equality(
-            said.pop(name),
+            Named(label(name, placement), said.pop(name)),
             value,
             f"{title(placement)}, {meaning(name)}",
-            step_name(placement, name),
-            label(name),
+            name=step_name(placement, name),
             derived=True,
         )
         for name, value in BY_HAND[placement](Notebook(names))
@@ -105,12 +119,11 @@ def composed() -> tuple[Step, ...]:
         for which, (closed, side) in enumerate(zip(derive(name).closed(), ours, strict=True)):
             steps.append(
                 Equality(
-                    closed.subs(q, 1),
+                    Named(rf"{label(RESULTS[which], name)}\big|_{{q=1}}", closed.subs(q, 1)),
                     side,
                     f"{title(name)} in one piece at unit input variance, as propositions 7-10 use it: "
                     f"{meaning(RESULTS[which])}",
-                    f"composed_{name}_{which}",
-                    label(RESULTS[which]),
+                    name=f"composed_{name}_{which}",
                     derived=True,
                 )
             )
@@ -124,55 +137,68 @@ def consequences() -> tuple[Step, ...]:
     n = sp.Symbol("n", nonnegative=True, integer=True)
     steps: list[Step] = [
         Equality(
-            variance["periln"],
+            Named(rf"{label(RESULTS[0], 'periln')}\big|_{{\text{{in one piece}}}}", variance["periln"]),
             q + 2,
             r"Peri-LN: each branch is normed after it is computed, so a block adds exactly 2, whatever the gains",
-            "peri",
-            "q'",
+            name="peri",
+            uses=("periln_q_out",),
             derived=True,
-        ),
-        Recurrence(n, lambda _, y: y + 2, q_0, q_0 + 2 * n, "so over $n$ blocks", "q", "peri_depth", solve=True),
-        Equality(
-            variance["deepnorm"].subs(q, 1),
-            ONE,
-            "DeepNorm: the norm stands after the sum",
-            "deep",
-            r"q'\big|_{q=1}",
-            derived=True,
-        ),
-        Equality(
-            variance["layernormscaling"] - q,
-            (g_a**2 * mean_mode(normed(STREAM), T) + g_f**2) / block,
-            r"LayerNorm-Scaling with ReLU: attention and FFN are both homogeneous, so dividing what they read by "
-            r"$\sqrt l$ divides what they add by $l$",
-            "lns",
-            r"q' - q",
         ),
         Recurrence(
             n,
-            lambda k, y: y + s / (k + 1),
+            PREVIOUS + 2,
+            q_0,
+            q_0 + 2 * n,
+            "so over $n$ blocks",
+            sequence=sp.IndexedBase("q"),
+            name="peri_depth",
+            uses=("peri",),
+            solve=True,
+        ),
+        Equality(
+            Named(rf"{label(RESULTS[0], 'deepnorm')}\big|_{{q=1}}", variance["deepnorm"].subs(q, 1)),
+            ONE,
+            "DeepNorm: the norm stands after the sum",
+            name="deep",
+            derived=True,
+        ),
+        Equality(
+            Named(
+                rf"{label(RESULTS[0], 'layernormscaling')}\big|_{{\text{{in one piece}}}}", variance["layernormscaling"]
+            )
+            - q,
+            (g_a**2 * mean_mode(normed(STREAM), T) + g_f**2) / block,
+            r"LayerNorm-Scaling with ReLU: attention and FFN are both homogeneous, so dividing what they read by "
+            r"$\sqrt l$ divides what they add by $l$",
+            name="lns",
+            uses=("layernormscaling_q_out",),
+        ),
+        Recurrence(
+            n,
+            PREVIOUS + s / (n + 1),
             q_0,
             q_0 + s * sp.harmonic(n),
             r"with $s = g_a^2 + g_f^2$ (identical tokens) the variance after $n$ blocks grows like the harmonic "
             r"numbers, $s\log n$",
-            "q",
-            "lns_depth",
+            sequence=sp.IndexedBase("q"),
+            name="lns_depth",
+            uses=("lns",),
         ),
     ]
     for which, (deep, post) in enumerate(zip(plain, derive("postnorm").closed(), strict=True)):
         steps.append(
             Equality(
-                deep,
+                Named(rf"{label(RESULTS[which], 'deepnorm')}\big|_{{\alpha=\beta=1}}", deep),
                 post,
                 rf"DeepNorm with $\alpha = \beta = 1$ is PostNorm: {meaning(RESULTS[which])}",
-                label=label(RESULTS[which]),
+                name=f"deep_is_post_{which}",
                 derived=True,
             )
         )
     return tuple(steps)
 
 
-def derivation() -> tuple[Step, ...]:
+def steps() -> tuple[Step, ...]:
     """The placements, then the compositions, then what follows."""
     steps: tuple[Step, ...] = ()
     for name in own():
@@ -212,13 +238,25 @@ def _statement() -> str:
     written = "\n\n".join(f"**{title(name)}** (arXiv:{_cited(name)}):\n\n$$<<{name}_*>>$$" for name in own())
     return (
         f"{written}\n\nHence, for Peri-LN, $<<peri>>$ whatever the gains, and $<<peri_depth>>$; for DeepNorm "
-        r"$<<deep>>$, and with $\alpha=\beta=1$ its recursion is PostNorm's; for LayerNorm-Scaling"
+        "$<<deep>>$, and with $\\alpha=\\beta=1$ its recursion is PostNorm's in one piece; for LayerNorm-Scaling"
         "\n\n$$<<lns>>$$\n\n$$<<lns_depth>>$$"
     )
 
 
+def _concluded() -> tuple[str, ...]:
+    """The names of the steps that are stated: every equation of the recursions, and what follows."""
+    recursions = (s.name for s in derivation() if s.name.partition("_")[0] in own())
+    return (*recursions, "peri", "peri_depth", "deep", "lns", "lns_depth")
+
+
 def _cited(name: str) -> str:
     return propagate.placements()[name].citation
+
+
+@cache
+def derivation() -> tuple[Step, ...]:
+    """All steps."""
+    return resting_on((axioms.WIDE, axioms.INDEPENDENCE, WIDE, RELU), steps())
 
 
 PROPOSITION = Proposition(
@@ -236,10 +274,13 @@ PROPOSITION = Proposition(
         "they stand in its code; the right sides are composed by hand from the maps of propositions 1-6. (Ranges in "
         "the table are those of the numeric check; the equalities hold wherever both sides are defined.)"
     ),
-    hypotheses=("wide limit; uniform attention; exchangeable tokens", "ReLU; a single stream"),
+    hypotheses=(
+        WIDE,
+        RELU,
+    ),
     statement=_statement(),
     source="The placements' equations are their papers'; the recursions are derived here.",
     confronted="tests/test_agreement.py::test_they_agree",
     derivation=derivation,
-    axioms=(axioms.WIDE, axioms.INDEPENDENCE),
+    conclusion=lambda: stated(derivation, *_concluded()),
 )

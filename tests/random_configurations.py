@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import warnings
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ class Case(NamedTuple):
 
 
 def configuration(rng: random.Random) -> Case:
+    """Any combination of fields, starts at both ends of what is allowed, and any options: a refusal is an answer."""
     tokens, heads = rng.choice([1, 2, 3, 8, 16]), rng.choice([1, 2, 4, 8])
     model: dict[str, Any] = {
         "placement": rng.choice(sorted(pg.placements())),
@@ -59,14 +61,30 @@ def configuration(rng: random.Random) -> Case:
         rows = np.random.default_rng(rng.randrange(10**6)).standard_normal((tokens, rank))
         start["gram" if rng.random() < 0.7 else "grad_gram"] = variance * rows @ rows.T / rank
     asked: dict[str, Any] = {}
-    for option, share in (("parameter_gradients", 0.2), ("fluctuations", 0.2), ("through_readout", 0.3)):
+    for option, share in (("parameter_gradients", 0.2), ("fluctuations", 0.1), ("through_readout", 0.3)):
         if rng.random() < share:
             asked[option] = True
-    if rng.random() < 0.05 and tokens <= 8:
+    if rng.random() < 0.04 and tokens <= 8:
         asked["bias"] = True
     if rng.random() < 0.1:
-        asked["head_size"] = float("inf")
+        asked["head_size"] = math.inf
     return Case(model, start, asked, "predict_calls" if rng.random() < 0.15 else "predict")
+
+
+def faults(seed: int, count: int, *, wide: bool) -> list[tuple[str, Case]]:
+    """What is wrong with the answers to random cases, with each case.
+
+    `wide` takes heads for wide: tables of finite heads take a second or more for each size and number of tokens.
+    """
+    rng, found = random.Random(seed), []
+    for _ in range(count):
+        case = configuration(rng)
+        if wide:
+            case.asked["head_size"] = math.inf
+        what = fault(case)
+        if what:
+            found.append((what, case))
+    return found
 
 
 def fault(case: Case) -> str | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from propagate.model import Model, ModelError
 from propagate.placement import Layout, check_streams
 from propagate.scaling import Gains
@@ -66,8 +68,9 @@ def propagate_moments(
     def block_map(equations: Callable[[Any, Any], Any], index: int, state: State) -> BlockMap:
         block = block_at(index) if block_at else block_of(model, index)
         try:
-            return read(lambda streams: equations(streams, block), block.tape, state)
-        except ZeroDivisionError:
+            with np.errstate(divide="raise"):  # of arrays, as of numbers
+                return read(lambda streams: equations(streams, block), block.tape, state)
+        except (ZeroDivisionError, FloatingPointError):
             raise _of_nothing(model, index) from None
 
     embed = block_map(placement.embed, 0, alone(start))

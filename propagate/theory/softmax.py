@@ -78,7 +78,7 @@ def softmax_averages(tokens: Scalar, spread_squared: Scalar, correlation: Scalar
 def _numeric(tokens: int, spread_squared: float, correlation: float) -> SoftmaxAverages:
     if spread_squared <= 0 or tokens == 1:
         return UNIFORM
-    spread = math.sqrt(spread_squared)
+    spread, correlation = math.sqrt(spread_squared), min(max(correlation, -1.0), 1.0)  # rounding apart
     if not spread <= LARGEST_SPREAD:
         raise ModelError(
             f"attention's logits reach a standard deviation of {spread:.3g}; the theory covers up to {LARGEST_SPREAD:g}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 from typing import Any
 
@@ -43,8 +42,9 @@ def moments_of(variance_name: str, covariance_name: str, variance: Scalar, covar
             raise ModelError(f"{name} must be finite, got {value!r}")
     if np.any(np.asarray(variance) < 0) or (variance_name == "variance" and np.any(np.asarray(variance) == 0)):
         raise ModelError(f"{variance_name} must be positive, got {variance!r}")
-    lowest = -1 / (tokens - 1) if tokens > 1 else -math.inf
-    bad = (np.asarray(covariance) > variance) | (np.asarray(covariance) < lowest * np.asarray(variance) - 1e-12)
+    bad = np.asarray(covariance) > variance
+    if tokens > 1:
+        bad |= np.asarray(covariance) < -np.asarray(variance) / (tokens - 1) * (1 + 1e-12)
     if np.any(bad):
         allowed = f"between -{variance_name} / (tokens - 1) and {variance_name}"
         raise ModelError(f"{covariance_name} must lie {allowed}, got {covariance!r} with {variance_name}={variance!r}")

@@ -192,7 +192,8 @@ def columns(
         if replicas > 1:
             found[f"{name}_se"] = values.std(axis=1, ddof=1) / np.sqrt(replicas)
         if model.experts is not None and "covariance" not in name:
-            found[f"log_{name}_bias"] = _log(values).mean(axis=1) - _log(found[name])
+            bias = _log(values).mean(axis=1) - _log(found[name])
+            found[f"log_{name}_bias"] = np.where(found[name] <= 0, 0.0, bias)  # of what is 0, no router is off
     found["skip_gain"] = skip.mean(axis=-1)
     of_tokens = {name: found[token] for name, token in TOKEN_COLUMNS.items()}
     of_tokens |= {"skip_gain": skip, "grad_deviation": found["grad_token_variance"]}

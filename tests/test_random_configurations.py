@@ -16,13 +16,13 @@ PLAIN = Case({"placement": "postnorm", "depth": 2, "width": 32, "heads": 4, "tok
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_few_random_configurations(seed: int) -> None:
-    assert faults(seed, 30, wide=True) == []
+    assert faults(seed, 30, quick=True) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 120))
 def test_two_thousand_random_configurations(seed: int) -> None:
-    assert faults(seed, 100, wide=False) == []
+    assert faults(seed, 100, quick=False) == []
 
 
 def test_they_reach_every_corner() -> None:

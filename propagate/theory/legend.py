@@ -6,7 +6,7 @@ LEGEND = (
     "q, p: variance and covariance of the stream that enters; gamma, kappa: of the gradient that arrives; prime:",
     "at the other end of the block. Of sublayer k: q_k, p_k of what it reads, a_k, b_k of what it adds; g_k, h_k of the",
     "gradient that arrives at its output, u_k, v_k of what it sends back. g_a, g_f: gains of attention and FFN;",
-    "T: tokens; l, L: the block's index and the depth; tau: logit_std^2; q12: of streams 1 and 2 jointly; w1: a plain number.",
+    "T: tokens; l, L: the block's index and the depth; tau: logit_std^2; q12: of streams 1 and 2; w1: a number.",
 )
 
 

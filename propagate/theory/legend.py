@@ -4,7 +4,7 @@ from __future__ import annotations
 
 LEGEND = (
     "q, p: variance and covariance of the stream that enters; gamma, kappa: of the gradient that arrives; prime:",
-    "at the other end of the block. Of sublayer k: q_k, p_k of what it reads, a_k, b_k of what it adds; g_k, h_k of the",
+    "at the other end of a block. Of sublayer k: q_k, p_k of what it reads, a_k, b_k of what it adds; g_k, h_k of the",
     "gradient that arrives at its output, u_k, v_k of what it sends back. g_a, g_f: gains of attention and FFN;",
     "T: tokens; l, L: the block's index and the depth; tau: logit_std^2; q12: of streams 1 and 2; w1: a number.",
 )

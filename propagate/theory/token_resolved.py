@@ -23,7 +23,7 @@ from propagate.theory.network import Path, propagate_moments
 from propagate.theory.parameter_gradients import MatrixGradients
 from propagate.theory.validity import Watch
 
-FEW = 32  # tokens, of which more routers are drawn: fewer choices average less, and cost less
+FEW = 16  # tokens, of which more routers are drawn: fewer choices average less, and cost less
 TOKEN_COLUMNS = {"variance": "token_variance", "grad_variance": "grad_token_variance"}
 TOGETHER = 2**18  # attention weights: more of them at a time take more memory, and leave the caches
 

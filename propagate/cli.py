@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import io
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ from propagate.cli_output import (
     BAD_INPUT,
     DISAGREE,
     EXIT_CODE,
+    INTERRUPTED,
     check_target,
     print_json,
     print_table,
@@ -207,11 +210,11 @@ def compare(
     predicted = pg.predict(model, **start, bias=bias, through_readout=through_readout)
     measured = _simulated(model, start, run, through_readout)
     judged = pg.compare(predicted, measured, threshold=threshold, resolution=resolution)
-    write(judged, out)
     if json:
         print_json(judged)
     else:
         print_verdict(judged)
+    write(judged, out)
     raise typer.Exit(EXIT_CODE[judged.attrs["verdict"]])
 
 
@@ -220,12 +223,13 @@ def _simulated(model: Model, start: dict[str, Any], run: dict[str, Any], through
     from contextlib import nullcontext
 
     import propagate as pg
+    from propagate.montecarlo.workers import ended_at_once
 
     options = {**start, **run, "through_readout": through_readout}
     workers = options.pop("workers")
     if workers < 1:
         raise ModelError(f"workers must be at least 1, got {workers}")
-    with nullcontext() if workers == 1 else pg.process_pool(workers) as pool:
+    with nullcontext() if workers == 1 else pg.process_pool(workers) as pool, ended_at_once(pool):
         return pg.simulate(model, **options, executor=pool)
 
 
@@ -342,17 +346,25 @@ app.command()(verify)
 
 
 def main() -> None:
-    """Entry point of the `propagate` command: bad input is one line on standard error."""
+    """Entry point of the `propagate` command: bad input is one line on standard error.
+
+    An interrupt or a request to end (SIGTERM) stops work and its processes, and says how to go on.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without Greek letters is told the rest
     try:
         code = app(standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("interrupted; with --checkpoint FILE the same command goes on where it stopped", err=True)
-        code = 130
+        code = INTERRUPTED
     except Exception as error:
         if not hasattr(error, "format_message"):  # Click's usage errors have it; anything else is a defect
             raise
         typer.echo(f"error: {' '.join(error.format_message().split())}", err=True)
         code = BAD_INPUT
+    if code == INTERRUPTED:  # newer versions of Typer make this code of an interrupt themselves
+        typer.echo("interrupted; with --checkpoint FILE the same command goes on where it stopped", err=True)
     sys.exit(code)
 
 

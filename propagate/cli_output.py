@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from propagate.files import replace
+from propagate.files import check_writable, replace_or_keep
 from propagate.model import ModelError
 from propagate.table import STREAM
 
 if TYPE_CHECKING:
     import xarray as xr
 
-DISAGREE, BAD_INPUT, CANNOT_TELL = 1, 2, 3  # exit codes
+DISAGREE, BAD_INPUT, CANNOT_TELL, INTERRUPTED = 1, 2, 3, 130  # exit codes
 EXIT_CODE = {"agrees": 0, "disagrees": DISAGREE, "cannot tell": CANNOT_TELL}
 
 
@@ -27,17 +27,20 @@ def refuse(error: Exception) -> NoReturn:
 
 
 def check_target(out: Path | None, option: str = "--out") -> None:
-    """Before any work: the file's folder must exist."""
-    if out is not None and not out.absolute().parent.is_dir():
-        raise ModelError(f"{option} must lie in an existing folder, got {str(out)!r}")
+    """Before any work: the file must be one that can be written."""
+    check_writable(out, option)
 
 
 def show(dataset: xr.Dataset, json: bool, out: Path | None) -> None:
-    """A table of second moments: printed, at some of the blocks or as JSON, and written where `out` says."""
-    write(dataset, out)
+    """A table of second moments: printed, at some of the blocks or as JSON, then written where `out` says."""
     if json:
         print_json(dataset)
-        return
+    else:
+        _print_moments(dataset)
+    write(dataset, out)
+
+
+def _print_moments(dataset: xr.Dataset) -> None:
     names = [n for n in ("variance", "covariance", "deviation") if n in dataset]
     names += [f"grad_{n}" for n in names]
     depth = dataset.sizes["block"] - 1
@@ -131,6 +134,14 @@ def print_json(dataset: xr.Dataset) -> None:
 
 
 def write(dataset: xr.Dataset, out: Path | None) -> None:
-    """The table as a netCDF file, where one was asked for."""
+    """The table as a netCDF file, where one was asked for; a table that cannot be written is kept elsewhere."""
     if out is not None:
-        replace(out, bytes(dataset.to_netcdf(engine="scipy")))
+        keep(out, bytes(dataset.to_netcdf(engine="scipy")))
+
+
+def keep(out: Path, content: bytes) -> None:
+    """Write a result; if that fails, say where it is and end with the exit code for bad input."""
+    try:
+        replace_or_keep(out, content)
+    except ModelError as error:
+        refuse(error)

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from propagate.cli_output import check_target, print_table, refuse, show
-from propagate.files import replace
+from propagate.cli_output import check_target, keep, print_table, refuse, show
 from propagate.model import ModelError
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def trace(
     if plot is not None:
         from propagate.plots import render
 
-        replace(plot, render(_picture(found, path.name), plot.suffix[1:]))
+        keep(plot, render(_picture(found, path.name), plot.suffix[1:]))
 
 
 def _traced(

@@ -1,14 +1,22 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and results that a failed write does not lose."""
 
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from pathlib import Path
+
+from propagate.checks import ModelError
 
 
 def replace(path: str | os.PathLike[str], content: bytes) -> Path:
     """Write the content; whatever interrupts it leaves the old file or the new one, never a part.
+
+    A link is followed, and an old file keeps its mode.
+
+    Raises:
+        OSError: where it cannot be written.
 
     Example:
         >>> target = Path(tempfile.mkdtemp()) / "note.txt"
@@ -17,14 +25,76 @@ def replace(path: str | os.PathLike[str], content: bytes) -> Path:
         >>> target.read_bytes(), len(list(target.parent.iterdir()))
         (b'new', 1)
     """
-    target = Path(path)
-    handle, part = tempfile.mkstemp(dir=target.absolute().parent, prefix=f".{target.name}.")
+    target = Path(os.path.realpath(path))
+    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else _MODE
+    handle, part = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-        os.chmod(part, 0o644)
+        os.chmod(part, mode)
         os.replace(part, target)
     except BaseException:
         os.unlink(part)
         raise
-    return target
+    return Path(path)
+
+
+_MODE = 0o644  # of a new file
+
+
+def check_writable(path: str | os.PathLike[str] | None, what: str) -> None:
+    """Before any work: the file can be made, or is a regular one that can be replaced.
+
+    Args:
+        path: of the file; None is fine.
+        what: names it in the error, such as "--out".
+
+    Raises:
+        ModelError: says why not.
+
+    Example:
+        >>> check_writable("/dev/null", "--out")
+        Traceback (most recent call last):
+        propagate.checks.ModelError: --out must be a regular file or a new one, got '/dev/null'
+    """
+    if path is None:
+        return
+    given = os.fspath(path)
+    if not given or "\0" in given:
+        raise ModelError(f"{what} must name a file, got {given!r}")
+    target = Path(os.path.realpath(path))
+    try:
+        if target.exists() and not target.is_file():
+            raise ModelError(f"{what} must be a regular file or a new one, got {given!r}")
+        if not target.parent.is_dir():
+            raise ModelError(f"{what} must lie in an existing folder, got {given!r}")
+        handle, part = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    except OSError as error:
+        raise ModelError(f"{what} must be a file that can be written, got {given!r}: {error.strerror}") from None
+    os.close(handle)
+    os.unlink(part)
+
+
+def replace_or_keep(path: str | os.PathLike[str], content: bytes) -> Path:
+    """`replace`; where that fails, the content is kept in a temporary file.
+
+    Raises:
+        ModelError: names both files, where the write failed.
+
+    Example:
+        >>> try:
+        ...     replace_or_keep("/nowhere/table.nc", b"result")
+        ... except ModelError as error:
+        ...     kept = Path(str(error).rpartition(" ")[2])
+        >>> kept.read_bytes()
+        b'result'
+        >>> kept.unlink()
+    """
+    try:
+        return replace(path, content)
+    except OSError as error:
+        suffix = Path(path).suffix
+        handle, kept = tempfile.mkstemp(prefix="propagate-", suffix=suffix)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        raise ModelError(f"{os.fspath(path)!r} could not be written ({error.strerror}); it is kept in {kept}") from None

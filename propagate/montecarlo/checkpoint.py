@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from propagate.files import replace
+from propagate.files import check_writable, replace
 from propagate.model import ModelError
 from propagate.montecarlo.statistics import Summary
 
@@ -26,8 +26,7 @@ def load(checkpoint: str | os.PathLike[str] | None, identity: str) -> Summary:
     """
     if checkpoint is None:
         return Summary()
-    if not Path(checkpoint).absolute().parent.is_dir():
-        raise ModelError(f"checkpoint must lie in an existing folder, got {os.fspath(checkpoint)!r}")
+    check_writable(checkpoint, "checkpoint")
     if not Path(checkpoint).exists():
         return Summary()
     try:

@@ -16,6 +16,7 @@ import ctypes
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from propagate.montecarlo.backend import choose_backend
@@ -90,6 +91,25 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         for parameter in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
             mallopt(parameter, 2**30)
+
+
+@contextmanager
+def ended_at_once(pool: ProcessPoolExecutor | None) -> Iterator[None]:
+    """Whatever goes wrong inside, an interrupt above all, ends a pool's processes without waiting for their tasks.
+
+    Example:
+        >>> with ended_at_once(None):
+        ...     pass
+    """
+    try:
+        yield
+    except BaseException:
+        if pool is not None:
+            processes = list((pool._processes or {}).values())  # Python 3.14 has terminate_workers
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.terminate()
+        raise
 
 
 def process_pool(workers: int) -> ProcessPoolExecutor:

@@ -34,7 +34,7 @@ def replace(path: str | os.PathLike[str], content: bytes) -> Path:
         os.chmod(part, mode)
         os.replace(part, target)
     except BaseException:
-        os.unlink(part)
+        Path(part).unlink(missing_ok=True)  # an interrupt may come after the file took its place
         raise
     return Path(path)
 

@@ -86,7 +86,7 @@ def test_letters_that_a_terminal_has_not_are_no_error() -> None:
 def alive(group: int) -> list[str]:
     """States of the processes of a group, without those that have ended and nobody waited for (Z)."""
     rows = [path.read_text().rpartition(")")[2].split() for path in Path("/proc").glob("[0-9]*/stat")]
-    return [row[0] for row in rows if int(row[2]) == group and row[0] != "Z"]
+    return [" ".join(row[:3]) for row in rows if int(row[2]) == group and row[0] != "Z"]
 
 
 @pytest.mark.slow

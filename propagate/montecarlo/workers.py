@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -62,20 +63,21 @@ def in_order(
 def use_device(numbers: Numbers) -> None:
     """Initialiser of a worker: take a number from a queue, and the CUDA device of that number for all that follows.
 
-    With more workers than devices, devices are shared in turn; without any, nothing happens.
+        With more workers than devices, devices are shared in turn; without any, nothing happens.
 
-    Args:
-        numbers: holds 0, 1, 2, ..., one for each worker.
+        Args:
+            numbers: holds 0, 1, 2, ..., one for each worker.
 
-    Example: one GPU a worker, from a pool of your own. (`process_pool` does just this.)
-        >>> import multiprocessing
-        >>> from concurrent.futures import ProcessPoolExecutor
-        >>> context = multiprocessing.get_context("spawn")
-        >>> numbers = context.SimpleQueue()
-        >>> for number in range(4):
-        ...     numbers.put(number)
-        >>> pool = ProcessPoolExecutor(4, mp_context=context, initializer=use_device, initargs=(numbers,))
-        >>> pool.shutdown()
+        Example: one GPU a worker, from a pool of your own. (`process_pool` does just this.)
+            >>> import multiprocessing
+    import time
+            >>> from concurrent.futures import ProcessPoolExecutor
+            >>> context = multiprocessing.get_context("spawn")
+            >>> numbers = context.SimpleQueue()
+            >>> for number in range(4):
+            ...     numbers.put(number)
+            >>> pool = ProcessPoolExecutor(4, mp_context=context, initializer=use_device, initargs=(numbers,))
+            >>> pool.shutdown()
     """
     number = numbers.get()
     _keep_freed_memory()
@@ -105,11 +107,19 @@ def ended_at_once(pool: ProcessPoolExecutor | None) -> Iterator[None]:
         yield
     except BaseException:
         if pool is not None:
-            processes = list((pool._processes or {}).values())  # Python 3.14 has terminate_workers
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
-                process.terminate()
+            _end(pool)
         raise
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    """Python 3.14 has `terminate_workers`; before it, a pool must forget what was cancelled before its workers end."""
+    processes = list((pool._processes or {}).values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    until = time.monotonic() + 0.5
+    while any(item.future.cancelled() for item in list(pool._pending_work_items.values())) and time.monotonic() < until:
+        time.sleep(0.01)
+    for process in processes:
+        process.terminate()
 
 
 def process_pool(workers: int) -> ProcessPoolExecutor:

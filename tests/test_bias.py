@@ -222,7 +222,7 @@ def test_a_forgotten_term_is_found_out(forgotten: str, monkeypatch: pytest.Monke
         assert abs(block.mean) > 4 * block.mean_error
 
 
-@pytest.mark.parametrize("name", ["prenorm", "periln", "olmo2"])
+@pytest.mark.parametrize("name", ["prenorm", *(pytest.param(n, marks=pytest.mark.slow) for n in ("periln", "olmo2"))])
 def test_what_is_left_out_stays_small_at_depth(name: str) -> None:
     """Behind a norm it does not matter how large the stream has grown."""
     said = pg.predict(pg.Model(name, depth=24, tokens=4), **START, bias=True)
@@ -232,7 +232,9 @@ def test_what_is_left_out_stays_small_at_depth(name: str) -> None:
         assert float(error.max()) < 0.2
 
 
-@pytest.mark.parametrize("name", ["prenorm", "mixln", "layernormscaling"])
+@pytest.mark.parametrize(
+    "name", ["prenorm", *(pytest.param(n, marks=pytest.mark.slow) for n in ("mixln", "layernormscaling"))]
+)
 def test_a_gain_twice_as_large_is_rejected_with_and_without_bias(name: str) -> None:
     model = pg.Model(name, depth=8, width=256, tokens=4, heads=4)
     seen = pg.simulate(model, draws=24, seed=1, backend="numpy", **START)

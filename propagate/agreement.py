@@ -71,7 +71,8 @@ def compare(
         `cannot_tell`, in words the quantity and block that is least resolved, "" where all are; and
         `first_divergence`, in words the first place out of the band: forward block by block, the sublayers before the
         stream that they make, then the gradient from the last block back; "" if there is none. Entries with nothing to
-        compare are NaN. A number on one side and none on the other disagree, with z infinite.
+        compare are NaN: where a prediction says nothing, nothing can be told. A measurement that is no number where one
+        was predicted disagrees, with z infinite.
 
     Raises:
         ModelError: if the tables share no quantity, their blocks or streams differ, or the threshold or resolution is

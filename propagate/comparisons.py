@@ -29,8 +29,8 @@ class Comparison(NamedTuple):
     Attributes:
         predicted, measured: as the tables have them; of a logarithm, the geometric mean.
         difference: measured less predicted, on a log scale or relative to the prediction, less the predicted bias; of a
-            covariance relative to the variance. 0 where both are the same but for rounding, infinite where one of them
-            is no number, NaN where neither is.
+            covariance relative to the variance. 0 where both are the same but for rounding, infinite where what was
+            measured is no number, NaN where nothing was predicted or both are none.
         error: standard error of what was measured, on that scale.
         allowance: uncertainty of what was predicted.
         scale: what differences and errors are relative to.
@@ -97,7 +97,7 @@ def comparison(
     return Comparison(
         predicted=predicted,
         measured=measured,
-        difference=np.where(known[0] | known[1], difference, np.nan),
+        difference=np.where(np.isnan(predicted) | ~(known[0] | known[1]), np.nan, difference),
         error=error,
         allowance=np.hypot(values(prediction, f"{name}_allowance", default=none), own),
         scale=scale,

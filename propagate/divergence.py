@@ -52,7 +52,8 @@ def first_divergence(
     The band around a prediction is `tolerance`, the prediction's own `<name>_allowance` and `threshold` standard errors
     of the measurement and of the prediction, where they have any. Forward comes first, block by block: the sublayers
     in the order of their calls, then the stream; after that the gradient, from the last block back. What the two
-    tables hold over different dimensions is left out. A number on one side and none on the other is a divergence.
+    tables hold over different dimensions is left out, and where nothing is predicted. A measurement that is no number
+    where one is predicted is a divergence.
 
     None says that nothing leaves the band, however wide few draws make it; `compare` says what they could have shown.
 
@@ -166,7 +167,7 @@ def _judged(
         return float(values.sel(call=call) if "call" in values.dims else values)
 
     predicted, measured = at(prediction, name), at(measurement, name)
-    if math.isnan(predicted) and math.isnan(measured):
+    if math.isnan(predicted):
         return False
     scale = abs(at(prediction, name.replace("covariance", "variance")))
     error = math.hypot(at(measurement, f"{name}_se"), at(prediction, f"{name}_se")) / scale if scale > 0 else 0.0

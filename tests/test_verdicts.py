@@ -124,7 +124,8 @@ def test_what_is_no_number_never_agrees(name: str, value: float) -> None:
     said, seen = pg.predict(model, **START), measured(model, 64)
     nothing = xr.full_like(said[name], value)
     spoilt = seen.assign({key: nothing for key in (name, f"log_{name}") if key in seen})
-    assert pg.compare(said.assign({name: nothing}), seen).attrs["verdict"] == "disagrees"
+    unsaid = pg.compare(said.assign({name: nothing}), seen).verdict.sel(quantity=name)
+    assert unsaid == ("cannot tell" if math.isnan(value) else "disagrees")
     assert pg.compare(said, spoilt).attrs["verdict"] == "disagrees"
     neither = pg.compare(said.assign({name: nothing}), spoilt)
     assert (neither.verdict.sel(quantity=name), neither.attrs["agrees"]) == ("cannot tell", 0)

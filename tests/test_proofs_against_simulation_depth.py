@@ -193,14 +193,13 @@ def test_companions(width: int) -> None:
     depth = 12
     p = p10a_companions.PROPOSITION
     post = network("postnorm", depth, width, 26, {"covariance": 0.3}, activation="linear", scaling=HALF)
+    post = post.isel(block=[0, -1])  # the limit speaks of the ends
     limit = formula(p, "post_limit", "value")
 
     def ends(m_0: float, a_a: float) -> xr.Dataset:
-        share = np.array([m_0, *[np.nan] * (depth - 1), limit(m_0=m_0, a_a=a_a)])
-        finite = np.full(depth + 1, np.hypot(1 / (2 * depth), 4 / width))  # Euler's error a_a^2/2L, and the width's
-        return said(variance=np.ones(depth + 1), deviation=deviation(share)).assign(
-            deviation_allowance=("block", finite)
-        )
+        share = np.array([m_0, limit(m_0=m_0, a_a=a_a)])
+        finite = np.full(2, np.hypot(1 / (2 * depth), 4 / width))  # Euler's error a_a^2/2L, and the width's
+        return said(variance=np.ones(2), deviation=deviation(share)).assign(deviation_allowance=("block", finite))
 
     assert agrees(ends(mean_share(0.3), 1.0), post)
     assert not agrees(ends(mean_share(0.3), 0.0), post)
@@ -246,14 +245,14 @@ def test_duality(placement: str, width: int) -> None:
 @widths
 def test_causal(width: int) -> None:
     """Proposition 10c: single tokens' gradients under a causal mask; closed form of the last, limit of the first."""
-    depth, tokens = 6, p10c_causal.SMALL
+    depth, tokens = 6, max(p10c_causal.SIZES)
     model = pg.Model("postnorm", depth, width, tokens, 1, "linear", ffn_ratio=2.0, causal=True, logit_std=0.0)
     _, gradients = confront.token_gradients(model, confront.DRAWS[width], 30, 1.0)
     p, back = p10c_causal.PROPOSITION, np.arange(depth, -1, -1)
     last = formula(p, "last", "closed_form")
-    symbols = sorted(p10c_causal.gram().free_symbols, key=str)
-    step = sp.lambdify([symbols, p10c_causal.sigma], p10c_causal.backward(p10c_causal.gram()))
-    at = {s: i for i, s in enumerate(p10c_causal.gram())}
+    symbols = sorted(p10c_causal.gram(tokens).free_symbols, key=str)
+    step = sp.lambdify([symbols, p10c_causal.sigma], p10c_causal.backward(p10c_causal.gram(tokens)))
+    at = {s: i for i, s in enumerate(p10c_causal.gram(tokens))}
     gram = [np.eye(tokens)]
     for _ in range(depth):
         gram.append(np.asarray(step([gram[-1].ravel()[at[s]] for s in symbols], 1.0), dtype=float))

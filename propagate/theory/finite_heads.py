@@ -184,7 +184,8 @@ class _Integrals:
         self.rate = np.exp(np.arange(-math.log(tokens) - 8 - 4 * spread, 7 * spread + 4, _STEP))
 
     def __call__(self, variance: float, others: Array, joint: Array) -> tuple[Array, Array]:
-        correlation = np.clip(joint / np.sqrt(variance * others), -1.0, 1.0)
+        size = np.sqrt(variance * others)
+        correlation = np.clip(np.divide(joint, size, out=np.zeros_like(joint), where=size > 0), -1.0, 1.0)
         (row,) = self._rows(np.array([variance]))
         powers = correlation[:, None] ** np.arange(len(self.x))
         overlap, slope = np.empty_like(others), np.empty_like(others)

@@ -29,8 +29,9 @@ class Comparison(NamedTuple):
     Attributes:
         predicted, measured: as the tables have them; of a logarithm, the geometric mean.
         difference: measured less predicted, on a log scale or relative to the prediction, less the predicted bias; of a
-            covariance relative to the variance. 0 where both are the same but for rounding, infinite where what was
-            measured is no number, NaN where nothing was predicted or both are none.
+            covariance, and of a deviation that is predicted to be 0, relative to the variance. 0 where both are the
+            same but for rounding, infinite where what was measured is no number, NaN where nothing was predicted or
+            both are none.
         error: standard error of what was measured, on that scale.
         allowance: uncertainty of what was predicted.
         scale: what differences and errors are relative to.
@@ -75,6 +76,9 @@ def comparison(
         elif f"log_{name}" in measurement and not name.startswith(BY_MATRIX):
             measured, error = np.exp(values(measurement, f"log_{name}")), values(measurement, f"log_{name}_se")
             difference, faint = np.log(measured / predicted), FAINT * variance
+            nil = (predicted == 0) & (variance > 0)  # a deviation: what leaks into it is a share of the variance
+            scale, difference = np.where(nil, variance, scale), np.where(nil, measured / variance, difference)
+            error = np.where(nil, error * measured / variance, error)
             if name in measurement:  # which is 0 in some draws, perhaps, where the mean logarithm is no number
                 nothing = (np.abs(predicted) <= faint) & ~np.isfinite(measured)
                 measured = np.where(nothing, values(measurement, name), measured)

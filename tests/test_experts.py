@@ -240,9 +240,9 @@ class FeedForwardNormed(pg.Placement):
 def test_a_norm_behind_the_sum_quenches_the_router_s_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gates that are not renormalised scale the output, which the norm undoes: their cotangent sees that."""
     kind = Experts(8, 2, softmax="before", gain=4.0)
-    size = {"depth": 1, "width": 384, "tokens": 4, "heads": 1, "ffn_ratio": 0.5}
+    size = {"depth": 1, "width": 384, "tokens": 4, "heads": 8, "ffn_ratio": 0.5}
     model = pg.Model(FeedForwardNormed(), experts=kind, **size)
-    seen = pg.simulate(model, draws=300, seed=1, backend="numpy", **START)
+    seen = pg.simulate(model, draws=1000, seed=1, backend="numpy", **START)
     right = pg.compare(means(model), seen)
     assert right.attrs["verdict"] != "disagrees", right.worst_z.to_series().to_dict()
     monkeypatch.setattr(blocks, "products", lambda *cotangents: Products())

@@ -106,7 +106,7 @@ def test_the_sums_over_gates_are_those_written_out(wrong: str | None) -> None:
 
 def test_a_norm_behind_uneven_gates() -> None:
     """Tokens differ in variance, and the norm divides each by its own; the mean over tokens is rejected."""
-    model = network(NormBehind(), UNEVEN, depth=4, width=512, ffn_ratio=0.25)
+    model = network(NormBehind(), UNEVEN, depth=4, width=512, heads=8, ffn_ratio=0.25)
     seen = pg.simulate(model, draws=200, seed=5, backend="numpy", **START)
     said = pg.predict(model, **START)
     found = pg.compare(said, seen)
@@ -120,7 +120,7 @@ def test_a_norm_behind_uneven_gates() -> None:
 def test_a_later_norm_quenches_the_router_s_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     """PreNorm: cotangents from later branches are orthogonal to a stream that holds the experts' outputs."""
     monkeypatch.setattr(token_resolved, "ROUTERS", 512)
-    model = network(NormBefore(), UNEVEN, depth=4)
+    model = network(NormBefore(), UNEVEN, depth=4, heads=8)
     seen = pg.simulate(model, draws=400, seed=6, backend="numpy", **START)
     right = pg.compare(pg.predict(model, **START), seen)
     assert right.attrs["verdict"] != "disagrees", right.worst_z.to_series().to_dict()

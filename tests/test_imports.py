@@ -26,7 +26,9 @@ def loaded_after(code: str) -> set[str]:
 
 @pytest.mark.parametrize("code", TOUCHES)
 def test_only_what_is_used_is_loaded(code: str) -> None:
-    assert loaded_after(code) <= TOUCHES[code]
+    allowed = TOUCHES[code]
+    looks_for_cupy = "xarray" in allowed  # by itself, wherever it is installed
+    assert loaded_after(code) <= (allowed | {"cupy"} if looks_for_cupy else allowed)
 
 
 def test_the_check_sees_a_heavy_import() -> None:

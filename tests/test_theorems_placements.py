@@ -27,8 +27,8 @@ def stack(placement, depth: int, **fields) -> pg.Model:
 
 
 def ends(model: pg.Model, **start: float):
-    """The table at the two ends of the network as a whole."""
-    found = pg.predict(model, **start)
+    """The table at the two ends of the network as a whole, of wide heads, in which norms of values only scale."""
+    found = pg.predict(model, head_size=math.inf, **start)
     return found.sel(stream="joined") if "stream" in found.dims else found
 
 

@@ -173,3 +173,17 @@ def test_resolution_is_what_is_asked_for() -> None:
     assert pg.compare(said.assign(deviation=1.8 * said.deviation), seen, resolution=0.5).attrs["verdict"] == "disagrees"
     with pytest.raises(pg.ModelError, match="resolution must be positive"):
         pg.compare(said, seen, resolution=0.0)
+
+
+def test_a_deviation_that_is_predicted_to_be_nothing_may_be_a_share_of_one_over_the_width() -> None:
+    """One cotangent for all tokens has none in the limit; each token's norm takes its own direction out of it."""
+    model = pg.Model("prenorm", **SIZE)
+    start = {"covariance": 0.3, "grad_covariance": 1.0, "through_readout": True}
+    said, seen = pg.predict(model, **start), pg.simulate(model, draws=16, backend="numpy", progress=False, **start)
+    name, last = "grad_deviation", model.depth
+    assert float(said[name][last]) == 0 < float(seen[name][last])
+    judged = pg.compare(said, seen)
+    assert judged.verdict.sel(quantity=name) != "disagrees"
+    assert 0 < float(judged.z.sel(quantity=name)[last]) < 4
+    more = seen.assign({f"log_{name}": seen[f"log_{name}"] + math.log(20.0) * (seen.block == last)})
+    assert pg.compare(said, more).verdict.sel(quantity=name) == "disagrees"

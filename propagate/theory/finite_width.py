@@ -45,7 +45,8 @@ Array = NDArray[Any]
 def allowances(
     columns: dict[str, Array], model: Model, *, through_readout: bool = False, single_tokens: bool = False
 ) -> dict[str, Array]:
-    """Relative allowance of each quantity, at every block; of covariances, relative to the variance.
+    """Relative allowance of each quantity, at every block; of covariances, and of deviations that are 0, relative to
+    the variance.
 
     Args:
         columns: `variance`, `deviation`, `grad_variance`, `grad_deviation`, `skip_gain`; blocks along the first axis.
@@ -97,9 +98,10 @@ def _of_kept(
     back = np.cumsum((drift + scarce[1])[::-1], axis=0)[::-1]
     back = np.concatenate([back + 1 / width, none + (1 / width if through_readout else 0.0)])
     mean_mode = columns["grad_variance"] - columns["grad_deviation"] * (tokens - 1) / tokens
-    deviation = columns["grad_deviation"]  # where it is 0, nothing is relative to it
-    apart = np.where(deviation != 0, deviation, 1.0)
-    leak = np.where((back > 0) & (deviation != 0), LEAK / width * mean_mode / apart, 0.0)
+    deviation = columns["grad_deviation"]  # where it is 0, what leaks into it is relative to the variance
+    apart = np.where(deviation != 0, deviation, columns["grad_variance"])
+    apart = np.where(apart != 0, apart, 1.0)
+    leak = np.where(back > 0, LEAK / width * mean_mode / apart, 0.0)
     parts = []
     for prefix in ("", "grad_"):
         size = columns[f"{prefix}variance"]

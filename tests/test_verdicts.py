@@ -185,5 +185,5 @@ def test_a_deviation_that_is_predicted_to_be_nothing_may_be_a_share_of_one_over_
     judged = pg.compare(said, seen)
     assert judged.verdict.sel(quantity=name) != "disagrees"
     assert 0 < float(judged.z.sel(quantity=name)[last]) < 4
-    more = seen.assign({f"log_{name}": seen[f"log_{name}"] + math.log(20.0) * (seen.block == last)})
+    more = seen.assign({f"log_{name}": seen[f"log_{name}"] + math.log(200.0) * (seen.block == last)})
     assert pg.compare(said, more).verdict.sel(quantity=name) == "disagrees"

@@ -169,7 +169,7 @@ def test_series_are_what_they_are_fitted_to() -> None:
 
     heads, variance, loss = NormedHeads(8, 8, query=True, key=True, centred=False), 4.0, 0.63
     found = np.array(normed_averages(heads, variance, loss))
-    direct = normed_heads._added(heads, variance, loss, 10_000) * normed_heads._units(loss)
+    direct = normed_heads.excess_of_draws(heads, variance, loss, 10_000) * normed_heads._units(loss)
     wide = np.array(normed_averages(heads, variance, loss)) - normed_heads._read(
         normed_heads._series(heads, variance), loss
     ) * normed_heads._units(loss)

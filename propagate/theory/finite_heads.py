@@ -13,8 +13,8 @@ slope F = dO/dk = E tr(J J'), the averages for heads of n coordinates are, at lo
 
 and `second`, `key_own`, `query_own` the same at c = 1, where both rows are one. Expectations over the three q are taken
 by Gauss quadrature, in variables that are independent (Bartlett): a chi-squared, a normal, another chi-squared. Where
-few nodes would not do, in small heads at wide logits, and for tokens that point apart, they are sampled: with an error
-of about 0.5 % of an average, 2 % in heads of one or two coordinates, and the same draws in every run.
+few nodes would not do, in small heads at wide logits, and for tokens that point apart, they are sampled
+(`sampled_heads`).
 
 No width enters: the map is exact as the number of heads grows. At finite width, logits and their cotangents go through
 the same matrices, which adds terms of relative order logit variance / width. For tokens of exact second moments they
@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from scipy.special import roots_hermitenorm
 
 from propagate.theory.functions import Scalar, is_plain
-from propagate.theory.normed_heads import ALIKE, NormedHeads, sampled_excess
+from propagate.theory.sampled_heads import sampled_excess
 from propagate.theory.softmax import hermite_basis, softmax_averages
 
 Array = NDArray[np.float64]
@@ -64,7 +64,7 @@ def head_averages(tokens: Scalar, head_size: float, spread_squared: Scalar, corr
         tokens: two or more.
         head_size: coordinates of a head, 1 or more; of infinitely many no fluctuation is left.
         spread_squared: expected variance of the part of the logits that the softmax sees. What finite heads add is
-            tabulated up to a spread of 3, in small heads to less, and sampled beyond (`normed_heads`).
+            integrated up to a spread of 3, in small heads to less, and sampled beyond; tabulated up to 8.
         correlation: of the queries of two tokens, -1 / (tokens - 1) to 1.
 
     Example: the smaller the heads, the more two uncorrelated tokens attend to the same keys.
@@ -89,10 +89,7 @@ def _added(tokens: int, head_size: float, spread_squared: float, correlation: fl
         return [0.0] * 6
     spread = math.sqrt(spread_squared)
     if correlation < 0 or spread > _PATCHES[-1][0] or spread_squared > math.sqrt(head_size):
-        loss = max(1 - correlation, ALIKE)
-        heads = NormedHeads(tokens, head_size, query=False, key=False, centred=False)
-        second, *others = sampled_excess(heads, spread_squared / loss, loss)[:6].tolist()
-        return [loss * second, loss * others[0], *others[1:]]
+        return sampled_excess(tokens, head_size, spread, correlation)
     top, spreads, correlations = next(patch for patch in _PATCHES if spread <= patch[0] * (1 + 1e-9))
     few = 2 if tokens < 4 or head_size <= 16 else 0  # singularities are nearer
     spreads, correlations = spreads + few, correlations + few

@@ -117,7 +117,7 @@ def normed_averages(heads: NormedHeads, logit_variance: Scalar, loss: Scalar) ->
     if heads.query and heads.key and loss <= 1:  # of one logit variance wherever they are: one series serves a network
         added = _read(_series(heads, logit_variance), loss)
     else:
-        added = sampled_excess(heads, logit_variance, loss)
+        added = _at_a_place(heads, logit_variance, loss)
     second, overlap, own, cross = softmax_averages(heads.tokens, logit_variance * loss, 1 - loss)
     wide = [second, overlap, own, cross, own, (1 - loss) * cross, 0.0, 0.0]
     return NormedAverages(*(w + a for w, a in zip(wide, (added * _units(loss)).tolist(), strict=True)))
@@ -134,32 +134,32 @@ def _read(series: Array, loss: float) -> Array:
 
 @lru_cache(maxsize=64)
 def _series(heads: NormedHeads, logit_variance: float) -> Array:
-    """Chebyshev coefficients (8, terms) in the loss of correlation, of what `_added` draws at twice as many places."""
+    """Chebyshev coefficients (8, terms) in the loss of correlation, of what is drawn at twice as many places."""
     terms = 4 + int(2 * math.sqrt(logit_variance)) + 2 * (heads.size < 16)
     angle = (np.arange(2 * terms) + 0.5) * np.pi / (2 * terms)
     nodes = (1 + np.cos(angle)) / 2
-    values = np.array([_added(heads, logit_variance, float(loss), i) for i, loss in enumerate(nodes)])
+    values = np.array([excess_of_draws(heads, logit_variance, float(loss), i) for i, loss in enumerate(nodes)])
     to_terms = np.cos(np.outer(np.arange(terms), angle)) / terms
     to_terms[0] /= 2
     return np.ascontiguousarray((to_terms @ values).T)
 
 
 @lru_cache(maxsize=1024)
-def sampled_excess(heads: NormedHeads, logit_variance: float, loss: float) -> Array:
-    """The eight averages less those of wide heads, over `_units`, of heads with any norms or none: a fifth of a second.
+def _at_a_place(heads: NormedHeads, logit_variance: float, loss: float) -> Array:
+    return excess_of_draws(heads, logit_variance, loss, 0)
 
-    Example: chance correlations between the queries of small heads.
-        >>> plain = NormedHeads(8, 4, query=False, key=False, centred=False)
-        >>> bool(sampled_excess(plain, 4.0, 1.0)[1] > 0.01)
-        True
+
+def excess_of_draws(heads: NormedHeads, logit_variance: float, loss: float, draw: int, share: int = 1) -> Array:
+    """The eight averages less those of wide heads, over `_units`, of heads with any norms or none.
+
+    Args:
+        heads: their kind.
+        logit_variance, loss: as in `normed_averages`.
+        draw: number of the set of draws.
+        share: one part in so many of the usual number of pairs of rows.
     """
-    return _added(heads, logit_variance, loss, 0)
-
-
-def _added(heads: NormedHeads, logit_variance: float, loss: float, draw: int) -> Array:
-    """The averages less those of wide heads, over `_units`: of one set of draws, with its control variates."""
     tokens, c, uniform = heads.tokens, 1 - loss, (heads.tokens - 1) / heads.tokens**2
-    sampled, controls = _drawn(heads, logit_variance, loss, np.random.default_rng([SEED, draw]))
+    sampled, controls = _drawn(heads, logit_variance, loss, np.random.default_rng([SEED, draw]), share)
     second, overlap, own, cross = softmax_averages(tokens, logit_variance * loss, c)
     controls[:4] -= np.array([second, overlap, own, cross])[:, None]
     known = np.concatenate([np.ones_like(controls[:1]), controls])
@@ -168,14 +168,16 @@ def _added(heads: NormedHeads, logit_variance: float, loss: float, draw: int) ->
     return np.asarray((mean - wide) / _units(loss))
 
 
-def _drawn(heads: NormedHeads, logit_variance: float, loss: float, draw: np.random.Generator) -> tuple[Array, Array]:
+def _drawn(
+    heads: NormedHeads, logit_variance: float, loss: float, draw: np.random.Generator, share: int
+) -> tuple[Array, Array]:
     """Pairs of rows: (8, pairs) of the averages, `second` and `overlap` in excess, and (7, pairs) of control variates.
 
     Of the controls the first four are the averages of `softmax.py` in excess, the others have mean 0.
     """
     keys = KEYS * 16 // max(int(heads.size), 16)  # larger heads differ less from wide ones
     pairs = min(max(PAIRS[0], keys // heads.tokens), PAIRS[1])
-    chunks = [_chunk(heads, logit_variance, loss, draw) for _ in range(pairs // CHUNK)]
+    chunks = [_chunk(heads, logit_variance, loss, draw) for _ in range(max(pairs // (CHUNK * share), 1))]
     sampled, controls = (np.concatenate(parts, axis=-1) for parts in zip(*chunks, strict=True))
     return sampled, controls
 

@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 import propagate as pg
-from propagate.theory import bias, perturbed_attention, perturbed_ffn, perturbed_network
+from propagate.theory import bias, perturbed_attention, perturbed_dropout, perturbed_ffn, perturbed_network
 from propagate.theory.gram import Gram
 from propagate.theory.perturbation import Frame, Noise, factored
 
@@ -162,6 +162,25 @@ def test_other_operators_are_met_and_neither_none_nor_the_opposite_is(case: str)
             right, none, opposite = right + z**2, none + at_zero**2, opposite + turned**2
     assert none > 2 * right + 16
     assert opposite > 2 * none
+
+
+def test_a_mask_is_the_same_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of few kept coordinates. With another mask's mean for the cotangent the bias is far off."""
+    model = pg.Model("postnorm", depth=1, width=64, tokens=4, heads=2, dropout=0.85, logit_std=0.0)
+    seen, limit = pg.simulate(model, draws=1000, backend="numpy", **START), pg.predict(model, **START)
+    apart = perturbed_dropout.masked
+
+    def forgotten(v: float, k: float, mean: Any, frame: Frame, x: Any, without: Any = None) -> Any:
+        return apart(v, k, math.sqrt(v) * frame.noise.normals(x.shape[1], 1), frame, x, without)
+
+    for law, right in ((apart, True), (forgotten, False)):
+        monkeypatch.setattr(perturbed_dropout, "masked", law)
+        said = bias.sampled(model, *ENDS, pairs=800)
+        for name in ("grad_variance", "grad_deviation"):
+            of = said[name][0][0]
+            measured = float(seen[f"log_{name}"][0] - np.log(limit[name][0])) * model.width
+            z = (measured - of.log) / math.hypot(float(seen[f"log_{name}_se"][0]) * model.width, of.log_error)
+            assert (abs(z) < 3.5) == right
 
 
 def test_compare_takes_the_bias_off() -> None:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+SINGULAR = 1e-5  # of the largest pivot: below it a triangular root is not smooth in what is rounded
 SMALL = 2e-3  # e: fourth order is left out of what is e^2, rounding over e^2 must be small
 
 
@@ -98,7 +99,22 @@ class Frame:
 
 
 def root(gram: Array) -> Array:
-    """Symmetric square roots of matrices."""
+    """R of R R^T, of nearby matrices: lower triangular, or symmetric where one of them is singular.
+
+    Example:
+        >>> root(np.array([[[4.0, 2.0], [2.0, 2.0]]]))[0].tolist(), root(np.zeros((1, 1, 1))).tolist()
+        ([[2.0, 0.0], [1.0, 1.0]], [[[0.0]]])
+    """
+    try:
+        lower = np.linalg.cholesky(gram)
+    except np.linalg.LinAlgError:
+        return _symmetric_root(gram)
+    pivots = np.diagonal(lower, axis1=-2, axis2=-1)
+    regular = (pivots.min(axis=-1) > SINGULAR * pivots.max(axis=-1)).all()
+    return np.asarray(lower, float) if regular else _symmetric_root(gram)
+
+
+def _symmetric_root(gram: Array) -> Array:
     values, vectors = np.linalg.eigh(gram)
     return np.asarray((vectors * np.sqrt(np.maximum(values, 0.0))[..., None, :]) @ vectors.swapaxes(-1, -2))
 
@@ -112,7 +128,11 @@ def factored(x: Array) -> tuple[Array, Array]:
 
 def padded(x: Array, directions: int) -> Array:
     """With zeros along directions that came later."""
-    return x if x.shape[-1] == directions else np.pad(x, ((0, 0), (0, 0), (0, directions - x.shape[-1])))
+    if x.shape[-1] == directions:
+        return x
+    found = np.zeros((*x.shape[:-1], directions))
+    found[..., : x.shape[-1]] = x
+    return found
 
 
 def inner(x: Array, y: Array) -> Array:

@@ -58,7 +58,7 @@ def attention(
         scale = 1 / np.sqrt(np.diagonal(gram, axis1=1, axis2=2))[..., None]
         gram = scale * gram * scale.swapaxes(1, 2)
     root_h, image = root(gram), frame.image(tokens)
-    basis = scale[-1] * np.linalg.pinv(root_h[-1], hermitian=True, rcond=SINGULAR)  # of h, times the heads' outputs
+    basis = scale[-1] * np.linalg.pinv(root_h[-1].T, rcond=SINGULAR)  # of h, times the heads' outputs
 
     def pull(g: Array) -> Array:
         g = out * scale * g
@@ -66,7 +66,7 @@ def attention(
         along_itself = np.eye(tokens) * (root_h @ met) if "heads" in inside else 0 * met
         known = basis @ met - scale[-1] * along_itself
         r = heads.cotangents(noise.random)
-        lost = basis @ noise.random.standard_normal((noise.pairs, tokens, tokens)) @ arrived[-1]
+        lost = basis @ noise.random.standard_normal((noise.pairs, tokens, tokens)) @ arrived[-1].T
         fresh = arrived[-1] @ r
         sent = [
             run.pull(arrived[at] @ r + known[at].swapaxes(1, 2) @ run.output)

@@ -56,13 +56,13 @@ def ffn(model: Model, gains: Gains, inside: frozenset[str], frame: Frame, x: Arr
     size = 1 / np.sqrt(np.diagonal(gram_h, axis1=1, axis2=2))[..., None] if normed else np.ones((len(x), tokens, 1))
     root_h = root(size * gram_h * size.swapaxes(1, 2))
     image = frame.image(tokens)
-    basis = size[-1] * np.linalg.pinv(root_h[-1], hermitian=True, rcond=1e-10)
+    basis = size[-1] * np.linalg.pinv(root_h[-1].T, rcond=1e-10)
     bent = scale * _bent(model.activation, preactivations[-1])
 
     def pull(g: Array) -> Array:
         g = out * size * g
         gram, met = inner(g, g), inner(image, g) / math.sqrt(ratio)
-        r = noise.random.standard_normal((noise.pairs, UNITS, tokens)) @ root(gram[-1])
+        r = noise.random.standard_normal((noise.pairs, UNITS, tokens)) @ root(gram[-1]).T
         along_itself = np.eye(tokens) * (root_h @ met) if normed else 0 * met
         of_h = basis @ met - size[-1] * along_itself
         known = strangers @ of_h[: noise.pairs] / noise.small

@@ -1,87 +1,41 @@
-"""The symbolic recursion, made numeric, is one step of `predict`."""
+"""The symbolic recursion, made numeric and iterated, is `predict`."""
 
 import itertools
 import math
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 import numpy as np
 import pytest
+import sympy
+from covering import pairwise
 
 import propagate as pg
 from propagate.placements import ReZero
+from propagate.theory.activations import ACTIVATIONS
 from propagate.theory.moments import Moments
+from propagate.theory.network import block_of
 from propagate.theory.predict import Path, propagate_moments
 
-PLACEMENTS = ("prenorm", "postnorm", "spannorm", "periln", "deepnorm", "layernormscaling")
-INDEX, DEPTH, TOKENS = 2, 3, 16
-POINTS = ((1.0, 0.0, 1.0, 0.0), (1.0, 0.4, 1.0, 0.7), (2.5, 2.0, 0.3, 0.1))
-VALUES = {"T": TOKENS, "g_a": 0.7, "g_f": 1.2, "l": INDEX, "L": DEPTH, "tau": 0.81}
+DEPTH, TOKENS, LOGIT_STD = 4, 16, 0.9
+VALUES = {"T": TOKENS, "g_a": 0.7, "g_f": 1.2, "L": DEPTH, "tau": LOGIT_STD**2}
+POINT = (1.0, 0.4, 1.0, 0.7)
+Step = Callable[..., tuple[float, ...]]
+NUMBERED = ("mixln", "spannorm")  # whose blocks are of two kinds, told apart by numbers
+PLACEMENTS = [name for name, kind in pg.placements().items() if kind.__module__ == ReZero.__module__]
+ROWS = pairwise(list(ACTIVATIONS), [0.0, "symbol"], ["rms", "layer"])
+written = lru_cache(maxsize=None)(pg.recursion)
 
 
-class Interior(pg.Placement):
-    """One block of another placement, as block INDEX of DEPTH would be."""
-
-    inner: pg.Placement
-
-    def block(self, x, block):
-        return self.inner.block(x, Seen(block))
-
-    def gains(self, index, depth):
-        return self.inner.gains(INDEX, DEPTH)
+def cases() -> list[tuple[str, str, float | str, str]]:
+    """Every placement, and every pair of an activation, an attention and a norm, with some placement or other."""
+    number = max(len(PLACEMENTS), len(ROWS))
+    placements, rows = itertools.cycle(sorted(PLACEMENTS)), itertools.cycle(ROWS)
+    return [(name, *row) for name, row in itertools.islice(zip(placements, rows, strict=False), number)]
 
 
-class Seen:
-    """A block that says it is block INDEX of DEPTH."""
-
-    index, depth, first, last = INDEX, DEPTH, False, False
-
-    def __init__(self, block) -> None:
-        self.attention, self.ffn, self.norm = block.attention, block.ffn, block.norm
-
-
-def one_step(placement: str, activation: str, logit_std: float, point: tuple[float, ...], **changes) -> list[float]:
-    fields = {"attention_gain": VALUES["g_a"], "ffn_gain": VALUES["g_f"], "tokens": TOKENS} | changes
-    inner = pg.placement(placement)
-    model = pg.Model(Interior(inner), depth=1, activation=activation, logit_std=logit_std, **fields)
-    q, p, gamma, kappa = point
-    found = pg.predict(model, variance=q, covariance=p, grad_variance=gamma, grad_covariance=kappa, head_size=math.inf)
-    ends = (found.variance[1], found.covariance[1], found.grad_variance[0], found.grad_covariance[0])
-    return [float(value) for value in ends]
-
-
-def cases() -> list:
-    """SymPy takes up to ten seconds to write down a block with GELU: most of those are slow tests."""
-    found = []
-    for case in itertools.product(PLACEMENTS, ("linear", "relu", "gelu", "swiglu"), (0.0, "symbol")):
-        slow = case[1] == "gelu" and case[0] not in ("prenorm", "spannorm")
-        found.append(pytest.param(*case, marks=pytest.mark.slow if slow else ()))
-    found += [pytest.param("spannorm", "squared_relu", 0.0), pytest.param("prenorm", "geglu", "symbol")]
-    return found
-
-
-@pytest.mark.parametrize(("placement", "activation", "logit_std"), cases())
-def test_one_step_of_predict(placement: str, activation: str, logit_std: float | str) -> None:
-    step = pg.recursion(placement, activation=activation, logit_std=logit_std).lambdify(**VALUES)
-    numeric = VALUES["tau"] ** 0.5 if logit_std == "symbol" else 0.0
-    found = [[float(value) for value in step(*point)] for point in POINTS]
-
-    def largest_miss(**changes: float) -> float:
-        """Relative; covariances, which are differences of variances, on the variances' scale."""
-        expected = [one_step(placement, activation, numeric, point, **changes) for point in POINTS]
-        scale = np.abs(found)[:, [0, 0, 2, 2]]
-        return float((np.abs(np.subtract(found, expected)) / scale).max())
-
-    assert largest_miss() < 1e-12
-    assert largest_miss(tokens=TOKENS + 1) > 1e-6
-    if placement != "periln":  # whose norms undo a gain
-        assert largest_miss(attention_gain=0.71) > 1e-6
-
-
-QUICK = ("admin", "dyt", "hybridnorm", "parallelprenorm", "residual", "subln")
-OTHERS = sorted(
-    name
-    for name, kind in pg.placements().items()
-    if kind.__module__ == ReZero.__module__ and name not in (*PLACEMENTS, "mixln")
-)
+def equations(name: str) -> pg.Placement:
+    return ReZero(a=0.4) if name == "rezero" else pg.placement(name)
 
 
 def joint_numbers(joint) -> list[float]:
@@ -89,71 +43,103 @@ def joint_numbers(joint) -> list[float]:
     return [float(value) for pair in pairs for value in (pair.variance, pair.covariance)]
 
 
-def block_of_a_network(name: str, index: int, depth: int, **changes: float) -> tuple[list[float], list[float]]:
-    """What enters a block of a network at both its ends, and what leaves it, in a recursion's order."""
-    fields = {"attention_gain": VALUES["g_a"], "ffn_gain": VALUES["g_f"], "tokens": TOKENS, "logit_std": 0.0} | changes
-
-    def path(placement: str) -> Path:
-        model = pg.Model(placement, depth=depth, **fields)
-        return propagate_moments(model, Moments(1.0, 0.7), Moments(1.0, 0.8))
-
-    found = path(ReZero(a=0.4) if name == "rezero" else name)
-    ends = []
-    for forward, backward in ((index - 1, index), (index, index - 1)):
-        # Admin's skip is the root of the variance that PreNorm has there
-        skip = [path("prenorm").forward[forward][0][0].variance ** 0.5] if name == "admin" else []
-        ends.append([*joint_numbers(found.forward[forward]), *skip, *joint_numbers(found.backward[backward])])
-    return ends[0], ends[1]
+def network(name: str, *, tokens: int = TOKENS, **changes) -> Path:
+    """What passes between the blocks of a network, as `predict` has it in wide heads."""
+    fields = {"attention_gain": VALUES["g_a"], "ffn_gain": VALUES["g_f"], "tokens": tokens} | changes
+    model = pg.Model(equations(name), depth=DEPTH, **fields)
+    blocks = partial(block_of, model, head_size=math.inf)
+    return propagate_moments(model, Moments(1.0, 0.7), Moments(1.0, 0.8), block_at=blocks)
 
 
-def largest_miss(step, name: str, index: int, depth: int, **changes: float) -> float:
-    before, after = block_of_a_network(name, index, depth, **changes)
-    found = [float(value) for value in step(*before)]
-    return float(np.abs(np.subtract(found, after)).max() / np.abs(after).max())
+def skips(name: str, **fields) -> list[list[float]]:
+    """Numbers that enter block 0, 1, ...: Admin's skip, the root of the variance that PreNorm has there."""
+    if name != "admin":
+        return [[] for _ in range(DEPTH + 1)]
+    return [[math.sqrt(joint[0][0].variance)] for joint in network("prenorm", **fields).forward]
 
 
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in OTHERS])
-def test_a_block_of_every_other_placement(name: str) -> None:
-    placement = ReZero(a=0.4) if name == "rezero" else name
-    step = pg.recursion(placement, activation="linear").lambdify(**VALUES)
-    assert largest_miss(step, name, INDEX, DEPTH, activation="linear") < 1e-12
-    assert largest_miss(step, name, INDEX, DEPTH, activation="linear", tokens=TOKENS + 1) > 1e-6
+def steps(name: str, **fields) -> dict[int, Step]:
+    """The numeric map of each block: of interior ones, but of the first and the last too where it can differ."""
+    numbered = name in NUMBERED
+    blocks = range(1 if numbered else 2, DEPTH + 1 if numbered else DEPTH)
+    given = {i: {"index": i, "depth": DEPTH} if numbered else {} for i in blocks}
+    return {i: written(equations(name), **fields, **given[i]).lambdify(**VALUES, l=i) for i in blocks}
 
 
-@pytest.mark.parametrize("index", [1, 2])
-def test_mixln_needs_to_know_which_block(index: int) -> None:
+def iterated(maps: dict, path: Path, numbers: list[list[float]]) -> tuple[list[list[float]], list[list[float]]]:
+    """Streams behind each block, from the network's before the first; then cotangents before each, the same way."""
+    ends = min(maps) - 1, max(maps)
+    forward, cotangent = [joint_numbers(path.forward[ends[0]])], joint_numbers(path.backward[ends[1]])
+    count = len(forward[0])
+    for i in maps:
+        forward.append([float(v) for v in maps[i](*forward[-1], *numbers[i - 1], *cotangent)][:count])
+    backward = [cotangent]
+    for i in reversed(maps):
+        entering = [*forward[i - 1 - ends[0]], *numbers[i - 1], *backward[-1]]
+        backward.append([float(v) for v in maps[i](*entering)][-count:])
+    return forward[1:], backward[:0:-1]
+
+
+def largest_miss(found, path: Path, blocks: dict) -> float:
+    """Relative to the largest moment of the streams at that place."""
+    behind = [joint_numbers(path.forward[i]) for i in blocks]
+    before = [joint_numbers(path.backward[i - 1]) for i in blocks]
+    pairs = zip([*found[0], *found[1]], [*behind, *before], strict=True)
+    return max(float(np.abs(np.subtract(a, b)).max() / np.abs(b).max()) for a, b in pairs)
+
+
+@pytest.mark.parametrize(("name", "activation", "logit_std", "norm"), cases())
+def test_iterated_it_is_predict(name: str, activation: str, logit_std: float | str, norm: str) -> None:
+    fields = {"activation": activation, "norm": norm}
+    numeric, other = (LOGIT_STD, LOGIT_STD + 0.1) if logit_std == "symbol" else (0.0, LOGIT_STD)
+    path, another = (network(name, **fields, logit_std=value) for value in (numeric, other))
+    maps = steps(name, **fields, logit_std=logit_std)
+    numbers = skips(name, **fields, logit_std=numeric)
+    assert largest_miss(iterated(maps, path, numbers), path, maps) < 1e-9
+    assert largest_miss(iterated(maps, another, numbers), another, maps) > 1e-5
+    fewer = network(name, **fields, logit_std=numeric, tokens=TOKENS - 1)
+    assert largest_miss(iterated(maps, fewer, numbers), fewer, maps) > 1e-6
+
+
+@pytest.mark.parametrize("name", sorted({*PLACEMENTS} - {"mixln"}))
+def test_it_is_short(name: str) -> None:
+    """What CPU time is spent on: several streams behind norms were written out in thousands of operations."""
+    longest, total = (60, 550) if name == "siamesenorm" else (30, 200)
+    found = [sympy.count_ops(equation.rhs) for equation in written(name).equations()]
+    assert max(found) <= longest
+    assert sum(found) <= total
+
+
+def test_a_long_variance_below_a_norm_is_named() -> None:
+    named = {str(each.lhs): each.rhs for each in written("siamesenorm").definitions}
+    assert sympy.count_ops(named["n_1"]) > 6
+    assert "q_2" not in named  # 1: what a norm leaves
+    assert not any(str(each.lhs).startswith("n_") for each in written("postnorm").definitions)
+
+
+def test_mixln_needs_to_know_which_block() -> None:
     with pytest.raises(pg.ModelError, match="index and depth must be numbers for MixLN"):
         pg.recursion("mixln")
-    step = pg.recursion("mixln", activation="linear", index=index, depth=4).lambdify(**VALUES)
-    assert largest_miss(step, "mixln", index, 4, activation="linear") < 1e-12
-    assert largest_miss(step, "mixln", 3 - index, 4, activation="linear") > 1e-3
-
-
-def test_layer_norm_inside_an_ffn() -> None:
-    rms, layer = (pg.recursion("subln", norm=norm).lambdify(**VALUES) for norm in ("rms", "layer"))
-    before, after = block_of_a_network("subln", INDEX, DEPTH, norm="layer", activation="relu")
-    assert [float(value) for value in layer(*before)] == pytest.approx(after, rel=1e-12)
-    assert [float(value) for value in rms(*before)] != pytest.approx(after, rel=1e-3)
 
 
 def test_a_scaling_multiplies_the_gains() -> None:
-    values = VALUES | {"L": 16}
+    values = VALUES | {"L": 16, "l": 2}
     scaled = pg.recursion("postnorm", scaling=pg.ScaleInit(0.5)).lambdify(**values)
-    plain = pg.recursion("postnorm").lambdify(**values | {"g_a": 0.7 / 4, "g_f": 1.2 / 4})
-    assert scaled(*POINTS[1]) == pytest.approx(plain(*POINTS[1]), rel=1e-12)
-    assert scaled(*POINTS[1]) != pytest.approx(pg.recursion("postnorm").lambdify(**values)(*POINTS[1]), rel=1e-3)
+    plain = written("postnorm").lambdify(**values | {"g_a": 0.7 / 4, "g_f": 1.2 / 4})
+    assert scaled(*POINT) == pytest.approx(plain(*POINT), rel=1e-12)
+    assert scaled(*POINT) != pytest.approx(written("postnorm").lambdify(**values)(*POINT), rel=1e-3)
 
 
 def test_a_number_for_logit_std_is_the_symbol_with_that_value() -> None:
-    named = pg.recursion("prenorm", logit_std="symbol").lambdify(**VALUES)
+    named = written("prenorm", logit_std="symbol").lambdify(**VALUES)
     number = pg.recursion("prenorm", logit_std=0.9).lambdify(**VALUES)
-    assert number(*POINTS[1]) == pytest.approx(named(*POINTS[1]), rel=1e-12)
+    assert number(*POINT) == pytest.approx(named(*POINT), rel=1e-12)
 
 
 def test_known_algebra() -> None:
     """PreNorm's variance is a sum, and PostNorm's is 1."""
-    assert str(pg.recursion("prenorm").variance) == "a_1 + a_2 + q"
-    assert pg.recursion("postnorm").variance == 1
+    assert str(written("prenorm").variance) == "a_1 + a_2 + q"
+    assert written("postnorm").variance == 1
     assert pg.recursion("spannorm", activation="gelu").variance == 1
 
 
@@ -166,15 +152,21 @@ def test_it_prints() -> None:
     assert str(pg.recursion("prenorm", activation="linear", logit_std="symbol")).startswith("# Softmax attention")
 
 
+def test_with_experts_it_says_that_it_is_of_means() -> None:
+    first = str(pg.recursion("prenorm", activation="linear", experts=pg.Experts(2, 1))).splitlines()[0]
+    assert "Map of means over routers and tokens" in first
+    assert "means" not in str(written("prenorm")).splitlines()[0]
+
+
 @pytest.mark.parametrize("value", ["__import__('os').getpid()", "2", None, True, float("nan"), [1.0]])
 def test_no_text_is_evaluated(value: object) -> None:
     with pytest.raises(pg.ModelError, match="T must be"):
-        pg.recursion("postnorm", activation="linear").lambdify(T=value, g_a=1.0, g_f=1.0)
+        written("postnorm", activation="linear").lambdify(T=value, g_a=1.0, g_f=1.0)
 
 
 def test_what_is_missing_is_named() -> None:
     with pytest.raises(pg.ModelError, match="T, g_f"):
-        pg.recursion("postnorm").lambdify(g_a=1.0)
+        written("postnorm").lambdify(g_a=1.0)
 
 
 @pytest.mark.parametrize(

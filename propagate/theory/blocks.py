@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import add
+from operator import add, methodcaller
 from typing import Any, ClassVar, NamedTuple
 
 from propagate.model import ModelError
@@ -87,6 +87,7 @@ class Block:
     Attributes:
         inner_norms: `Model.inner_norms`.
         attention_map, ffn_map, tanh_map: the sublayers, for moments of one resolution.
+        norm_scale: what a norm multiplies a stream by, from its moments.
     """
 
     index: Scalar
@@ -100,9 +101,10 @@ class Block:
     tanh_map: Callable[[Any], Split] = tanh
     experts_map: Mixture | None = None
     dropout: float = 0.0
+    norm_scale: Callable[[Any], Scalar] = methodcaller("norm_scale")
 
     def norm(self, x: Stream) -> Stream:
-        scale = x.value.moments().norm_scale()
+        scale = self.norm_scale(x.value.moments())
         if self.experts_map is None:
             return self.tape.record(x.value * scale, (x, lambda cotangent: cotangent * scale))
         # one direction of very many, which only the gates of experts notice

@@ -24,12 +24,13 @@ from propagate.theory.legend import LEGEND, about
 from propagate.theory.moments import Combination, Joint, Moments, correlated, joint_moments
 from propagate.theory.products import Seen
 from propagate.theory.sublayers import Sublayer, attention, ffn
+from propagate.theory.tidy import tidy, unnamed
 
 if TYPE_CHECKING:
     import sympy
 
 FORWARD, BACKWARD = ("q", "p"), ("gamma", "kappa")
-LONG = 60  # operations above which SymPy's general simplification takes many seconds
+NAMED = 6  # operations above which the variance that a norm divides by is given a name
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Recursion:
     Attributes:
         definitions: equations for the moments around each sublayer k = 1, 2, ...: `q_k`, `p_k` variance and covariance
             of what it reads, `a_k`, `b_k` of what it adds; `g_k`, `h_k` gradient variance and covariance that arrive
-            at its output, `u_k`, `v_k` that it sends back.
+            at its output, `u_k`, `v_k` that it sends back. `n_1`, ...: variances that norms divide by, where long.
         arguments: symbols for what enters at both ends: `q`, `p`, variance and covariance of the stream that enters,
             `gamma`, `kappa` of the cotangent at the stream that leaves.
         results: for each argument the same moment at the other end, as an equation for its name with a prime.
@@ -65,7 +66,7 @@ class Recursion:
 
         Example:
             >>> recursion("residual").result("gamma12")
-            gamma12/sqrt(a_1 + a_2*(a_1 + q11) + q11)
+            gamma12/(sqrt(a_1 + q11)*sqrt(a_2 + 1))
         """
         sides = {str(a): equation.rhs for a, equation in zip(self.arguments, self.results, strict=True)}
         if name not in sides:
@@ -117,12 +118,17 @@ class Recursion:
         import sympy
 
         parameters = {_symbol(name): number(name, value, positive=False) for name, value in values.items()}
-        sides = [sympy.sympify(side).subs(parameters) for side in self.closed()]
-        missing = set().union(*(side.free_symbols for side in sides)) - set(self.arguments)
+        sides = [sympy.sympify(equation.rhs).subs(parameters) for equation in self.results]
+        used, steps = set().union(*(side.free_symbols for side in sides)), []
+        for definition in reversed(self.definitions):  # put in, they would be long: they are evaluated one by one
+            if definition.lhs in used:
+                steps.append((definition.lhs, definition.rhs.subs(parameters)))
+                used = used - {definition.lhs} | steps[-1][1].free_symbols
+        missing = used - set(self.arguments)
         if missing:
             raise ModelError(f"lambdify needs values for {', '.join(sorted(map(str, missing)))}")
         function: Callable[..., tuple[float, ...]] = sympy.lambdify(
-            self.arguments, sides, [_named(self.experts), "math"], cse=True
+            self.arguments, sides, [_named(self.experts), "math"], cse=lambda reduced: (steps[::-1], reduced)
         )
         return function
 
@@ -194,7 +200,7 @@ def recursion(
     back = joint_moments(block.tape.pull(outputs, arriving, sources))
     pairs = [*_pairs(joint, left), *_numbers(layout, after), *_pairs(cotangents, back)]
     arguments, results = tuple(a for a, _ in pairs), tuple(_primed(*pair) for pair in pairs)
-    return Recursion(tuple(definitions), arguments, results, experts, about(logit_std))
+    return Recursion(tuple(definitions), arguments, results, experts, about(logit_std, experts))
 
 
 def _entering(placement: Placement, block: Block) -> tuple[Layout, int]:
@@ -240,7 +246,7 @@ def _primed(argument: Any, value: Any) -> sympy.Eq:
     import sympy
 
     greek = "\\" if str(argument)[0] in "gk" else ""
-    return sympy.Eq(sympy.Symbol(f"{greek}{argument}'"), _tidy(value), evaluate=False)
+    return sympy.Eq(sympy.Symbol(f"{greek}{argument}'"), tidy(value), evaluate=False)
 
 
 def _latex(equation: Any) -> str:
@@ -279,7 +285,19 @@ def _block(
         ffn_map=_naming(ffn_map, number, definitions),
         inner_norms=model.inner_norms,
         experts_map=None if model.experts is None else _naming_mixture(model, gains, number, definitions),
+        norm_scale=partial(_norm_scale, itertools.count(1), definitions),
     )
+
+
+def _norm_scale(number: Iterator[int], definitions: list[Any], x: Moments) -> Scalar:
+    """One over the root of the variance: of a symbol for it where it is long, for it stands in all that follows."""
+    import sympy
+
+    variance = tidy(x.variance)
+    if sympy.count_ops(variance) > NAMED:
+        definitions.append(sympy.Eq(_symbol(f"n_{next(number)}"), variance, evaluate=False))
+        variance = definitions[-1].lhs
+    return sympy.sqrt(1 / variance)
 
 
 def _naming_mixture(model: Model, gains: Gains, number: Iterator[int], definitions: list[Any]) -> Mixture:
@@ -320,7 +338,9 @@ def _define(names: str, k: int, moments: Moments, definitions: list[Any]) -> Mom
     import sympy
 
     stand_ins = []
-    for name, value in zip(names, (_tidy(moments.variance), _tidy(moments.covariance)), strict=True):
+    norms = [each for each in definitions if str(each.lhs).startswith("n_")]
+    values = (unnamed(tidy(moments.variance), norms), tidy(moments.covariance))
+    for name, value in zip(names, values, strict=True):
         if value.is_Atom:  # a number or a symbol stands for itself
             stand_ins.append(value)
             continue
@@ -344,36 +364,6 @@ def _logit_variance(logit_std: float | str) -> Any:
     if isinstance(logit_std, str) or not 0 <= logit_std < float("inf"):
         raise ModelError(f'logit_std must be a number of at least 0 or "symbol", got {logit_std!r}')
     return sympy.nsimplify(logit_std, rational=True) ** 2
-
-
-def _tidy(expression: Any) -> Any:
-    """Exact numbers for the floats of the equations, and the form SymPy finds shortest."""
-    import sympy
-    from sympy.core.function import AppliedUndef
-
-    exact = sympy.nsimplify(expression, rational=True)
-    forms = [exact]
-    if exact.is_rational_function(*exact.free_symbols):
-        forms += [sympy.cancel(exact), sympy.factor_terms(sympy.cancel(exact))]
-    if sympy.count_ops(exact) <= LONG:
-        forms += [sympy.simplify(exact), sympy.expand(exact)]
-    if any(function.func.__name__.startswith("gate_") for function in exact.atoms(AppliedUndef)):
-        forms.append(_by_averages(exact))
-    return min(forms, key=sympy.count_ops)
-
-
-def _by_averages(expression: Any) -> Any:
-    """As a sum over the averages over gates that it is linear in, each with a factored coefficient."""
-    import sympy
-    from sympy.core.function import AppliedUndef
-
-    roots = {power for power in expression.atoms(sympy.Pow) if not power.exp.is_Integer}
-    stand_ins = {part: sympy.Dummy() for part in expression.atoms(sympy.Function) | roots}
-    averages = [stand_in for part, stand_in in stand_ins.items() if isinstance(part, AppliedUndef)]
-    above, below = sympy.fraction(sympy.cancel(expression.xreplace(stand_ins)))
-    coefficients = sympy.collect(sympy.expand(above), averages, evaluate=False)
-    total = sum(average * sympy.factor(coefficient / below) for average, coefficient in coefficients.items())
-    return sympy.sympify(total).xreplace({stand_in: part for part, stand_in in stand_ins.items()})
 
 
 def _named(experts: Experts | None) -> dict[str, Callable[..., float]]:

@@ -1,6 +1,5 @@
 """The symbolic recursion, made numeric and iterated, is `predict`."""
 
-import itertools
 import math
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -24,14 +23,19 @@ Step = Callable[..., tuple[float, ...]]
 NUMBERED = ("mixln", "spannorm")  # whose blocks are of two kinds, told apart by numbers
 PLACEMENTS = [name for name, kind in pg.placements().items() if kind.__module__ == ReZero.__module__]
 ROWS = pairwise(list(ACTIVATIONS), [0.0, "symbol"], ["rms", "layer"])
+COSTLY = ("deepnorm", "deepscalelm", "dyt", "residual", "siamesenorm", "subln", "tfixup")
 written = lru_cache(maxsize=None)(pg.recursion)
 
 
 def cases() -> list[tuple[str, str, float | str, str]]:
-    """Every placement, and every pair of an activation, an attention and a norm, with some placement or other."""
-    number = max(len(PLACEMENTS), len(ROWS))
-    placements, rows = itertools.cycle(sorted(PLACEMENTS)), itertools.cycle(ROWS)
-    return [(name, *row) for name, row in itertools.islice(zip(placements, rows, strict=False), number)]
+    """Every placement, and every pair of an activation, an attention and a norm, with some placement or other.
+
+    GELU's long kernels are met by placements of few norms: others take SymPy many seconds.
+    """
+    placements = sorted(PLACEMENTS, key=lambda name: (name in COSTLY, name))
+    rows = sorted(ROWS, key=lambda row: row[0] not in ("gelu", "geglu"))
+    rows += [row for row in rows if row[0] in ("linear", "relu")] * len(placements)
+    return [(name, *row) for name, row in zip(placements, rows, strict=False)]
 
 
 def equations(name: str) -> pg.Placement:
@@ -63,7 +67,10 @@ def steps(name: str, **fields) -> dict[int, Step]:
     numbered = name in NUMBERED
     blocks = range(1 if numbered else 2, DEPTH + 1 if numbered else DEPTH)
     given = {i: {"index": i, "depth": DEPTH} if numbered else {} for i in blocks}
-    return {i: written(equations(name), **fields, **given[i]).lambdify(**VALUES, l=i) for i in blocks}
+    found = {i: written(equations(name), **fields, **given[i]) for i in blocks}
+    depends = any(sympy.Symbol("l", positive=True) in each.rhs.free_symbols for each in found[min(found)].equations())
+    alike = None if depends or numbered else found[min(found)].lambdify(**VALUES)
+    return {i: alike or each.lambdify(**VALUES, l=i) for i, each in found.items()}
 
 
 def iterated(maps: dict, path: Path, numbers: list[list[float]]) -> tuple[list[list[float]], list[list[float]]]:
@@ -101,7 +108,7 @@ def test_iterated_it_is_predict(name: str, activation: str, logit_std: float | s
     assert largest_miss(iterated(maps, fewer, numbers), fewer, maps) > 1e-6
 
 
-@pytest.mark.parametrize("name", sorted({*PLACEMENTS} - {"mixln"}))
+@pytest.mark.parametrize("name", ["siamesenorm", "deepnorm", "dyt", "postnorm"])
 def test_it_is_short(name: str) -> None:
     """What CPU time is spent on: several streams behind norms were written out in thousands of operations."""
     longest, total = (60, 550) if name == "siamesenorm" else (30, 200)

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 LONG = 20  # operations above which SymPy's general simplification takes seconds
+LONGER = 100  # and the search for common factors
 
 
 @lru_cache(maxsize=1024)
@@ -23,11 +24,13 @@ def tidy(expression: Any) -> Any:
     from sympy.core.function import AppliedUndef
 
     expression = sympy.sympify(expression)
-    exact = sympy.nsimplify(expression, rational=True) if expression.has(sympy.Float) else expression
+    exact = expression.xreplace({f: sympy.nsimplify(f, rational=True) for f in expression.atoms(sympy.Float)})
     if exact.is_Atom:
         return exact
     summed = _summed(exact)
-    forms = [exact, summed, sympy.factor_terms(summed)]
+    forms = [exact, summed]
+    if sympy.count_ops(summed) <= LONGER:
+        forms.append(sympy.factor_terms(summed))
     if exact.is_rational_function(*exact.free_symbols):
         cancelled = sympy.cancel(exact)
         forms += [cancelled, sympy.factor_terms(cancelled)]

@@ -114,3 +114,13 @@ def test_arrays_of_starts_are_watched_too() -> None:
     starts = xr.DataArray([1.0, 25.0], dims="start")
     assert len(warned(pg.Model("tfixup", **SMALL), variance=starts)) == 1
     assert warned(pg.Model("tfixup", **SMALL), variance=starts / 25) == []
+
+
+@pytest.mark.parametrize(
+    ("norm", "size", "few"), [("rms", 4, True), ("rms", 8, False), ("layer", 5, True), ("layer", 6, False)]
+)
+def test_norms_of_few_free_coordinates_are_warned_of(norm: str, size: int, few: bool) -> None:
+    model = pg.Model("prenorm", depth=1, width=240, heads=240 // size, tokens=4, norm=norm, normed=("value",))
+    said = warned(model)
+    assert any(f"leave {size - (norm == 'layer')} free coordinates" in words for words in said) == few
+    assert not warned(model, head_size=math.inf)  # of wide heads there is no such norm

@@ -79,7 +79,7 @@ def attention(
         size = noise.small / math.sqrt(heads.count)
         met_again = known[: noise.pairs] - size * basis @ basis.T @ inner(here.output, fresh)
         with_input = heads.with_input(plain) * size
-        with_input += heads.with_input(here.pull(met_again.swapaxes(1, 2) @ here.output)) / heads.count
+        with_input += here.returned(met_again.swapaxes(1, 2)) / heads.count
         along = np.concatenate([with_input, -with_input, 0 * with_input[:1]])
         back = root(gram) @ frame.image(tokens, without=span)
         return np.asarray(back + frame.padded(along.swapaxes(1, 2) @ span))

@@ -27,10 +27,13 @@ class Run(NamedTuple):
     Attributes:
         output: before the output matrix, (samples, tokens, coordinates), those of all heads one after another.
         pull: from a cotangent there to those at the products with the three matrices, by name.
+        returned: of the cotangent (samples, tokens, tokens) @ output, what `Heads.with_input` gives of its pull, in
+            the mean over values: less noise, whose square would count, than that of the values drawn.
     """
 
     output: Array
     pull: Callable[[Array], Normals]
+    returned: Callable[[Array], Array]
 
 
 @dataclass(frozen=True)
@@ -136,14 +139,25 @@ class Heads:
         def pull(g: Array) -> Normals:
             g = self._by_head(g, self.shared)
             value = (weights.swapaxes(-1, -2) @ g).sum(axis=2, keepdims=True)
-            if factor == 0:
-                return {"value": pull_v(_joined(value))}
-            given = g @ v.swapaxes(-1, -2)
+            return {"value": pull_v(_joined(value))} | ({} if factor == 0 else chosen(g @ v.swapaxes(-1, -2)))
+
+        def chosen(given: Array) -> Normals:
             given = factor * weights * (given - (given * weights).sum(axis=-1, keepdims=True))
             key = (given.swapaxes(-1, -2) @ q).sum(axis=2, keepdims=True)
-            return {"query": pull_q(_joined(given @ k)), "key": pull_k(_joined(key)), "value": pull_v(_joined(value))}
+            return {"query": pull_q(_joined(given @ k)), "key": pull_k(_joined(key))}
 
-        return Run(_joined(weights @ v), pull)
+        def returned(mixing: Array) -> Array:
+            if "value" in self.inside:
+                return self.with_input(pull(mixing @ output))
+            mixed = mixing[:, None, None] @ weights
+            along = (weights.swapaxes(-1, -2) @ mixed).sum(axis=(1, 2)).swapaxes(1, 2)
+            square = self.model.head_size * float(self.gains.value) ** 2
+            found = square * tokens.swapaxes(1, 2) @ along
+            gram = square * tokens @ tokens.swapaxes(1, 2)
+            return found if factor == 0 else found + self.with_input(chosen(mixed @ gram[:, None, None]))
+
+        output = _joined(weights @ v)
+        return Run(output, pull, returned)
 
     def _by_head(self, x: Array, heads: int) -> Array:
         """(samples, groups, heads of a group, tokens, coordinates of a head), a view."""

@@ -154,7 +154,8 @@ class Heads:
             square = self.model.head_size * float(self.gains.value) ** 2
             found = square * tokens.swapaxes(1, 2) @ along
             gram = square * tokens @ tokens.swapaxes(1, 2)
-            return found if factor == 0 else found + self.with_input(chosen(mixed @ gram[:, None, None]))
+            chosen_too = 0.0 if factor == 0 else self.with_input(chosen(mixed @ gram[:, None, None]))
+            return np.asarray(found + chosen_too)
 
         output = _joined(weights @ v)
         return Run(output, pull, returned)

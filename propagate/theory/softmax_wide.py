@@ -12,7 +12,6 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import CubicSpline
 
 Array = NDArray[np.float64]
 _STEP = 0.35  # of u; exponentially accurate, as in softmax.py
@@ -27,6 +26,8 @@ def integrate_wide(tokens: int, spread: float, correlation: float) -> tuple[floa
         >>> round(second, 3)
         0.912
     """
+    from scipy.interpolate import CubicSpline  # a third of a second, which few calls need
+
     u = np.arange(-_TAIL * spread - 26, _TAIL * spread + 5, _STEP)
     phi = [_phi(a, u, spread) for a in range(5)]
     rest1, rest2 = _power(phi[0], tokens - 1), _power(phi[0], tokens - 2)

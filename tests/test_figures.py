@@ -13,6 +13,7 @@ import propagate as pg
 from propagate import figures
 
 NAMES = ("forward_variance", "gradient_variance", "parameter_gradients", "rank_collapse", "skip_path")  # simulated
+LONG = ("parameter_gradients", "rank_collapse")  # their bytes are tested with the slow tests
 MEASURED = ("attention_gradient", "validity")  # drawn from stored measurements
 MODELS = ("architectures", "trained")  # test_model_figures.py
 TOUR = ("collapse_layers", "cosine_similarity", "phase_diagram", "twice_as_deep")  # test_figures_of_the_tour.py
@@ -86,7 +87,7 @@ def test_without_a_checkout_the_error_says_so(tmp_path: Path, monkeypatch: pytes
         figures.names()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in NAMES])
 def test_the_same_seed_gives_the_same_bytes(name: str, here: Executor) -> None:
     """Data and pictures, simulated twice; another seed gives other data."""
     from propagate.plots import render

@@ -18,6 +18,7 @@ SMALL: dict[str, dict[str, Any]] = {  # arguments of `data` that make it quick
     "twice_as_deep": {"depth": 2, "width": 64},
 }
 NAMES = tuple(SMALL)
+LONG = ("collapse_layers", "cosine_similarity")  # their bytes are tested with the slow tests
 
 
 def needs_torch(name: str) -> None:
@@ -25,7 +26,7 @@ def needs_torch(name: str) -> None:
         pytest.importorskip("torch", reason="torch is absent: install the extra [torch]")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in NAMES])
 def test_the_same_seed_gives_the_same_bytes(name: str, here: Executor) -> None:
     """Data, caption and pictures, simulated twice; another seed gives other data."""
     needs_torch(name)

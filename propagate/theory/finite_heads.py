@@ -14,7 +14,7 @@ slope F = dO/dk = E tr(J J'), the averages for heads of n coordinates are, at lo
 and `second`, `key_own`, `query_own` the same at c = 1, where both rows are one. Expectations over the three q are taken
 by Gauss quadrature, in variables that are independent (Bartlett): a chi-squared, a normal, another chi-squared. Where
 few nodes would not do, in small heads at wide logits, and for tokens that point apart, they are sampled
-(`sampled_heads`).
+(`sampled_heads`), with an error that no width reduces and the allowances of `finite_width` do not count.
 
 No width enters: the map is exact as the number of heads grows. At finite width, logits and their cotangents go through
 the same matrices, which adds terms of relative order logit variance / width. For tokens of exact second moments they

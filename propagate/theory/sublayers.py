@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -108,6 +108,7 @@ def attention(
     """
     out = gains.attention_out * gains.attention_out
     plain = projection_powers(gains, Moments(1.0, 1.0), NOTHING)
+    without = NormedHeads(tokens, head_size, query=False, key=False, centred=centred)
 
     def apply(x: Moments, normed: frozenset[str] = NOTHING) -> tuple[Moments, Pull]:
         powers = projection_powers(gains, x, normed) if normed else plain
@@ -121,7 +122,7 @@ def attention(
             paths = AttentionPaths(values, lambda g: Cotangents(g, NONE, NONE))
         else:
             power = logit_variance * powers.query * powers.key
-            norms = NormedHeads(tokens, head_size, "query" in small, "key" in small, centred)
+            norms = replace(without, query="query" in small, key="key" in small) if small else without
             paths = attention_paths(tokens, power, x, norms, values)
         if "heads" in normed:
             inner = inner * inverse(inner * paths.output.variance)
@@ -206,8 +207,9 @@ def attention_paths(
     """
     others, values = tokens - 1, values or x
     uniform_slope = others / tokens**2
+    normed = heads is not None and (heads.query or heads.key)
     mean_own, mean_cross = 0.0, 0.0
-    if heads is not None and (heads.query or heads.key):
+    if heads is not None and normed:
         of_unit = logit_variance * x.variance * x.variance
         *averages, mean_own, mean_cross = normed_averages(heads, of_unit, x.deviation * inverse(x.variance))
         found = HeadAverages(*averages)
@@ -228,11 +230,13 @@ def attention_paths(
         key_own = x.variance * (uniform_slope + found.key_own)
         key_cross = x.covariance * uniform_slope + x.variance * found.key_cross
         key = per_logit * (g.variance * key_own + others * g.covariance * key_cross)
-        mean_key = per_logit * x.variance * (g.variance * mean_own + others * g.covariance * mean_cross)
+        mean_key = (
+            per_logit * x.variance * (g.variance * mean_own + others * g.covariance * mean_cross) if normed else 0
+        )
         return Cotangents(
-            value=Moments(value, value_deviation),
-            query=Moments(query, query_deviation),
-            key=Moments(key, (key * tokens - mean_key) / others),
+            Moments(value, value_deviation),
+            Moments(query, query_deviation),
+            Moments(key, (key * tokens - mean_key) / others),
         )
 
     output = Moments(mean_mode + values.deviation * second, values.deviation * (second - overlap))

@@ -8,8 +8,9 @@ order: its choice among tokens, norms of its projections and M included. How the
 fluctuation of as many heads as the model has. What returns is known along the input, through each of the three input
 matrices, and fresh elsewhere.
 
-That a few heads answer for all adds to the spread that enters 1 / `COORDINATES` of itself, or somewhat more where heads
-choose differently: next to nothing beside what the heads add.
+That a few heads answer for all leaves noise in what they answer, of order (tokens^2 / coordinates)^1/2, whose square
+counts as if it were the network's. Twice as many heads change the bias of gradients by less than its standard error
+(heads of 4, logits of 2, 8 tokens, two blocks; heads of 64, 16 tokens, six blocks); half as many do not.
 """
 
 from __future__ import annotations

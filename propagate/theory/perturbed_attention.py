@@ -10,7 +10,7 @@ matrices, and fresh elsewhere.
 
 That a few heads answer for all leaves noise in what they answer, of order (tokens^2 / coordinates)^1/2, whose square
 counts as if it were the network's. Twice as many heads change the bias of gradients by less than its standard error
-(heads of 4, logits of 2, 8 tokens, two blocks; heads of 64, 16 tokens, six blocks); half as many do not.
+(heads of 4, logits of 2, 8 tokens, two blocks; heads of 64, 16 tokens, six blocks); half as many would not do.
 """
 
 from __future__ import annotations

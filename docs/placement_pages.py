@@ -20,7 +20,7 @@ from propagate.placement import EQUATIONS, Placement
 from propagate.text import DEPTH, norms_on_skip
 
 ROOT = Path(__file__).resolve().parent.parent
-VERIFIED = ROOT / "benchmarks" / "results" / "verify_h100.json"
+VERIFIED = ROOT / "benchmarks" / "results" / "verify_h200.json"
 START = {"covariance": 0.3}
 SHOWN, DEPTHS = 64, (12, 48, 192)
 SCALINGS = {"none": None, "ScaleInit(0.5)": pg.ScaleInit(0.5)}

@@ -51,7 +51,7 @@ def performance() -> str:
 
 def agreement() -> str:
     """Theory against simulation, placement by placement, from the committed run of `propagate verify`."""
-    found = _read("verify_h100.json")
+    found = _read("verify_h200.json")
     settings, summary, rows = found["settings"], found["summary"], found["rows"]
     lines = []
     for name in dict.fromkeys(row["placement"] for row in rows):

@@ -215,9 +215,11 @@ def _logarithms(table: xr.Dataset) -> dict[str, float]:
 
 def z(data: xr.Dataset, name: str) -> Any:
     """Scores of a quantity in every checked network; NaN where theory has 0, and so has simulation."""
-    columns = (f"checked_{name}", f"checked_{name}_allowance", f"log_{name}", f"log_{name}_se")
+    said, measured = data[f"checked_{name}"], data[f"log_{name}"]
+    said = said.where((said != 0) | np.isfinite(measured))
+    uncertain = data[f"checked_{name}_allowance"], measured, data[f"log_{name}_se"]
     with np.errstate(divide="ignore"):
-        return scores(*(data[column] for column in columns), draws=int(data.attrs["light"]))
+        return scores(said, *uncertain, draws=int(data.attrs["light"]))
 
 
 def _said(found: xr.Dataset) -> dict[str, float]:

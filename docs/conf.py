@@ -39,8 +39,9 @@ napoleon_use_ivar = True
 napoleon_use_rtype = False
 # Types of other projects, whose pages lie on the network, and names inside this one that have no page.
 nitpick_ignore_regex = [
-    ("py:.*", r"(collections|concurrent|contextlib|matplotlib|nn|os|pathlib|sympy|torch|xr)\..*"),
-    ("py:.*", r"Blocks|Executor|Scalar|Tensor|Visible|propagate\.placement\.S|propagate\.montecarlo\.workers\.Numbers"),
+    ("py:.*", r"(collections|concurrent|contextlib|matplotlib|nn|os|pathlib|sp|sympy|torch|xr)\..*"),
+    ("py:.*", r"Axes|Blocks|Choice|Executor|Scalar|Tensor|Use|Visible"),
+    ("py:.*", r"propagate\.placement\.S|propagate\.montecarlo\.workers\.Numbers"),
 ]
 
 # One file of MathJax 3 (Apache-2.0), from a package: formulas are drawn without a network.

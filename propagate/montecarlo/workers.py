@@ -63,21 +63,20 @@ def in_order(
 def use_device(numbers: Numbers) -> None:
     """Initialiser of a worker: take a number from a queue, and the CUDA device of that number for all that follows.
 
-        With more workers than devices, devices are shared in turn; without any, nothing happens.
+    With more workers than devices, devices are shared in turn; without any, nothing happens.
 
-        Args:
-            numbers: holds 0, 1, 2, ..., one for each worker.
+    Args:
+        numbers: holds 0, 1, 2, ..., one for each worker.
 
-        Example: one GPU a worker, from a pool of your own. (`process_pool` does just this.)
-            >>> import multiprocessing
-    import time
-            >>> from concurrent.futures import ProcessPoolExecutor
-            >>> context = multiprocessing.get_context("spawn")
-            >>> numbers = context.SimpleQueue()
-            >>> for number in range(4):
-            ...     numbers.put(number)
-            >>> pool = ProcessPoolExecutor(4, mp_context=context, initializer=use_device, initargs=(numbers,))
-            >>> pool.shutdown()
+    Example: one GPU a worker, from a pool of your own. (`process_pool` does just this.)
+        >>> import multiprocessing
+        >>> from concurrent.futures import ProcessPoolExecutor
+        >>> context = multiprocessing.get_context("spawn")
+        >>> numbers = context.SimpleQueue()
+        >>> for number in range(4):
+        ...     numbers.put(number)
+        >>> pool = ProcessPoolExecutor(4, mp_context=context, initializer=use_device, initargs=(numbers,))
+        >>> pool.shutdown()
     """
     number = numbers.get()
     _keep_freed_memory()

@@ -9,11 +9,13 @@ import pytest
 import xarray as xr
 
 import propagate as pg
+from propagate.cells import AS_VERIFIED
 from propagate.scaling import Gains
 from propagate.theory import bias, perturbed_attention, perturbed_dropout, perturbed_ffn, perturbed_network
 from propagate.theory.gram import Gram
 from propagate.theory.perturbation import Frame, Noise, factored
 from propagate.theory.perturbed_heads import Heads
+from tests.own_placements import OWN
 
 WIDTHS, DRAWS = (16, 32, 64), 800
 NAMES = ("deviation", "grad_variance", "grad_deviation")
@@ -267,16 +269,21 @@ def test_what_is_left_out_stays_small_at_depth(name: str) -> None:
         assert float(error.max()) < 0.2
 
 
-@pytest.mark.parametrize(
-    "name", ["prenorm", *(pytest.param(n, marks=pytest.mark.slow) for n in ("mixln", "layernormscaling"))]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "prenorm")) for n in OWN])
 def test_a_gain_twice_as_large_is_rejected_with_and_without_bias(name: str) -> None:
-    model = pg.Model(name, depth=8, width=256, tokens=4, heads=4)
-    seen = pg.simulate(model, draws=24, seed=1, backend="numpy", **START)
-    for bias_too in (False, True):
+    """Of every placement. PostNorm's norms leave a fifth of it, which is told with bias and cannot be told without;
+    where the FFN's output is normed, the gain changes nothing."""
+    model = pg.Model(AS_VERIFIED.get(name, name), depth=8, width=256, tokens=4, heads=4)
+    seen = pg.simulate(model, draws=100, seed=1, backend="numpy", **START)
+    for bias_too in (False, True) if name != "dyt" else (False,):  # which bias does not cover
         right, wrong = (pg.predict(replace(model, ffn_gain=gain), **START, bias=bias_too) for gain in (1.0, 2.0))
         assert pg.compare(right, seen).attrs["verdict"] != "disagrees"
-        assert pg.compare(wrong, seen).verdict.sel(quantity="grad_variance") == "disagrees"
+        apart = max(float(abs(wrong[quantity] / right[quantity] - 1).max()) for quantity in NAMES)
+        judged = pg.compare(wrong, seen).attrs["verdict"]
+        if apart > (0.02 if bias_too else 0.25):
+            assert judged == "disagrees"
+        elif apart > 0.02:
+            assert judged != "agrees"
 
 
 @pytest.mark.slow

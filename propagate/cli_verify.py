@@ -87,6 +87,7 @@ def verify(
 def _pool(workers: int) -> Iterator[Any]:
     """None, or processes with one thread each."""
     from propagate.figures import one_thread
+    from propagate.montecarlo.workers import ended_at_once
 
     if workers < 1:
         raise ModelError(f"workers must be at least 1, got {workers}")
@@ -95,12 +96,8 @@ def _pool(workers: int) -> Iterator[Any]:
         return
     import propagate as pg
 
-    with one_thread(), pg.process_pool(workers) as pool:
-        try:
-            yield pool
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with one_thread(), pg.process_pool(workers) as pool, ended_at_once(pool):
+        yield pool
 
 
 @contextmanager

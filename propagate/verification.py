@@ -128,7 +128,7 @@ def verify(
         ModelError: for settings that make no network, or a file that holds results of other settings.
 
     Example:
-        >>> small = Settings(width=64, depth=2, tokens=4, heads=1, draws=16, backend="numpy")
+        >>> small = Settings(width=256, depth=2, tokens=4, heads=4, draws=128, backend="numpy")
         >>> verify(cells_of(["postnorm"], ["relu"], ["bidirectional"]), small).summary["agree"]
         2
     """

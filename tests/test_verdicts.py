@@ -9,8 +9,9 @@ import xarray as xr
 from scipy import stats
 
 import propagate as pg
-from propagate.cells import AS_VERIFIED, verifiable
+from propagate.cells import AS_VERIFIED
 from propagate.scores import score
+from tests.own_placements import OWN
 
 DRAWS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 SIZE = {"depth": 2, "width": 192, "tokens": 4, "heads": 16, "ffn_ratio": 1.0}
@@ -21,7 +22,7 @@ def measured(model: pg.Model, draws: int) -> xr.Dataset:
     return pg.simulate(model, draws=draws, seed=draws, backend="numpy", progress=False, **START)
 
 
-@pytest.mark.parametrize("placement", verifiable())
+@pytest.mark.parametrize("placement", OWN)
 def test_a_theory_a_quarter_off_is_never_said_to_agree(placement: str) -> None:
     """One quantity at a time, up or down; covariances where they are a quarter of the variance or more."""
     model = pg.Model(AS_VERIFIED.get(placement, placement), **SIZE)

@@ -81,6 +81,8 @@ def regenerate(
     settings: dict[str, Any] = {
         key: integer(key, value, at_least=least) for key, value, least in given if value is not None
     }
+    from propagate.montecarlo.workers import ended_at_once
+
     settings |= _backend(backend)
     scripts = {name: load(name) for name in chosen}
     written: list[Path] = []
@@ -90,13 +92,10 @@ def regenerate(
             name: callers.submit(script.data, executor=counted, **(_larger(script, full) | settings))
             for name, script in scripts.items()
         }
-        try:
+        own = pool if executor is None and isinstance(pool, ProcessPoolExecutor) else None
+        with ended_at_once(own):
             for name, script in scripts.items():
                 written += _write(folder, name, script, tables[name].result())
-        except BaseException:
-            if executor is None:
-                pool.shutdown(wait=False, cancel_futures=True)
-            raise
     return [*written, figure_index.write(folder)]
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from propagate.model import ModelError
 
@@ -148,19 +148,3 @@ def has_norm(module: nn.Module) -> bool:
         (True, False)
     """
     return any(is_norm(part) for part in module.modules())
-
-
-def stream_of(values: Iterable[Any]) -> Tensor | None:
-    """The first floating-point tensor with tokens and coordinates among arguments or outputs.
-
-    Example:
-        >>> import torch
-        >>> stream_of([None, torch.ones(2, dtype=torch.long), (torch.zeros(3, 4),)]).shape
-        torch.Size([3, 4])
-    """
-    for value in values:
-        if isinstance(value, Tensor) and value.is_floating_point() and value.dim() >= 2:
-            return value
-        if isinstance(value, tuple | list) and (inner := stream_of(value)) is not None:
-            return inner
-    return None

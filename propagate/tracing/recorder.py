@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from propagate.model import ModelError
-from propagate.tracing.find import candidates, has_norm, is_norm, parts, stream_of
+from propagate.tracing.find import candidates, has_norm, is_norm, parts
 from propagate.tracing.layout import Axes, Layout, layout_by_hand, layout_of
 from propagate.tracing.statistics import second_moments
-from propagate.tracing.streams import Choice, State, replaced, state_of, tensors
+from propagate.tracing.streams import Choice, State, replaced, state_of, stream_of, tensors
 from propagate.tracing.sublayers import Call, has_matrix, is_bare, sublayers
 
 Moments = dict[str, float]

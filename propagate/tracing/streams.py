@@ -97,6 +97,17 @@ def tensors(values: Any) -> Iterator[Tensor]:
             yield from tensors(value)
 
 
+def stream_of(values: Any) -> Tensor | None:
+    """The first floating-point tensor with tokens and coordinates among arguments or outputs.
+
+    Example:
+        >>> import torch
+        >>> stream_of([None, torch.ones(2, dtype=torch.long), (torch.zeros(3, 4),)]).shape
+        torch.Size([3, 4])
+    """
+    return next((x for x in tensors(values) if x.is_floating_point() and x.dim() >= 2), None)
+
+
 def replaced(values: Any, old: Tensor, new: Tensor) -> Any:
     """The same values with one tensor in place of another; what holds it is copied, not changed.
 

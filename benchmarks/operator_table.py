@@ -28,9 +28,9 @@ from lone_operators import Sums, attention, elementwise, linear, norm
 from timing import provenance, write
 
 from propagate.montecarlo.backend import Backend, choose_backend
-from propagate.theory.activations import ACTIVATIONS
-from propagate.theory.drawn_tokens import attention_of_drawn_tokens, norm_of_drawn_tokens
-from propagate.theory.moments import Moments
+from propagate.theory.gaussian.activations import ACTIVATIONS
+from propagate.theory.pairs.drawn_tokens import attention_of_drawn_tokens, norm_of_drawn_tokens
+from propagate.theory.pairs.moments import Moments
 
 Found = tuple[Sums, Sums]
 NETWORK = {  # axes of a grid that need a network of their own; all others are coefficients of its parts

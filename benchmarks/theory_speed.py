@@ -49,7 +49,7 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 def seconds(activation: str, depth: int, what: str) -> dict[str, float]:
     """Cold and warm seconds of all placements, in this process."""
     import propagate as pg
-    from propagate.theory.moments import Moments
+    from propagate.theory.pairs.moments import Moments
     from propagate.theory.predict import propagate_moments
 
     models = [pg.Model(name, depth=depth, activation=activation) for name in PLACEMENTS]

@@ -19,7 +19,7 @@ from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.run import COTANGENT_SITE, INPUT_SITE
 from propagate.montecarlo.samplers import dense
 from propagate.montecarlo.starts import exchangeable_root, with_gram
-from propagate.theory.finite_width import allowances
+from propagate.theory.finite.allowances import allowances
 
 Floats = NDArray[np.float64]
 HOST = choose_backend("numpy")

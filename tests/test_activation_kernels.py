@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.special import erf, log_ndtr, ndtr
 
-from propagate.theory.activations import ACTIVATIONS
+from propagate.theory.gaussian.activations import ACTIVATIONS
 
 PHI = {
     "linear": lambda x: x,
@@ -237,7 +237,7 @@ def test_the_mean_hermite_degrees() -> None:
 LIMITED = """
 import resource
 resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))
-from propagate.theory.activations import ACTIVATIONS
+from propagate.theory.gaussian.activations import ACTIVATIONS
 print(repr(float(ACTIVATIONS["tanh"].slope(400.0, 0.0)[0])))
 """
 

@@ -11,8 +11,8 @@ import xarray as xr
 
 import propagate as pg
 from propagate.table import QUANTITIES
-from propagate.theory import finite_heads
-from propagate.theory.softmax import SoftmaxAverages, softmax_averages
+from propagate.theory.gaussian import finite_heads
+from propagate.theory.gaussian.softmax import SoftmaxAverages, softmax_averages
 
 PLACEMENTS = ("prenorm", "postnorm", "spannorm", "periln", "deepnorm", "layernormscaling")
 ACTIVATIONS = ("relu", "gelu", "swiglu")

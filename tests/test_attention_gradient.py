@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 import propagate as pg
-from propagate.theory import finite_heads, sampled_heads
-from propagate.theory.finite_heads import head_averages
-from propagate.theory.softmax import softmax_averages
+from propagate.theory.gaussian import finite_heads, sampled_heads
+from propagate.theory.gaussian.finite_heads import head_averages
+from propagate.theory.gaussian.softmax import softmax_averages
 
 BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "attention_gradient.py"
 ROWS = json.loads((BENCHMARK.parent / "results" / "attention_gradient.json").read_bytes())["rows"]
@@ -156,7 +156,7 @@ def test_a_head_is_tabulated_within_two_seconds_of_a_core(tokens: int, n: int) -
     """At any logits, in a process that knows no table yet."""
     script = f"""
 import time
-from propagate.theory.finite_heads import head_averages
+from propagate.theory.gaussian.finite_heads import head_averages
 for spread in (1.0, 2.0, 4.0):
     start = time.process_time()
     head_averages({tokens}, {n}, spread**2, 0.3)

@@ -11,10 +11,10 @@ import xarray as xr
 import propagate as pg
 from propagate.cells import AS_VERIFIED
 from propagate.scaling import Gains
-from propagate.theory import bias, perturbed_attention, perturbed_dropout, perturbed_ffn, perturbed_network
-from propagate.theory.gram import Gram
-from propagate.theory.perturbation import Frame, Noise, factored
-from propagate.theory.perturbed_heads import Heads
+from propagate.theory.finite import bias, perturbed_attention, perturbed_dropout, perturbed_ffn, perturbed_network
+from propagate.theory.finite.perturbation import Frame, Noise, factored
+from propagate.theory.finite.perturbed_heads import Heads
+from propagate.theory.tokens.gram import Gram
 from tests.own_placements import OWN
 
 WIDTHS, DRAWS = (16, 32, 64), 800

@@ -9,8 +9,8 @@ import pytest
 
 import propagate as pg
 from propagate.placements import DyT
-from propagate.theory.moments import Moments
-from propagate.theory.units import _tokens, hidden_forward
+from propagate.theory.finite.units import _tokens, hidden_forward
+from propagate.theory.pairs.moments import Moments
 from tests.own_placements import OWN
 from tests.random_configurations import not_finite
 

@@ -6,11 +6,13 @@ import pytest
 import propagate as pg
 from propagate import Experts, ModelError
 from propagate.placements import DyT
-from propagate.theory import blocks, quadrature, tanh_pairs
-from propagate.theory.activations import tanh_slope
-from propagate.theory.gram import Gram
-from propagate.theory.gram_elementwise import curvature
-from propagate.theory.products import Products
+from propagate.theory.gaussian import quadrature
+from propagate.theory.gaussian.activations import tanh_slope
+from propagate.theory.pairs.products import Products
+from propagate.theory.reading import blocks
+from propagate.theory.tokens import tanh_pairs
+from propagate.theory.tokens.elementwise import curvature
+from propagate.theory.tokens.gram import Gram
 
 SIZE = {"depth": 2, "width": 256, "tokens": 6, "heads": 1, "ffn_ratio": 0.5, "logit_std": 0.0}
 START = {"covariance": 0.3, "grad_covariance": 0.2}

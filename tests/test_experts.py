@@ -11,13 +11,13 @@ import propagate as pg
 from propagate import Experts, Gains
 from propagate.montecarlo.backend import choose_backend
 from propagate.montecarlo.experts import gates as array_gates
-from propagate.theory import blocks
-from propagate.theory import experts as theory
-from propagate.theory.activations import ACTIVATIONS
-from propagate.theory.gates import Gates, gate_averages, gate_errors
-from propagate.theory.moments import Moments
-from propagate.theory.products import Products, Seen
-from propagate.theory.sublayers import ffn
+from propagate.theory.gaussian.activations import ACTIVATIONS
+from propagate.theory.pairs import experts as theory
+from propagate.theory.pairs.gates import Gates, gate_averages, gate_errors
+from propagate.theory.pairs.moments import Moments
+from propagate.theory.pairs.products import Products, Seen
+from propagate.theory.pairs.sublayers import ffn
+from propagate.theory.reading import blocks
 
 
 class FeedForwardOnly(pg.Placement):

@@ -8,10 +8,12 @@ import xarray as xr
 
 import propagate as pg
 from propagate import Experts
-from propagate.theory import blocks, gram_experts, token_resolved
-from propagate.theory.gram import Entries, Gram
-from propagate.theory.moments import Atom, Combination
-from propagate.theory.products import Part, Products, Seen, Term, parts
+from propagate.theory import token_resolved
+from propagate.theory.pairs.moments import Atom, Combination
+from propagate.theory.pairs.products import Part, Products, Seen, Term, parts
+from propagate.theory.reading import blocks
+from propagate.theory.tokens import experts as gram_experts
+from propagate.theory.tokens.gram import Entries, Gram
 
 START = {"covariance": 0.4, "grad_covariance": 0.5}
 UNEVEN = Experts(8, 1, softmax="before", gain=4.0)

@@ -9,7 +9,7 @@ import xarray as xr
 
 import propagate as pg
 from propagate.scaling import Gains
-from propagate.theory import fluctuations
+from propagate.theory.finite import fluctuations
 
 SMALL = {"depth": 3, "width": 96, "tokens": 4, "heads": 4}
 START = {"covariance": 0.3, "grad_covariance": 0.2}

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from propagate.theory import activations, gram_kernels
-from propagate.theory.activations import ACTIVATIONS
-from propagate.theory.gram import Gram
-from propagate.theory.gram_kernels import KERNELS
+from propagate.theory.gaussian import activations
+from propagate.theory.gaussian.activations import ACTIVATIONS
+from propagate.theory.tokens import kernels as gram_kernels
+from propagate.theory.tokens.gram import Gram
+from propagate.theory.tokens.kernels import KERNELS
 from tests.test_activation_kernels import PHI, SLOPE
 
 Array = NDArray[np.float64]

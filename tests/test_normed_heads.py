@@ -12,13 +12,13 @@ import pytest
 
 import propagate as pg
 from propagate.scaling import Gains
-from propagate.theory.gram import Gram
-from propagate.theory.gram_softmax import Attention
-from propagate.theory.gram_sublayers import attention as resolved
-from propagate.theory.moments import Moments
-from propagate.theory.normed_heads import NormedHeads, normed_averages
-from propagate.theory.normed_values import similarity_loss, similarity_slope
-from propagate.theory.sublayers import attention
+from propagate.theory.gaussian.normed_heads import NormedHeads, normed_averages
+from propagate.theory.gaussian.normed_values import similarity_loss, similarity_slope
+from propagate.theory.pairs.moments import Moments
+from propagate.theory.pairs.sublayers import attention
+from propagate.theory.tokens.gram import Gram
+from propagate.theory.tokens.softmax import Attention
+from propagate.theory.tokens.sublayers import attention as resolved
 
 HEADS = 10_000
 
@@ -165,7 +165,7 @@ def test_both_resolutions_agree() -> None:
 
 def test_series_are_what_they_are_fitted_to() -> None:
     """The averages of both normed, read off, against one set of independent draws at a place of its own."""
-    from propagate.theory import normed_heads
+    from propagate.theory.gaussian import normed_heads
 
     heads, variance, loss = NormedHeads(8, 8, query=True, key=True, centred=False), 4.0, 0.63
     found = np.array(normed_averages(heads, variance, loss))

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from propagate.montecarlo.backend import choose_backend
-from propagate.theory.drawn_tokens import attention_of_drawn_tokens, norm_of_drawn_tokens
-from propagate.theory.moments import Moments
+from propagate.theory.pairs.drawn_tokens import attention_of_drawn_tokens, norm_of_drawn_tokens
+from propagate.theory.pairs.moments import Moments
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 HOST = choose_backend("numpy")

@@ -16,8 +16,8 @@ from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.parameter_gradients import RecordedBlock, recorded
 from propagate.montecarlo.samplers import Pull, dense
 from propagate.scaling import Gains
-from propagate.theory import network
 from propagate.theory import parameter_gradients as theory
+from propagate.theory.reading import network
 
 HOST = choose_backend("numpy")
 

@@ -9,11 +9,12 @@ import pytest
 import xarray as xr
 
 import propagate as pg
-from propagate.theory import gram_experts, token_resolved
 from propagate.theory import parameter_gradients as theory
-from propagate.theory.experts import MixturePull
-from propagate.theory.gram import Gram
-from propagate.theory.products import Seen
+from propagate.theory import token_resolved
+from propagate.theory.pairs.experts import MixturePull
+from propagate.theory.pairs.products import Seen
+from propagate.theory.tokens import experts as gram_experts
+from propagate.theory.tokens.gram import Gram
 
 SIZES = {"depth": 2, "width": 256, "tokens": 8, "heads": 16, "ffn_ratio": 1.0}
 GRAM = 0.7 ** np.abs(np.subtract.outer(np.arange(8), np.arange(8))) * np.sqrt(np.outer(*[np.arange(1, 9) / 4] * 2))

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from propagate.theory.gram import Entries, Gram
-from propagate.theory.moments import Atom, Combination, correlated
-from propagate.theory.products import Products, Term, entering, products
+from propagate.theory.pairs.moments import Atom, Combination, correlated
+from propagate.theory.pairs.products import Products, Term, entering, products
+from propagate.theory.tokens.gram import Entries, Gram
 
 TOKENS, SIZE = 2, 8
 DRAW = np.random.default_rng(3)

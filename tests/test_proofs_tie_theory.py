@@ -19,11 +19,11 @@ from proofs.propositions import p03b_gelu, p05_small_logits, p11_swiglu
 from proofs.vocabulary import Domain, Equality, Quantity, check, step_of
 from propagate.model import Model
 from propagate.scaling import Gains
-from propagate.theory.activations import ACTIVATIONS, Activation, gated
-from propagate.theory.blocks import Block, Tape, alone, read
-from propagate.theory.moments import Moments
-from propagate.theory.softmax import softmax_averages
-from propagate.theory.sublayers import attention, ffn
+from propagate.theory.gaussian.activations import ACTIVATIONS, Activation, gated
+from propagate.theory.gaussian.softmax import softmax_averages
+from propagate.theory.pairs.moments import Moments
+from propagate.theory.pairs.sublayers import attention, ffn
+from propagate.theory.reading.blocks import Block, Tape, alone, read
 
 q, gamma, T, gain = sp.symbols("q gamma T g", positive=True)
 c, rho = sp.symbols("c rho", real=True)

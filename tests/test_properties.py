@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import propagate as pg
 from propagate.model import ACTIVATIONS, NORMS
 from propagate.placements import DeepNorm
-from propagate.theory.moments import Joint, Moments
+from propagate.theory.pairs.moments import Joint, Moments
 from propagate.theory.predict import propagate_moments
 
 PLACEMENTS = ("prenorm", "postnorm", "spannorm", "periln", "deepnorm", "layernormscaling")

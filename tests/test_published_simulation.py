@@ -10,8 +10,8 @@ from scipy import stats
 
 import propagate as pg
 from propagate.placements import ReZero, SiameseNorm
-from propagate.theory import finite_heads
-from propagate.theory.softmax import SoftmaxAverages, softmax_averages
+from propagate.theory.gaussian import finite_heads
+from propagate.theory.gaussian.softmax import SoftmaxAverages, softmax_averages
 
 CASES = {
     "published_relu.csv": ({"depth": 24, "activation": "relu", "width": 512}, 0.0),

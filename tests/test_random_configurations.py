@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import propagate as pg
-from propagate.theory import finite_width, predict
+from propagate.theory import predict
+from propagate.theory.finite import allowances as finite_width
 from tests.own_placements import OWN
 from tests.random_configurations import Case, configuration, fault, faults
 

@@ -11,10 +11,10 @@ from covering import pairwise
 
 import propagate as pg
 from propagate.placements import ReZero
-from propagate.theory.activations import ACTIVATIONS
-from propagate.theory.moments import Moments
-from propagate.theory.network import block_of
+from propagate.theory.gaussian.activations import ACTIVATIONS
+from propagate.theory.pairs.moments import Moments
 from propagate.theory.predict import Path, propagate_moments
+from propagate.theory.reading.network import block_of
 
 DEPTH, TOKENS, LOGIT_STD = 4, 16, 0.9
 VALUES = {"T": TOKENS, "g_a": 0.7, "g_f": 1.2, "L": DEPTH, "tau": LOGIT_STD**2}

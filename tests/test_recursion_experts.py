@@ -6,8 +6,8 @@ import xarray as xr
 
 import propagate as pg
 from propagate import Experts
-from propagate.theory import gates
-from propagate.theory.gates import gate_averages, gate_errors, symbols
+from propagate.theory.pairs import gates
+from propagate.theory.pairs.gates import gate_averages, gate_errors, symbols
 
 POINTS = ((1.0, 0.0, 1.0, 0.0), (1.0, 0.4, 1.0, 0.7), (2.5, 1.5, 0.3, 0.1))
 VALUES = {"T": 16, "g_a": 0.7, "g_f": 1.2}

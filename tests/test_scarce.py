@@ -5,8 +5,8 @@ import pytest
 import xarray as xr
 
 import propagate as pg
-from propagate.theory import finite_width
-from propagate.theory.units import heads_backward
+from propagate.theory.finite import allowances as finite_width
+from propagate.theory.finite.units import heads_backward
 
 START = {"covariance": 0.3, "grad_covariance": 0.2}
 SCARCE = {

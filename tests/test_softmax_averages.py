@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from propagate.theory.softmax import SoftmaxAverages, _integrals, softmax_averages
+from propagate.theory.gaussian.softmax import SoftmaxAverages, _integrals, softmax_averages
 
 SAMPLES = 40_000
 
@@ -82,10 +82,10 @@ def test_interpolated_against_integrated(tokens: int) -> None:
 @pytest.mark.parametrize("tokens", [2, 16, 64])
 def test_integrals_do_not_depend_on_the_step(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     coarse = _integrals(tokens, 1.5, np.array([0.3]))[0]
-    monkeypatch.setattr("propagate.theory.softmax._STEP", 0.17)
+    monkeypatch.setattr("propagate.theory.gaussian.softmax._STEP", 0.17)
     fine = _integrals(tokens, 1.5, np.array([0.3]))[0]
     assert coarse == pytest.approx(fine, abs=1e-9)  # the module states an error of about 1e-11
-    monkeypatch.setattr("propagate.theory.softmax._STEP", 2.0)
+    monkeypatch.setattr("propagate.theory.gaussian.softmax._STEP", 2.0)
     assert _integrals(tokens, 1.5, np.array([0.3]))[0] != pytest.approx(fine, abs=1e-9)
 
 
@@ -137,6 +137,6 @@ LARGE = """
 import resource
 resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))
 resource.setrlimit(resource.RLIMIT_CPU, (10, 10))
-from propagate.theory.softmax import softmax_averages
+from propagate.theory.gaussian.softmax import softmax_averages
 print(1 / 16 + float(softmax_averages(16, 400.0, 0.0).second))
 """

@@ -8,11 +8,12 @@ import pytest
 
 import propagate as pg
 from propagate.model import ACTIVATIONS
-from propagate.theory import gram_averages, quadrature
-from propagate.theory.gram import Gram, distances
-from propagate.theory.gram_kernels import KERNELS, gelu_pair, gelu_slope_pair
-from propagate.theory.gram_softmax import Attention, Heads, heads, rotary_profiles
+from propagate.theory.gaussian import quadrature
 from propagate.theory.token_resolved import propagate_grams
+from propagate.theory.tokens import averages as gram_averages
+from propagate.theory.tokens.gram import Gram, distances
+from propagate.theory.tokens.kernels import KERNELS, gelu_pair, gelu_slope_pair
+from propagate.theory.tokens.softmax import Attention, Heads, heads, rotary_profiles
 
 TOKENS = 6
 QUANTITIES = ("variance", "covariance", "deviation", "grad_variance", "grad_covariance", "grad_deviation")
@@ -243,7 +244,7 @@ def test_paths_are_the_sums_of_the_derivation(frequencies: tuple[float, ...]) ->
 
 def test_logits_have_the_covariance_of_the_derivation() -> None:
     """tau G_tt' G_ss' times the rotary kernel, from draws; without the kernel it is found out."""
-    from propagate.theory.gram_softmax import _wide
+    from propagate.theory.tokens.softmax import _wide
 
     x, other = (Gram.of(np.repeat(random_gram(seed, 3)[None], 8, axis=0)) for seed in (4, 5))
     kind = Attention(((True,) * 3,) * 3, 2.0, THETA, 20000, (1, 0))

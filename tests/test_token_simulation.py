@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 
 import propagate as pg
-from propagate.theory import gram_averages
+from propagate.theory.tokens import averages as gram_averages
 
 TOKENS = 8
 TEXT = Path(__file__).parents[1] / "figures" / "measured" / "text_embedding.json"

@@ -12,11 +12,12 @@ import numpy as np
 
 from propagate.model import Model, check_model
 from propagate.table import of_tokens
-from propagate.theory import network, token_resolved
-from propagate.theory.blocks import Block, alone, read
-from propagate.theory.finite_width import call_allowances
-from propagate.theory.moments import Moments
+from propagate.theory import token_resolved
+from propagate.theory.finite.allowances import call_allowances
+from propagate.theory.pairs.moments import Moments
 from propagate.theory.predict import predict, rounded_samples
+from propagate.theory.reading import network
+from propagate.theory.reading.blocks import Block, alone, read
 from propagate.theory.starts import gram_of
 
 if TYPE_CHECKING:

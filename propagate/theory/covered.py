@@ -8,8 +8,8 @@ from typing import Any, ClassVar, NoReturn
 
 from propagate.model import Model, ModelError
 from propagate.placement import split
-from propagate.theory.gram import Gram
-from propagate.theory.units import KNOWN
+from propagate.theory.finite.units import KNOWN
+from propagate.theory.tokens.gram import Gram
 
 FAINT = 1e-8  # share of the mean over tokens below which its noise is not resolved
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from propagate.checks import ModelError, integer, number
-from propagate.theory.softmax import softmax_averages
+from propagate.theory.gaussian.softmax import softmax_averages
 
 
 def repeat_rate(frequencies: Sequence[float]) -> float:

@@ -28,17 +28,17 @@ from numpy.typing import NDArray
 from propagate.model import Model, ModelError
 from propagate.scaling import Gains
 from propagate.table import BY_MATRIX
-from propagate.theory.activations import ACTIVATIONS, Activation
-from propagate.theory.blocks import Block, Tape
-from propagate.theory.experts import MixturePull
-from propagate.theory.finite_width import matrix_allowances
-from propagate.theory.functions import Scalar
-from propagate.theory.gram import Gram
-from propagate.theory.gram_kernels import KERNELS, Kernel
-from propagate.theory.gram_sublayers import of_means
-from propagate.theory.moments import Moments
-from propagate.theory.products import Seen
-from propagate.theory.sublayers import NOTHING, AttentionPull
+from propagate.theory.finite.allowances import matrix_allowances
+from propagate.theory.gaussian.activations import ACTIVATIONS, Activation
+from propagate.theory.gaussian.functions import Scalar
+from propagate.theory.pairs.experts import MixturePull
+from propagate.theory.pairs.moments import Moments
+from propagate.theory.pairs.products import Seen
+from propagate.theory.pairs.sublayers import NOTHING, AttentionPull
+from propagate.theory.reading.blocks import Block, Tape
+from propagate.theory.tokens.gram import Gram
+from propagate.theory.tokens.kernels import KERNELS, Kernel
+from propagate.theory.tokens.sublayers import of_means
 
 Array = NDArray[np.float64]
 Norms = dict[str, Any]
@@ -53,7 +53,7 @@ class MatrixGradients:
 
     Example: a linear FFN alone, on one token; both matrices see unit moments.
         >>> from functools import partial
-        >>> from propagate.theory.network import block_of, propagate_moments
+        >>> from propagate.theory.reading.network import block_of, propagate_moments
         >>> model, unit = Model("prenorm", 1, width=8, tokens=1, heads=1, activation="linear"), Moments(1.0, 0.0)
         >>> seen = MatrixGradients(model)
         >>> path = propagate_moments(model, unit, unit, block_at=seen.block_at(partial(block_of, model)))

@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 from propagate.checks import integer
 from propagate.model import Model, ModelError, check_flag, check_model
 from propagate.table import STREAM, table
-from propagate.theory.bias import finite_columns, sampled
 from propagate.theory.covered import check_covered, check_sampled
-from propagate.theory.experts import warn_of_means
-from propagate.theory.finite_width import allowances, allowances_of_streams
-from propagate.theory.fluctuations import spreads
-from propagate.theory.functions import Scalar
-from propagate.theory.gram import Gram
-from propagate.theory.moments import Joint, Moments
-from propagate.theory.network import Path, block_of, propagate_moments
+from propagate.theory.finite.allowances import allowances, allowances_of_streams
+from propagate.theory.finite.bias import finite_columns, sampled
+from propagate.theory.finite.fluctuations import spreads
+from propagate.theory.gaussian.functions import Scalar
+from propagate.theory.pairs.experts import warn_of_means
+from propagate.theory.pairs.moments import Joint, Moments
 from propagate.theory.parameter_gradients import MatrixGradients
+from propagate.theory.reading.network import Path, block_of, propagate_moments
 from propagate.theory.starts import aligned, gram_of, moments_of
 from propagate.theory.token_resolved import columns as token_columns
+from propagate.theory.tokens.gram import Gram
 from propagate.theory.validity import Watch
 
 if TYPE_CHECKING:

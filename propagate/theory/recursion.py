@@ -16,14 +16,15 @@ from propagate.experts import Experts
 from propagate.model import Model, ModelError, as_placement
 from propagate.placement import Layout, Placement, join, split
 from propagate.scaling import Gains, Scaling
-from propagate.theory import activations, gates, softmax
-from propagate.theory.blocks import Block, Stream, Tape
-from propagate.theory.experts import Mixture, Pull, mixture
-from propagate.theory.functions import Scalar
+from propagate.theory.gaussian import activations, softmax
+from propagate.theory.gaussian.functions import Scalar
 from propagate.theory.legend import LEGEND, about
-from propagate.theory.moments import Combination, Joint, Moments, correlated, joint_moments
-from propagate.theory.products import Seen
-from propagate.theory.sublayers import Sublayer, attention, ffn
+from propagate.theory.pairs import gates
+from propagate.theory.pairs.experts import Mixture, Pull, mixture
+from propagate.theory.pairs.moments import Combination, Joint, Moments, correlated, joint_moments
+from propagate.theory.pairs.products import Seen
+from propagate.theory.pairs.sublayers import Sublayer, attention, ffn
+from propagate.theory.reading.blocks import Block, Stream, Tape
 from propagate.theory.tidy import tidy, unnamed
 
 if TYPE_CHECKING:

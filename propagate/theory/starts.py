@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from propagate.model import ModelError
-from propagate.theory.functions import Scalar
-from propagate.theory.gram import Gram
-from propagate.theory.moments import Moments
+from propagate.theory.gaussian.functions import Scalar
+from propagate.theory.pairs.moments import Moments
+from propagate.theory.tokens.gram import Gram
 
 
 def aligned(**starts: Any) -> tuple[list[Scalar], tuple[str, ...], dict[str, Any]]:

@@ -11,16 +11,16 @@ import numpy as np
 from propagate.model import Model
 from propagate.scaling import Gains
 from propagate.table import BY_MATRIX
-from propagate.theory.blocks import Block, Tape
-from propagate.theory.experts import Mixture
-from propagate.theory.finite_width import allowances, allowances_of_streams
-from propagate.theory.gram import Array, Gram
-from propagate.theory.gram_elementwise import tanh
-from propagate.theory.gram_experts import ROUTERS, mixture
-from propagate.theory.gram_softmax import REPLICAS, Attention, default_samples
-from propagate.theory.gram_sublayers import attention, ffn
-from propagate.theory.network import Path, propagate_moments
+from propagate.theory.finite.allowances import allowances, allowances_of_streams
+from propagate.theory.pairs.experts import Mixture
 from propagate.theory.parameter_gradients import MatrixGradients
+from propagate.theory.reading.blocks import Block, Tape
+from propagate.theory.reading.network import Path, propagate_moments
+from propagate.theory.tokens.elementwise import tanh
+from propagate.theory.tokens.experts import ROUTERS, mixture
+from propagate.theory.tokens.gram import Array, Gram
+from propagate.theory.tokens.softmax import REPLICAS, Attention, default_samples
+from propagate.theory.tokens.sublayers import attention, ffn
 from propagate.theory.validity import Watch
 
 FEW = 16  # tokens, of which more routers are drawn: fewer choices average less, and cost less

@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from propagate.model import Model, ModelError
-from propagate.theory.blocks import Block
-from propagate.theory.functions import is_plain
-from propagate.theory.gram import Gram
+from propagate.theory.gaussian.functions import is_plain
+from propagate.theory.reading.blocks import Block
+from propagate.theory.tokens.gram import Gram
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -1,0 +1,1 @@
+"""Gaussian averages: activations, the softmax, heads of finite size."""

@@ -1,0 +1,238 @@
+"""What an activation does to the second moments of two tokens, and its derivative to those of their gradients.
+
+For jointly Gaussian (u, v) of variance q and covariance p, K(q, p) = E phi(u) phi(v) and, by Price's theorem,
+dK/dp = E phi'(u) phi'(v) =: S(q, p). An `Activation` gives both at p = q and their drop from there to
+p = q - deviation. The drop is computed without cancellation, so that the collapse of tokens onto one another is
+followed to any depth.
+
+Sources: ReLU and its square, Cho & Saul (2009), arc-cosine kernels of order 1 and 2. GELU, Price's theorem (see
+proofs). SiLU and tanh by quadrature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from propagate.theory.gaussian import quadrature
+from propagate.theory.gaussian.functions import (
+    Scalar,
+    angle,
+    arcsin,
+    arctan,
+    is_plain,
+    is_symbolic,
+    pi_like,
+    sine_less_angle_cosine,
+    sqrt,
+)
+from propagate.theory.gaussian.quadrature import Array, Elementwise
+
+Pair = tuple[Scalar, Scalar]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation's second-moment maps, at pre-activation variance q and deviation q - p.
+
+    Attributes:
+        value: (q, q - p) -> (K(q, q), K(q, q) - K(q, p)).
+        slope: (q, q - p) -> (S(q, q), S(q, q) - S(q, p)).
+        gate: for a gated activation, that of its gate.
+
+    Example:
+        >>> ACTIVATIONS["relu"].value(1.0, 0.0), ACTIVATIONS["relu"].slope(1.0, 0.0)
+        ((0.5, 0.0), (0.5, 0.0))
+    """
+
+    value: Callable[[Scalar, Scalar], Pair]
+    slope: Callable[[Scalar, Scalar], Pair]
+    gate: Activation | None = None
+
+
+def _linear_value(variance: Scalar, deviation: Scalar) -> Pair:
+    return variance, deviation
+
+
+def _linear_slope(variance: Scalar, deviation: Scalar) -> Pair:
+    return 1.0, 0.0
+
+
+def _relu_value(variance: Scalar, deviation: Scalar) -> Pair:
+    theta = angle(variance, deviation)
+    drop = deviation / 2 - variance * sine_less_angle_cosine(theta) / (2 * pi_like(theta))
+    return variance / 2, drop
+
+
+def _relu_slope(variance: Scalar, deviation: Scalar) -> Pair:
+    theta = angle(variance, deviation)
+    half = 1 / (2 * pi_like(theta))
+    return half * pi_like(theta), half * theta
+
+
+def _squared_relu_value(variance: Scalar, deviation: Scalar) -> Pair:
+    theta = angle(variance, deviation)
+    pi, share = pi_like(theta), deviation / variance  # 1 - cos(theta)
+    # theta - sin cos = theta sin^2 - cos (sin - theta cos): the two parts of K's drop, both without cancellation
+    drop = (2 * pi + theta) * share * (2 - share) - 3 * (1 - share) * sine_less_angle_cosine(theta)
+    return 3 * variance * variance / 2, variance * variance * drop / (2 * pi)
+
+
+def _squared_relu_slope(variance: Scalar, deviation: Scalar) -> Pair:
+    value, drop = _relu_value(variance, deviation)  # the derivative of relu(u)^2 is 2 relu(u)
+    return 4 * value, 4 * drop
+
+
+def _gelu_parts(variance: Scalar, deviation: Scalar) -> tuple[Scalar, ...]:
+    """The pieces both closed forms share, as (value at p = q, drop) wherever a difference would cancel."""
+    s, a = variance, variance - deviation
+    square_drop = deviation * (2 * s - deviation)  # s^2 - a^2
+    root1, root = sqrt(1 + 2 * s), sqrt((1 + deviation) * (1 + 2 * s - deviation))  # (1 + s)^2 - a^2, factored
+    inverse_drop = square_drop / (root1 * root * (root1 + root))  # 1/root1 - 1/root
+    twice_pi = 2 * pi_like(s)
+    # for angles A, B up to a right one, tan((A - B) / 2) = (sin A - sin B) / (cos A + cos B): arcsin s/(1+s) less
+    # arcsin a/(1+s), over the whole domain; the arcsine of sin(A - B) would fold A - B beyond a right angle
+    arc_drop = 2 * arctan(deviation / (root1 + root))
+    quadrant1 = arcsin(s / (1 + s)) / twice_pi + 0.25
+    return a, square_drop, root1, root, inverse_drop, twice_pi, quadrant1, arc_drop / twice_pi
+
+
+def _gelu_value(variance: Scalar, deviation: Scalar) -> Pair:
+    s = variance
+    a, square_drop, root1, _, inverse_drop, twice_pi, quadrant1, quadrant_drop = _gelu_parts(s, deviation)
+    shape = (1 - s) / (1 + s)
+    numerator = s * s + a * a * shape
+    at_one = s * quadrant1 + s * s * (1 + shape) / (twice_pi * root1)
+    drop = deviation * quadrant1 + a * quadrant_drop
+    return at_one, drop + (square_drop * shape / root1 + numerator * inverse_drop) / twice_pi
+
+
+def _gelu_slope(variance: Scalar, deviation: Scalar) -> Pair:
+    s = variance
+    a, square_drop, root1, root, inverse_drop, twice_pi, quadrant1, quadrant_drop = _gelu_parts(s, deviation)
+    m1, m = (s + 1) * (2 * s + 3) - 2 * s * s, (s + 1) * (2 * s + 3) - 2 * a * a
+    cube_drop = inverse_drop * (1 / root1**2 + 1 / (root1 * root) + 1 / root**2)  # root1^-3 - root^-3
+    scale = 1 / (twice_pi * (1 + s))
+    drop = deviation * m1 / root1**3 + a * (m * cube_drop - 2 * square_drop / root1**3)
+    return quadrant1 + scale * s * m1 / root1**3, quadrant_drop + scale * drop
+
+
+def _by_quadrature(phi: Elementwise, derivative: Elementwise, name: str) -> Activation:
+    def maps(which: int, label: str) -> Callable[[Scalar, Scalar], Pair]:
+        def at(variance: float, deviation: float) -> tuple[float, float]:
+            if variance > quadrature.LARGEST_SERIES:
+                return quadrature.on_plane((phi, derivative)[which], variance, deviation)
+            series = quadrature.series_of(phi, float(variance))[which]
+            return series.total, series.drop(deviation / variance)
+
+        def apply(variance: Scalar, deviation: Scalar) -> Pair:
+            if is_plain(variance, deviation):
+                return at(variance, deviation)
+            if is_symbolic(variance, deviation):
+                return _symbolic_pair(f"{name}_{label}", variance, deviation)
+            found = np.vectorize(at, otypes=[float, float])(variance, deviation)
+            return found[0], found[1]
+
+        return apply
+
+    return Activation(value=maps(0, "value"), slope=maps(1, "slope"))
+
+
+def mean_slope(name: str, variance: Scalar) -> Scalar:
+    """E phi'(u) at pre-activation variance q, of "tanh" or "silu".
+
+    Example:
+        >>> mean_slope("tanh", 0.0)
+        1.0
+    """
+    derivative = {"tanh": tanh_slope, "silu": silu_slope}[name]
+    if is_symbolic(variance):
+        import sympy
+
+        return sympy.Function(f"{name}_mean_slope")(variance)
+    found = np.vectorize(lambda q: quadrature.mean(derivative, q), otypes=[float])(variance)
+    return float(found) if is_plain(variance) else found
+
+
+def _symbolic_pair(name: str, variance: Scalar, deviation: Scalar) -> Pair:
+    """Without a closed form: named functions of (q, p), which `recursion` knows how to evaluate."""
+    import sympy
+
+    function = sympy.Function(name)
+    at_one = function(variance, variance)
+    return at_one, at_one - function(variance, sympy.simplify(variance - deviation))
+
+
+def gated(activation: Activation) -> Activation:
+    """The gate phi(u) w with an independent, equally distributed linear w (arXiv:2002.05202): SwiGLU from SiLU, GEGLU
+    from GELU.
+
+    Its cotangent returns along two uncorrelated paths, the gate's (p S) and the linear factor's (K).
+
+    Example:
+        >>> value, slope = ACTIVATIONS["swiglu"].value(1.0, 0.0)[0], ACTIVATIONS["swiglu"].slope(1.0, 0.0)[0]
+        >>> round(slope / value, 4)
+        2.0666
+    """
+
+    def value(variance: Scalar, deviation: Scalar) -> Pair:
+        at_one, drop = activation.value(variance, deviation)
+        return at_one * variance, at_one * deviation + drop * (variance - deviation)
+
+    def slope(variance: Scalar, deviation: Scalar) -> Pair:
+        value1, value_drop = activation.value(variance, deviation)
+        slope1, slope_drop = activation.slope(variance, deviation)
+        drop = value_drop + deviation * slope1 + (variance - deviation) * slope_drop
+        return value1 + variance * slope1, drop
+
+    return Activation(value, slope, gate=activation)
+
+
+def _logistic(x: Array) -> Array:
+    return np.asarray(1 / (1 + np.exp(-np.clip(x, -700, None))))
+
+
+def silu(x: Array) -> Array:
+    """x times its logistic function.
+
+    Example:
+        >>> float(silu(np.array(0.0)))
+        0.0
+    """
+    return np.asarray(x * _logistic(x))
+
+
+def silu_slope(x: Array) -> Array:
+    """Derivative of `silu`.
+
+    Example:
+        >>> float(silu_slope(np.array(0.0)))
+        0.5
+    """
+    return np.asarray(_logistic(x) * (1 + x * _logistic(-x)))
+
+
+def tanh_slope(x: Array) -> Array:
+    """Derivative of the hyperbolic tangent.
+
+    Example:
+        >>> float(tanh_slope(np.array(0.0)))
+        1.0
+    """
+    return np.asarray(1 - np.tanh(x) ** 2)
+
+
+_SILU = _by_quadrature(silu, silu_slope, "silu")
+_GELU = Activation(_gelu_value, _gelu_slope)
+ACTIVATIONS = {
+    "linear": Activation(_linear_value, _linear_slope),
+    "relu": Activation(_relu_value, _relu_slope),
+    "squared_relu": Activation(_squared_relu_value, _squared_relu_slope),
+    "gelu": _GELU,
+    "silu": _SILU,
+    "tanh": _by_quadrature(np.tanh, tanh_slope, "tanh"),
+    "swiglu": gated(_SILU),
+    "geglu": gated(_GELU),
+}

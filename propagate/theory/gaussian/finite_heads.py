@@ -1,0 +1,203 @@
+"""The averages over attention weights that attention's moment map is made of, for heads of any size.
+
+In a head of n coordinates the logits of token t are inner products of its query with the keys. Given the queries of two
+tokens their logits are Gaussian, and independent between keys: over the variance that is expected, the variances and
+the covariance are q_tt, q_uu and q_tu, the second moments of n pairs of Gaussians of the tokens' correlation. Those
+fluctuate by 1/sqrt(n), and softmax averages curve upwards: chance correlations add up. With the averages of
+`softmax.py` for two rows of different spread, O(v, w, k) = E a . a' for logit variances v, w and covariance k, and its
+slope F = dO/dk = E tr(J J'), the averages for heads of n coordinates are, at logit variance s and correlation c,
+
+    overlap      E O(s q_tt, s q_uu, s q_tu)
+    key_cross    E q_tu F(s q_tt, s q_uu, s q_tu)
+    query_cross  d overlap / dc / s, by Price's theorem: E tr(J k J'), k the Gram matrix of the drawn keys
+
+and `second`, `key_own`, `query_own` the same at c = 1, where both rows are one. Expectations over the three q are taken
+by Gauss quadrature, in variables that are independent (Bartlett): a chi-squared, a normal, another chi-squared. Where
+few nodes would not do, in small heads at wide logits, and for tokens that point apart, they are sampled
+(`sampled_heads`), with an error that no width reduces and the allowances of `finite.allowances` do not count.
+
+No width enters: the map is exact as the number of heads grows. At finite width, logits and their cotangents go through
+the same matrices, which adds terms of relative order logit variance / width. For tokens of exact second moments they
+are, of the values' part, its derivative by the logarithm of the logits' standard deviation over the width, and a like
+term of the keys' part: 0.5 to 1 % together at width 512 and logits of standard deviation 2.25. They are left out, as
+all else of order 1 / width is; `benchmarks/attention_gradient.py` measures what is left.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import roots_hermitenorm
+
+from propagate.theory.gaussian.functions import Scalar, is_plain
+from propagate.theory.gaussian.sampled_heads import sampled_excess
+from propagate.theory.gaussian.softmax import hermite_basis, softmax_averages
+
+Array = NDArray[np.float64]
+
+_STEP = 0.7  # of log(rate): errors of about 1e-6 of what is a correction
+_PATCHES = ((1.0, 5, 6), (2.0, 6, 7), (3.0, 8, 8))  # largest spread; Chebyshev terms in it and in c
+
+
+class HeadAverages(NamedTuple):
+    """The averages of this module's docstring, in excess of their values for uniform attention.
+
+    Those are 1/T for `second` and `overlap`, (T - 1)/T^2 for the slopes, and c times that for `key_cross`.
+    """
+
+    second: Scalar
+    overlap: Scalar
+    query_own: Scalar
+    query_cross: Scalar
+    key_own: Scalar
+    key_cross: Scalar
+
+
+def head_averages(tokens: Scalar, head_size: float, spread_squared: Scalar, correlation: Scalar) -> HeadAverages:
+    """Averages over the weights of heads of `head_size` coordinates, infinity included.
+
+    Args:
+        tokens: two or more.
+        head_size: coordinates of a head, 1 or more; of infinitely many no fluctuation is left.
+        spread_squared: expected variance of the part of the logits that the softmax sees. What finite heads add is
+            integrated up to a spread of 3, in small heads to less, and sampled beyond; tabulated up to 8.
+        correlation: of the queries of two tokens, -1 / (tokens - 1) to 1.
+
+    Example: the smaller the heads, the more two uncorrelated tokens attend to the same keys.
+        >>> [round(head_averages(16, size, 2.0, 0.0).overlap, 4) for size in (64, 8)]
+        [0.0007, 0.0049]
+    """
+    wide = softmax_averages(tokens, spread_squared, correlation)
+    second, overlap, own, cross = wide
+    if head_size == math.inf:
+        return HeadAverages(second, overlap, own, cross, own, correlation * cross)
+    if is_plain(spread_squared, correlation):
+        a, b, c, d, e, f = _added(tokens, head_size, spread_squared, correlation)
+    else:
+        columns = np.vectorize(lambda v, c: tuple(_added(tokens, head_size, v, c)), otypes=[float] * 6)
+        a, b, c, d, e, f = columns(spread_squared, correlation)
+    return HeadAverages(second + a, overlap + b, own + c, cross + d, own + e, correlation * cross + f)
+
+
+def _added(tokens: int, head_size: float, spread_squared: float, correlation: float) -> list[float]:
+    """What finite heads add to each of `HeadAverages`."""
+    if spread_squared <= 0 or tokens == 1:
+        return [0.0] * 6
+    spread = math.sqrt(spread_squared)
+    if correlation < 0 or spread > _PATCHES[-1][0] or spread_squared > math.sqrt(head_size):
+        return sampled_excess(tokens, head_size, spread, correlation)
+    top, spreads, correlations = next(patch for patch in _PATCHES if spread <= patch[0] * (1 + 1e-9))
+    few = 2 if tokens < 4 or head_size <= 16 else 0  # singularities are nearer
+    spreads, correlations = spreads + few, correlations + few
+    in_correlation, at_one = _series(tokens, head_size, top, spreads, correlations)
+    a = np.cos((2 * math.acos(min(spread / top, 1.0))) * _INDEX[:spreads])
+    b = np.cos(math.acos(min(2 * correlation - 1, 1.0)) * _INDEX[:correlations])
+    overlap, query, key = ((in_correlation @ a) @ b).tolist()
+    second, query_own, key_own = (at_one @ a).tolist()
+    return [spread_squared * second, spread_squared * overlap, query_own, query, key_own, key]
+
+
+_INDEX = np.arange(16.0)
+
+
+@lru_cache(maxsize=64)
+def _series(tokens: int, head_size: float, top: float, spreads: int, correlations: int) -> tuple[Array, Array]:
+    """Chebyshev coefficients of the excess over wide heads, (3, correlations, spreads), and those at correlation 1.
+
+    Of overlap / spread^2, of its derivative by the correlation, and of key_cross; even in spread / top on [-1, 1], in
+    2 correlation - 1 on [-1, 1].
+    """
+    angle_s = (np.arange(spreads) + 0.5) * np.pi / (2 * spreads)
+    angle_c = (np.arange(correlations) + 0.5) * np.pi / correlations
+    nodes_s, nodes_c = top * np.cos(angle_s), (1 + np.cos(angle_c)) / 2
+    values = np.array([_excess(tokens, head_size, s, nodes_c) for s in nodes_s])  # (spreads, 2, correlations)
+    to_s = np.cos(2 * np.outer(_INDEX[:spreads], angle_s)) * 2 / spreads
+    to_c = np.cos(np.outer(_INDEX[:correlations], angle_c)) * 2 / correlations
+    to_s[0] /= 2
+    to_c[0] /= 2
+    overlap, key = np.einsum("ki,lj,imj->mlk", to_s, to_c, values)
+    slope = np.zeros_like(overlap)
+    slope[:-1] = 2 * np.polynomial.chebyshev.chebder(overlap, axis=0)
+    found = np.ascontiguousarray(np.stack([overlap, slope, key]))
+    return found, np.ascontiguousarray(found.sum(axis=1))
+
+
+def _excess(tokens: int, head_size: float, spread: float, correlations: Array) -> Array:
+    """(2, correlations): E O / spread^2 and E q_tu F, each less its value at the expected q."""
+    integrals = _Integrals(tokens, spread)
+    c = correlations[:, None, None]
+    size, size_weight = _chi_squared(head_size, _nodes(head_size, spread))
+    turn, turn_weight = _normal(head_size, 2 * _nodes(head_size, spread) - 1)
+    rest, rest_weight = _chi_squared(head_size - 1, 2, over=head_size)
+    one = np.ones(len(correlations))
+    total = -np.stack(integrals(1.0, one, correlations)) * [[1.0], [1.0]] * [one, correlations]
+    for own, weight in zip(size, size_weight, strict=True):
+        along = c * math.sqrt(own) + np.sqrt(1 - c * c) * turn[:, None]
+        other, joint = np.broadcast_arrays(along**2 + (1 - c * c) * rest, math.sqrt(own) * along)
+        overlap, slope = integrals(own, other.ravel(), joint.ravel())
+        mean = weight * turn_weight[:, None] * rest_weight
+        total[0] += (mean * overlap.reshape(other.shape)).sum(axis=(1, 2))
+        total[1] += (mean * (joint.ravel() * slope).reshape(other.shape)).sum(axis=(1, 2))
+    return np.asarray(total / [[spread**2], [1.0]])
+
+
+def _nodes(head_size: float, spread: float) -> int:
+    """The wider the logits fluctuate, the more nodes."""
+    return min(2 + int(3 * spread**2 / math.sqrt(head_size)) + int(head_size < 16), 6)
+
+
+def _chi_squared(freedom: float, nodes: int, over: float | None = None) -> tuple[Array, Array]:
+    """Gauss nodes and weights of a chi-squared variable over its degrees of freedom, or over another number.
+
+    From the recurrence of Laguerre's polynomials (Golub and Welsch), at any number of degrees of freedom.
+    """
+    if freedom <= 0:
+        return np.zeros(1), np.ones(1)
+    k = np.arange(nodes)
+    values, vectors = np.linalg.eigh(
+        np.diag(2 * k + freedom / 2) + np.diag(np.sqrt(k[1:] * (k[1:] + freedom / 2 - 1)), -1)
+    )
+    return 2 * values / (over or freedom), vectors[0] ** 2
+
+
+def _normal(head_size: float, nodes: int) -> tuple[Array, Array]:
+    x, weight = roots_hermitenorm(nodes)
+    return x / math.sqrt(head_size), weight / weight.sum()
+
+
+class _Integrals:
+    """E a . a' and E tr(J J') of two rows whose logits have variances and a covariance in units of spread^2.
+
+    As `softmax._integrals`, for rows of different spread, and coarser: what is used are differences.
+    """
+
+    def __init__(self, tokens: int, spread: float) -> None:
+        self.tokens, self.spread = tokens, spread
+        self.x, self.root, self.hermite = hermite_basis(28 + int(8 * spread**2))
+        self.rate = np.exp(np.arange(-math.log(tokens) - 8 - 4 * spread, 7 * spread + 4, _STEP))
+
+    def __call__(self, variance: float, others: Array, joint: Array) -> tuple[Array, Array]:
+        size = np.sqrt(variance * others)
+        correlation = np.clip(np.divide(joint, size, out=np.zeros_like(joint), where=size > 0), -1.0, 1.0)
+        (row,) = self._rows(np.array([variance]))
+        powers = correlation[:, None] ** np.arange(len(self.x))
+        overlap, slope = np.empty_like(others), np.empty_like(others)
+        measure = self.tokens * _STEP**2
+        for i, other in enumerate(self._rows(others)):
+            p00, p11, slopes = ((row[a] * powers[i]) @ other[a].T for a in range(3))
+            log_rest = np.log(np.maximum(p00, 1e-300))
+            rest1, rest2 = np.exp((self.tokens - 1) * log_rest), np.exp((self.tokens - 2) * log_rest)
+            overlap[i] = measure * np.sum(p11 * rest1)
+            slope[i] = measure * np.sum(slopes * rest1 + (self.tokens - 1) * p11 * p11 * rest2)
+        return overlap, slope
+
+    def _rows(self, variances: Array) -> Array:
+        """(rows, 3, rates, Hermite functions): exp(-y), y exp(-y) and its slope by the logit, y = rate exp(logit)."""
+        log_y = np.log(self.rate)[:, None] + self.spread * np.sqrt(variances)[:, None, None] * self.x
+        y = np.exp(np.minimum(log_y, 50.0))  # exp(-exp(50)) is 0
+        zeroth = np.exp(-y) * self.root
+        return np.asarray(np.stack([zeroth, y * zeroth, (y - y * y) * zeroth], axis=1) @ self.hermite)

@@ -1,0 +1,1 @@
+"""Closed forms for exchangeable tokens, whose second moments are a pair of numbers."""

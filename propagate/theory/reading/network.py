@@ -1,0 +1,147 @@
+"""The network's moments, block by block, at either resolution: pairs of numbers or Gram matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from propagate.model import Model, ModelError
+from propagate.placement import Layout, check_streams
+from propagate.scaling import Gains
+from propagate.theory.gaussian.activations import ACTIVATIONS
+from propagate.theory.gaussian.functions import Scalar
+from propagate.theory.pairs.experts import Mixture, mixture
+from propagate.theory.pairs.moments import Joint
+from propagate.theory.pairs.sublayers import attention, ffn
+from propagate.theory.reading.blocks import Block, BlockMap, Carried, State, Tape, alone, read
+
+
+class Path(NamedTuple):
+    """Moments along a network.
+
+    Attributes:
+        forward, backward: of the streams and of their cotangents, at blocks 0 ... depth.
+        skips: factors along each block's skips, blocks 1 ... depth (`BlockMap.skips`).
+        readout: of what the output head reads.
+        embedding: of the cotangent at the embedded tokens, before `embed`.
+        readout_skips: factors along the readout's skips.
+        layouts: how streams and plain numbers stand at blocks 0 ... depth.
+    """
+
+    forward: list[Joint]
+    backward: list[Joint]
+    skips: list[tuple[tuple[Scalar, ...], ...]]
+    readout: Any
+    embedding: Any
+    readout_skips: tuple[Scalar, ...]
+    layouts: list[Layout]
+
+    @property
+    def several(self) -> bool:
+        """Whether more than one stream passes from block to block."""
+        return len(self.forward[0]) > 1
+
+
+def propagate_moments(
+    model: Model,
+    start: Any,
+    cotangent: Any,
+    *,
+    through_readout: bool = False,
+    block_at: Callable[[int], Block] | None = None,
+) -> Path:
+    """The network's moments from those at its two ends; floats or arrays, or Gram matrices with blocks to match.
+
+    Where several streams pass from block to block the cotangent enters behind the readout, which joins them.
+    `block_at` makes the block of an index; by default one for exchangeable tokens.
+
+    Example:
+        >>> from propagate.theory.pairs.moments import Moments
+        >>> path = propagate_moments(Model("postnorm", depth=3), Moments(1.0, 1.0), Moments(1.0, 1.0))
+        >>> len(path.forward), round(path.forward[-1][0][0].variance, 12)
+        (4, 1.0)
+    """
+    placement, depth = model.equations, model.depth
+
+    def block_map(equations: Callable[[Any, Any], Any], index: int, state: State) -> BlockMap:
+        block = block_at(index) if block_at else block_of(model, index)
+        try:
+            with np.errstate(divide="raise"):  # of arrays, as of numbers
+                return read(lambda streams: equations(streams, block), block.tape, state)
+        except (ZeroDivisionError, FloatingPointError):
+            raise _of_nothing(model, index) from None
+
+    embed = block_map(placement.embed, 0, alone(start))
+    states, maps = [embed.output], []
+    for index in range(1, depth + 1):
+        maps.append(block_map(placement.block, index, states[-1]))
+        states.append(maps[-1].output)
+        check_streams(placement, "block", found=len(states[-1].joint), expected=len(states[0].joint))
+    readout = block_map(placement.readout, depth + 1, states[-1])
+    check_streams(placement, "readout", found=len(readout.output.joint), expected=1)
+
+    def pulled(done: BlockMap, joint: Joint, carried: Carried) -> tuple[Joint, Carried]:
+        return (done.pull(joint), {}) if model.experts is None else done.pull_lacking(joint, carried)
+
+    entering: Joint = ((cotangent,),)
+    carried: Carried = {}
+    if through_readout or len(states[-1].joint) > 1:
+        entering, carried = pulled(readout, entering, carried)
+    backward = [entering]
+    for done in reversed(maps):
+        arrived, carried = pulled(done, backward[-1], carried)
+        backward.append(arrived)
+    return Path(
+        forward=[state.joint for state in states],
+        backward=backward[::-1],
+        skips=[done.skips for done in maps],
+        readout=readout.output.joint[0][0],
+        embedding=embed.pull(backward[-1])[0][0],
+        readout_skips=readout.skips[0],
+        layouts=[state.layout for state in states],
+    )
+
+
+def _of_nothing(model: Model, index: int) -> ModelError:
+    """Where equations divide by the size of a stream that is 0: a norm, or a standard deviation."""
+    gains, where = model.gains(max(index, 1)), {0: "embed", model.depth + 1: "readout"}.get(index, f"block {index}")
+    names = (*(f"{name}_gain" for name in ("value", "attention", "ffn")), "query", "key", "ffn_in")
+    values = (gains.value, gains.attention_out, gains.ffn_out, gains.query, gains.key, gains.ffn_in)
+    zero = [name for name, value in zip(names, values, strict=True) if value == 0]
+    if zero:
+        return ModelError(f"{' and '.join(zero)} must be positive where {where} of {model.placement!r} norms it, got 0")
+    return ModelError(
+        f"covariance must lie above -variance / (tokens - 1) where {where} of {model.placement!r} norms a mean over"
+        " tokens: tokens that add up to 0 leave nothing to norm"
+    )
+
+
+def block_of(model: Model, index: int, head_size: float | None = None) -> Block:
+    """The block a placement's equations see at `index`: 0 for the embedding, depth + 1 for the readout.
+
+    `head_size` stands in for the model's own, to the moments of attention.
+    """
+    gains = model.gains(max(index, 1))
+    return Block(
+        index=index,
+        depth=model.depth,
+        first=index == 1,
+        last=index == model.depth,
+        tape=Tape(lacking=model.experts is not None),
+        attention_map=attention(
+            model.tokens, model.logit_std**2, gains, head_size or model.head_size, centred=model.norm == "layer"
+        ),
+        ffn_map=ffn(ACTIVATIONS[model.activation], gains, centred=model.norm == "layer"),
+        inner_norms=model.inner_norms,
+        experts_map=_mixture(model, gains),
+        dropout=model.dropout,
+    )
+
+
+def _mixture(model: Model, gains: Gains) -> Mixture | None:
+    if model.experts is None:
+        return None
+    activation, centred = ACTIVATIONS[model.activation], model.norm == "layer"
+    return mixture(activation, gains.ffn_in, gains.ffn_out, model.experts, centred=centred)

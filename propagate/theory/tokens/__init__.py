@@ -1,0 +1,1 @@
+"""Tokens by tokens Gram matrices: any mask, any start."""

@@ -1,0 +1,215 @@
+"""Averages over drawn heads that attention's moment map is made of, for tokens that are not exchangeable.
+
+Derivation. Given the weights A (rows sum to 1), with Gram matrices Q, K, V of queries, keys and values (each that of
+the tokens, times what the projection or its norm scales it by), Gamma of the cotangent of A V and J_t = diag(a_t) -
+a_t a_t^T the softmax Jacobian of row t, second moments are
+
+    of the output              E A V A^T
+    back at the values         E A^T Gamma A
+    back at the queries        tau Gamma_tt' E sum_ss' (J_t V J_t')_ss' K_ss' c
+    back at the keys           tau sum_tt' Gamma_tt' E Q_tt' (J_t V J_t')_ss' c
+
+(in heads of finite size Q and K are those of the head, drawn with A) since the cotangent of a logit's weight is
+h_t . v_s, with h and v independent of A and of each other, of second moments Gamma and V. c = mean_i cos(((t - t') -
+(s - s')) theta_i), 1 without rotary positions: the cosine of the difference of two angles is expanded, and each draw of
+A serves one frequency. The three cotangents are uncorrelated, each ending in a fresh matrix of its own. As J_t 1 = 0, V
+may be taken less the tokens' mean, and the sum over tokens of the keys' cotangent vanishes.
+
+With A = U + B, the uniform weights and the drawn excess, everything linear in B needs its mean only, and B V B^T is
+made of the centred V. Distances of the output, and of the values' cotangent, are the sums of those of the parts: the
+parts that equal rows or columns of U share drop out by themselves, however small B is. With e = A V and J written out,
+
+    (J_t V J_t')_ss' = a_ts a_t's' (V_ss' - e_ts' - e_t's + e_t . a_t')
+
+so that each path is a few products of matrices for every sample. They are made in the precision of the drawn excess,
+of matrices scaled to be at most 1: a cotangent that decreases over tokens keeps its relative precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from propagate.theory.tokens.gram import Array, Gram, centred, distances, means
+from propagate.theory.tokens.softmax import Attention, Heads, turns
+
+Drawn = NDArray[Any]
+"""Of the precision of the drawn excess, (replicas, tokens, samples, tokens) if not said otherwise."""
+
+
+class Projected(NamedTuple):
+    """Gram matrices of what attention makes of its input."""
+
+    query: Gram
+    key: Gram
+    value: Gram
+
+
+def output(drawn: Heads, x: Gram) -> Gram:
+    """E A V A^T.
+
+    Example: one token, which sees itself.
+        >>> from propagate.theory.tokens.softmax import heads
+        >>> one = Gram.of([[[4.0]]])
+        >>> output(heads(one, one, Attention(((True,),), 1.0, (), 2, (1, 0))), one).matrix.tolist()
+        [[[4.0]]]
+    """
+    uniform, excess = drawn.uniform, drawn.excess
+    rest = uniform / 2 + excess.mean(axis=2, dtype=np.float64)
+    inner, scale = scaled(centred(x.deviation), excess)
+    spread = scale * _over_columns(excess, _in_rows(excess, inner[:, None]))
+    spread = (spread + spread.swapaxes(-1, -2)) / 2
+    matrix, apart = (_both(uniform @ part @ rest.swapaxes(-1, -2)) for part in x)
+    apart = apart - means(np.diagonal(apart, axis1=-2, axis2=-1)) + distances(spread)
+    return Gram(matrix + spread, np.maximum(apart, 0.0))
+
+
+def values(drawn: Heads, g: Gram) -> Gram:
+    """E A^T Gamma A.
+
+    Example: what the first token sends back to those that it saw.
+        >>> from propagate.theory.tokens.softmax import heads
+        >>> two, first = Gram.of([np.eye(2)]), Gram.of([np.diag([1.0, 0.0])])
+        >>> values(heads(two, two, Attention(((True, True), (False, True)), 0.0, (), 2, (1, 0))), first).matrix.tolist()
+        [[[0.25, 0.25], [0.25, 0.25]]]
+    """
+    uniform, excess = drawn.uniform, drawn.excess
+    mean = excess.mean(axis=2, dtype=np.float64)
+    shares, correlations, reach = _by_size(excess, uniform, g)
+    spread = reach * _over_rows(shares, _mix(correlations, shares))
+    spread = (spread + spread.swapaxes(-1, -2)) / 2
+    apart = uniform - 1 / len(uniform)  # 0 where all tokens see all
+    matrix, of_distances = (_both((part / 2 + mean).swapaxes(-1, -2) @ (g.matrix @ part)) for part in (uniform, apart))
+    return Gram(matrix + spread, distances(of_distances + spread))
+
+
+def logits(drawn: Heads, x: Projected, g: Gram, kind: Attention) -> tuple[Gram, Gram]:
+    """Cotangents at queries and keys, less the factor tau. One sample of each pair serves."""
+    a = drawn.excess[:, :, : -(-drawn.excess.shape[2] // 2)] + drawn.uniform.astype(drawn.excess.dtype)[:, None, :]
+    v, size = scaled(centred(x.value.deviation), a)
+    of_queries, of_keys = drawn.moments()
+    (other, other_size), (own, own_size) = scaled(of_keys, a), scaled(of_queries, a)
+    shares, correlations, reach = _by_size(a, drawn.uniform, g)
+    shared = correlations[:, None] * own
+    queries, keys = np.zeros_like(g.matrix), np.zeros_like(g.matrix)
+    for some, turn, sign, share in _turned(kind, len(a), a.shape[2]):
+        one, single = Jacobians.of(a[:, :, some], v), turn.astype(a.dtype)[:, None]
+        queries += share * turn * query_average(one, _some(other, some) * single, sign)
+        keys += share * turn * key_average(one, shares[:, :, some], _some(shared, some) * single, sign)
+    queries, keys = size * other_size * queries, size * own_size * reach * keys
+    return Gram.of(queries).product(g), Gram.of(keys)
+
+
+def _turned(kind: Attention, replicas: int, samples: int) -> Iterator[tuple[slice, Array, int, float]]:
+    """Which samples serve which rotary turn (symmetric or, with the sign -1, antisymmetric), and its share."""
+    if not kind.frequencies:
+        yield slice(None), np.ones(1), 1, 1.0
+        return
+    groups = min(len(kind.frequencies), samples)
+    bounds = np.linspace(0, samples, groups + 1).astype(int)
+    for start, stop, (cosine, sine) in zip(bounds, bounds[1:], turns(kind, groups, replicas), strict=False):
+        for turn, sign in ((cosine, 1), (sine, -1)):
+            yield slice(start, stop), turn, sign, 1 / groups
+
+
+def _some(matrices: Drawn, samples: slice) -> Drawn:
+    """Those of some samples, of matrices that may be the same for all."""
+    return matrices if matrices.shape[1] == 1 else matrices[:, samples]
+
+
+class Jacobians(NamedTuple):
+    """What the softmax Jacobians of a set of weights have to do with V.
+
+    Attributes:
+        weights: A.
+        v: V, (replicas, tokens, tokens).
+        seen: A V.
+        met: A V A^T, (replicas, samples, tokens, tokens).
+    """
+
+    weights: Drawn
+    v: Drawn
+    seen: Drawn
+    met: Drawn
+
+    @classmethod
+    def of(cls, a: Drawn, v: Drawn) -> Jacobians:
+        seen = _in_rows(a, v[:, None])
+        return cls(a, v, seen, a.swapaxes(1, 2) @ seen.transpose(0, 2, 3, 1))
+
+
+def query_average(j: Jacobians, other: Drawn, sign: int = 1) -> Array:
+    """E sum_ss' (J_t V J_t')_ss' other_ss', for `other` (replicas, samples or 1, tokens, tokens), sign-symmetric."""
+    a, seen = j.weights, _in_rows(j.weights, other)
+    half = _over_columns(_in_rows(a, j.v[:, None] * other) / 2 - j.seen * seen, a)
+    met = j.met * (seen.swapaxes(1, 2) @ a.transpose(0, 2, 3, 1))
+    return np.asarray(half + sign * half.swapaxes(-1, -2) + met.mean(axis=1, dtype=np.float64))
+
+
+def key_average(j: Jacobians, shares: Drawn, shared: Drawn, sign: int = 1) -> Array:
+    """E sum_tt' shared_tt' (J_t V J_t')_ss', `shared` like `other`; `shares` weights times the tokens' sizes."""
+    mixed = _mix(shared, shares)
+    half = _over_rows(shares, _mix(shared * j.met, shares) / 2 - j.seen * mixed)
+    return np.asarray(j.v * _over_rows(shares, mixed) + half + sign * half.swapaxes(-1, -2))
+
+
+def scaled(matrix: Array, like: Drawn) -> tuple[Drawn, Array]:
+    """A matrix in the precision of another array, at most 1, and the scale of each replica that this leaves out.
+
+    Example:
+        >>> scaled(np.array([[[4.0, 1e-60]]]), np.zeros(1, dtype=np.float32))
+        (array([[[1., 0.]]], dtype=float32), array([[[4.]]]))
+    """
+    size = np.abs(matrix).max(axis=tuple(range(1, matrix.ndim)))
+    size = np.where(size > 0, size, 1.0).astype(np.float64)
+    over = size.reshape(-1, *(1,) * (matrix.ndim - 1))
+    return (matrix / over).astype(like.dtype), size[:, None, None]
+
+
+def _by_size(a: Drawn, uniform: Array, g: Gram) -> tuple[Drawn, Drawn, Array]:
+    """A with each row times its token's share in the largest cotangent of those that see the same token, correlations
+    of cotangents, and what A^T Gamma A is more than this A'^T corr A'.
+    """
+    size = np.sqrt(g.variance)
+    reach = (size[:, :, None] * (uniform > 0)).max(axis=1)
+    share = np.divide(size[:, :, None], reach[:, None, :], out=np.zeros_like(g.matrix), where=reach[:, None, :] > 0)
+    product = size[:, :, None] * size[:, None, :]
+    correlations = np.divide(g.matrix, product, out=np.zeros_like(g.matrix), where=product > 0)
+    shares = a * np.minimum(share, 1.0).astype(a.dtype)[:, :, None, :]
+    return shares, correlations.astype(a.dtype), reach[:, :, None] * reach[:, None, :]
+
+
+def _both(matrix: Array) -> Array:
+    return np.asarray(matrix + matrix.swapaxes(-1, -2))
+
+
+def _over_columns(left: Drawn, right: Drawn) -> Array:
+    """Mean over samples of L R^T, for (replicas, tokens, samples, tokens)."""
+    replicas, tokens, samples = left.shape[:3]
+    flat = (replicas, tokens, -1)
+    return np.asarray(left.reshape(flat) @ right.reshape(flat).swapaxes(-1, -2) / samples, dtype=np.float64)
+
+
+def _over_rows(left: Drawn, right: Drawn) -> Array:
+    """Mean over samples of L^T R."""
+    replicas, tokens, samples = left.shape[:3]
+    flat = (replicas, -1, tokens)
+    return np.asarray(left.reshape(flat).swapaxes(-1, -2) @ right.reshape(flat) / samples, dtype=np.float64)
+
+
+def _mix(matrix: Drawn, a: Drawn) -> Drawn:
+    """M A in every sample, M one matrix a replica or one a sample."""
+    if matrix.ndim == a.ndim and matrix.shape[1] > 1:
+        return np.asarray((matrix @ a.swapaxes(1, 2)).swapaxes(1, 2))
+    replicas, tokens = a.shape[:2]
+    return np.asarray((matrix.reshape(replicas, tokens, tokens) @ a.reshape(replicas, tokens, -1)).reshape(a.shape))
+
+
+def _in_rows(a: Drawn, matrix: Drawn) -> Drawn:
+    """A M in every sample."""
+    if matrix.shape[1] == 1:
+        return np.asarray((a.reshape(len(a), -1, a.shape[-1]) @ matrix[:, 0]).reshape(a.shape))
+    return np.asarray((a.swapaxes(1, 2) @ matrix).swapaxes(1, 2))

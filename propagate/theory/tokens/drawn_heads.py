@@ -1,0 +1,160 @@
+"""Attention in heads that are drawn coordinate by coordinate, with norms of queries and keys and rotary positions.
+
+Queries and keys of a head of n coordinates are n Gaussian vectors over the tokens; each token's is normed and turned by
+itself, as the head does it, and the weights follow. Of the cotangent only the weights' part is drawn with them: that of
+a_ts is h_t . v_s, with h and v independent of the weights and of each other, of second moments Gamma and V, so that
+draws of Gamma^(1/2) G V^(1/2), G of independent standard normals, have its second moments. It returns through the
+softmax, the turn and the norm. That takes tokens^2 n operations a draw, no matrix over pairs of pairs of tokens, and no
+property of queries and keys but their law.
+
+Draws come in pairs, of a query and its opposite, in the groups of `tokens.softmax`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from propagate.theory.tokens.gram import Array, Gram, centred, distances
+from propagate.theory.tokens.softmax import SEED, Attention, root
+
+COTANGENTS = 3  # drawn for each head's weights
+NEGLIGIBLE = 1e-12  # relative differences of variances that are rounding
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Which of queries and keys each head norms, and whether a LayerNorm does it.
+
+    Example:
+        >>> Norms(query=True, key=False, centred=False).key
+        False
+    """
+
+    query: bool
+    key: bool
+    centred: bool
+
+
+class Drawn(NamedTuple):
+    """Drawn heads: arrays over (replicas, samples, tokens, coordinates or tokens).
+
+    Attributes:
+        weights: of attention; rows sum to 1.
+        query, key: as they enter the logits.
+        raw_query, raw_key: before the turn and the norm.
+    """
+
+    weights: Array
+    query: Array
+    key: Array
+    raw_query: Array
+    raw_key: Array
+
+
+def draw_heads(query: Gram, key: Gram, attention: Attention, norms: Norms) -> Drawn:
+    """Heads whose queries and keys have these expected second moments before any norm.
+
+    Example: a norm leaves the sizes alike.
+        >>> tokens, norms = Gram.of(np.diag([1.0, 4.0])[None]), Norms(query=True, key=False, centred=False)
+        >>> attention = Attention(((True, True), (True, True)), 1.0, (), 2, (1, 0), 4)
+        >>> (draw_heads(tokens, tokens, attention, norms).query ** 2).sum(axis=-1).round(12).tolist()
+        [[[4.0, 4.0], [4.0, 4.0]]]
+    """
+    size, mask = int(attention.head_size), attention.mask
+    shape = (len(query.matrix), max(attention.samples // 2, 1), len(mask), size)
+    draw = np.random.default_rng([SEED + 2, *attention.seed])
+    half, keys = _tokens(query, shape, draw), _tokens(key, shape, draw)
+    raw_query, raw_key = np.concatenate([half, -half], axis=1), np.concatenate([keys, keys], axis=1)
+    queries = _turned(_normed(raw_query, norms.centred) if norms.query else raw_query, attention, 1)
+    keys = _turned(_normed(raw_key, norms.centred) if norms.key else raw_key, attention, 1)
+    weights = (attention.logit_variance / size) ** 0.5 * queries @ keys.swapaxes(-1, -2)
+    weights = np.where(mask, weights, -np.inf)
+    weights -= weights.max(axis=-1, keepdims=True)
+    np.exp(weights, out=weights)
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return Drawn(weights, queries, keys, raw_query, raw_key)
+
+
+def output(drawn: Drawn, values: Gram) -> Gram:
+    """E A V A^T; its distances, of sums whose coefficients' difference adds up to 0, from the distances of V alone."""
+    a = drawn.weights
+    inner = (a @ values.deviation[:, None] @ a.swapaxes(-1, -2)).mean(axis=1)
+    diagonal = np.diagonal(inner, axis1=-2, axis2=-1)
+    apart = np.maximum(inner - (diagonal[..., :, None] + diagonal[..., None, :]) / 2, 0.0)
+    return Gram((a @ values.matrix[:, None] @ a.swapaxes(-1, -2)).mean(axis=1), apart)
+
+
+def to_values(drawn: Drawn, g: Gram) -> Gram:
+    """E A^T Gamma A; its distances from columns less the average column, 1 / tokens everywhere."""
+    a, middle = drawn.weights, g.matrix[:, None]
+    centred = a - 1 / a.shape[-1]
+    apart = distances((centred.swapaxes(-1, -2) @ middle @ centred).mean(axis=1))
+    return Gram((a.swapaxes(-1, -2) @ middle @ a).mean(axis=1), apart)
+
+
+def to_logits(drawn: Drawn, values: Gram, g: Gram, attention: Attention, norms: Norms) -> tuple[Gram, Gram]:
+    """Cotangents at queries and keys before their norms, less the factor of the logits' variance."""
+    a, size = drawn.weights, int(attention.head_size)
+    draw = np.random.default_rng([SEED + 3, *attention.seed])
+    scale = np.sqrt(g.variance)[..., None]
+    alike = np.divide(g.matrix, scale * scale.swapaxes(-1, -2), out=np.zeros_like(g.matrix), where=g.matrix != 0)
+    left, right = scale * root(alike), root(centred(values.deviation))
+    sent = []
+    for _ in range(COTANGENTS):
+        arrived = left[:, None] @ draw.standard_normal(a.shape) @ right[:, None]
+        arrived = a * (arrived - (a * arrived).sum(axis=-1, keepdims=True)) / size**0.5
+        queries = _turned(arrived @ drawn.key, attention, -1)
+        keys = _turned(arrived.swapaxes(-1, -2) @ drawn.query, attention, -1)
+        if norms.query:
+            queries = _norm_pull(drawn.raw_query, queries, norms.centred)
+        if norms.key:
+            keys = _norm_pull(drawn.raw_key, keys, norms.centred)
+        sent.append([(x @ x.swapaxes(-1, -2)).mean(axis=1) for x in (queries, keys)])
+    to_queries, to_keys = np.mean(sent, axis=0)
+    return Gram.of(to_queries), Gram.of(to_keys)
+
+
+def _tokens(gram: Gram, shape: tuple[int, ...], draw: np.random.Generator) -> Array:
+    """Gaussian tokens with these second moments, their differences from the distances alone."""
+    values, vectors = np.linalg.eigh(centred(gram.deviation))
+    values = np.maximum(values, 0.0)
+    roots, rows = np.sqrt(values)[..., None, :], vectors.swapaxes(-1, -2)
+    variance, apart = gram.variance, gram.deviation.mean(axis=-1)
+    unequal = variance - variance.mean(axis=-1, keepdims=True)
+    unequal = np.where(np.abs(unequal) > NEGLIGIBLE * variance, unequal, 0.0)
+    with_mean = unequal / 2 - (apart - apart.mean(axis=-1, keepdims=True))  # second moments with the mean token
+    kept = values > NEGLIGIBLE * values.max(axis=-1, keepdims=True)
+    inverse = np.divide(1.0, roots, out=np.zeros_like(roots), where=kept[..., None, :])
+    along = (vectors * inverse) @ (rows @ with_mean[..., None])  # of the mean token, along the differences' normals
+    rest = variance.mean(axis=-1) - apart.mean(axis=-1) - (along**2).sum(axis=(-1, -2))
+    mixed = (vectors * roots) @ rows + along.swapaxes(-1, -2)
+    own = draw.standard_normal((*shape[:2], 1, shape[3])) * np.sqrt(np.maximum(rest, 0.0))[:, None, None, None]
+    return np.asarray(mixed[:, None] @ draw.standard_normal(shape) + own)
+
+
+def _normed(x: Array, centred: bool) -> Array:
+    if centred:
+        x = x - x.mean(axis=-1, keepdims=True)
+    return np.asarray(x * (x.shape[-1] / (x * x).sum(axis=-1, keepdims=True)) ** 0.5)
+
+
+def _norm_pull(x: Array, g: Array, centred: bool) -> Array:
+    """What a cotangent behind the norm of x is before it."""
+    size = x.shape[-1]
+    if centred:
+        x, g = x - x.mean(axis=-1, keepdims=True), g - g.mean(axis=-1, keepdims=True)
+    squared = (x * x).sum(axis=-1, keepdims=True)
+    return np.asarray((size / squared) ** 0.5 * (g - x * ((x * g).sum(axis=-1, keepdims=True) / squared)))
+
+
+def _turned(x: Array, attention: Attention, direction: int) -> Array:
+    """By the rotary positions of the tokens, forth or back, in pairs of coordinates."""
+    if not attention.frequencies:
+        return x
+    angle = np.arange(x.shape[-2])[:, None] * np.array(attention.frequencies)
+    cos, sin = np.cos(angle), direction * np.sin(angle)
+    one, other = np.split(x, 2, axis=-1)
+    return np.concatenate([one * cos - other * sin, one * sin + other * cos], axis=-1)

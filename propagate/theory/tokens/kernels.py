@@ -1,0 +1,248 @@
+"""What an activation does to the second moments of tokens of unequal variance, and its derivative to the gradients'.
+
+K_ts = E phi(u_t) phi(u_s) and S_ts = E phi'(u_t) phi'(u_s) for jointly Gaussian pre-activations of any Gram matrix;
+a kernel is a function from the pre-activations' `Gram` to the `Gram` of phi(u), or of phi'(u).
+
+Linear, ReLU and its square in closed form (arc-cosine kernels, Cho & Saul 2009, times powers of the tokens' standard
+deviations). Smooth activations by Mehler's formula, K_ts = sum_n a_n(q_t) a_n(q_s) c_ts^n with a_n(q) the Hermite
+coefficients of phi(sqrt(q) z); distances as sum_n (a_n(q_t) - a_n(q_s))^2 / 2 + a_n(q_t) a_n(q_s) (1 - c_ts^n), whose
+terms do not cancel. Closed forms of GELU and tanh for unequal variances take over where the series would be long.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import ndtr
+
+from propagate.theory.gaussian import quadrature
+from propagate.theory.gaussian.activations import ACTIVATIONS, Pair, silu, silu_slope, tanh_slope
+from propagate.theory.gaussian.functions import angle, sine_less_angle_cosine
+from propagate.theory.gaussian.quadrature import Array, Elementwise
+from propagate.theory.tokens.gram import Gram, distances
+from propagate.theory.tokens.tanh_pairs import of_one_variance, slope_of_one_variance, tanh_pair, tanh_slope_pair
+
+Map = Callable[[Gram], Gram]
+ALIKE = 1e-8  # relative difference of two variances whose square is below rounding
+SAME = 1e-15
+"""Relative difference of variances, by rounding alone, that counts as none: its square is of no distance's order."""
+CHUNK = 2**14  # correlations taken together: so many stay in a cache
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An activation's maps of second moments.
+
+    Attributes:
+        value: Gram of u -> Gram of phi(u).
+        slope: Gram of u -> Gram of phi'(u), by which the cotangents' second moments are multiplied entry by entry.
+        gate: for a gated activation, that of its gate.
+
+    Example:
+        >>> KERNELS["relu"].value(Gram.of([[1.0, 0.0], [0.0, 4.0]])).matrix.round(4).tolist()
+        [[0.5, 0.3183], [0.3183, 2.0]]
+    """
+
+    value: Map
+    slope: Map
+    gate: Kernel | None = None
+
+
+def _same(u: Gram) -> Gram:
+    return u
+
+
+def _ones(u: Gram) -> Gram:
+    return Gram(np.ones_like(u.matrix), np.zeros_like(u.matrix))
+
+
+def _relu_value(u: Gram) -> Gram:
+    size = np.sqrt(u.variance)
+    loss = u.loss_of_correlation()
+    theta = angle(np.ones_like(loss), loss)
+    drop = loss / 2 - sine_less_angle_cosine(theta) / (2 * math.pi)
+    of_unit = Gram((1 - loss) / 2 + (loss / 2 - drop), drop)
+    return of_unit.times(size)
+
+
+def _relu_slope(u: Gram) -> Gram:
+    loss = u.loss_of_correlation()
+    drop = angle(np.ones_like(loss), loss) / (2 * math.pi)
+    return Gram(0.5 - drop, drop)
+
+
+def _squared_relu_value(u: Gram) -> Gram:
+    """Arc-cosine kernel of order 2: for unit variances (3 sin cos + (pi - theta) (1 + 2 cos^2)) / (2 pi)."""
+    loss = u.loss_of_correlation()
+    theta = angle(np.ones_like(loss), loss)
+    # the drop in terms of sin - theta cos and 1 - cos^2, both without cancellation
+    drop = (2 * math.pi + theta) * loss * (2 - loss) - 3 * (1 - loss) * sine_less_angle_cosine(theta)
+    drop = drop / (2 * math.pi)
+    return Gram(1.5 - drop, drop).times(u.variance)
+
+
+def _squared_relu_slope(u: Gram) -> Gram:
+    return _relu_value(u).weighted(4.0)  # the derivative of relu(u)^2 is 2 relu(u)
+
+
+def gelu_pair(s: Array, t: Array, a: Array) -> Array:
+    """E gelu(u) gelu(v) for variances s, t and covariance a.
+
+    By Stein's lemma, with E density(u) density(v) = 1 / (2 pi sqrt(D)), D = (1+s)(1+t) - a^2.
+
+    Example:
+        >>> float(gelu_pair(np.array(1.0), np.array(1.0), np.array(1.0)).round(5))
+        0.42522
+    """
+    root = np.sqrt((1 + s) * (1 + t) - a * a)
+    quadrant = 0.25 + np.arcsin(a / np.sqrt((1 + s) * (1 + t))) / (2 * np.pi)
+    shape = s * t + a * a * (1 / (1 + s) + 1 / (1 + t) - 1)
+    return np.asarray(a * quadrant + shape / (2 * np.pi * root))
+
+
+def gelu_slope_pair(s: Array, t: Array, a: Array) -> Array:
+    """E gelu'(u) gelu'(v), the derivative of `gelu_pair` by a.
+
+    Example:
+        >>> float(gelu_slope_pair(np.array(1.0), np.array(1.0), np.array(0.0)))
+        0.25
+    """
+    square = (1 + s) * (1 + t) - a * a
+    quadrant = 0.25 + np.arcsin(a / np.sqrt((1 + s) * (1 + t))) / (2 * np.pi)
+    return np.asarray(quadrant + a * (1 / (1 + s) + 1 / (1 + t) + 1 / square) / (2 * np.pi * np.sqrt(square)))
+
+
+def _by_series(phi: Elementwise, large: Map, largest: float = quadrature.LARGEST_SERIES) -> Map:
+    """The Hermite series up to its largest variance, another map above it."""
+
+    def apply(u: Gram) -> Gram:
+        if u.variance.max() > largest:
+            return large(u)
+        return _series(phi, u)
+
+    return apply
+
+
+def _series(phi: Elementwise, u: Gram) -> Gram:
+    variance = u.variance
+    largest = float(variance.max())
+    if largest - float(variance.min()) <= SAME * largest:
+        return _of_one_variance(quadrature.coefficients(phi, np.array([largest]))[0], u.loss_of_correlation())
+    variances, index = np.unique(variance, return_inverse=True)
+    of_each = quadrature.coefficients(phi, variances)
+    loss = u.loss_of_correlation()
+    c = 1 - loss
+    at = of_each[index.reshape(variance.shape)]
+    value, drop, tail, falls = (np.zeros_like(c) for _ in range(4))
+    for n in range(of_each.shape[1] - 1, -1, -1):  # Horner; `tail` is the sum of the terms of higher degree
+        falls = falls * c + tail
+        left, right = at[..., :, None, n], at[..., None, :, n]
+        drop = drop + (left - right) ** 2 / 2
+        value = value * c + left * right
+        tail = tail + left * right
+    return Gram(value, drop + loss * falls)
+
+
+def _of_one_variance(coefficients: Array, loss: Array) -> Gram:
+    """The drop is the loss times a polynomial in the correlation, of sums of the squares of higher degree."""
+    sums = np.cumsum((coefficients**2)[::-1])[::-1]
+    sums = sums[sums > np.finfo(float).eps / 16 * sums[0]]
+    flat = loss.reshape(-1)
+    drop = np.empty_like(flat)
+    for start in range(0, len(flat), CHUNK):
+        lost = flat[start : start + CHUNK]
+        c, falls = 1 - lost, np.zeros_like(lost)
+        for sum_above in sums[:0:-1]:
+            falls *= c
+            falls += sum_above
+        drop[start : start + CHUNK] = lost * falls
+    of_pairs = drop.reshape(loss.shape)
+    return Gram(sums[0] - of_pairs, of_pairs)
+
+
+def _by_plane(f: Elementwise) -> Map:
+    """Each pair of tokens by a quadrature of its own; equal pairs once."""
+
+    def apply(u: Gram) -> Gram:
+        v = np.broadcast_to(u.variance[..., :, None], u.matrix.shape)
+        w = np.broadcast_to(u.variance[..., None, :], u.matrix.shape)
+        triples = np.stack([np.minimum(v, w), np.maximum(v, w), u.deviation], axis=-1).reshape(-1, 3)
+        unique, index = np.unique(triples, axis=0, return_inverse=True)
+        drop = np.array([quadrature.drop_on_plane(f, *triple) for triple in unique])[index].reshape(u.matrix.shape)
+        square = np.array([quadrature.square_on_line(f, q) for q in u.variance.ravel()]).reshape(u.variance.shape)
+        return Gram((square[..., :, None] + square[..., None, :]) / 2 - drop, drop)
+
+    return apply
+
+
+def _closed(pair: Callable[[Array, Array, Array], Array], of_one_variance: Callable[[Array, Array], Pair]) -> Map:
+    """A closed form, whose drop for tokens of one variance has a form of its own, without cancellation."""
+
+    def apply(u: Gram) -> Gram:
+        s, t = u.variance[..., :, None], u.variance[..., None, :]
+        matrix = pair(s, t, u.matrix)
+        drop = of_one_variance((s + t) / 2, u.deviation)[1]
+        return Gram(matrix, np.where(abs(s - t) < ALIKE * s, drop, np.maximum(distances(matrix), 0.0)))
+
+    return apply
+
+
+def smooth(phi: Elementwise, derivative: Elementwise) -> Kernel:
+    """The kernel of an activation that is analytic near the real line, by series and, at large variance, quadrature.
+
+    Example:
+        >>> one = Gram.of([[1.0]])
+        >>> round(float(smooth(silu, silu_slope).value(one).matrix[0, 0]), 5)
+        0.35578
+    """
+    return Kernel(_by_series(phi, _by_plane(phi)), _by_series(derivative, _by_plane(derivative)))
+
+
+def gated(kernel: Kernel) -> Kernel:
+    """The gate phi(u) w with an independent, equally distributed linear w (arXiv:2002.05202).
+
+    Its cotangent returns along two uncorrelated paths, the gate's (G S) and the linear factor's (K).
+
+    Example:
+        >>> one = Gram.of([[1.0]])
+        >>> swiglu = gated(KERNELS["silu"])
+        >>> round(float(swiglu.slope(one).matrix[0, 0] / swiglu.value(one).matrix[0, 0]), 4)
+        2.0666
+    """
+    return Kernel(
+        lambda u: u.product(kernel.value(u)),
+        lambda u: kernel.value(u).plus(u.product(kernel.slope(u))),
+        gate=kernel,
+    )
+
+
+def _gelu(x: Array) -> Array:
+    return np.asarray(x * ndtr(x))
+
+
+def _gelu_slope(x: Array) -> Array:
+    return np.asarray(ndtr(x) + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi))
+
+
+_SILU = smooth(silu, silu_slope)
+_PAIRS = ACTIVATIONS["gelu"]
+_GELU = Kernel(
+    _by_series(_gelu, _closed(gelu_pair, _PAIRS.value)),
+    _by_series(_gelu_slope, _closed(gelu_slope_pair, _PAIRS.slope)),
+)
+KERNELS = {
+    "linear": Kernel(_same, _ones),
+    "relu": Kernel(_relu_value, _relu_slope),
+    "squared_relu": Kernel(_squared_relu_value, _squared_relu_slope),
+    "gelu": _GELU,
+    "silu": _SILU,
+    "tanh": Kernel(
+        _by_series(np.tanh, _closed(tanh_pair, of_one_variance), 8.0),
+        _by_series(tanh_slope, _closed(tanh_slope_pair, slope_of_one_variance), 8.0),
+    ),
+    "swiglu": gated(_SILU),
+    "geglu": gated(_GELU),
+}

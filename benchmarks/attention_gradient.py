@@ -29,7 +29,7 @@ HEAD_SIZES = (64, 512)
 PLACE = ("head_size", "logit_std", "correlation", "grad_correlation")
 
 
-class LoneAttention(pg.Placement):
+class OneAttention(pg.Placement):
     """A block that is one attention sublayer and nothing else."""
 
     def block(self, x, block):
@@ -51,7 +51,7 @@ def hard(logit_std: float, correlation: float, grad_correlation: float) -> bool:
 
 
 def network(head_size: int, logit_std: float) -> pg.Model:
-    return pg.Model(LoneAttention(), depth=1, width=WIDTH, tokens=TOKENS, heads=WIDTH // head_size, logit_std=logit_std)
+    return pg.Model(OneAttention(), depth=1, width=WIDTH, tokens=TOKENS, heads=WIDTH // head_size, logit_std=logit_std)
 
 
 def formulas(head_size: int, logit_std: float, correlation: float, grad_correlation: float) -> dict[str, float]:

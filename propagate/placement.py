@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self, TypeVar, dataclass_transform
@@ -72,8 +73,9 @@ class Placement:
     """Base of every placement. Subclass it and write `block`; annotated attributes become dataclass fields.
 
     Subclassing registers the placement under its class name, in lower case, so that `Model(placement="mynorm")` finds
-    it. `embed` and `readout` are the identity and `gains` are all 1 unless a subclass says otherwise. `embed` may make
-    several streams of one; `block` then takes and returns the tuple, and `readout` must join them into one stream.
+    it. A second class of that name takes its place, with a warning unless it is the same text run again. `embed` and
+    `readout` are the identity and `gains` are all 1 unless a subclass says otherwise. `embed` may make several streams
+    of one; `block` then takes and returns the tuple, and `readout` must join them into one stream.
 
     Example:
         >>> class WeightedPostNorm(Placement):
@@ -92,12 +94,16 @@ class Placement:
     """Further names it is found under."""
 
     def __init_subclass__(cls) -> None:
-        for name in (cls.__name__, *cls.__dict__.get("also", ())):
+        names = (cls.__name__, *cls.__dict__.get("also", ()))
+        for name in names:
             known = _REGISTRY.get(_key(name))
             if known is not None and known.__module__ == EQUATIONS != cls.__module__:
                 raise ValueError(f"a placement called {name} comes with the package; choose another name")
-            _REGISTRY[_key(name)] = cls
         dataclass(frozen=True)(cls)
+        for name in names:
+            if (known := _REGISTRY.get(_key(name))) is not None:
+                _warn_of_another(name, known, cls)
+            _REGISTRY[_key(name)] = cls
 
     def embed(self, x: Any, block: Any) -> Any:
         """The stream (or streams) at block 0, from the embedded tokens. `block` offers `norm`."""
@@ -117,6 +123,20 @@ class Placement:
 
 
 _REGISTRY: dict[str, type[Placement]] = {}
+
+
+def _warn_of_another(name: str, known: type[Placement], new: type[Placement]) -> None:
+    """UserWarning unless both are the same text, run twice (a cell of a notebook, a module that is loaded again)."""
+    from propagate.identity import same_code
+
+    if (known.__module__, known.__qualname__) == (new.__module__, new.__qualname__) and same_code(known, new):
+        return
+    warnings.warn(
+        f"the name {_key(name)!r} meant the placement {known.__qualname__} of {known.__module__}; from now on it means"
+        f" {new.__qualname__} of {new.__module__}, which is another: pass instances, or choose another name",
+        UserWarning,
+        stacklevel=3,
+    )
 
 
 def _key(name: str) -> str:

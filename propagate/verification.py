@@ -16,7 +16,6 @@ import dataclasses
 import json
 import math
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
@@ -25,12 +24,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from propagate.calibration import beyond, calibration, detected, scores_of
+from propagate.cells import AS_VERIFIED, SCALINGS
 from propagate.cells import Cell as Cell
 from propagate.cells import Settings as Settings
 from propagate.cells import cells_of as cells_of
 from propagate.files import replace
-from propagate.model import Model, ModelError
+from propagate.identity import described, differences, digest
+from propagate.model import Model, ModelError, as_placement
 from propagate.scaling import ScaleInit
+from propagate.table import provenance
 from propagate.verdicts import CANNOT_TELL, DISAGREES
 
 if TYPE_CHECKING:
@@ -118,14 +120,16 @@ def verify(
     Args:
         cells: by default the whole matrix.
         settings: sizes, draws, seed, backend.
-        out: a JSON file of results, written after each cell. Cells that it already holds are not run again.
+        out: a JSON file of results, written after each cell. Cells that it already holds are not run again. It keeps
+            the placements' and scalings' texts, too: with an edited one, or another version, it is refused.
         tables: a folder of measured tables, one netCDF file a cell and seed: those that it holds are judged as they
-            are, the others are measured and added. So a changed theory is judged again in minutes, without a GPU.
+            are, the others are measured and added. So a changed theory is judged again in minutes, without a GPU. An
+            edited placement or scaling, or another version, is measured anew, into another file.
         executor: where cells are run, one a task; by default here, one after another.
         report: called with each new row.
 
     Raises:
-        ModelError: for settings that make no network, or a file that holds results of other settings.
+        ModelError: for settings that make no network, or a file that holds results of other settings or other texts.
 
     Example:
         >>> small = Settings(width=256, depth=2, tokens=4, heads=4, draws=128, backend="numpy")
@@ -135,15 +139,15 @@ def verify(
     cells, settings = cells_of() if cells is None else cells, settings or Settings()
     for cell in cells:
         cell.model(settings)  # refuses before any work starts
-    known = _stored(out, settings) if out else {}
+    known, texts = _stored(out, settings, cells) if out else ({}, {})
     todo = [cell for cell in cells if cell not in known]
     for cell, row in _rows(todo, settings, tables, executor):
         known[cell] = row
         if out:
-            _store(out, Report(settings, tuple(known.values())))
+            _store(out, Report(settings, tuple(known.values())), texts)
         report(row)
     if out and known:
-        _store(out, Report(settings, tuple(known.values())))
+        _store(out, Report(settings, tuple(known.values())), texts)
     return Report(settings, tuple(known[cell] for cell in cells))
 
 
@@ -181,14 +185,25 @@ def measured(settings: Settings, cell: Cell, tables: Path | None = None) -> xr.D
 
 
 def table_name(settings: Settings, cell: Cell) -> str:
-    """Of the file in which a measured table is kept: other settings, or another seed, have another.
+    """Of the file in which a measured table is kept: other settings or seeds, another version, and another text of the
+    placement or the scaling, have another.
 
     Example:
-        >>> table_name(Settings(seed=1), Cell("prenorm", "relu", "causal", "none"))
-        'prenorm_relu_causal_dc4845a4.nc'
+        >>> cell = Cell("prenorm", "relu", "causal", "none")
+        >>> table_name(Settings(seed=1), cell).rpartition("_")[0]
+        'prenorm_relu_causal'
+        >>> table_name(Settings(seed=1), cell) == table_name(Settings(), cell)
+        False
     """
-    label = json.dumps([asdict(settings), dataclasses.astuple(cell)], sort_keys=True).encode()
-    return f"{cell.placement}_{cell.activation}_{cell.mask}_{zlib.crc32(label):08x}.nc"
+    label = digest([asdict(settings), dataclasses.astuple(cell), _text_of(cell)])
+    return f"{cell.placement}_{cell.activation}_{cell.mask}_{label}.nc"
+
+
+def _text_of(cell: Cell) -> dict[str, Any]:
+    """What a cell's network is drawn from, but for the settings."""
+    placement = AS_VERIFIED.get(cell.placement) or as_placement(cell.placement)
+    texts = {cell.placement: described(placement), cell.scaling: described(SCALINGS[cell.scaling])}
+    return {"propagate": provenance()["propagate"]} | texts
 
 
 def _judged_once(settings: Settings, cell: Cell, tables: Path | None) -> dict[str, Any]:
@@ -277,9 +292,11 @@ def _differ(one: xr.Dataset, other: xr.Dataset) -> bool:
     return False
 
 
-def _stored(path: Path, settings: Settings) -> dict[Cell, dict[str, Any]]:
+def _stored(path: Path, settings: Settings, cells: Sequence[Cell]) -> tuple[dict[Cell, dict[str, Any]], dict[str, Any]]:
+    """The rows in the file, and the texts that they and the cells are drawn from."""
+    texts = {name: text for cell in cells for name, text in _text_of(cell).items()}
     if not path.exists():
-        return {}
+        return {}, texts
     try:
         content = json.loads(path.read_bytes())
         stored, rows = content["settings"], content["rows"]
@@ -289,9 +306,19 @@ def _stored(path: Path, settings: Settings) -> dict[Cell, dict[str, Any]]:
     if stored != asdict(settings):
         names = [name for name, value in asdict(settings).items() if stored.get(name) != value]
         raise ModelError(f"out must be a new file: {str(path)!r} holds results of another {', '.join(names)}")
-    return found
+    drawn = content.get("drawn from", {})
+    held = {"propagate", *(name for cell in found for name in (cell.placement, cell.scaling))}
+    there, now = ({name: side.get(name) for name in texts if name in held} for side in (drawn, texts))
+    if apart := differences(there, json.loads(json.dumps(now))):
+        raise ModelError(f"out must be a new file: {str(path)!r} holds results that differ in {'; '.join(apart)}")
+    return found, drawn | texts
 
 
-def _store(path: Path, report: Report) -> None:
-    content = {"settings": asdict(report.settings), "summary": report.summary, "rows": report.rows}
+def _store(path: Path, report: Report, texts: dict[str, Any]) -> None:
+    content = {
+        "settings": asdict(report.settings),
+        "summary": report.summary,
+        "drawn from": texts,
+        "rows": report.rows,
+    }
     replace(path, (json.dumps(content, indent=1) + "\n").encode())

@@ -24,7 +24,7 @@ KINDS = {
 }
 
 
-class FeedForwardOnly(pg.Placement):
+class FeedForwardBehindSkip(pg.Placement):
     """Without a norm the mean over tokens is exact too."""
 
     def block(self, x, block):
@@ -55,7 +55,7 @@ def network(placement: pg.Placement, kind: Experts, **fields) -> pg.Model:
 @pytest.mark.filterwarnings("ignore:for an array of starts")  # arrays of starts are not resolved
 def test_without_norms_both_resolutions_agree(kind: Experts, activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_resolved, "ROUTERS", 2048)
-    model = network(FeedForwardOnly(), kind, activation=activation)
+    model = network(FeedForwardBehindSkip(), kind, activation=activation)
     pair = pg.predict(model, covariance=xr.DataArray([0.4], dims="start"), grad_covariance=0.5).isel(start=0)
     said = pg.predict(model, gram=gram(1.0, 0.4, 4), grad_covariance=0.5)
     for name, block in (("variance", 1), ("deviation", 1), ("grad_variance", 0), ("grad_deviation", 0)):

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from propagate.files import check_writable, replace
+from propagate.identity import differences
 from propagate.model import ModelError
 from propagate.montecarlo.statistics import Summary
 
 
-def load(checkpoint: str | os.PathLike[str] | None, identity: str) -> Summary:
+def load(checkpoint: str | os.PathLike[str], identity: dict[str, Any]) -> Summary:
     """The summary in the file; an empty one if there is no file yet.
+
+    Args:
+        identity: all that decides a draw, as plain data: see `propagate.identity`.
 
     Raises:
         ModelError: for a file that cannot be read, or that belongs to a run of another `identity`.
-
-    Example:
-        >>> load(None, "a run").draws
-        0
     """
-    if checkpoint is None:
-        return Summary()
     check_writable(checkpoint, "checkpoint")
     if not Path(checkpoint).exists():
         return Summary()
@@ -34,15 +34,20 @@ def load(checkpoint: str | os.PathLike[str] | None, identity: str) -> Summary:
             state = dict(stored)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ModelError(f"checkpoint {os.fspath(checkpoint)!r} cannot be read: {error}") from None
-    if str(state.get("identity")) != identity:
-        raise ModelError(f"checkpoint {os.fspath(checkpoint)!r} belongs to another run; name a new file or remove it")
+    try:
+        stored = json.loads(str(state["identity"]))
+    except (KeyError, ValueError):
+        raise ModelError(f"checkpoint {os.fspath(checkpoint)!r} holds no run: name another file") from None
+    if apart := differences(stored, json.loads(json.dumps(identity))):
+        raise ModelError(
+            f"checkpoint {os.fspath(checkpoint)!r} belongs to another run, which differs in {'; '.join(apart)}:"
+            " name a new file or remove it"
+        )
     return Summary.restored(state)
 
 
-def save(checkpoint: str | os.PathLike[str] | None, identity: str, summary: Summary) -> None:
-    """Write the summary to the file, whole or not at all. Without a file, do nothing."""
-    if checkpoint is None:
-        return
+def save(checkpoint: str | os.PathLike[str], identity: dict[str, Any], summary: Summary) -> None:
+    """Write the summary to the file, whole or not at all."""
     content = io.BytesIO()
-    np.savez(content, identity=np.array(identity), **summary.state())
+    np.savez(content, identity=np.array(json.dumps(identity)), **summary.state())
     replace(checkpoint, content.getvalue())

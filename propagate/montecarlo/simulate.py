@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import math
 import os
 import sys
@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from propagate.checks import integer
+from propagate.identity import described, simulation_digest
 from propagate.model import Model, ModelError, check_flag, check_model
 from propagate.montecarlo.backend import choose_backend
 from propagate.montecarlo.checkpoint import load, save
@@ -21,8 +22,9 @@ from propagate.montecarlo.memory import BATCH, ONE_DRAW, plan
 from propagate.montecarlo.parameter_gradients import matrices
 from propagate.montecarlo.run import SAMPLERS, Network, run_halving
 from propagate.montecarlo.starts import start_of
+from propagate.montecarlo.statistics import Summary
 from propagate.montecarlo.workers import in_order
-from propagate.table import STREAM, table
+from propagate.table import STREAM, provenance, table
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -84,7 +86,8 @@ def simulate(
             the same numbers from the same seed. Memory then grows with the square root of depth, and time by a
             third to a half (dense: to almost twice); results are the same to the bit.
         progress: show a progress bar on standard error; by default only on a terminal.
-        checkpoint: a file that holds the finished draws. An interrupted run with the same arguments goes on from it.
+        checkpoint: a file that holds the finished draws. An interrupted run with the same arguments goes on from it; of
+            another seed, model or start, an edited placement or scaling, or another version, it is refused.
         executor: any `concurrent.futures.Executor` (threads, processes, MPI, Dask's
             `dask.distributed.Client(...).get_executor()`): its workers run batches of draws, each within `memory`.
             Without one, draws run here. On NumPy the table is the same to the bit, whatever the workers; on CuPy a
@@ -131,15 +134,16 @@ def simulate(
     network = Network(
         model, where.backend, precision, sampler_name, seed, start, through_readout, planned.segment, tuple(names)
     )
-    identity = _identity(network)
-    summary = load(checkpoint, identity)
+    identity = _identity(network) if checkpoint is not None else {}
+    summary = Summary() if checkpoint is None else load(checkpoint, identity)
     if summary.draws > draws:
         raise ModelError(f"draws must be at least the {summary.draws} that the checkpoint holds, got {draws}")
     batches = [range(first, min(first + batch, draws)) for first in range(summary.draws, draws, batch)]
     with _progress(progress, draws, summary.draws) as advance:
         for some, moments in in_order(executor, partial(run_halving, network), batches):
             summary.add(moments)
-            save(checkpoint, identity, summary)
+            if checkpoint is not None:
+                save(checkpoint, identity, summary)
             advance(len(some))
     attributes = {
         "witness": "simulation",
@@ -192,20 +196,12 @@ def _sampler(name: str, model: Model) -> str:
     return "dense" if narrow or model.weights != "normal" else "weightless"
 
 
-def _identity(network: Network) -> str:
-    """What a checkpoint must agree on before it is continued."""
-    roots = {name: None if a is None else a.tolist() for name, a in vars(network.start).items()}
-    what = {
-        "model": repr(network.model),
-        "seed": network.seed,
-        "readout": network.through_readout,
-        "matrices": network.matrices,
-        "backend": network.backend,
-        "precision": network.precision,
-        "sampler": network.sampler,
-        "start": roots,
-    }
-    return json.dumps(what, sort_keys=True)
+def _identity(network: Network) -> dict[str, Any]:
+    """What a checkpoint must agree on before it is continued: all that decides a draw. Memory and workers do not."""
+    fields = {field.name: getattr(network, field.name) for field in dataclasses.fields(network)}
+    del fields["segment"]  # as many blocks as memory holds: the numbers are the same
+    versions = {name: provenance()[name] for name in ("propagate", "numpy")} | {"simulation": simulation_digest()}
+    return versions | {name: described(value) for name, value in fields.items()}
 
 
 @contextmanager

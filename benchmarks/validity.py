@@ -31,7 +31,8 @@ import xarray as xr
 
 import propagate as pg
 from propagate.files import replace
-from propagate.model import ACTIVATIONS, NORMS
+from propagate.norms import NORMS
+from propagate.sublayers import ACTIVATIONS
 
 OUT = Path(__file__).parent.parent / "propagate" / "data" / "validity.json"
 SIZE = {"depth": 1, "width": 512, "heads": 8}

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import propagate.placements  # noqa: F401  # registers those that come with the package
 from propagate.experts import Experts
 from propagate.model import Model, ModelError
+from propagate.norms import Norm
 from propagate.placement import Placement, placement, placements
 from propagate.scaling import Gains, ScaleInit
+from propagate.sublayers import FFN, Attention, Sublayer
 from propagate.table import start_of
 
 if TYPE_CHECKING:
@@ -35,13 +37,17 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "FFN",
+    "Attention",
     "Divergence",
     "Experts",
     "Gains",
     "Model",
     "ModelError",
+    "Norm",
     "Placement",
     "ScaleInit",
+    "Sublayer",
     "ValidityWarning",
     "build",
     "build_language_model",

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from propagate.model import ACTIVATIONS, Model, ModelError, as_placement
+from propagate.model import Model, ModelError, as_placement
 from propagate.placement import Placement, placements
 from propagate.placements import ReZero
 from propagate.scaling import ScaleInit
+from propagate.sublayers import ACTIVATIONS
 
 MASKS = {"bidirectional": False, "causal": True}
 SCALINGS = {"none": None, "ScaleInit 1/2": ScaleInit(0.5)}

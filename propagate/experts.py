@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from propagate.checks import choice, integer, number
+from propagate.checks import ModelError, choice, integer, number
+from propagate.scaling import Gains
+from propagate.sublayers import FFN, Sublayer
 
 
 @dataclass(frozen=True)
-class Experts:
+class Experts(Sublayer):
     """A sparse mixture of experts: sum over the chosen e of gate_e FFN_e(x), and over shared ones of FFN_e(x).
 
     A router, one fresh linear map, gives each candidate a logit; the `top_k` largest are chosen, for each token by
@@ -29,6 +32,7 @@ class Experts:
             their output matrices keep the standard deviation that they had in the uncut expert.
         gain: factor on all gates; None means `split`, LongCat-Flash's variance compensation: with m times as many
             gates, each 1/m as large, and outputs of 1/m of the variance, sqrt(m m) restores the sum's variance.
+        ffn: what each expert is; None is the model's own FFN.
 
     Raises:
         ModelError: names the field, the value and what is allowed.
@@ -39,6 +43,8 @@ class Experts:
         (32, 8, 4.0)
     """
 
+    inner_norms: ClassVar[tuple[str, ...]] = ("hidden",)
+
     count: int
     top_k: int = 2
     router_std: float = 1.0
@@ -47,6 +53,7 @@ class Experts:
     identity: int = 0
     split: int = 1
     gain: float | None = None
+    ffn: FFN | None = None
 
     def __post_init__(self) -> None:
         for field, at_least in (("count", 1), ("top_k", 1), ("shared", 0), ("identity", 0), ("split", 1)):
@@ -57,6 +64,26 @@ class Experts:
             object.__setattr__(self, "gain", number("experts.gain", self.gain, positive=False))
         most = self.candidates // self.split
         integer("experts.top_k", self.top_k, at_most=most)
+        if not (self.ffn is None or isinstance(self.ffn, FFN)):
+            raise ModelError(f"experts.ffn must be None or a propagate.FFN, got {self.ffn!r}")
+
+    def fitted(self, width: int, tokens: int) -> Experts:
+        ffn = self.expert.fitted(width, tokens)
+        if ffn.units % self.split:
+            raise ModelError(f"experts.split must divide the hidden width, got split={self.split} for {ffn.units}")
+        return self.with_(ffn=ffn)
+
+    def scaled(self, gains: Gains) -> Experts:
+        return self.with_(ffn=self.expert.scaled(gains))
+
+    def norming(self, names: Iterable[str]) -> Experts:
+        return self.with_(ffn=self.expert.norming(names))
+
+    @property
+    def expert(self) -> FFN:
+        """What each expert is, once that is known."""
+        assert self.ffn is not None
+        return self.ffn
 
     @property
     def routed(self) -> int:

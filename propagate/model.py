@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from propagate.checks import ModelError as ModelError
 from propagate.checks import check_flag as check_flag
-from propagate.checks import choice as _choice
-from propagate.checks import integer as _integer
-from propagate.checks import number as _number
+from propagate.checks import choice, integer, number
 from propagate.experts import Experts
-from propagate.masks import Mask, Visible, all_visible, visible
+from propagate.layers import Layer, Parts, layer_of, parts_by_block
+from propagate.masks import Visible
+from propagate.norms import Norm, as_norm
+from propagate.outline import outline
 from propagate.placement import Placement, placement
-from propagate.scaling import Gains, Number, Scaling
+from propagate.scaling import Gains, Scaling
+from propagate.sublayers import FFN, Attention, as_names
 
-ACTIVATIONS = ("linear", "relu", "squared_relu", "gelu", "silu", "tanh", "swiglu", "geglu")
-NORMS = ("rms", "layer")
 WEIGHTS = ("normal", "uniform", "truncated_normal", "orthogonal")
-INNER_NORMS = {"attention": ("query", "key", "value", "heads"), "ffn": ("hidden",)}
+SHORTHAND = {
+    "attention": {
+        "heads": "heads",
+        "key_value_heads": "key_value_heads",
+        "causal": "causal",
+        "window": "window",
+        "mask": "mask",
+        "rope": "rope",
+        "logit_std": "logit_std",
+        "value_gain": "value_gain",
+        "attention_gain": "out_gain",
+    },
+    "ffn": {"activation": "activation", "ffn_ratio": "ratio", "ffn_gain": "out_gain"},
+}
+"""Fields of a Model that stand for fields of its descriptions."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Model:
     """A deep Transformer at random initialisation.
 
@@ -33,7 +48,7 @@ class Model:
         heads: attention heads; they divide the width.
         activation: "linear", "relu", "squared_relu", "gelu", "silu", "tanh", "swiglu" or "geglu".
         ffn_ratio: hidden width of the FFN over `width` (each half of a gated FFN has this width).
-        norm: "rms" (RMSNorm) or "layer" (LayerNorm), without learned gain and bias.
+        norm: "rms" (RMSNorm) or "layer" (LayerNorm), without learned gain and bias, or a `Norm`.
         normed: inner projections that pass the norm in every sublayer, beside those that the placement names: any of
             "query", "key", "value" (head by head), "heads" (the heads' joint output), "hidden" (of the FFN).
         causal: a token attends to itself and to earlier tokens only.
@@ -51,19 +66,25 @@ class Model:
         weights: law of the weight matrices, "normal", "uniform", "truncated_normal" (cut at two standard deviations)
             or "orthogonal" (orthonormal rows or columns), each with entries of variance gain^2 / fan_in. The wide
             limit is the same for all.
-        experts: an `Experts` puts a mixture of experts in place of every FFN; None is a dense FFN.
+        experts: an `Experts` puts a mixture of experts in place of every FFN, or beside them where the placement calls
+            `block.experts`; None is none.
         dropout: probability with which an entry of a branch's output is set to 0, the others being divided by
             1 - dropout; masks are independent between tokens, and the cotangent meets the same one.
         key_value_heads: heads that have keys and values of their own (grouped-query attention, arXiv:2305.13245); they
             divide `heads`, which share them in groups. None means all of them, 1 is multi-query attention. Expected
             second moments do not depend on it, forward or backward, at any width; their fluctuations do.
+        attention: an `Attention`, in place of the short fields `heads`, `key_value_heads`, `causal`, `window`, `mask`,
+            `rope`, `logit_std`, `value_gain` and `attention_gain`, which then say the same.
+        ffn: an `FFN`, in place of `activation`, `ffn_ratio` and `ffn_gain`.
+        layers: what blocks have of their own: a function of the index, or a mapping from indices, or a list over all
+            blocks, to mappings from "attention", "ffn", "experts" and "norm" to descriptions.
 
     Raises:
         ModelError: names the field, the value and what is allowed.
 
     Example:
         >>> Model("spannorm", depth=24).gains(1)
-        Gains(query=1.0, key=1.0, value=1.0, attention_out=1.0, ffn_in=1.0, ffn_out=1.0)
+        Gains(query=1.0, key=1.0, value=1.0, attention_out=1.0, ffn_in=1.0, ffn_gate=1.0, ffn_out=1.0)
     """
 
     placement: str | Placement
@@ -73,7 +94,7 @@ class Model:
     heads: int = 8
     activation: str = "relu"
     ffn_ratio: float = 4.0
-    norm: str = "rms"
+    norm: str | Norm = "rms"
     normed: tuple[str, ...] = ()
     causal: bool = False
     window: int | None = None
@@ -88,135 +109,138 @@ class Model:
     experts: Experts | None = None
     dropout: float = 0.0
     key_value_heads: int | None = None
+    attention: Attention | None = None
+    ffn: FFN | None = None
+    layers: Any = None
+    _parts: ClassVar[tuple[Parts, ...]]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "placement", as_placement(self.placement))
-        for field in ("depth", "width", "tokens", "heads"):
-            object.__setattr__(self, field, _integer(field, getattr(self, field)))
-        if self.key_value_heads is not None:
-            object.__setattr__(self, "key_value_heads", _integer("key_value_heads", self.key_value_heads))
-        _choice("activation", self.activation, ACTIVATIONS)
-        _choice("norm", self.norm, NORMS)
-        _choice("weights", self.weights, WEIGHTS)
-        for field in ("logit_std", "value_gain", "attention_gain", "ffn_gain"):
-            object.__setattr__(self, field, _number(field, getattr(self, field), positive=False))
-        object.__setattr__(self, "ffn_ratio", _number("ffn_ratio", self.ffn_ratio, positive=True))
-        known = [name for names in INNER_NORMS.values() for name in names]
-        object.__setattr__(self, "normed", _names("normed", self.normed, known))
-        check_flag("causal", self.causal)
-        if self.width % self.heads:
-            raise ModelError(f"heads must divide the width, got heads={self.heads} for width={self.width}")
-        self._check_mask()
-        if self.heads % self.kv_heads:
-            raise ModelError(
-                f"key_value_heads must divide the heads, got key_value_heads={self.key_value_heads}"
-                f" for heads={self.heads}"
-            )
-        smallest = 1 if self.norm == "rms" else 3
-        if self.width < smallest:
-            raise ModelError(f"width must be at least {smallest} for norm={self.norm!r}, got {self.width}")
-        if self.hidden < 1:
-            raise ModelError(f"ffn_ratio leaves no hidden unit, got ffn_ratio={self.ffn_ratio} at width={self.width}")
-        if self.scaling is not None and not callable(getattr(self.scaling, "gains", None)):
-            raise ModelError(f"scaling must be None or have gains(index, depth), got {self.scaling!r}")
-        if self.experts is not None:
-            if not isinstance(self.experts, Experts):
-                raise ModelError(f"experts must be None or propagate.Experts, such as Experts(8), got {self.experts!r}")
-            if self.hidden % self.experts.split:
-                raise ModelError(
-                    f"experts.split must divide the hidden width, got split={self.experts.split} for {self.hidden}"
-                )
-        object.__setattr__(self, "dropout", _number("dropout", self.dropout, positive=False))
+        set_ = object.__setattr__
+        set_(self, "placement", as_placement(self.placement))
+        for field in ("depth", "width", "tokens"):
+            set_(self, field, integer(field, getattr(self, field)))
+        choice("weights", self.weights, WEIGHTS)
+        set_(self, "dropout", number("dropout", self.dropout, positive=False))
         if self.dropout >= 1:
             raise ModelError(f"dropout must be below 1, got {self.dropout!r}")
+        if self.scaling is not None and not callable(getattr(self.scaling, "gains", None)):
+            raise ModelError(f"scaling must be None or have gains(index, depth), got {self.scaling!r}")
+        known = dict.fromkeys((*Attention.inner_norms, *FFN.inner_norms))
+        set_(self, "normed", as_names("normed", self.normed, known))
+        attention = self._described("attention", Attention, SHORTHAND["attention"])
+        ffn = self._described("ffn", FFN, SHORTHAND["ffn"])
+        parts = Parts(attention, ffn, self.experts, as_norm(self.norm))
+        if self.width < parts.norm.smallest:
+            raise ModelError(
+                f"width must be at least {parts.norm.smallest} for norm={parts.norm.kind!r}, got {self.width}"
+            )
+        set_(self, "_parts", parts_by_block(parts, self.layers, self.depth))
+        for index in range(1, self.depth + 1) if self.layers is not None else (1,):
+            self.at(index)
 
-    def _check_mask(self) -> None:
-        if self.window is not None:
-            object.__setattr__(self, "window", _integer("window", self.window))
-            if not self.causal:
-                raise ModelError(f"window must be None unless causal=True, got {self.window}")
-        if self.mask is not None:
-            try:
-                mask = Mask.of(self.mask)
-            except ValueError as error:
-                raise ModelError(f"mask must be {error}") from None
-            if len(mask.rows) != self.tokens:
-                raise ModelError(f"mask must have {self.tokens} rows, one a token, got {len(mask.rows)}")
-            if self.causal:
-                raise ModelError(f"mask must be None with causal=True (it says all by itself), got {mask}")
-            object.__setattr__(self, "mask", mask)
-        if self.rope is not None:
-            object.__setattr__(self, "rope", _number("rope", self.rope, positive=True))
-            if self.width // self.heads % 2:
-                raise ModelError(
-                    f"rope must be None for heads of odd width {self.width // self.heads}, got {self.rope}"
-                )
+    def _described(self, field: str, kind: type[Any], shorthand: dict[str, str]) -> Any:
+        """The description of one sublayer, from its own field or from the short ones, which then say the same."""
+        given = getattr(self, field)
+        if given is None:
+            found = kind(**{name: getattr(self, short) for short, name in shorthand.items()})
+        elif not isinstance(given, kind):
+            raise ModelError(f"{field} must be None or a propagate.{kind.__name__}, got {given!r}")
+        else:
+            found = given
+        defaults = {one.name: one.default for one in dataclasses.fields(self)}
+        for short, name in shorthand.items():
+            value, own = getattr(self, short), getattr(found, name)
+            if given is not None and value not in (defaults[short], own):
+                raise ModelError(f"{short} must be left out beside {field}=, which has {name}={own!r}, got {value!r}")
+            object.__setattr__(self, short, own)
+        return found
 
-    @property
-    def visible(self) -> Visible:
-        """Which token, the row, attends to which, (tokens, tokens)."""
-        return visible(self.tokens, self.causal, self.window, self.mask)
+    def __repr__(self) -> str:
+        """As for any dataclass, but for the newer fields where they say nothing."""
+        said = [
+            f"{one.name}={getattr(self, one.name)!r}"
+            for one in dataclasses.fields(self)
+            if one.name not in ("attention", "ffn", "layers") or getattr(self, one.name) is not None
+        ]
+        return f"Model({', '.join(said)})"
+
+    def at(self, index: int) -> Layer:
+        """What block `index` (1 ... depth) is made of, sizes and gains in force; the embedding has what block 1 has,
+        the readout what the last has.
+
+        Example: every sixth block of Gemma's attends to all tokens, the others to a window.
+            >>> local, whole = Attention(causal=True, window=4), Attention(causal=True)
+            >>> pattern = lambda index: {"attention": whole if index % 6 == 0 else local}
+            >>> model = Model("sandwichnorm", depth=26, layers=pattern)
+            >>> [model.at(index).attention.window for index in (5, 6)]
+            [4, None]
+        """
+        parts = self._parts[min(max(index, 1), self.depth) - 1]
+        gains = self.equations.gains(max(index, 1), self.depth)
+        if self.scaling is not None:
+            gains = gains * self.scaling.gains(max(index, 1), self.depth)
+        beside = parts.experts is not None and any(
+            call.verb == "experts" for call in outline(self.equations, self.depth, max(index, 1))
+        )
+        return layer_of(parts, gains, self.width, self.tokens, self.normed, beside=beside)
 
     @property
     def exchangeable(self) -> bool:
-        """Whether attention treats all tokens alike."""
-        return self.rope is None and all_visible(self.tokens, self.causal, self.mask)
+        """Whether attention treats all tokens alike, in every block."""
+        return all(parts.attention.exchangeable(self.tokens) for parts in set(self._parts))
+
+    @property
+    def uneven(self) -> bool:
+        """Whether any block has experts."""
+        return any(parts.experts is not None for parts in self._parts)
+
+    # In transit: what is read off block 1 below is read off `at(index)` by everything that lands.
+
+    def gains(self, index: int) -> Gains:
+        """Gains of block `index` (1 ... depth): of its descriptions, the placement and the scaling together."""
+        layer = self.at(index)
+        attention, ffn = layer.attention, layer.ffn.expert if isinstance(layer.ffn, Experts) else layer.ffn
+        return Gains(
+            attention.query_gain,
+            attention.key_gain,
+            attention.value_gain,
+            attention.out_gain,
+            ffn.in_gain,
+            ffn.gate_gain,
+            ffn.out_gain,
+        )
+
+    def inner_norms(self, sublayer: str, normed: Any = ()) -> frozenset[str]:
+        layer = self.at(1)
+        kind: Any = getattr(layer, sublayer)
+        found = layer.norming(kind, normed)
+        return frozenset((found.expert if isinstance(found, Experts) else found).normed)
+
+    @property
+    def visible(self) -> Visible:
+        return self.at(1).attention.visible(self.tokens)
 
     @property
     def frequencies(self) -> tuple[float, ...]:
-        """Angles, in radians a token, by which rotary positions turn the pairs of coordinates of a head."""
-        if self.rope is None:
-            return ()
-        size = self.width // self.heads
-        return tuple(self.rope ** (-2 * pair / size) for pair in range(size // 2))
+        return self.at(1).attention.frequencies
 
     @property
     def head_size(self) -> int:
-        """Coordinates of an attention head."""
-        return self.width // self.heads
+        return self.at(1).attention.size
 
     @property
     def hidden(self) -> int:
-        """Hidden width of the FFN."""
-        return round(self.ffn_ratio * self.width)
+        return self.at(1).dense.fitted(self.width, self.tokens).units
 
     @property
     def kv_heads(self) -> int:
-        """Heads that have keys and values of their own."""
-        return self.heads if self.key_value_heads is None else self.key_value_heads
+        return self.at(1).attention.kv_heads
 
     @property
     def equations(self) -> Placement:
         """The placement as an instance."""
         assert isinstance(self.placement, Placement)
         return self.placement
-
-    def gains(self, index: Number) -> Gains:
-        """Gains of block `index` (1 ... depth): the model's own, times the placement's, times the scaling's."""
-        own = Gains(value=self.value_gain, attention_out=self.attention_gain, ffn_out=self.ffn_gain)
-        gains = own * self.equations.gains(index, self.depth)
-        return gains * self.scaling.gains(index, self.depth) if self.scaling else gains
-
-    def inner_norms(self, sublayer: str, normed: Any = ()) -> frozenset[str]:
-        """What one call of a sublayer norms inside: what the call names, and the model's own `normed`.
-
-        Raises:
-            ModelError: for names that the sublayer does not have.
-
-        Example:
-            >>> sorted(Model("prenorm", depth=1, normed=("query", "hidden")).inner_norms("attention", ("key",)))
-            ['key', 'query']
-        """
-        if not normed and not self.normed:
-            return frozenset()
-        allowed = INNER_NORMS[sublayer]
-        found = frozenset(_names("normed", normed, allowed)) | (frozenset(allowed) & frozenset(self.normed))
-        if self.norm == "layer" and self.width // self.heads < 3 and found & {"query", "key", "value"}:
-            raise ModelError(
-                f"heads must leave 3 coordinates or more to each head that norm='layer' norms, got heads={self.heads}"
-                f" for width={self.width}"
-            )
-        return found
 
 
 def check_model(model: Any) -> None:
@@ -235,12 +259,3 @@ def as_placement(value: Any) -> Placement:
         return placement(value)
     except (LookupError, TypeError) as error:
         raise ModelError(str(error)) from None
-
-
-def _names(field: str, value: Any, allowed: Any) -> tuple[str, ...]:
-    """A tuple of allowed names, each once."""
-    if isinstance(value, str) or not isinstance(value, tuple | list | set | frozenset):
-        raise ModelError(f"{field} must be a tuple of names, got {value!r}")
-    for name in value:
-        _choice(field, name, tuple(allowed))
-    return tuple(sorted(set(value)))

@@ -23,11 +23,12 @@ class Gains:
         value: the attention's value projection.
         attention_out: the attention's output projection.
         ffn_in: the FFN's input matrices (both of them in a gated FFN).
+        ffn_gate: a further factor on the gate's own matrix of a gated FFN.
         ffn_out: the FFN's output matrix.
 
     Example:
         >>> Gains(value=2.0) * Gains(value=3.0, ffn_out=0.5)
-        Gains(query=1.0, key=1.0, value=6.0, attention_out=1.0, ffn_in=1.0, ffn_out=0.5)
+        Gains(query=1.0, key=1.0, value=6.0, attention_out=1.0, ffn_in=1.0, ffn_gate=1.0, ffn_out=0.5)
     """
 
     query: Number = 1.0
@@ -35,6 +36,7 @@ class Gains:
     value: Number = 1.0
     attention_out: Number = 1.0
     ffn_in: Number = 1.0
+    ffn_gate: Number = 1.0
     ffn_out: Number = 1.0
 
     def __mul__(self, other: Gains) -> Gains:
@@ -44,6 +46,7 @@ class Gains:
             self.value * other.value,
             self.attention_out * other.attention_out,
             self.ffn_in * other.ffn_in,
+            self.ffn_gate * other.ffn_gate,
             self.ffn_out * other.ffn_out,
         )
 

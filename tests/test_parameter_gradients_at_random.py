@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import propagate as pg
-from propagate.model import ACTIVATIONS
+from propagate.sublayers import ACTIVATIONS
 from tests.own_placements import OWN
 
 CONFIGURATIONS = 40

@@ -5,12 +5,12 @@ import pytest
 from covering import pairwise
 
 import propagate as pg
-from propagate.model import ACTIVATIONS
 from propagate.montecarlo import operators
 from propagate.montecarlo.backend import Backend, choose_backend
 from propagate.montecarlo.blocks import block_of, read
 from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.samplers import dense
+from propagate.sublayers import ACTIVATIONS
 
 PLACEMENTS = ("prenorm", "postnorm", "spannorm", "periln", "deepnorm", "layernormscaling")
 BACKENDS = ["numpy", pytest.param("cupy", marks=pytest.mark.gpu)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import propagate as pg
-from propagate.model import ACTIVATIONS
+from propagate.sublayers import ACTIVATIONS
 from propagate.theory.gaussian import quadrature
 from propagate.theory.token_resolved import propagate_grams
 from propagate.theory.tokens import averages as gram_averages

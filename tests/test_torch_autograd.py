@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 import propagate as pg
-from propagate.model import ACTIVATIONS
 from propagate.montecarlo.backend import Array, choose_backend
 from propagate.montecarlo.blocks import State, block_of, read_state
 from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.operators import GATED, Pull, output_rms
 from propagate.montecarlo.parameter_gradients import RecordedBlock
 from propagate.montecarlo.samplers import dense
+from propagate.sublayers import ACTIVATIONS
 
 torch = pytest.importorskip("torch", reason="torch is absent: install the extra [torch]")
 

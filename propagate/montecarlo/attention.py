@@ -27,7 +27,7 @@ def attention(block: Block, site: int, x: Array, normed: frozenset[str]) -> tupl
 
 def inner_norm(block: Block, name: str, normed: frozenset[str], x: Array) -> tuple[Array, Pull]:
     """The model's norm over the last axis, if `name` is among those normed."""
-    return NORMS[block.model.norm](block.backend, x) if name in normed else (x, lambda g: g)
+    return NORMS[block.model.at(block.index).norm.kind](block.backend, x) if name in normed else (x, lambda g: g)
 
 
 @lru_cache(maxsize=8)

@@ -137,7 +137,7 @@ class Block:
         return self.index == self.model.depth
 
     def norm(self, x: Stream) -> Stream:
-        return x.norm(NORMS[self.model.norm])
+        return x.norm(NORMS[self.model.at(self.index).norm.kind])
 
     def attention(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
         site, inside = self._site(), self.model.inner_norms("attention", normed)

@@ -1,0 +1,177 @@
+"""What the blocks of a network are made of, one by one: they may differ, and have every gain in force."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from propagate.checks import ModelError, choice
+from propagate.experts import Experts
+from propagate.norms import Norm, as_norm
+from propagate.scaling import Gains
+from propagate.sublayers import FFN, Attention, Sublayer
+
+D = TypeVar("D", bound=Sublayer)
+KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "attention": ((Attention,), "a propagate.Attention"),
+    "ffn": ((FFN,), "a propagate.FFN"),
+    "experts": ((Experts, type(None)), "None or propagate.Experts, such as Experts(8)"),
+    "norm": ((Norm,), "a name or a propagate.Norm"),
+}
+"""What a block may have of its own."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a block is made of, before its gains and sizes are in force.
+
+    Raises:
+        ModelError: for what is no description of its kind.
+    """
+
+    attention: Attention
+    ffn: FFN
+    experts: Experts | None
+    norm: Norm
+
+    def __post_init__(self) -> None:
+        for field, (kinds, name) in KINDS.items():
+            if not isinstance(getattr(self, field), kinds):
+                raise ModelError(f"{field} must be {name}, got {getattr(self, field)!r}")
+
+    def with_(self, own: Mapping[str, Any], where: str) -> Parts:
+        """With some parts replaced; ModelError for others, `where` naming the block."""
+        if not isinstance(own, Mapping):
+            raise ModelError(f"layers must give a mapping for {where}, got {own!r}")
+        for name in own:
+            choice(f"layers, {where}:", name, tuple(self.__dict__))
+        changed = {**self.__dict__, **own}
+        try:
+            return Parts(**changed | {"norm": as_norm(changed["norm"])})
+        except ModelError as error:
+            raise ModelError(f"layers, {where}: {error}") from None
+
+
+def parts_by_block(common: Parts, layers: Any, depth: int) -> tuple[Parts, ...]:
+    """The parts of blocks 1 ... depth.
+
+    Args:
+        common: of blocks that have none of their own.
+        layers: None; or a function of the index; or a mapping from some indices, or a sequence over all; to a mapping
+            from "attention", "ffn", "experts" or "norm" to its description.
+        depth: number of blocks.
+
+    Raises:
+        ModelError: for anything else.
+
+    Example: the first of three blocks is dense.
+        >>> common = Parts(Attention(), FFN(), Experts(8), Norm())
+        >>> [parts.experts is None for parts in parts_by_block(common, {1: {"experts": None}}, 3)]
+        [True, False, False]
+    """
+    if layers is None:
+        return (common,) * depth
+    indices = range(1, depth + 1)
+    if callable(layers):
+        rows = {index: layers(index) for index in indices}
+    elif isinstance(layers, Mapping):
+        wrong = [index for index in layers if index not in indices]
+        if wrong:
+            raise ModelError(f"layers must be of blocks 1 to {depth}, got {wrong[0]!r}")
+        rows = dict(layers)
+    elif isinstance(layers, Sequence) and not isinstance(layers, str) and len(layers) == depth:
+        rows = dict(zip(indices, layers, strict=True))
+    else:
+        raise ModelError(
+            f"layers must be None, a function of the block's index, a mapping or {depth} mappings, got {layers!r}"
+        )
+    return tuple(common.with_(rows.get(index) or {}, f"block {index}") for index in indices)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one block is made of, sizes and gains in force.
+
+    Attributes:
+        width, tokens: of the stream.
+        gains: of the placement and the scaling together.
+        inner_norms: names of the inner projections that every sublayer norms which has them.
+        norm: of streams, and of inner projections.
+        attention: what `block.attention` is.
+        ffn: what `block.ffn` is: the dense FFN, or the mixture of experts in its place.
+        experts: what `block.experts` is.
+        dense: the FFN of experts that have none of their own, without gains.
+    """
+
+    width: int
+    tokens: int
+    gains: Gains
+    inner_norms: tuple[str, ...]
+    norm: Norm
+    attention: Attention
+    ffn: FFN | Experts
+    experts: Experts | None
+    dense: FFN
+
+    def in_force(self, description: D, normed: Iterable[str] = ()) -> D:
+        """Any description as this block applies it: its sizes filled in, times the block's gains, with inner norms.
+
+        Raises:
+            ModelError: for sizes that do not fit, inner norms that it does not have, or heads too small to be normed.
+        """
+        own = (self.dense, self.width, self.tokens, self.gains, self.inner_norms)
+        found: D = _in_force(description, *own)
+        return self.norming(found, normed)
+
+    def norming(self, description: D, normed: Iterable[str] = ()) -> D:
+        """What is in force already, with further inner norms; ModelError for those it cannot have."""
+        found = description.norming(normed) if normed else description
+        head_by_head = isinstance(found, Attention) and {"query", "key", "value"} & set(found.normed)
+        if isinstance(found, Attention) and head_by_head and found.size < self.norm.smallest:
+            raise ModelError(
+                f"heads must leave {self.norm.smallest} coordinates or more to each head that"
+                f" norm={self.norm.kind!r} norms, got heads={found.heads} for width={self.width}"
+            )
+        return found
+
+
+def _in_force(description: Any, dense: FFN, width: int, tokens: int, gains: Gains, inner_norms: tuple[str, ...]) -> Any:
+    if isinstance(description, Experts) and description.ffn is None:
+        description = description.with_(ffn=dense)
+    fitted = description.fitted(width, tokens).scaled(gains)
+    return fitted.norming([name for name in inner_norms if name in fitted.inner_norms])
+
+
+@lru_cache(maxsize=4096)
+def layer_of(
+    parts: Parts, gains: Gains, width: int, tokens: int, inner_norms: tuple[str, ...], *, beside: bool
+) -> Layer:
+    """One block's parts in force.
+
+    `beside` says that the experts stand beside the dense FFN, not in its place.
+
+    Example:
+        >>> parts = Parts(Attention(), FFN(), Experts(8), Norm())
+        >>> layer = layer_of(parts, Gains(ffn_out=0.5), 512, 32, (), beside=False)
+        >>> layer.attention.size, layer.ffn.expert.units, layer.ffn.expert.out_gain
+        (64, 2048, 0.5)
+    """
+
+    def in_force(description: Any) -> Any:
+        return _in_force(description, parts.ffn, width, tokens, gains, inner_norms)
+
+    attention, dense = in_force(parts.attention), in_force(parts.ffn)
+    experts = None if parts.experts is None else in_force(parts.experts)
+    return Layer(
+        width,
+        tokens,
+        gains,
+        inner_norms,
+        parts.norm,
+        attention=attention,
+        ffn=dense if beside or experts is None else experts,
+        experts=experts,
+        dense=parts.ffn,
+    )

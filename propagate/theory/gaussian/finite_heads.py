@@ -33,12 +33,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import roots_hermitenorm
 
-from propagate.theory.gaussian.functions import Scalar, is_plain
+from propagate.theory.gaussian.functions import Scalar, chebyshev_terms, is_plain
 from propagate.theory.gaussian.sampled_heads import sampled_excess
-from propagate.theory.gaussian.softmax import hermite_basis, softmax_averages
+from propagate.theory.gaussian.softmax import degrees_of, hermite_basis, softmax_averages
 
 Array = NDArray[np.float64]
 
+NEGLIGIBLE = 1e-11
 _STEP = 0.7  # of log(rate): errors of about 1e-6 of what is a correction
 _PATCHES = ((1.0, 5, 6), (2.0, 6, 7), (3.0, 8, 8))  # largest spread; Chebyshev terms in it and in c
 
@@ -94,10 +95,10 @@ def _added(tokens: int, head_size: float, spread_squared: float, correlation: fl
     few = 2 if tokens < 4 or head_size <= 16 else 0  # singularities are nearer
     spreads, correlations = spreads + few, correlations + few
     in_correlation, at_one = _series(tokens, head_size, top, spreads, correlations)
-    a = np.cos((2 * math.acos(min(spread / top, 1.0))) * _INDEX[:spreads])
-    b = np.cos(math.acos(min(2 * correlation - 1, 1.0)) * _INDEX[:correlations])
-    overlap, query, key = ((in_correlation @ a) @ b).tolist()
-    second, query_own, key_own = (at_one @ a).tolist()
+    a = chebyshev_terms(min(2 * spread_squared / top**2, 2.0) - 1, spreads)
+    b = chebyshev_terms(min(2 * correlation, 2.0) - 1, correlations)
+    overlap, query, key = in_correlation.dot(a).reshape(3, -1).dot(b).tolist()
+    second, query_own, key_own = at_one.dot(a).tolist()
     return [spread_squared * second, spread_squared * overlap, query_own, query, key_own, key]
 
 
@@ -106,7 +107,7 @@ _INDEX = np.arange(16.0)
 
 @lru_cache(maxsize=64)
 def _series(tokens: int, head_size: float, top: float, spreads: int, correlations: int) -> tuple[Array, Array]:
-    """Chebyshev coefficients of the excess over wide heads, (3, correlations, spreads), and those at correlation 1.
+    """Chebyshev coefficients of the excess over wide heads, (3 correlations, spreads), and those at correlation 1.
 
     Of overlap / spread^2, of its derivative by the correlation, and of key_cross; even in spread / top on [-1, 1], in
     2 correlation - 1 on [-1, 1].
@@ -123,7 +124,7 @@ def _series(tokens: int, head_size: float, top: float, spreads: int, correlation
     slope = np.zeros_like(overlap)
     slope[:-1] = 2 * np.polynomial.chebyshev.chebder(overlap, axis=0)
     found = np.ascontiguousarray(np.stack([overlap, slope, key]))
-    return found, np.ascontiguousarray(found.sum(axis=1))
+    return found.reshape(-1, spreads), np.ascontiguousarray(found.sum(axis=1))
 
 
 def _excess(tokens: int, head_size: float, spread: float, correlations: Array) -> Array:
@@ -183,21 +184,38 @@ class _Integrals:
     def __call__(self, variance: float, others: Array, joint: Array) -> tuple[Array, Array]:
         size = np.sqrt(variance * others)
         correlation = np.clip(np.divide(joint, size, out=np.zeros_like(joint), where=size > 0), -1.0, 1.0)
-        (row,) = self._rows(np.array([variance]))
-        powers = correlation[:, None] ** np.arange(len(self.x))
+        rate = self._reached(max(variance, float(others.max())))
+        (row,) = self._rows(np.array([variance]), rate)
+        degrees = np.arange(len(self.x))
         overlap, slope = np.empty_like(others), np.empty_like(others)
         measure = self.tokens * _STEP**2
-        for i, other in enumerate(self._rows(others)):
-            p00, p11, slopes = ((row[a] * powers[i]) @ other[a].T for a in range(3))
-            log_rest = np.log(np.maximum(p00, 1e-300))
-            rest1, rest2 = np.exp((self.tokens - 1) * log_rest), np.exp((self.tokens - 2) * log_rest)
-            overlap[i] = measure * np.sum(p11 * rest1)
-            slope[i] = measure * np.sum(slopes * rest1 + (self.tokens - 1) * p11 * p11 * rest2)
+        for i, other in enumerate(self._rows(others, rate)):
+            powers = correlation[i] ** degrees[: degrees_of(len(degrees), correlation[i])]
+            kept = len(powers)
+            p00, p11, slopes = ((row[a, :, :kept] * powers) @ other[a, :, :kept].T for a in range(3))
+            p00 = np.maximum(p00, 1e-300)
+            rest2 = np.exp((self.tokens - 2) * np.log(p00))
+            rest1 = rest2 * p00
+            overlap[i] = measure * np.vdot(p11, rest1)
+            slope[i] = measure * (np.vdot(slopes, rest1) + (self.tokens - 1) * np.vdot(p11 * p11, rest2))
         return overlap, slope
 
-    def _rows(self, variances: Array) -> Array:
+    def _reached(self, variance: float) -> Array:
+        """Rates at which integrands are not negligible, for logits of this variance at most.
+
+        By Schwarz's inequality an integrand of two rates is at most the product of what is compared here.
+        """
+        (row,) = self._rows(np.array([variance]), self.rate)
+        zeroth, first = ((row[a] ** 2).sum(axis=-1) for a in range(2))  # E exp(-2 y), E y^2 exp(-2 y)
+        others = zeroth ** (self.tokens / 2 - 1)
+        bounds = np.stack([np.sqrt(first * zeroth) * others, first * others])
+        return np.asarray(self.rate[(bounds > NEGLIGIBLE * bounds.max(axis=1, keepdims=True)).any(axis=0)])
+
+    def _rows(self, variances: Array, rate: Array) -> Array:
         """(rows, 3, rates, Hermite functions): exp(-y), y exp(-y) and its slope by the logit, y = rate exp(logit)."""
-        log_y = np.log(self.rate)[:, None] + self.spread * np.sqrt(variances)[:, None, None] * self.x
-        y = np.exp(np.minimum(log_y, 50.0))  # exp(-exp(50)) is 0
+        growth = np.exp(self.spread * np.sqrt(variances)[:, None, None] * self.x)
+        y = np.minimum(rate[:, None] * growth, 1e20)  # exp(-1e20) is 0
         zeroth = np.exp(-y) * self.root
-        return np.asarray(np.stack([zeroth, y * zeroth, (y - y * y) * zeroth], axis=1) @ self.hermite)
+        first = y * zeroth
+        found = np.stack([zeroth, first, first - y * first], axis=1)
+        return np.asarray((found.reshape(-1, len(self.x)) @ self.hermite).reshape(found.shape))

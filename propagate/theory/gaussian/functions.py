@@ -10,7 +10,9 @@ import math
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+Array = NDArray[np.float64]
 Scalar = Any
 """A float, a NumPy array or a SymPy expression."""
 _PLAIN = (float, int)  # faster to ask than their union
@@ -136,3 +138,18 @@ def _small(x: Scalar) -> Scalar:
     for coefficient in reversed(_SERIES):
         total = total * square + coefficient
     return x * square * total / 3
+
+
+def chebyshev_terms(x: float, number: int) -> Array:
+    """T_0(x) ... T_(number - 1)(x), of -1 <= x <= 1: for few terms faster than cosines of NumPy.
+
+    Example:
+        >>> chebyshev_terms(0.5, 4).tolist()
+        [1.0, 0.5, -0.5, -1.0]
+    """
+    older, newer, twice = 1.0, x, 2 * x
+    terms = [older, newer]
+    for _ in range(number - 2):
+        older, newer = newer, twice * newer - older
+        terms.append(newer)
+    return np.array(terms)

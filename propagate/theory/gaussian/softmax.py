@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from scipy.special import roots_hermitenorm
 
 from propagate.model import ModelError
-from propagate.theory.gaussian.functions import Scalar, is_plain, is_symbolic
+from propagate.theory.gaussian.functions import Scalar, chebyshev_terms, is_plain, is_symbolic
 from propagate.theory.gaussian.softmax_wide import integrate_wide
 
 Array = NDArray[np.float64]
 
-_STEP = 0.35  # of log(rate): the integrands are analytic in a strip of half-width pi/2, so the error is ~ 1e-11
+_STEP = 0.35  # of log(rate) up to a spread of 2: integrands are analytic for |Im| < pi/2, which leaves ~ 1e-11
 LARGEST_SPREAD = 40.0
 """Standard deviation of the logits that the theory covers; an evaluation there takes seconds."""
 WIDE = 4.0  # above it Hermite nodes, whose number grows with the square, cost more than `integrate_wide`
@@ -88,9 +88,9 @@ def _numeric(tokens: int, spread_squared: float, correlation: float) -> SoftmaxA
     for top, *terms in _PATCHES:
         if spread <= top * (1 + 1e-9) and 0 <= correlation <= 1:
             terms = [terms[0] + few, terms[1] + few]
-            a = np.cos((2 * math.acos(min(spread / top, 1.0))) * _INDEX[: terms[0]])
-            b = np.cos(math.acos(2 * correlation - 1) * _INDEX[: terms[1]])
-            values = (_chebyshev(tokens, top, *terms) @ a) @ b
+            a = chebyshev_terms(min(2 * spread_squared / top**2, 2.0) - 1, terms[0])
+            b = chebyshev_terms(2 * correlation - 1, terms[1])
+            values = _chebyshev(tokens, top, *terms).dot(a).reshape(4, -1).dot(b)
             return SoftmaxAverages(*[spread_squared * value for value in values.tolist()])
     if spread > WIDE:
         return _in_excess(tokens, *integrate_wide(tokens, spread, correlation))
@@ -107,7 +107,10 @@ _INDEX = np.arange(32.0)
 
 @lru_cache(maxsize=64)
 def _chebyshev(tokens: int, top: float, spreads: int, correlations: int) -> Array:
-    """Coefficients of averages / spread^2, even in spread / top on [-1, 1], in 2 correlation - 1 on [-1, 1]."""
+    """Coefficients of averages / spread^2, even in spread / top on [-1, 1], in 2 correlation - 1 on [-1, 1].
+
+    Of shape (averages times correlations, spreads): small arrays are multiplied fastest when they are matrices.
+    """
     angle_s = (np.arange(spreads) + 0.5) * np.pi / (2 * spreads)
     angle_c = (np.arange(correlations) + 0.5) * np.pi / correlations
     nodes_s, nodes_c = top * np.cos(angle_s), (1 + np.cos(angle_c)) / 2
@@ -116,7 +119,7 @@ def _chebyshev(tokens: int, top: float, spreads: int, correlations: int) -> Arra
     to_c = np.cos(np.outer(_INDEX[:correlations], angle_c)) * 2 / correlations
     to_s[0] /= 2
     to_c[0] /= 2
-    return np.ascontiguousarray(np.einsum("ki,lj,ijm->mlk", to_s, to_c, values))
+    return np.ascontiguousarray(np.einsum("ki,lj,ijm->mlk", to_s, to_c, values).reshape(-1, spreads))
 
 
 def _symbolic(tokens: Scalar, spread_squared: Scalar, correlation: Scalar) -> SoftmaxAverages:
@@ -131,33 +134,37 @@ def _symbolic(tokens: Scalar, spread_squared: Scalar, correlation: Scalar) -> So
 
 def _integrals(tokens: int, spread: float, correlations: Array) -> list[SoftmaxAverages]:
     """Direct quadrature at one spread, of at most `WIDE` or so, and several correlations."""
-    nodes = 32 + int(24 * spread**2)
+    nodes, step, margin = _resolution(spread)
     x, weight, hermite = hermite_basis(nodes)
-    log_rate = np.arange(-math.log(tokens) - 24 - 4 * spread, 6 * spread + 5, _STEP)
+    log_rate = np.arange(-math.log(tokens) - margin, 6 * spread + 5, step)
     rate = np.exp(log_rate)
-    exponent = -np.outer(rate, np.exp(spread * x))
+    growth = np.exp(spread * x)
     # moments[k][i] = E exp(k z - rate_i e^z), one row of Hermite nodes an i
-    laplace = [np.exp(k * spread * x + exponent) * weight for k in range(5)]
+    laplace = [np.exp(-np.outer(rate, growth)) * weight]
+    for _ in range(4):
+        laplace.append(laplace[-1] * growth)
     mean = [terms @ weight for terms in laplace]
     with np.errstate(divide="ignore"):
         log_survival = np.log(mean[0])
     rest1, rest2 = np.exp((tokens - 1) * log_survival), np.exp((tokens - 2) * log_survival)
-    second = tokens * np.sum(rate**2 * mean[2] * rest1) * _STEP
-    third = tokens * np.sum(rate**3 / 2 * mean[3] * rest1) * _STEP
+    second = tokens * np.sum(rate**2 * mean[2] * rest1) * step
+    third = tokens * np.sum(rate**3 / 2 * mean[3] * rest1) * step
     same = tokens * mean[4] * rest1 + tokens * (tokens - 1) * mean[2] ** 2 * rest2
-    second_squared = np.sum(rate**4 / 6 * same) * _STEP
+    second_squared = np.sum(rate**4 / 6 * same) * step
     self_slope = second + second_squared - 2 * third
 
     basis = [terms @ hermite for terms in laplace[:3]]
-    measure = np.outer(rate, rate) * _STEP**2
+    measure = np.outer(rate, rate) * step**2
     results = []
     for correlation in correlations:
-        powers = correlation ** np.arange(nodes)
+        powers = correlation ** np.arange(degrees_of(nodes, correlation))
+        kept = [terms[:, : len(powers)] for terms in basis]
         joint00, joint11, joint22, joint12 = (
-            (basis[a] * powers) @ basis[b].T for a, b in ((0, 0), (1, 1), (2, 2), (1, 2))
+            (kept[a] * powers) @ kept[b].T for a, b in ((0, 0), (1, 1), (2, 2), (1, 2))
         )
-        log_joint = np.log(np.maximum(joint00, 1e-300))
-        others1, others2 = np.exp((tokens - 1) * log_joint), np.exp((tokens - 2) * log_joint)
+        joint00 = np.maximum(joint00, 1e-300)
+        others2 = np.exp((tokens - 2) * np.log(joint00))
+        others1 = others2 * joint00
         overlap = tokens * np.sum(measure * joint11 * others1)
         mixed = tokens * np.sum(measure * rate * joint12 * others1)
         pairs = joint22 * others1 + (tokens - 1) * joint11**2 * others2
@@ -166,6 +173,28 @@ def _integrals(tokens: int, spread: float, correlations: Array) -> list[SoftmaxA
         averages = (float(second), float(overlap), float(self_slope), float(cross_slope))
         results.append(_in_excess(tokens, *averages))
     return results
+
+
+def _resolution(spread: float) -> tuple[int, float, float]:
+    """Hermite nodes, the step of log(rate), and how far below the rate of uniform weights that begins.
+
+    Of small spreads, errors are to be small next to their square; at wide ones 2e-7 is enough. Nodes by the dozen, as
+    many spreads share theirs.
+    """
+    if spread <= _PATCHES[-1][0]:
+        return 32 + int(24 * spread**2), _STEP, 24 + 4 * spread
+    return 48 + 12 * math.ceil(spread**2), 0.45, 16 + 4 * spread
+
+
+def degrees_of(nodes: int, correlation: float) -> int:
+    """Of so many powers of a correlation, those that are not lost in rounding.
+
+    Example:
+        >>> degrees_of(100, 0.5), degrees_of(100, 0.9)
+        (61, 100)
+    """
+    size = abs(correlation)
+    return nodes if size >= 1 else min(nodes, 2 + int(math.log(1e-18) / math.log(max(size, 1e-9))))
 
 
 @lru_cache(maxsize=64)

@@ -147,20 +147,39 @@ def _series(phi: Elementwise, u: Gram) -> Gram:
 
 
 def _of_one_variance(coefficients: Array, loss: Array) -> Gram:
-    """The drop is the loss times a polynomial in the correlation, of sums of the squares of higher degree."""
-    sums = np.cumsum((coefficients**2)[::-1])[::-1]
-    sums = sums[sums > np.finfo(float).eps / 16 * sums[0]]
+    """The drop is the sum over degrees of a^2 (1 - c^n): the loss times a polynomial in the correlation.
+
+    Even degrees give (1 - c^2) times a polynomial in c^2, odd ones the loss and c times another: all activations have
+    hardly any degrees of one parity but the first or the second, and powers of c^2 are half as many.
+    """
+    squares = coefficients**2
+    total = squares.sum()
+    even, odd = (_sums_above(squares[parity::2], total) for parity in (0, 1))
     flat = loss.reshape(-1)
     drop = np.empty_like(flat)
     for start in range(0, len(flat), CHUNK):
         lost = flat[start : start + CHUNK]
-        c, falls = 1 - lost, np.zeros_like(lost)
-        for sum_above in sums[:0:-1]:
-            falls *= c
-            falls += sum_above
-        drop[start : start + CHUNK] = lost * falls
+        c = 1 - lost
+        square = c * c
+        falls = _polynomial(even, square) + c * _polynomial(odd, square)
+        drop[start : start + CHUNK] = lost * (float(odd[:1].sum()) + (2 - lost) * falls)
     of_pairs = drop.reshape(loss.shape)
-    return Gram(sums[0] - of_pairs, of_pairs)
+    return Gram(total - of_pairs, of_pairs)
+
+
+def _sums_above(squares: Array, total: float) -> Array:
+    """Sums of all squares, of all but the first, and so on, as far as they count."""
+    sums = np.cumsum(squares[::-1])[::-1]
+    return np.asarray(sums[sums > np.finfo(float).eps / 16 * total])
+
+
+def _polynomial(sums: Array, x: Array) -> Array:
+    """sum_k sums_(k+1) x^k."""
+    found = np.zeros_like(x)
+    for sum_above in sums[:0:-1]:
+        found *= x
+        found += sum_above
+    return found
 
 
 def _by_plane(f: Elementwise) -> Map:

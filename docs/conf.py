@@ -24,6 +24,7 @@ include_patterns = [
     "CONTRIBUTING.md",
     "CHANGELOG.md",
 ]
+exclude_patterns = [".*", "build", "propagate", "tests"]  # not walked: a virtual environment has 17 000 files
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
 
 nb_execution_mode = "off"  # the notebooks are committed as they were executed

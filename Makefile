@@ -6,23 +6,26 @@ WEIGHTS := build/weights
 export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
+MAKEFLAGS += --jobs=2 --output-sync=target
 
-.PHONY: figures test test-slow lint docs notebooks lab weights measure-text clean
+.PHONY: figures test test-slow lint types docs notebooks lab weights measure-text clean
 
 figures: $(STAMP)          ## the main job: every figure, its data and its picture, into figures/
 	$(VENV)/bin/propagate figures
 
-test: $(STAMP) lint docs   ## style, types, walls, documentation, tests, notebooks run small (a GPU, where there is one, is used too)
-	PROPAGATE_FAST=1 $(VENV)/bin/python -m pytest -n 2 -m "not slow" --nbmake notebooks tests propagate
+test: lint types docs      ## style, types, walls, documentation, tests, notebooks run small (a GPU, where there is one, is used too)
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-slow: $(STAMP)        ## the long statistical tests alone
-	$(VENV)/bin/python -m pytest -n 2 -m slow
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m slow
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+types: $(STAMP)
+	$(VENV)/bin/mypy
 
 docs: $(STAMP)             ## the documentation, into build/docs: a warning or a broken link is an error
 	$(VENV)/bin/python -m sphinx -q -E -W --keep-going -n -c docs . build/docs
@@ -45,7 +48,7 @@ $(WEIGHTS)/.installed: | $(STAMP)
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --editable '.[dev,docs,notebooks,text,torch]'
+	$(VENV)/bin/python -m pip install --quiet --no-compile --editable '.[dev,docs,notebooks,text,torch]'
 	touch $@
 
 clean:

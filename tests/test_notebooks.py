@@ -1,19 +1,28 @@
-"""The committed notebooks are their texts, executed in full and kept without times; CI runs them small, by nbmake."""
+"""The committed notebooks are their texts, executed in full and kept without times; here they run small."""
 
+import sys
+from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-jupytext = pytest.importorskip("jupytext", reason="jupytext is absent: install the extra [notebooks]")
-nbformat = pytest.importorskip("nbformat", reason="nbformat is absent: install the extra [notebooks]")
-
+pytestmark = pytest.mark.skipif(find_spec("jupytext") is None, reason="install the extra [notebooks]")
 FOLDER = Path(__file__).parents[1] / "notebooks"
 TEXTS = sorted(FOLDER.glob("[0-9]*.py"))
 
 
 def executed(text: Path) -> Any:
+    import nbformat
+
     return nbformat.read(text.with_suffix(".ipynb"), as_version=4)
+
+
+def source(text: Path) -> Any:
+    import jupytext
+
+    return jupytext.read(text)
 
 
 def cells(notebook: Any) -> list[tuple[str, str]]:
@@ -48,7 +57,7 @@ def test_there_are_six() -> None:
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: text.stem)
 def test_a_notebook_is_its_text_and_was_run(text: Path) -> None:
     notebook = executed(text)
-    assert cells(notebook) == cells(jupytext.read(text))
+    assert cells(notebook) == cells(source(text))
     assert faults(notebook) == []
     assert sum(cell.cell_type == "code" and bool(cell.outputs) for cell in notebook.cells) >= 3
     assert "## What to try next" in notebook.cells[-1].source
@@ -64,11 +73,36 @@ def test_nothing_in_a_notebook_depends_on_the_machine(text: Path) -> None:
 
 def test_a_stale_or_failed_notebook_would_be_found_out() -> None:
     text = TEXTS[0]
+    import nbformat
+
     notebook = executed(text)
     code = next(cell for cell in notebook.cells if cell.cell_type == "code")
     code.source += "\nx = 1"
-    assert cells(notebook) != cells(jupytext.read(text))
+    assert cells(notebook) != cells(source(text))
     code.outputs.append(nbformat.v4.new_output("stream", name="stderr", text="a warning"))
     code.execution_count = None
     code.metadata["execution"] = {}
     assert faults(notebook) == ["times", "stream", "not run"]
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: text.stem)
+def test_a_notebook_runs(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In IPython, which shows what a cell ends in, but in this process: a kernel of its own would import all anew."""
+    monkeypatch.setenv("PROPAGATE_FAST", "1")
+    monkeypatch.chdir(FOLDER)
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.delitem(sys.modules, "tour", raising=False)
+    run(cell.source for cell in source(text).cells if cell.cell_type == "code")
+
+
+def run(sources: Iterable[str]) -> None:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell()
+    for code in sources:
+        shell.run_cell(code).raise_error()
+
+
+def test_an_error_in_a_cell_is_one() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(["x = 0", "1 / x"])

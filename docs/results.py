@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from propagate.calibration import COLUMNS, calibration
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 FROM_PAGE = "../../benchmarks/results"  # as seen from docs/generated
@@ -73,19 +75,24 @@ def agreement() -> str:
         f" {summary['far_by_chance']:.0f}."
     )
     head = ("placement", "cells that agree", "largest |z|", "where", "wrong theories rejected")
-    return "\n\n".join([words, _table(head, lines), *_calibration(summary)]) + "\n"
+    return "\n\n".join([words, _table(head, lines), *_calibration(summary, rows)]) + "\n"
 
 
-def _calibration(summary: dict[str, Any]) -> Iterator[str]:
+def _calibration(summary: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[str]:
     """Are errors stated of the right size, and how large must one be to show?"""
-    columns = ("scores", "rms", "beyond_2", "beyond_2_by_chance", "beyond_3", "beyond_3_by_chance", "cells_beyond_3")
-    for by in ("placement", "quantity"):
-        groups = summary.get("calibration", {}).get(by, {})
+    yield (
+        "Scores of one cell share their draws, and how many of them are independent is seen from cell to cell"
+        " (`propagate/calibration.py`). Were all errors stated as large as they are, the root mean square would be 1,"
+        " give or take its standard error, and as many scores beyond 3 as by chance, give or take one standard"
+        " deviation of such a count; where one cell's lie there, many of its scores do."
+    )
+    for by, key in (("placement", lambda row, _: row["placement"]), ("quantity", lambda _, quantity: quantity)):
+        groups = calibration(rows, key)
         lines = [
-            (name, *(f"{group[column]:g}" for column in columns), str(group["cells"])) for name, group in groups.items()
+            (name, *(f"{group[column]:g}" for column in COLUMNS), str(group["cells"])) for name, group in groups.items()
         ]
         if lines:
-            yield _table((by, *(column.replace("_", " ") for column in columns), "of cells"), lines)
+            yield _table((by, *(column.replace("_", " ") for column in COLUMNS), "of cells"), lines)
     lines = [(name, *(f"{100 * x:.2g} %" for x in one.values())) for name, one in summary.get("detects", {}).items()]
     if lines:
         yield _table(("errors that would have shown", "median cell", "19 of 20 cells", "worst cell"), lines)
@@ -260,6 +267,19 @@ def _theory() -> Iterator[str]:
     yield f"{len(found['placements'])} placements x {found['depth']} blocks, {found['cores']} CPU cores, closed forms:"
     rows = [(r["activation"], r["what"], _seconds(r["cold"]), _seconds(r["warm"])) for r in found["rows"]]
     yield _table(("activation", "of", "first call", "later calls"), rows)
+    if calls := found.get("first_calls"):
+        yield "The first call of a fresh process, beyond its imports, on one thread:"
+        of_calls = [
+            (
+                c["what"],
+                _seconds(c["cpu"]),
+                f"{c['goal']:g} s",
+                _seconds(c["imports_cpu"]),
+                f"{c['peak_memory_mb']:.0f} MB",
+            )
+            for c in calls
+        ]
+        yield _table(("call", "CPU seconds", "goal", "imports", "peak memory"), of_calls)
 
 
 def _files() -> Iterator[str]:

@@ -1,14 +1,19 @@
 """Are the errors that theory and simulation state of the right size? What the scores of many right theories say.
 
 Were every error stated as large as it is, scores would be standard normal: root mean square 1, one in 22 beyond 2, one
-in 370 beyond 3. Fewer say that errors are stated too wide, more that they are too narrow. Scores of one cell are of the
-same draws, and those of neighbouring blocks hardly differ: their number says little of how much is known. So the cells
-in which any lies that far are counted beside them.
+in 370 beyond 3. Fewer say that errors are stated too wide, more that they are too narrow.
+
+Scores of one cell are of the same draws, and those of neighbouring blocks hardly differ: their number says little of
+how much is known. How many are independent is seen from cell to cell: the mean square of k independent scores has a
+relative variance of 2 / k. (Of the 74 scores of a cell of the full matrix, 4 or 5 are.) A root mean square then has a
+standard error of 1 / sqrt(2 k), and where one cell's scores lie far, many do together: a count has the variance that
+chance gives to independent ones, times the scores for each independent one.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +23,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 FAR = (2.0, 3.0)  # |z| whose frequency is set beside what chance gives
+COLUMNS = ("scores", "independent", "rms", "rms_se", "beyond_3", "beyond_3_by_chance", "beyond_3_sd")
+"""Of `calibration`, those that are shown, before the number of cells."""
 
 
 def scores_of(judged: xr.Dataset) -> dict[str, dict[str, float]]:
@@ -53,30 +60,50 @@ def calibration(rows: Iterable[dict[str, Any]], key: Callable[[dict[str, Any], s
         key: the group of a cell's quantity.
 
     Returns:
-        By group: `scores`, `rms`, `beyond_2`, `beyond_3`, `cells` and `cells_beyond_3`, of which any score is;
-        `beyond_2_by_chance`, `beyond_3_by_chance`.
+        By group: `scores`, how many are `independent`, in all cells as in the mean group; `rms` and its standard error
+        `rms_se`, were errors stated as large as they are; `beyond_2` and `beyond_3`, `..._by_chance`, and `..._sd`, the
+        standard deviation of such a count; `cells` and `cells_beyond_3`, of which any score is.
 
     Example:
         >>> of_cell = {"variance": {"scores": 4, "squares": 9.0, "beyond_2": 1, "beyond_3": 0, "detects": 0.1}}
         >>> calibration([{"by_quantity": of_cell}, {}], lambda row, quantity: quantity)["variance"]["rms"]
         1.5
     """
-    found: dict[str, dict[str, Any]] = {}
-    cells: dict[str, dict[int, bool]] = {}
+    cells: dict[str, dict[int, dict[str, float]]] = {}
     for number, row in enumerate(rows):
         for quantity, of_cell in row.get("by_quantity", {}).items():
-            group = key(row, quantity)
-            total = found.setdefault(group, {"scores": 0, "squares": 0.0, "beyond_2": 0, "beyond_3": 0})
-            for name in total:
+            total = cells.setdefault(key(row, quantity), {}).setdefault(number, dict.fromkeys(COUNTED, 0))
+            for name in COUNTED:
                 total[name] += of_cell[name]
-            seen = cells.setdefault(group, {})
-            seen[number] = seen.get(number, False) or of_cell["beyond_3"] > 0
-    for group, total in found.items():
-        squares, scores = total.pop("squares"), total["scores"]
-        total["rms"] = round(math.sqrt(squares / scores), 2) if scores else 0.0
-        total |= {f"beyond_{limit:g}_by_chance": round(scores * beyond(limit), 1) for limit in FAR}
-        total |= {"cells": len(cells[group]), "cells_beyond_3": sum(cells[group].values())}
-    return found
+    each = _independent([[cell for cell in of_group.values() if cell["scores"]] for of_group in cells.values()])
+    return {group: _totals(list(of_group.values()), each) for group, of_group in cells.items()}
+
+
+COUNTED = ("scores", "squares", "beyond_2", "beyond_3")
+
+
+def _totals(cells: list[dict[str, float]], each: float) -> dict[str, Any]:
+    """Of one group, with so many independent scores in each of its cells that has any."""
+    total: dict[str, Any] = {name: sum(cell[name] for cell in cells) for name in COUNTED}
+    squares, scores = total.pop("squares"), total["scores"]
+    independent = sum(min(each, cell["scores"]) for cell in cells)
+    total["independent"] = round(independent, 1)
+    total["rms"] = round(math.sqrt(squares / scores), 2) if scores else 0.0
+    total["rms_se"] = round(math.sqrt(0.5 / independent), 2) if scores else 0.0
+    for limit in FAR:
+        chance = scores * beyond(limit)
+        total[f"beyond_{limit:g}_by_chance"] = round(chance, 1)
+        total[f"beyond_{limit:g}_sd"] = round(math.sqrt(chance * scores / independent), 1) if scores else 0.0
+    return total | {"cells": len(cells), "cells_beyond_3": sum(cell["beyond_3"] > 0 for cell in cells)}
+
+
+def _independent(groups: list[list[dict[str, float]]]) -> float:
+    """How many scores of a cell are independent, from how its mean square differs among the cells of a group; 1 where
+    no two can be compared.
+    """
+    of_cells = [[cell["squares"] / cell["scores"] for cell in cells] for cells in groups if len(cells) > 1]
+    spreads = [statistics.variance(means) / statistics.mean(means) ** 2 for means in of_cells if any(means)]
+    return max(2 / statistics.mean(spreads), 1.0) if any(spreads) else 1.0
 
 
 def beyond(limit: float) -> float:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from propagate.calibration import COLUMNS
 from propagate.cli_output import CANNOT_TELL, DISAGREE, check_target, print_table, refuse
 from propagate.model import ModelError
 
@@ -147,9 +148,8 @@ def _print(found: Report) -> None:
 
 
 def _print_calibration(by: str, groups: dict[str, dict[str, Any]]) -> None:
-    columns = ("scores", "rms", "beyond_2", "beyond_2_by_chance", "beyond_3", "beyond_3_by_chance", "cells_beyond_3")
-    rows = [(name, *(f"{one[column]:g}" for column in columns), str(one["cells"])) for name, one in groups.items()]
-    print_table((by, *(column.replace("_", " ") for column in columns), "of cells"), rows)
+    rows = [(name, *(f"{one[column]:g}" for column in COLUMNS), str(one["cells"])) for name, one in groups.items()]
+    print_table((by, *(column.replace("_", " ") for column in COLUMNS), "of cells"), rows)
 
 
 def _cell(row: dict[str, Any] | None) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from propagate.calibration import calibration
 from propagate.cells import verifiable
 from propagate.verification import Cell, Settings, cells_of, verify
 
+RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 SETTINGS = Settings(width=128, depth=4, tokens=8, heads=2, draws=32, backend="numpy")
 FAST = cells_of(["spannorm", "postnorm", "residual"], ["gelu"])
 
@@ -130,9 +132,41 @@ def test_calibration_finds_errors_that_are_stated_too_wide(report: verification.
     assert right["beyond_2"] == pytest.approx(right["beyond_2_by_chance"], rel=0.3)
     assert narrow["rms"] == pytest.approx(0.5, abs=0.03)
     assert narrow["beyond_2"] < right["beyond_2_by_chance"] / 10
+    assert right["independent"] == pytest.approx(200 * 13, rel=0.4)
+    assert abs(right["rms"] - 1) < 4 * right["rms_se"] < 1 - narrow["rms"]
     groups = report.summary["calibration"]
     assert set(groups["placement"]) == {"spannorm", "postnorm", "residual"}
     assert sum(group["scores"] for group in groups["quantity"].values()) == report.summary["scores"]
+
+
+def test_scores_that_share_their_draws_count_for_one() -> None:
+    """Thirteen times the same score in each cell: no more is known than from one, and counts are as uncertain."""
+    z = np.random.default_rng(1).standard_normal(2000)
+    cells = [{"scores": 13, "squares": 13 * x * x, "beyond_2": 13 * (abs(x) > 2), "beyond_3": 0} for x in z]
+    found = calibration([{"by_quantity": {"variance": cell}} for cell in cells], lambda row, name: name)["variance"]
+    assert found["independent"] == pytest.approx(2000, rel=0.2)
+    assert found["beyond_2_sd"] == pytest.approx(13 * math.sqrt(2000 * 0.0455), rel=0.2)
+    assert abs(found["beyond_2"] - found["beyond_2_by_chance"]) < 4 * found["beyond_2_sd"]
+
+
+@pytest.mark.parametrize("by", ["placement", "quantity"])
+def test_errors_of_the_grid_are_stated_of_the_right_size(by: str) -> None:
+    """In no group of the committed grid are scores larger than chance makes them; were errors stated 40 % too
+    small, they would be in each. (DyT's are smaller: its allowance is wide.)"""
+    rows = json.loads((RESULTS / "verify_h200.json").read_text())["rows"]
+
+    def scores(scale: float) -> list[float]:
+        scaled = [
+            {"by_quantity": {q: c | {"squares": scale**2 * c["squares"]} for q, c in row["by_quantity"].items()},
+             "placement": row["placement"]}
+            for row in rows
+        ]  # fmt: skip
+        groups = calibration(scaled, lambda row, quantity: row["placement"] if by == "placement" else quantity)
+        return [(one["rms"] - 1) / one["rms_se"] for name, one in groups.items() if name != "dyt"]
+
+    assert max(scores(1.0)) < 3
+    assert min(scores(1.0)) > -4
+    assert min(scores(1 / 0.6)) > 3
 
 
 def test_workers_change_nothing() -> None:

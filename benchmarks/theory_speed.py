@@ -50,7 +50,7 @@ def seconds(activation: str, depth: int, what: str) -> dict[str, float]:
     """Cold and warm seconds of all placements, in this process."""
     import propagate as pg
     from propagate.theory.pairs.moments import Moments
-    from propagate.theory.predict import propagate_moments
+    from propagate.theory.walks import walk
 
     models = [pg.Model(name, depth=depth, activation=activation) for name in PLACEMENTS]
 
@@ -60,7 +60,7 @@ def seconds(activation: str, depth: int, what: str) -> dict[str, float]:
             if what == "predict":
                 pg.predict(model, covariance=0.3)
             else:
-                propagate_moments(model, Moments(1.0, 0.7), Moments(1.0, 1.0))
+                walk(model, Moments(1.0, 0.7), Moments(1.0, 1.0))
         return time.perf_counter() - began[0], time.process_time() - began[1]
 
     cold, warm = once(), [once() for _ in range(REPEATS)]

@@ -89,7 +89,7 @@ def data(
 
 def predict(run: Run) -> xr.Dataset:
     """The theory of a run."""
-    return pg.predict(run.model, **run.moments(), through_readout=True, parameter_gradients=True)
+    return pg.predict(run.model, **run.moments(), through_readout=True, include={"param_grad"})
 
 
 def simulate(run: Run) -> xr.Dataset:

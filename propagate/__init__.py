@@ -16,8 +16,8 @@ from propagate.model import Model, ModelError
 from propagate.norms import Norm
 from propagate.placement import Placement, placement, placements
 from propagate.scaling import Gains, ScaleInit
+from propagate.start import Start, start_of
 from propagate.sublayers import FFN, Attention, Sublayer
-from propagate.table import start_of
 
 if TYPE_CHECKING:
     from propagate.agreement import compare
@@ -47,6 +47,7 @@ __all__ = [
     "Norm",
     "Placement",
     "ScaleInit",
+    "Start",
     "Sublayer",
     "ValidityWarning",
     "build",

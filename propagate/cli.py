@@ -165,7 +165,7 @@ def predict(
     import propagate as pg
 
     check_target(out)
-    show(pg.predict(model, **start, bias=bias, through_readout=through_readout), json, out)
+    show(pg.predict(model, **start, include={"bias"} if bias else (), through_readout=through_readout), json, out)
 
 
 @app.command()
@@ -207,7 +207,7 @@ def compare(
     check_target(out)
     checked_threshold(threshold)
     number("resolution", resolution, positive=True)
-    predicted = pg.predict(model, **start, bias=bias, through_readout=through_readout)
+    predicted = pg.predict(model, **start, include={"bias"} if bias else (), through_readout=through_readout)
     measured = _simulated(model, start, run, through_readout)
     judged = pg.compare(predicted, measured, threshold=threshold, resolution=resolution)
     if json:

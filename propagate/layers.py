@@ -115,6 +115,13 @@ class Layer:
     experts: Experts | None
     dense: FFN
 
+    @property
+    def mixture(self) -> Experts:
+        """What `block.experts` is; ModelError where the block has none."""
+        if self.experts is None:
+            raise ModelError("experts must be given where the placement calls block.experts, got None")
+        return self.experts
+
     def in_force(self, description: D, normed: Iterable[str] = ()) -> D:
         """Any description as this block applies it: its sizes filled in, times the block's gains, with inner norms.
 

@@ -185,6 +185,11 @@ class Model:
         return layer_of(parts, gains, self.width, self.tokens, self.normed, beside=beside)
 
     @property
+    def parts(self) -> tuple[Parts, ...]:
+        """What blocks 1 ... depth are made of, before sizes and the block's gains are in force."""
+        return self._parts
+
+    @property
     def exchangeable(self) -> bool:
         """Whether attention treats all tokens alike, in every block."""
         return all(parts.attention.exchangeable(self.tokens) for parts in set(self._parts))

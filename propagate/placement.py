@@ -53,6 +53,15 @@ class Block(Protocol[S]):
         """The feed-forward layer. `normed=("hidden",)` puts the model's norm before its output matrix."""
         ...
 
+    def experts(self, x: S, normed: Sequence[str] = ()) -> S:
+        """The mixture of experts. A placement that calls it has the dense FFN as `ffn`; without it a model's experts
+        stand in the place of every FFN."""
+        ...
+
+    def apply(self, description: Any, x: S, normed: Sequence[str] = ()) -> S:
+        """Any sublayer, by its description: `FFN("swiglu", ratio=2)`, or one of your own (see `Sublayer`)."""
+        ...
+
     def norm(self, x: S) -> S:
         """The model's norm, token by token."""
         ...

@@ -73,26 +73,6 @@ def table(
     return data
 
 
-def start_of(measured: xr.Dataset) -> dict[str, float]:
-    """The moments at a table's two ends, as the arguments with which `predict` and `simulate` start from there.
-
-    Of several streams, those of what they are made of and of what joins them; of one token, no covariances.
-
-    Example: theory from where a measurement began.
-        >>> from propagate import Model, predict
-        >>> model = Model("postnorm", depth=3)
-        >>> first = predict(model, variance=2.0, covariance=0.5, grad_variance=3.0)
-        >>> start_of(first)
-        {'variance': 2.0, 'covariance': 0.5, 'grad_variance': 3.0, 'grad_covariance': 0.0}
-        >>> bool((predict(model, **start_of(first)).grad_variance == first.grad_variance).all())
-        True
-    """
-    ends = {"variance": 0, "covariance": 0, "grad_variance": -1, "grad_covariance": -1}
-    if STREAM in measured.dims:
-        measured = measured.sel({STREAM: JOINED})
-    return {name: float(measured[name].isel(block=end)) for name, end in ends.items() if name in measured}
-
-
 def further(name: str) -> tuple[str, ...]:
     """Dimensions besides `block` of a variable: its quantity's, whatever stands before or after its name.
 

@@ -260,7 +260,7 @@ def _best_prediction(model: Model, settings: Settings) -> xr.Dataset:
 
     limit = _prediction(model, settings)
     try:
-        return pg.predict(model, bias=True, **settings.start)
+        return pg.predict(model, include={"bias"}, **settings.start)
     except ModelError:
         return limit
 

@@ -262,7 +262,7 @@ def test_a_forgotten_term_is_found_out(forgotten: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("name", ["prenorm", *(pytest.param(n, marks=pytest.mark.slow) for n in ("periln", "olmo2"))])
 def test_what_is_left_out_stays_small_at_depth(name: str) -> None:
     """Behind a norm it does not matter how large the stream has grown."""
-    said = pg.predict(pg.Model(name, depth=24, tokens=4), **START, bias=True)
+    said = pg.predict(pg.Model(name, depth=24, tokens=4), **START, include={"bias"})
     for quantity in (*NAMES, "variance", "grad_covariance"):
         assert float(said[f"{quantity}_allowance"].max()) < 0.2
         error = said[f"{quantity}_se"] / said[quantity.replace("covariance", "variance")]
@@ -294,7 +294,7 @@ def test_with_a_choice_among_tokens_it_is_met_too(activation: str) -> None:
     for name in ("postnorm", "prenorm", "periln", "olmo2", "residual", "admin"):
         model = pg.Model(name, depth=4, width=64, tokens=8, heads=2, activation=activation)
         seen = pg.simulate(model, draws=600, seed=11, backend="numpy", **START)
-        said = pg.predict(model, **START, bias=True)
+        said = pg.predict(model, **START, include={"bias"})
         judged = pg.compare(said, seen)
         assert bool((judged.verdict != "disagrees").all()), judged.worst_z.to_series().to_dict()
         turned = said.assign({n: -said[n] for n in said if str(n).endswith("_bias")})
@@ -305,7 +305,7 @@ def test_with_a_choice_among_tokens_it_is_met_too(activation: str) -> None:
 
 def test_several_streams_have_a_spread_too() -> None:
     model = pg.Model("residual", depth=2, width=96, tokens=4, heads=4)
-    said = pg.predict(model, **START, fluctuations=True, bias=True)
+    said = pg.predict(model, **START, include={"fluctuations", "bias"})
     seen = pg.simulate(model, draws=300, seed=5, backend="numpy", **START)
     judged = pg.compare(said, seen)
     spreads = judged.sel(quantity=[q for q in judged.quantity.to_numpy() if q.endswith("_spread")])
@@ -319,7 +319,7 @@ def test_several_streams_have_a_spread_too() -> None:
 def test_samples_agree_with_the_closed_form_of_the_spread() -> None:
     """Two derivations of one number: of one stream the spread has a closed form."""
     model = pg.Model("spannorm", depth=2, width=64, activation="gelu", tokens=4, heads=4)
-    closed = pg.predict(model, **START, fluctuations=True)
+    closed = pg.predict(model, **START, include={"fluctuations"})
     found = bias.sampled(model, *ENDS, pairs=2000)
     for name in NAMES:
         expected = float(closed[f"{name}_spread"][END[name]]) ** 2 * model.width
@@ -335,12 +335,12 @@ def test_what_is_not_covered_is_refused() -> None:
         (pg.Model("prenorm", depth=2, experts=pg.Experts(4)), "bias needs experts=None"),
     ):
         with pytest.raises(pg.ModelError, match=what):
-            pg.predict(model, bias=True)
+            pg.predict(model, include={"bias"})
     with pytest.raises(pg.ModelError, match="bias needs a start of plain numbers"):
-        pg.predict(pg.Model("prenorm", depth=2), covariance=xr.DataArray([0.1, 0.2], dims="start"), bias=True)
+        pg.predict(pg.Model("prenorm", depth=2), covariance=xr.DataArray([0.1, 0.2], dims="start"), include={"bias"})
 
 
 def test_the_same_in_every_run() -> None:
     model = pg.Model("prenorm", depth=2, width=64, tokens=3, heads=1)
-    one, other = (pg.predict(model, bias=True) for _ in range(2))
+    one, other = (pg.predict(model, include={"bias"}) for _ in range(2))
     xr.testing.assert_equal(one, other)

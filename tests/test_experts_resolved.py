@@ -8,7 +8,7 @@ import xarray as xr
 
 import propagate as pg
 from propagate import Experts
-from propagate.theory import token_resolved
+from propagate.theory import walks
 from propagate.theory.pairs.moments import Atom, Combination
 from propagate.theory.pairs.products import Part, Products, Seen, Term, parts
 from propagate.theory.reading import blocks
@@ -54,7 +54,7 @@ def network(placement: pg.Placement, kind: Experts, **fields) -> pg.Model:
 @pytest.mark.parametrize("activation", ["relu", "swiglu"])
 @pytest.mark.filterwarnings("ignore:for an array of starts")  # arrays of starts are not resolved
 def test_without_norms_both_resolutions_agree(kind: Experts, activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_resolved, "ROUTERS", 2048)
+    monkeypatch.setattr(walks, "ROUTERS", 2048)
     model = network(FeedForwardBehindSkip(), kind, activation=activation)
     pair = pg.predict(model, covariance=xr.DataArray([0.4], dims="start"), grad_covariance=0.5).isel(start=0)
     said = pg.predict(model, gram=gram(1.0, 0.4, 4), grad_covariance=0.5)
@@ -121,7 +121,7 @@ def test_a_norm_behind_uneven_gates() -> None:
 
 def test_a_later_norm_quenches_the_router_s_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     """PreNorm: cotangents from later branches are orthogonal to a stream that holds the experts' outputs."""
-    monkeypatch.setattr(token_resolved, "ROUTERS", 512)
+    monkeypatch.setattr(walks, "ROUTERS", 512)
     model = network(NormBefore(), UNEVEN, depth=4, heads=8)
     seen = pg.simulate(model, draws=400, seed=6, backend="numpy", **START)
     right = pg.compare(pg.predict(model, **START), seen)

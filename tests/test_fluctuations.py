@@ -43,7 +43,7 @@ def spreads(judged: xr.Dataset) -> xr.Dataset:
 
 def both(name: str, **options: Any) -> tuple[xr.Dataset, xr.Dataset]:
     model = CASES[name]
-    said = pg.predict(model, **START, **options, fluctuations=True)
+    said = pg.predict(model, **START, **options, include={"fluctuations"})
     return said, pg.simulate(model, draws=DRAWS, seed=17, backend="numpy", **START, **options)
 
 
@@ -60,7 +60,7 @@ def test_through_the_readout_and_for_one_token() -> None:
     judged = spreads(pg.compare(*both("prenorm", through_readout=True)))
     assert bool((judged.verdict != "disagrees").all())
     lone = pg.Model("postnorm", depth=4, width=128, tokens=1, heads=1)
-    said = pg.predict(lone, fluctuations=True)
+    said = pg.predict(lone, include={"fluctuations"})
     judged = spreads(pg.compare(said, pg.simulate(lone, draws=DRAWS, seed=2, backend="numpy")))
     assert bool((judged.verdict != "disagrees").all())
     assert "deviation_spread" not in said
@@ -77,7 +77,7 @@ def test_it_falls_as_one_over_the_width() -> None:
     widths, ratios, measured = (32, 128), [], []
     for width in widths:
         model = pg.Model("postnorm", depth=2, width=width, tokens=2, heads=1, logit_std=0.0)
-        said = pg.predict(model, fluctuations=True)
+        said = pg.predict(model, include={"fluctuations"})
         seen = pg.simulate(model, draws=1500, seed=width, backend="numpy")
         measured.append(variance_of(seen, "grad_variance"))
         ratios.append(measured[-1] / float(said.grad_variance_spread[0]) ** 2)
@@ -120,7 +120,7 @@ def test_a_forgotten_source_of_noise_is_found_out(wrong: str, monkeypatch: pytes
             "_read",
             lambda *args: (r := read(*args))._replace(state=0 * r.state, pulled_state=0 * r.state),
         )
-    said = pg.predict(CASES[name], **START, fluctuations=True)
+    said = pg.predict(CASES[name], **START, include={"fluctuations"})
     assert pg.compare(right, seen).verdict.sel(quantity=quantity) != "disagrees"
     assert pg.compare(said, seen).verdict.sel(quantity=quantity) == "disagrees"
 
@@ -135,7 +135,7 @@ def test_a_spread_twice_too_small_or_too_large_is_rejected() -> None:
 
 def test_an_array_of_starts_is_refused() -> None:
     with pytest.raises(pg.ModelError, match="fluctuations needs a start of plain numbers"):
-        pg.predict(CASES["prenorm"], covariance=xr.DataArray([0.1, 0.2], dims="start"), fluctuations=True)
+        pg.predict(CASES["prenorm"], covariance=xr.DataArray([0.1, 0.2], dims="start"), include={"fluctuations"})
 
 
 def test_what_is_not_covered_is_refused() -> None:
@@ -147,4 +147,4 @@ def test_what_is_not_covered_is_refused() -> None:
         (pg.Model("prenorm", depth=2, rope=1e4), "needs rope=None"),
     ):
         with pytest.raises(pg.ModelError, match=f"fluctuations {what}, got"):
-            pg.predict(model, fluctuations=True)
+            pg.predict(model, include={"fluctuations"})

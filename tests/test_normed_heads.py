@@ -4,6 +4,7 @@ Heads are drawn here with their norms, and cotangents sent back by matrices writ
 for wide, which stood before, are rejected by the same scores, and so is a norm's Jacobian without its projection.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -205,7 +206,7 @@ def test_heads_whose_gradient_has_no_mean_are_refused(changes: dict) -> None:
 
 def test_networks_with_normed_small_heads_agree_and_wide_ones_are_rejected() -> None:
     model = pg.Model("prenorm", depth=2, width=128, tokens=8, heads=16, ffn_ratio=1.0, logit_std=2.0, norm="layer")
-    model = pg.Model(**{**vars(model), "normed": ("query", "key")})
+    model = dataclasses.replace(model, normed=("query", "key"))
     start = {"covariance": 0.3, "grad_covariance": 0.2}
     seen = pg.simulate(model, draws=96, seed=2, backend="numpy", progress=False, **start)
     for size, agrees in ((None, 1), (math.inf, 0)):

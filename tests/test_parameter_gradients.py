@@ -17,7 +17,8 @@ from propagate.montecarlo.parameter_gradients import RecordedBlock, recorded
 from propagate.montecarlo.samplers import Pull, dense
 from propagate.scaling import Gains
 from propagate.theory import parameter_gradients as theory
-from propagate.theory.reading import network
+from propagate.theory.reading.blocks import Call
+from propagate.theory.tokens.apply import Setting, apply
 
 HOST = choose_backend("numpy")
 
@@ -56,8 +57,9 @@ def start_of(model: pg.Model) -> dict[str, float]:
 
 def both(name: str) -> tuple[xr.Dataset, xr.Dataset]:
     model, options = CASES[name]
-    arguments: dict[str, Any] = options | start_of(model) | {"parameter_gradients": True}
-    return pg.predict(model, **arguments), pg.simulate(model, draws=100, seed=5, backend="numpy", **arguments)
+    arguments: dict[str, Any] = options | start_of(model)
+    said = pg.predict(model, include={"param_grad"}, **arguments)
+    return said, pg.simulate(model, draws=100, seed=5, backend="numpy", parameter_gradients=True, **arguments)
 
 
 def of_matrices(judged: xr.Dataset) -> xr.Dataset:
@@ -76,11 +78,12 @@ def test_theory_and_simulation_agree(name: str) -> None:
 
 def test_a_gradient_that_forgets_an_inner_norm_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a normed projection's matrix sees is another cotangent and, for what reads it, another input."""
-    ffn, attention = theory.ffn_gradients, theory.attention_gradients
+    right = theory.matrix_gradients
 
-    def forgetful(model: pg.Model, gains: Gains, x: Any, g: Any, *args: Any) -> Any:
-        pull: Any = network.block_of(model, 1).attention_map(x, frozenset())[1]
-        return attention(model, gains, x, g, pull, pull.paths(g), frozenset())
+    def forgetful(description: Any, call: Call, g: Any, seen: Any, layer: Any) -> Any:
+        plain = description.with_(normed=())
+        pull = apply(plain, call.entered, Setting(layer.width, layer.tokens, layer.norm)).pull
+        return right(plain, dataclasses.replace(call, pull=pull), g, seen, layer)
 
     for case, known in (
         ("queries, keys and values normed", ["query", "key", "value", "attention_out"]),
@@ -89,9 +92,8 @@ def test_a_gradient_that_forgets_an_inner_norm_is_rejected(monkeypatch: pytest.M
         said, seen = both(case)
         with monkeypatch.context() as patched:
             model, options = CASES[case]
-            patched.setattr(theory, "ffn_gradients", lambda *args: ffn(*args[:-1]))
-            patched.setattr(theory, "attention_gradients", forgetful)
-            wrong = pg.predict(model, parameter_gradients=True, **options, **start_of(model))
+            patched.setattr(theory, "matrix_gradients", forgetful)
+            wrong = pg.predict(model, include={"param_grad"}, **options, **start_of(model))
         quantities = [f"param_grad[{name}]" for name in known]
         judged = pg.compare(said.assign(param_grad=wrong.param_grad), seen).verdict.sel(quantity=quantities)
         assert (judged == "disagrees").all(), (case, judged.to_series().to_dict())
@@ -112,7 +114,7 @@ def test_wrong_formulas_are_rejected() -> None:
 
     model, options = CASES["prenorm"]
     said, seen = both("prenorm")
-    independent = pg.predict(model, parameter_gradients=True, **options)
+    independent = pg.predict(model, include={"param_grad"}, **options)
     judged = pg.compare(said.assign(param_grad=independent.param_grad), seen).verdict == "disagrees"
     names.remove("ffn_gate")
     assert judged.sel(quantity=[f"param_grad[{name}]" for name in names]).all()
@@ -203,14 +205,14 @@ def test_the_last_layer_of_prenorm_learns_slower_with_depth_and_that_of_postnorm
         norms = []
         for depth in depths:
             model = pg.Model(name, depth=depth, logit_std=0.0, tokens=8)
-            said = pg.predict(model, through_readout=True, parameter_gradients=True)
+            said = pg.predict(model, through_readout=True, include={"param_grad"})
             norms.append(math.sqrt(float(said.param_grad.sel(matrix="ffn_out")[-1])))
         slopes[name] = np.polyfit(np.log(depths), np.log(norms), 1)[0]
         ends = [
             pg.predict(
                 pg.Model(name, depth=4, width=width),
                 through_readout=True,
-                parameter_gradients=True,
+                include={"param_grad"},
                 head_size=math.inf,  # else the heads grow too
             )
             for width in widths
@@ -267,9 +269,9 @@ def test_blocks_that_are_run_twice_are_recorded_once() -> None:
 
 def test_starts_over_an_array() -> None:
     model = pg.Model("prenorm", depth=2, tokens=4, logit_std=0.0)
-    said = pg.predict(model, covariance=xr.DataArray([0.0, 0.5], dims="start"), parameter_gradients=True)
+    said = pg.predict(model, covariance=xr.DataArray([0.0, 0.5], dims="start"), include={"param_grad"})
     assert said.param_grad.dims == ("block", "start", "matrix")
-    alone = pg.predict(model, covariance=0.5, parameter_gradients=True)
+    alone = pg.predict(model, covariance=0.5, include={"param_grad"})
     np.testing.assert_allclose(said.param_grad.isel(start=1), alone.param_grad, rtol=1e-12)
 
 

@@ -47,7 +47,7 @@ def test_theory_and_simulation_agree_in_configurations_chosen_at_random() -> Non
     for number in range(CONFIGURATIONS):
         model, start = configuration(draw)
         try:
-            said = pg.predict(model, parameter_gradients=True, **start)
+            said = pg.predict(model, include={"param_grad"}, **start)
         except pg.ModelError:
             refused += 1
             continue

@@ -10,9 +10,9 @@ import xarray as xr
 
 import propagate as pg
 from propagate.theory import parameter_gradients as theory
-from propagate.theory import token_resolved
 from propagate.theory.pairs.experts import MixturePull
 from propagate.theory.pairs.products import Seen
+from propagate.theory.reading.blocks import Call
 from propagate.theory.tokens import experts as gram_experts
 from propagate.theory.tokens.gram import Gram
 
@@ -108,17 +108,19 @@ def test_masks_and_dropout_are_missed() -> None:
 def test_experts_that_see_all_tokens_and_routers_without_what_norms_take_are_rejected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    right = theory.experts_gradients
+    right = theory.matrix_gradients
 
-    def all_tokens(model: pg.Model, gains: Any, x: Any, g: Any, pull: MixturePull, *args: Any) -> Any:
-        ones = Gram(np.ones_like(x.matrix), np.zeros_like(x.matrix))
-        return right(model, gains, x, g, dataclasses.replace(pull, overlap=ones), *args)
+    def all_tokens(description: Any, call: Call, *others: Any) -> Any:
+        if isinstance(call.pull, MixturePull):
+            ones = Gram(np.ones_like(call.entered.matrix), np.zeros_like(call.entered.matrix))
+            call = dataclasses.replace(call, pull=dataclasses.replace(call.pull, overlap=ones))
+        return right(description, call, *others)
 
     for wrong, name, known in (
-        (lambda *args: right(*args[:-2], Seen(), args[-1]), "top 1 of 4", ["router"]),
+        (lambda *args: right(*args[:3], args[3] and Seen(), args[4]), "top 1 of 4", ["router"]),
         (all_tokens, "shared and split experts", ["ffn_in", "ffn_gate", "ffn_out"]),
     ):
-        monkeypatch.setattr(theory, "experts_gradients", wrong)
+        monkeypatch.setattr(theory, "matrix_gradients", wrong)
         found = scores(said(name), name)
         assert min(found[matrix] for matrix in known) > 4, (name, found)
 
@@ -133,7 +135,7 @@ def test_norms_inside_experts_are_in_the_moments_too(monkeypatch: pytest.MonkeyP
         apply = right(*args, **options)
         return lambda x, normed: apply(x)
 
-    monkeypatch.setattr(token_resolved, "mixture", forgetful)
+    monkeypatch.setattr(gram_experts, "mixture", forgetful)
     judged = pg.compare(said(name), seen(name)).worst_z.to_series()
     assert judged["grad_variance"] > 4, judged.to_dict()
 
@@ -142,9 +144,9 @@ def test_resolutions_agree_on_exchangeable_tokens() -> None:
     """The mean over the token-resolved theory's own draws, against the closed forms."""
     for fields in ({"activation": "swiglu"}, {"normed": ("heads", "hidden"), "norm": "layer", "dropout": 0.3}):
         model = pg.Model("prenorm", **SIZES | {"tokens": 4, "logit_std": 1.5} | fields)
-        closed = pg.predict(model, covariance=0.3, grad_covariance=0.2, parameter_gradients=True)
+        closed = pg.predict(model, covariance=0.3, grad_covariance=0.2, include={"param_grad"})
         start = {"gram": 0.7 * np.eye(4) + 0.3, "grad_covariance": 0.2}
-        drawn = pg.predict(model, **start, samples=2048, parameter_gradients=True)
+        drawn = pg.predict(model, **start, samples=2048, include={"param_grad"})
         error = np.log(drawn.param_grad / closed.param_grad)[1:]
         own = (drawn.param_grad_se / drawn.param_grad)[1:]
         assert bool((np.abs(error) < 5 * own + 1e-9).all()), (error / own).values
@@ -157,5 +159,5 @@ def test_what_a_causal_block_adds_when_tokens_collapse_keeps_its_digits() -> Non
     for apart in (1e-4, 1e-12):
         gram = 1 - apart * (1 - np.eye(4))
         model = pg.Model("postnorm", depth=1, width=64, tokens=4, heads=4, causal=True)
-        found.append(pg.predict(model, gram=gram, parameter_gradients=True).param_grad.sel(matrix="key")[1])
+        found.append(pg.predict(model, gram=gram, include={"param_grad"}).param_grad.sel(matrix="key")[1])
     assert float(found[1] / found[0]) == pytest.approx(1e-16, rel=1e-2)

@@ -12,7 +12,7 @@ from propagate.norms import NORMS
 from propagate.placements import DeepNorm
 from propagate.sublayers import ACTIVATIONS
 from propagate.theory.pairs.moments import Joint, Moments
-from propagate.theory.predict import propagate_moments
+from propagate.theory.walks import walk
 
 PLACEMENTS = ("prenorm", "postnorm", "spannorm", "periln", "deepnorm", "layernormscaling")
 ENDS_IN_NORM = ("postnorm", "spannorm", "deepnorm")
@@ -131,7 +131,7 @@ def test_depths_compose(model: pg.Model, correlation: float, more: int) -> None:
     second = propagate(dataclasses.replace(model, depth=more), first.forward[-1][0][0])
     assert close(whole.forward, first.forward + second.forward[1:])
     assert close(whole.backward[model.depth :], second.backward)
-    back = propagate_moments(model, Moments(1.0, 1 - correlation), second.backward[0][0][0])
+    back = walk(model, Moments(1.0, 1 - correlation), second.backward[0][0][0])
     assert close(whole.backward[: model.depth + 1], back.backward)
 
 
@@ -144,7 +144,7 @@ def test_depths_of_an_index_dependent_placement_do_not_compose() -> None:
 
 
 def propagate(model: pg.Model, start: Moments):
-    return propagate_moments(model, start, Moments(1.0, 0.7))
+    return walk(model, start, Moments(1.0, 0.7))
 
 
 def close(left: list[Joint], right: list[Joint]) -> bool:

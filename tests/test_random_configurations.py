@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import propagate as pg
-from propagate.theory import predict
+from propagate.theory import exchangeable
 from propagate.theory.finite import allowances as finite_width
 from tests.own_placements import OWN
 from tests.random_configurations import Case, configuration, fault, faults
@@ -43,10 +43,10 @@ def test_they_reach_every_corner() -> None:
     for reached in (
         lambda case: case.model["tokens"] == 2 and case.start["covariance"] == -case.start["variance"],
         lambda case: case.start["covariance"] == case.start["variance"],
-        lambda case: case.model["tokens"] == 1 and case.asked.get("fluctuations"),
+        lambda case: case.model["tokens"] == 1 and "fluctuations" in case.asked.get("include", ()),
         lambda case: 0.0 in [case.model.get(f"{name}_gain") for name in ("value", "attention", "ffn")],
         lambda case: case.model["width"] // case.model["heads"] <= 2 and case.model["logit_std"] == 4.0,
-        lambda case: case.asked.get("bias"),
+        lambda case: "bias" in case.asked.get("include", ()),
         lambda case: case.start["grad_variance"] == 0.0,
         lambda case: "experts" in case.model and case.model["experts"].identity,
         lambda case: "gram" in case.start,
@@ -71,5 +71,5 @@ def _not_finite(*given: Any, **options: Any) -> Any:
 def test_each_kind_of_fault_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fault(PLAIN) is None
     for broken, kind in ((_warning, "RuntimeWarning"), (_crashing, "ZeroDivisionError"), (_not_finite, "not finite")):
-        monkeypatch.setattr(predict, "allowances", broken)
+        monkeypatch.setattr(exchangeable, "allowances", broken)
         assert str(fault(PLAIN)).startswith(kind)

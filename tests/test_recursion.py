@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -13,8 +13,8 @@ import propagate as pg
 from propagate.placements import ReZero
 from propagate.theory.gaussian.activations import ACTIVATIONS
 from propagate.theory.pairs.moments import Moments
-from propagate.theory.predict import Path, propagate_moments
-from propagate.theory.reading.network import block_of
+from propagate.theory.reading.network import Path
+from propagate.theory.walks import walk
 
 DEPTH, TOKENS, LOGIT_STD = 4, 16, 0.9
 VALUES = {"T": TOKENS, "g_a": 0.7, "g_f": 1.2, "L": DEPTH, "tau": LOGIT_STD**2}
@@ -51,8 +51,7 @@ def network(name: str, *, tokens: int = TOKENS, **changes) -> Path:
     """What passes between the blocks of a network, as `predict` has it in wide heads."""
     fields = {"attention_gain": VALUES["g_a"], "ffn_gain": VALUES["g_f"], "tokens": tokens} | changes
     model = pg.Model(equations(name), depth=DEPTH, **fields)
-    blocks = partial(block_of, model, head_size=math.inf)
-    return propagate_moments(model, Moments(1.0, 0.7), Moments(1.0, 0.8), block_at=blocks)
+    return walk(model, Moments(1.0, 0.7), Moments(1.0, 0.8), head_size=math.inf)
 
 
 def skips(name: str, **fields) -> list[list[float]]:

@@ -9,11 +9,11 @@ import pytest
 import propagate as pg
 from propagate.sublayers import ACTIVATIONS
 from propagate.theory.gaussian import quadrature
-from propagate.theory.token_resolved import propagate_grams
 from propagate.theory.tokens import averages as gram_averages
 from propagate.theory.tokens.gram import Gram, distances
 from propagate.theory.tokens.kernels import KERNELS, gelu_pair, gelu_slope_pair
 from propagate.theory.tokens.softmax import Attention, Heads, heads, rotary_profiles
+from propagate.theory.walks import walk_grams
 
 TOKENS = 6
 QUANTITIES = ("variance", "covariance", "deviation", "grad_variance", "grad_covariance", "grad_deviation")
@@ -287,9 +287,9 @@ def test_tokens_may_be_renamed() -> None:
     model = pg.Model("spannorm", depth=3, tokens=TOKENS, activation="gelu", logit_std=0.0, mask=mask)
     moved = dataclasses.replace(model, mask=mask[np.ix_(order, order)])
     start, cotangent = random_gram(6), random_gram(7)
-    path = propagate_grams(model, Gram.of(start), Gram.of(cotangent))
+    path = walk_grams(model, Gram.of(start), Gram.of(cotangent))
     turned = (Gram.of(g[np.ix_(order, order)]) for g in (start, cotangent))
-    other = propagate_grams(moved, *turned)
+    other = walk_grams(moved, *turned)
     ends = [(path.forward[-1], other.forward[-1]), (path.backward[0], other.backward[0])]
     for one, two in ((left[0][0], right[0][0]) for left, right in ends):
         np.testing.assert_allclose(one.matrix[0][np.ix_(order, order)], two.matrix[0], rtol=1e-10)

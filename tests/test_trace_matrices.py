@@ -38,7 +38,7 @@ def test_theory_agrees_with_autograd(name: str) -> None:
     placement, fields = BUILT[name]
     model = pg.Model(placement, **SIZES | fields)
     seen = traced(model)
-    said = pg.predict(model, parameter_gradients=True, **pg.start_of(seen))
+    said = pg.predict(model, include={"param_grad"}, **pg.start_of(seen))
     found = scores(said, seen)
     assert max(found.values()) < 4, found
     assert list(found) == said.matrix.to_numpy().tolist()
@@ -56,7 +56,7 @@ def test_other_models_matrices_are_known_by_name() -> None:
     for name in ("GPT-2", "GPT-NeoX", "Qwen3", "Mixtral"):
         model, _ = pg.describe(make(name, **kind), tokens=8)
         seen = pg.trace((make(name, seed=seed, **kind) for seed in range(12)), {"input_ids": ids})
-        said = pg.predict(model, parameter_gradients=True, **pg.start_of(seen))
+        said = pg.predict(model, include={"param_grad"}, **pg.start_of(seen))
         found = scores(said, seen)
         assert max(found.values()) < 4, (name, found)
         assert list(found) == said.matrix.to_numpy().tolist()

@@ -27,9 +27,9 @@ def report() -> verification.Report:
 
 def test_the_matrix_has_every_placement_and_activation() -> None:
     cells = cells_of()
-    assert {cell.activation for cell in cells} == set(pg.model.ACTIVATIONS)
+    assert {cell.activation for cell in cells} == set(pg.sublayers.ACTIVATIONS)
     assert {cell.placement for cell in cells} >= {"spannorm", "rezero", "tfixup"}
-    assert len(cells) == len(set(cells)) == len(verifiable()) * len(pg.model.ACTIVATIONS) * 4
+    assert len(cells) == len(set(cells)) == len(verifiable()) * len(pg.sublayers.ACTIVATIONS) * 4
 
 
 def test_the_fast_subset_agrees_and_wrong_theories_do_not(report: verification.Report) -> None:

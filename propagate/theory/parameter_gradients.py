@@ -15,27 +15,26 @@ gain too, and its gradient falls as one over it, though what goes forward ignore
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import replace
-from functools import reduce
+from collections.abc import Iterable
+from functools import singledispatch
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from propagate.experts import Experts
+from propagate.layers import Layer
 from propagate.model import Model, ModelError
-from propagate.scaling import Gains
+from propagate.norms import Norm
+from propagate.scaling import Number
+from propagate.sublayers import FFN, Attention, Sublayer
 from propagate.table import BY_MATRIX
 from propagate.theory.finite.allowances import matrix_allowances
 from propagate.theory.gaussian.activations import ACTIVATIONS, Activation
-from propagate.theory.gaussian.functions import Scalar
-from propagate.theory.pairs.experts import MixturePull
 from propagate.theory.pairs.moments import Moments
-from propagate.theory.pairs.products import Seen
-from propagate.theory.pairs.sublayers import NOTHING, AttentionPull
-from propagate.theory.reading.blocks import Block, Tape
+from propagate.theory.reading.blocks import Call
 from propagate.theory.tokens.gram import Gram
 from propagate.theory.tokens.kernels import KERNELS, Kernel
 from propagate.theory.tokens.sublayers import of_means
@@ -44,104 +43,69 @@ Array = NDArray[np.float64]
 Norms = dict[str, Any]
 """A number for each matrix, or one a replica."""
 PROJECTIONS = ("query", "key", "value")
-FFN = ("gate", "in", "out")
-MATRICES = (*PROJECTIONS, "attention_out", "router", *(f"ffn_{part}" for part in FFN), *(f"shared_{p}" for p in FFN))
+PARTS = ("gate", "in", "out")
+MATRICES = (*PROJECTIONS, "attention_out", "router", *(f"ffn_{p}" for p in PARTS), *(f"shared_{p}" for p in PARTS))
+"""In the order of the table; those of other descriptions come after."""
 
 
-class MatrixGradients:
-    """Sees, along one prediction, what every weight matrix reads and the cotangent of what it gives.
+def gradient_columns(
+    model: Model, norms: list[Norms], found: dict[str, Array], shape: tuple[int, ...], *, several: bool, wide: bool
+) -> tuple[dict[str, Array], list[str]]:
+    """`param_grad`, an array (block, *shape, matrix), and its allowance; and the names of the matrices, in order.
+
+    Args:
+        model: the network.
+        norms: `block_gradients` of blocks 1 ... depth.
+        found: the table's other columns, of several streams with these along the second axis.
+        shape: of the starts, or of the replicas.
+        several: whether there are several streams.
+        wide: whether heads are taken for wide.
+    """
+    names = list(dict.fromkeys(itertools.chain(MATRICES, *norms)))
+    names = [name for name in names if any(name in of_block for of_block in norms)]
+    of_blocks = [dict.fromkeys(names, np.full(shape, np.nan)), *norms]
+    stacked = [[np.broadcast_to(block.get(name, 0.0), shape) for name in names] for block in of_blocks]
+    drifts = (found[f"{name}_allowance"] for name in ("variance", "grad_variance"))
+    forward, back = (np.nanmax(drift, axis=1) if several else drift for drift in drifts)
+    allowed = matrix_allowances(forward, back, model, names, wide=wide)
+    values = np.moveaxis(np.array(stacked, dtype=float), 1, -1)
+    return {BY_MATRIX: values, f"{BY_MATRIX}_allowance": allowed}, names
+
+
+def block_gradients(layer: Layer, calls: Iterable[Call]) -> Norms:
+    """Expected squared Frobenius norms of the gradients of a block's matrices, from the records of its calls.
+
+    Of a matrix that a block has more than once, the sum; of experts, all together.
+
+    Raises:
+        ModelError: for a sublayer whose matrices are not known here; see `matrix_gradients`.
 
     Example: a linear FFN alone, on one token; both matrices see unit moments.
-        >>> from functools import partial
-        >>> from propagate.theory.reading.network import block_of, propagate_moments
+        >>> from propagate.theory.walks import walk
         >>> model, unit = Model("prenorm", 1, width=8, tokens=1, heads=1, activation="linear"), Moments(1.0, 0.0)
-        >>> seen = MatrixGradients(model)
-        >>> path = propagate_moments(model, unit, unit, block_at=seen.block_at(partial(block_of, model)))
-        >>> round(seen.norms()["ffn_out"][0], 9)
+        >>> path = walk(model, unit, unit, exact=True)
+        >>> round(block_gradients(model.at(1), path.calls[1])["ffn_out"], 9)
         256.0
     """
+    total: Norms = {}
+    for call in calls:
+        if isinstance(call.description, Sublayer):
+            for g, seen in call.arrived:
+                for name, norm in matrix_gradients(call.description, call, g, seen, layer).items():
+                    total[name] = total.get(name, 0.0) + norm
+    return total
 
-    def __init__(self, model: Model, *, wide: bool = False) -> None:
-        """`wide`: whether heads are taken for wide."""
-        self.model, self.wide = model, wide
-        self._blocks: dict[int, Norms] = defaultdict(dict)
 
-    def block_at(self, make: Callable[[int], Block]) -> Callable[[int], Block]:
-        """Blocks whose sublayers tell this what their matrices see while cotangents return."""
-        return lambda index: self._observed(make(index), self.model.gains(max(index, 1)), self._blocks[index])
+@singledispatch
+def matrix_gradients(description: Any, call: Call, g: Any, seen: Any, layer: Layer) -> Norms:
+    """Of the matrices of one sublayer call, from its record and the moments of one cotangent at its output.
 
-    @property
-    def names(self) -> list[str]:
-        """The matrices, in order."""
-        return list(self.norms())
+    Register one for a description of your own.
 
-    def columns(self, found: dict[str, Array], shape: tuple[int, ...], *, several: bool) -> dict[str, Array]:
-        """`param_grad`, an array (block, *shape, matrix), and its allowance.
-
-        Args:
-            found: the table's other columns, of several streams with these along the second axis.
-            shape: of the starts, or of the replicas.
-            several: whether there are several streams.
-        """
-        norms = [[np.full(shape, np.nan), *of_blocks] for of_blocks in self.norms().values()]
-        stacked = np.stack([[np.broadcast_to(norm, shape) for norm in of_matrix] for of_matrix in norms], axis=-1)
-        drifts = (found[f"{name}_allowance"] for name in ("variance", "grad_variance"))
-        forward, back = (np.nanmax(drift, axis=1) if several else drift for drift in drifts)
-        allowed = matrix_allowances(forward, back, self.model, self.names, wide=self.wide)
-        return {BY_MATRIX: stacked.astype(float), f"{BY_MATRIX}_allowance": allowed}
-
-    def norms(self) -> dict[str, list[Any]]:
-        """Expected squared Frobenius norms of the gradients of every block's matrices.
-
-        Returns:
-            A list over blocks 1 ... depth for each matrix; of a matrix that a block has more than once, the sum; 0
-            where a block has none. Of experts, all together.
-        """
-        of_blocks = [self._blocks[index] for index in range(1, self.model.depth + 1)]
-        used = [name for name in MATRICES if any(name in norms for norms in of_blocks)]
-        return {name: [norms.get(name, 0.0) for norms in of_blocks] for name in used}
-
-    def _observed(self, block: Block, gains: Gains, total: Norms) -> Block:
-        model = self.model
-
-        def note(norms: Norms) -> None:
-            for name, norm in norms.items():
-                total[name] = total.get(name, 0.0) + norm
-
-        def attention(x: Any, normed: frozenset[str]) -> Any:
-            pull: Any
-            output, pull = block.attention_map(x, normed)
-
-            def observing(g: Any) -> Any:
-                sent = pull.paths(g)
-                note(attention_gradients(model, gains, x, g, pull, sent, normed))
-                return reduce(lambda a, b: a.plus(b), sent.values())
-
-            return output, observing
-
-        def ffn(x: Any, normed: frozenset[str]) -> Any:
-            output, pull = block.ffn_map(x, normed)
-
-            def observing(g: Any) -> Any:
-                note(ffn_gradients(model, gains, x, g, normed))
-                return pull(g)
-
-            return output, observing
-
-        def experts(x: Any, normed: frozenset[str]) -> Any:
-            assert block.experts_map is not None
-            pull: Any
-            output, kept, pull = block.experts_map(x, normed)
-
-            def observing(g: Any, seen: Seen) -> Any:
-                note(experts_gradients(model, gains, x, g, pull, seen, normed))
-                return pull(g, seen)
-
-            return output, kept, observing
-
-        mixture = None if block.experts_map is None else experts
-        # the pull must see the cotangents that arrive: no two modes stand for them
-        return replace(block, attention_map=attention, ffn_map=ffn, experts_map=mixture, tape=Tape(lacking=True))
+    Raises:
+        ModelError: for one whose matrices are not known.
+    """
+    raise ModelError(f"param_grad does not cover {type(description).__name__}, got {description!r}")
 
 
 def frobenius(tokens: int, x: Any, g: Any) -> Any:
@@ -175,64 +139,58 @@ def frobenius_of_differences(tokens: int, x: Any, g: Any) -> Any:
     return (tokens - 1) * x.deviation * g.deviation
 
 
-def attention_gradients(
-    model: Model, gains: Gains, x: Any, g: Any, pull: AttentionPull, sent: dict[str, Any], normed: frozenset[str]
-) -> Norms:
-    """Of the attention's matrices, from the moments of its input, of the cotangent at its output and of what returns.
-
-    A projection's own cotangent is that which it sends back to the input over the variance of its matrix, also where a
-    norm follows. Heads that share keys and values add up their cotangents, which are uncorrelated: the matrix is
+@matrix_gradients.register
+def _(description: Attention, call: Call, g: Any, seen: Any, layer: Layer) -> Norms:
+    """A projection's own cotangent is that which it sends back to the input over the variance of its matrix, also where
+    a norm follows. Heads that share keys and values add up their cotangents, which are uncorrelated: the matrix is
     smaller, and the sum over its entries the same.
-
-    Raises:
-        ModelError: for a gain of 0, over which no cotangent can be found again.
     """
-    tokens, entries = model.tokens, model.width**2
-    norms = {"attention_out": entries * frobenius(tokens, pull.heads, g)}
-    for name in PROJECTIONS if model.logit_std else ("value",):
+    tokens, x, pull = layer.tokens, call.entered, call.pull
+    norms = {"attention_out": description.inside * layer.width * frobenius(tokens, pull.heads, g)}
+    sent = pull.paths(g)
+    for name in PROJECTIONS if description.logit_std else ("value",):
         # what the keys receive sums to zero over tokens, unless each is turned or stretched by itself
-        balanced = name == "key" and name not in normed and model.rope is None
+        balanced = name == "key" and name not in description.normed and description.rope is None
         of = frobenius_of_differences if balanced else frobenius
         found = of(tokens, x, sent[name]) if name in sent else 0.0 * frobenius(tokens, x, g)
-        norms[name] = entries * found / _square(getattr(gains, name), name)
+        norms[name] = layer.width**2 * found / _square(getattr(description, f"{name}_gain"), name)
     return norms
 
 
-def _square(gain: Scalar, name: str) -> Scalar:
+def _square(gain: Number, name: str) -> Number:
     if gain == 0:
         raise ModelError(f"parameter_gradients needs gains that are not 0, got 0 for {name}")
     return gain * gain
 
 
-def ffn_gradients(model: Model, gains: Gains, x: Any, g: Any, normed: frozenset[str] = NOTHING) -> Norms:
-    """Of the FFN's matrices, from the moments of its input and of the cotangent at its output.
-
-    The cotangent at a hidden unit is smaller by width / hidden than that at the output, and there are hidden / width
+@matrix_gradients.register
+def _(description: FFN, call: Call, g: Any, seen: Any, layer: Layer) -> Norms:
+    """The cotangent at a hidden unit is smaller by width / hidden than that at the output, and there are hidden / width
     as many entries: the hidden width appears in the output matrix alone.
     """
-    kernel, before = _kernel(model, x), x.times(gains.ffn_in)
-    after, scale = _hidden(model, kernel, before, normed)
-    norms = {"ffn_out": model.hidden * model.width * frobenius(model.tokens, after, g)}
-    hidden = g.times(gains.ffn_out * scale)
+    x = call.entered
+    kernel, before = _kernel(description, x), x.times(description.in_gain)
+    after, scale = _hidden(description, kernel, before, layer.norm)
+    norms = {"ffn_out": description.units * layer.width * frobenius(layer.tokens, after, g)}
+    hidden = g.times(description.out_gain * scale)
     for name, slope in _slopes(kernel, before).items():
-        norms[name] = model.width**2 * frobenius(model.tokens, x, slope.product(hidden))
+        norms[name] = layer.width**2 * frobenius(layer.tokens, x, slope.product(hidden))
     return norms
 
 
-def experts_gradients(
-    model: Model, gains: Gains, x: Any, g: Any, pull: MixturePull, seen: Seen, normed: frozenset[str] = NOTHING
-) -> Norms:
-    """Of the matrices of a mixture, the routed experts' together and the shared ones' together; see `ffn_gradients`.
+@matrix_gradients.register
+def _(description: Experts, call: Call, g: Any, seen: Any, layer: Layer) -> Norms:
+    """The routed experts' together and the shared ones' together; see those of an FFN.
 
     A routed expert's matrices meet only the tokens that chose it, by their gates: second moments are those of an FFN,
     times sum_j w_tj w_sj. The router's cotangent is what it sends back over the variance of its matrix.
     """
-    assert model.experts is not None
-    experts, tokens, shared = model.experts, model.tokens, model.experts.shared
-    kernel, before = _kernel(model, x), x.times(gains.ffn_in)
-    value, scale = _hidden(model, kernel, before, normed)
-    hidden = g.times(gains.ffn_out * scale)
-    entries_in, entries_out = model.width**2, model.hidden * model.width
+    experts, ffn, tokens, shared = description, description.expert, layer.tokens, description.shared
+    x, pull = call.entered, call.pull
+    kernel, before = _kernel(ffn, x), x.times(ffn.in_gain)
+    value, scale = _hidden(ffn, kernel, before, layer.norm)
+    hidden = g.times(ffn.out_gain * scale)
+    entries_in, entries_out = layer.width**2, ffn.units * layer.width
     norms = {"ffn_out": entries_out / experts.split * frobenius(tokens, value.product(pull.overlap), g)}
     if shared:
         norms["shared_out"] = shared * entries_out * frobenius(tokens, value, g)
@@ -245,9 +203,9 @@ def experts_gradients(
     return norms
 
 
-def _kernel(model: Model, x: Any) -> Kernel:
+def _kernel(ffn: FFN, x: Any) -> Kernel:
     """The activation's maps at the resolution of x."""
-    return KERNELS[model.activation] if isinstance(x, Gram) else _of_pairs(ACTIVATIONS[model.activation])
+    return KERNELS[ffn.activation] if isinstance(x, Gram) else _of_pairs(ACTIVATIONS[ffn.activation])
 
 
 def _of_pairs(activation: Activation) -> Kernel:
@@ -258,15 +216,15 @@ def _of_pairs(activation: Activation) -> Kernel:
     )
 
 
-def _hidden(model: Model, kernel: Kernel, before: Any, normed: frozenset[str]) -> tuple[Any, Any]:
+def _hidden(ffn: FFN, kernel: Kernel, before: Any, norm: Norm) -> tuple[Any, Any]:
     """What the output matrix reads, and by what the cotangent is multiplied from there to behind the activation.
 
     The factor is a norm's or, without, what the output matrix makes up for the activation's size with.
     """
     value: Any = kernel.value(before)
-    if "hidden" not in normed:
-        return value, 1 / math.sqrt(ACTIVATIONS[model.activation].value(1.0, 0.0)[0])
-    if model.norm == "layer":  # which also takes the mean over hidden units out
+    if "hidden" not in ffn.normed:
+        return value, 1 / math.sqrt(ACTIVATIONS[ffn.activation].value(1.0, 0.0)[0])
+    if norm.centred:  # which also takes the mean over hidden units out
         value = _less_mean(kernel, before, value)
     return value.times(value.norm_scale()), value.norm_scale()
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +14,19 @@ import numpy as np
 
 from propagate.checks import number
 from propagate.experts import Experts
+from propagate.layers import layer_of
 from propagate.model import Model, ModelError, as_placement
+from propagate.outline import outline
 from propagate.placement import Layout, Placement, join, split
 from propagate.scaling import Gains, Scaling
 from propagate.theory.gaussian import activations, softmax
 from propagate.theory.gaussian.functions import Scalar
 from propagate.theory.legend import LEGEND, about
 from propagate.theory.pairs import gates
-from propagate.theory.pairs.experts import Mixture, Pull, mixture
 from propagate.theory.pairs.moments import Combination, Joint, Moments, correlated, joint_moments
-from propagate.theory.pairs.products import Seen
-from propagate.theory.pairs.sublayers import Sublayer, attention, ffn
-from propagate.theory.reading.blocks import Block, Stream, Tape
+from propagate.theory.reading.blocks import Applied, Block, Stream, Tape
 from propagate.theory.tidy import tidy, unnamed
+from propagate.theory.tokens.apply import Setting, apply
 
 if TYPE_CHECKING:
     import sympy
@@ -178,9 +179,11 @@ def recursion(
     equations = as_placement(placement)
     if (depth is None and index is not None) or not (index is None or 1 <= index <= (depth or 0)):
         raise ModelError(f"index must be between 1 and depth, got index={index!r} with depth={depth!r}")
-    model = Model(equations, depth=depth or 3, activation=activation, norm=norm, experts=experts)
+    model = Model(
+        equations, depth=depth or 3, logit_std=0.0, activation=activation, norm=norm, experts=experts, scaling=scaling
+    )
     definitions: list[sympy.Eq] = []
-    block = _block(model, _logit_variance(logit_std), scaling, definitions, index, depth)
+    block = _block(model, _logit_variance(logit_std), definitions, index, depth)
     try:
         layout, streams = _entering(equations, block)
         definitions.clear()
@@ -261,7 +264,6 @@ def _latex(equation: Any) -> str:
 def _block(
     model: Model,
     logit_variance: Scalar,
-    scaling: Scaling | None,
     definitions: list[Any],
     given_index: int | None,
     given_depth: int | None,
@@ -272,22 +274,37 @@ def _block(
     depth = _symbol("L") if given_depth is None else sympy.Integer(given_depth)
     tokens, gain_a, gain_f = (_symbol(name) for name in ("T", "g_a", "g_f"))
     gains = Gains(attention_out=gain_a, ffn_out=gain_f) * model.equations.gains(index, depth)
-    if scaling is not None:
-        gains = gains * scaling.gains(index, depth)
-    number = itertools.count(1)
-    ffn_map = ffn(activations.ACTIVATIONS[model.activation], gains, centred=model.norm == "layer")
+    if model.scaling is not None:
+        gains = gains * model.scaling.gains(index, depth)
+    parts = model.parts[(given_index or 1) - 1]
+    attention = parts.attention.with_(logit_std=sympy.sqrt(logit_variance))
+    beside = any(call.verb == "experts" for call in outline(model.equations, model.depth, given_index or 2))
+    layer = layer_of(replace(parts, attention=attention), gains, model.width, tokens, model.normed, beside=beside)
+    setting = Setting(model.width, tokens, layer.norm, head_size=math.inf)
     return Block(
         index=index,
         depth=depth,
         first=given_index == 1,
         last=given_index is not None and given_index == given_depth,
         tape=Tape(),
-        attention_map=_naming(attention(tokens, logit_variance, gains), number, definitions),
-        ffn_map=_naming(ffn_map, number, definitions),
-        inner_norms=model.inner_norms,
-        experts_map=None if model.experts is None else _naming_mixture(model, gains, number, definitions),
+        layer=layer,
+        apply_map=partial(_named_map, itertools.count(1), definitions, setting),
         norm_scale=partial(_norm_scale, itertools.count(1), definitions),
+        uneven=model.uneven,
     )
+
+
+def _named_map(
+    number: Iterator[int], definitions: list[Any], setting: Setting, description: Any, x: Moments
+) -> Applied:
+    """What a sublayer makes of moments, with symbols for those before and after it in place of growing expressions."""
+    k = next(number)
+    found = Applied(*apply(description, _define("qp", k, x, definitions), setting))
+
+    def pull(g: Moments, *seen: Any) -> Moments:
+        return _define("uv", k, found.pull(_define("gh", k, g, definitions), *seen), definitions)
+
+    return found._replace(output=_define("ab", k, found.output, definitions), pull=pull)
 
 
 def _norm_scale(number: Iterator[int], definitions: list[Any], x: Moments) -> Scalar:
@@ -299,39 +316,6 @@ def _norm_scale(number: Iterator[int], definitions: list[Any], x: Moments) -> Sc
         definitions.append(sympy.Eq(_symbol(f"n_{next(number)}"), variance, evaluate=False))
         variance = definitions[-1].lhs
     return sympy.sqrt(1 / variance)
-
-
-def _naming_mixture(model: Model, gains: Gains, number: Iterator[int], definitions: list[Any]) -> Mixture:
-    """As `_naming`, of a mixture of experts; the weight of identity experts stays as it is."""
-    assert model.experts is not None
-    activation, centred = activations.ACTIVATIONS[model.activation], model.norm == "layer"
-    apply_mixture = mixture(activation, gains.ffn_in, gains.ffn_out, model.experts, centred=centred)
-
-    def apply(x: Moments, normed: frozenset[str]) -> tuple[Moments, Scalar, Pull]:
-        k = next(number)
-        output, kept, pull = apply_mixture(_define("qp", k, x, definitions), normed)
-
-        def pulled(g: Moments, seen: Seen) -> Moments:
-            return _define("uv", k, pull(_define("gh", k, g, definitions), seen), definitions)
-
-        return _define("ab", k, output, definitions), kept, pulled
-
-    return apply
-
-
-def _naming(sublayer: Sublayer, number: Iterator[int], definitions: list[Any]) -> Sublayer:
-    """The sublayer, with symbols for the moments before and after it in place of growing expressions."""
-
-    def apply(x: Moments, normed: frozenset[str]) -> tuple[Moments, Callable[[Moments], Moments]]:
-        k = next(number)
-        output, pull = sublayer(_define("qp", k, x, definitions), normed)
-
-        def pulled(g: Moments) -> Moments:
-            return _define("uv", k, pull(_define("gh", k, g, definitions)), definitions)
-
-        return _define("ab", k, output, definitions), pulled
-
-    return apply
 
 
 def _define(names: str, k: int, moments: Moments, definitions: list[Any]) -> Moments:

@@ -10,11 +10,11 @@ The backward maps are linear in the cotangent's variance and covariance, so any 
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 import warnings
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,15 +22,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from propagate.experts import Experts
+from propagate.layers import Layer
 from propagate.model import Model, ModelError
+from propagate.norms import Norm
+from propagate.sublayers import FFN, Attention
 from propagate.theory.gaussian.functions import is_plain
-from propagate.theory.reading.blocks import Block
+from propagate.theory.pairs.gates import unevenness
+from propagate.theory.reading.blocks import Call
 from propagate.theory.tokens.gram import Gram
 
 if TYPE_CHECKING:
     import xarray as xr
 
 DATA = Path(__file__).parent.parent / "data" / "validity.json"
+LARGEST_EPS = 1e-3  # a share of eps above it is worth a warning
 LARGEST_ERROR = 0.05  # a measured error above it is worth a warning
 SIGNIFICANT = (
     4.0  # standard errors that a measured error must exceed to count: of 2500 measured, chance exceeds 3 in seven
@@ -107,128 +113,169 @@ def _stored() -> dict[str, Any]:
     return content
 
 
-class Watch:
-    """Sees where one prediction uses attention and the FFN, and warns if that is beyond what was verified.
+@dataclass
+class Uses:
+    """Where a prediction uses its maps, gathered from the records of its calls.
+
+    Attributes:
+        attention: (variance of a row's logits, 1 - correlation of the tokens) at each use.
+        ffn: variances of pre-activations, by activation.
+        free: names of inner projections that are normed head by head, and the fewest coordinates this leaves free.
+        eps: the largest share of what an inner norm divides by that is its eps.
+        tanh: whether there is a tanh of a stream.
+    """
+
+    attention: list[tuple[float, float]] = field(default_factory=list)
+    ffn: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    free: dict[str, int] = field(default_factory=dict)
+    eps: float = 0.0
+    tanh: bool = False
+
+    def add(self, layer: Layer, calls: Iterable[Call]) -> None:
+        """The uses of one block."""
+        for call in calls:
+            if isinstance(call.description, Attention):
+                self._add_attention(call.description, call.entered, layer.norm)
+            elif isinstance(call.description, FFN):
+                self._add_ffn(call.description, call.entered)
+            elif isinstance(call.description, Experts):
+                self._add_ffn(call.description.expert, call.entered)
+            self.tanh = self.tanh or call.verb == "tanh"
+
+    def _add_attention(self, attention: Attention, x: Any, norm: Norm) -> None:
+        variance, deviation = _averages(x)
+        power = attention.logit_std**2
+        for name in ("query", "key"):
+            square = getattr(attention, f"{name}_gain") ** 2
+            power = power if name in attention.normed else power * square * variance
+        for name in {"query", "key", "value"} & set(attention.normed):
+            self.free[name] = min(attention.size - norm.centred, self.free.get(name, attention.size))
+            size = np.min(variance) * getattr(attention, f"{name}_gain") ** 2
+            self.eps = max(self.eps, float(norm.eps / (size + norm.eps)) if norm.eps else 0.0)
+        self.attention += _farthest(power * deviation / variance, deviation / variance)
+
+    def _add_ffn(self, ffn: FFN, x: Any) -> None:
+        variance = ffn.in_gain * ffn.in_gain * _averages(x)[0]
+        ends = [variance] if isinstance(variance, float) else [float(variance.min()), float(variance.max())]
+        self.ffn[ffn.activation] += ends
+
+
+def warn_of_uses(model: Model, uses: Uses, *, wide: bool = False) -> None:
+    """A `ValidityWarning` for each operator that was used outside its verified domain.
 
     Example: logits of standard deviation 9 were never measured.
         >>> import warnings
         >>> from propagate.theory.predict import predict
         >>> with warnings.catch_warnings(record=True) as caught:
         ...     warnings.simplefilter("always")
-        ...     table = predict(Model("postnorm", depth=1, tokens=4, logit_std=9.0), head_size=math.inf)
+        ...     table = predict(Model("postnorm", depth=1, tokens=4, logit_std=9.0), head_size=float("inf"))
         >>> [warning.category.__name__ for warning in caught]
         ['ValidityWarning']
     """
+    for concern in (
+        _of_attention(model.tokens, uses.attention, "wide_attention" if wide else "attention"),
+        "" if wide else _of_inner_norms(uses.free),
+        _of_eps(uses.eps),
+        *(_of_ffn(activation, variances) for activation, variances in uses.ffn.items()),
+        _of_tanh(model.dropout) if uses.tanh else "",
+    ):
+        if concern:
+            warnings.warn(concern, ValidityWarning, stacklevel=3)
 
-    def __init__(self, model: Model, head_size: float | None = None) -> None:
-        self.model = model
-        self.wide = head_size == math.inf
-        self.attention: dict[str, list[tuple[float, float]]] = {"attention": [], "wide_attention": []}
-        self.ffn: list[float] = []
-        self.tanh_of_dropped = False
-        self.inner_norms: set[str] = set()
 
-    def block_at(self, make: Callable[[int], Block]) -> Callable[[int], Block]:
-        """Blocks whose attention and FFN tell this where they are used."""
-
-        def watched(index: int) -> Block:
-            block, gains = make(index), self.model.gains(max(index, 1))
-            logits, scale_in = self.model.logit_std**2, gains.ffn_in * gains.ffn_in
-            squares = {"query": gains.query * gains.query, "key": gains.key * gains.key}
-
-            def attention(x: Any, normed: frozenset[str]) -> tuple[Any, Callable[[Any], Any]]:
-                variance, deviation = _averages(x)
-                power = logits
-                for name, square in squares.items():
-                    power = power if name in normed else power * square * variance
-                self.inner_norms |= normed & {"query", "key", "value"}
-                kind = "wide_attention" if self.wide else "attention"
-                self.attention[kind] += _farthest(power * deviation / variance, deviation / variance)
-                return block.attention_map(x, normed)
-
-            def ffn(x: Any, normed: frozenset[str]) -> tuple[Any, Callable[[Any], Any]]:
-                variance = scale_in * _averages(x)[0]
-                self.ffn += (
-                    [variance] if isinstance(variance, float) else [float(variance.min()), float(variance.max())]
-                )
-                return block.ffn_map(x, normed)
-
-            def tanh(x: Any) -> Any:
-                self.tanh_of_dropped = self.model.dropout > 0
-                return block.tanh_map(x)
-
-            return dataclasses.replace(block, attention_map=attention, ffn_map=ffn, tanh_map=tanh)
-
-        return watched
-
-    def warn(self) -> None:
-        """A `ValidityWarning` for each operator that was used outside its verified domain."""
-        of_attention = [*map(self._of_attention, self.attention), self._of_inner_norms()]
-        for concern in (*of_attention, self._of_ffn(), self._of_tanh()):
-            if concern:
-                warnings.warn(concern, ValidityWarning, stacklevel=3)
-
-    def _of_tanh(self) -> str:
-        if not self.tanh_of_dropped:
-            return ""
-        return (
-            f"dropout={self.model.dropout:g} makes a stream's coordinates mixtures of Gaussians, which tanh takes for"
-            " Gaussian: at dropout .8 the gradient variance of two blocks of DyT(alpha=2) was off by -24 to +41 %, the"
-            " deviation by 6 %"
-        )
-
-    def _of_inner_norms(self) -> str:
-        free = self.model.head_size - (self.model.norm == "layer")
-        if self.wide or not self.inner_norms or free > FEW_FREE:
-            return ""
-        return (
-            f"norms of {', '.join(sorted(self.inner_norms))} leave {free} free coordinates to a head: the square of"
-            f" their gradient has an infinite variance with {FEW_FREE} or fewer, so that means over few networks or"
-            " heads lie below what is predicted (by 13 to 25 % in networks of 64 heads) and their standard errors are"
-            " too small"
-        )
-
-    def _of_attention(self, kind: str) -> str:
-        uses = self.attention[kind]
-        if not uses or self.model.tokens == 1 or kind not in _stored():
-            return ""
-        found = _stored()[kind]
-        axes, error = found["axes"], _certain_errors(kind).max(axis=-1)  # (tokens, logit_std, correlation)
-        stds, correlations, most = np.array(axes["logit_std"]), np.array(axes["correlation"]), max(axes["tokens"])
-        spread, lost = np.sqrt(np.array(uses).T[0]), np.array(uses).T[1]
-        t = int(np.argmin(np.abs(np.log(np.array(axes["tokens"]) / self.model.tokens))))
-        c = np.argmin(np.abs((1 - lost)[:, None] - correlations), axis=1)
-        s = np.argmin(np.abs(spread[:, None] - stds * np.sqrt(1 - correlations[c])[:, None]), axis=1)
-        errors = error[t, s, c]
-        worst = int(np.argmax(np.maximum(errors, spread)) if spread.max() > stds.max() else np.argmax(errors))
-        place = f"at width {found['width']} in heads of {found['head_size']} with {axes['tokens'][t]} tokens, logit_std"
-        place += f" {stds[s[worst]]:g} and correlation {correlations[c[worst]]:.2g}"
-        if spread.max() > stds.max():
-            reached = f"attention's logits reach a standard deviation of {spread.max():.3g}"
-            return f"{reached}, verified up to {stds.max():g}; {_beyond(errors[worst], place)}"
-        if self.model.tokens > most:
-            return f"attention over {self.model.tokens} tokens, verified up to {most}; {_beyond(errors[worst], place)}"
-        if errors[worst] > LARGEST_ERROR:
-            reached = f"attention at logits of standard deviation {spread[worst]:.3g}"
-            return f"{reached}: the nearest measured error is {_percent(errors[worst])}, {place}"
+def _of_eps(share: float) -> str:
+    if share < LARGEST_EPS:
         return ""
+    return (
+        f"an inner norm's eps is up to {_percent(share)} of what it divides by, and theory takes it for 0 there: by so"
+        " much the squares of what is normed are too large"
+    )
 
-    def _of_ffn(self) -> str:
-        if not self.ffn or "ffn" not in _stored():
-            return ""
-        found, kind = _stored()["ffn"], self.model.activation
-        axes = found["axes"]
-        if kind not in axes["activation"]:
-            return f"the FFN with activation {kind} has no measured errors"
-        error = _certain_errors("ffn").max(axis=(-1, -2))[axes["activation"].index(kind)]
-        smallest, largest = min(axes["input_variance"]), max(axes["input_variance"])
-        if kind in SCALE_FREE or (min(self.ffn) >= smallest and max(self.ffn) <= largest):
-            return ""
-        place = f"at width {found['width']}"
-        end, used = (-1, max(self.ffn)) if max(self.ffn) > largest else (0, min(self.ffn))
-        return (
-            f"the FFN's pre-activations reach a variance of {used:.3g}, verified from {smallest:g} to {largest:g};"
-            f" {_beyond(error[end], place)}"
+
+def _of_tanh(dropout: float) -> str:
+    if not dropout:
+        return ""
+    return (
+        f"dropout={dropout:g} makes a stream's coordinates mixtures of Gaussians, which tanh takes for"
+        " Gaussian: at dropout .8 the gradient variance of two blocks of DyT(alpha=2) was off by -24 to +41 %, the"
+        " deviation by 6 %"
+    )
+
+
+def _of_inner_norms(by_name: dict[str, int]) -> str:
+    free = min(by_name.values(), default=FEW_FREE + 1)
+    if free > FEW_FREE:
+        return ""
+    return (
+        f"norms of {', '.join(sorted(by_name))} leave {free} free coordinates to a head: the square of"
+        f" their gradient has an infinite variance with {FEW_FREE} or fewer, so that means over few networks or"
+        " heads lie below what is predicted (by 13 to 25 % in networks of 64 heads) and their standard errors are"
+        " too small"
+    )
+
+
+def _of_attention(tokens: int, uses: list[tuple[float, float]], kind: str) -> str:
+    if not uses or tokens == 1 or kind not in _stored():
+        return ""
+    found = _stored()[kind]
+    axes, error = found["axes"], _certain_errors(kind).max(axis=-1)  # (tokens, logit_std, correlation)
+    stds, correlations, most = np.array(axes["logit_std"]), np.array(axes["correlation"]), max(axes["tokens"])
+    spread, lost = np.sqrt(np.array(uses).T[0]), np.array(uses).T[1]
+    t = int(np.argmin(np.abs(np.log(np.array(axes["tokens"]) / tokens))))
+    c = np.argmin(np.abs((1 - lost)[:, None] - correlations), axis=1)
+    s = np.argmin(np.abs(spread[:, None] - stds * np.sqrt(1 - correlations[c])[:, None]), axis=1)
+    errors = error[t, s, c]
+    worst = int(np.argmax(np.maximum(errors, spread)) if spread.max() > stds.max() else np.argmax(errors))
+    place = f"at width {found['width']} in heads of {found['head_size']} with {axes['tokens'][t]} tokens, logit_std"
+    place += f" {stds[s[worst]]:g} and correlation {correlations[c[worst]]:.2g}"
+    if spread.max() > stds.max():
+        reached = f"attention's logits reach a standard deviation of {spread.max():.3g}"
+        return f"{reached}, verified up to {stds.max():g}; {_beyond(errors[worst], place)}"
+    if tokens > most:
+        return f"attention over {tokens} tokens, verified up to {most}; {_beyond(errors[worst], place)}"
+    if errors[worst] > LARGEST_ERROR:
+        reached = f"attention at logits of standard deviation {spread[worst]:.3g}"
+        return f"{reached}: the nearest measured error is {_percent(errors[worst])}, {place}"
+    return ""
+
+
+def _of_ffn(kind: str, variances: list[float]) -> str:
+    if "ffn" not in _stored():
+        return ""
+    found = _stored()["ffn"]
+    axes = found["axes"]
+    if kind not in axes["activation"]:
+        return f"the FFN with activation {kind} has no measured errors"
+    error = _certain_errors("ffn").max(axis=(-1, -2))[axes["activation"].index(kind)]
+    smallest, largest = min(axes["input_variance"]), max(axes["input_variance"])
+    if kind in SCALE_FREE or (min(variances) >= smallest and max(variances) <= largest):
+        return ""
+    place = f"at width {found['width']}"
+    end, used = (-1, max(variances)) if max(variances) > largest else (0, min(variances))
+    return (
+        f"the FFN's pre-activations reach a variance of {used:.3g}, verified from {smallest:g} to {largest:g};"
+        f" {_beyond(error[end], place)}"
+    )
+
+
+def warn_of_means(model: Model) -> None:
+    """A UserWarning that experts are taken at the means of their gates.
+
+    How far off that is, at width 256 with ReLU: behind norms 3 to 6 % in the gradient variance after one block, and a
+    factor of 1.4 to 1.8 after six, for top-1 and top-2 of 8 with softmax before the choice (gain 4; unevenness 0.7 and
+    0.5); 6 % in the deviation after six blocks of PostNorm for top-1 of 8, whose gates are even but whose tokens, of
+    one router, choose together.
+    """
+    layers = map(model.at, range(1, model.depth + 1))
+    experts = next((layer.experts for layer in layers if layer.experts is not None), None)
+    if experts is not None:
+        spread = unevenness(experts, experts.router_std**2)
+        warnings.warn(
+            "for an array of starts predict takes experts at the means over routers and tokens: routers do not average"
+            f" out, the sum of a token's squared gates varies by {spread:.0%} between tokens, and identity experts and"
+            " tanh do more to gradients behind norms; take plain numbers, where all that is followed",
+            UserWarning,
+            stacklevel=3,
         )
 
 

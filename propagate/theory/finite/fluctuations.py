@@ -26,8 +26,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from propagate.layers import Layer
 from propagate.model import Model
-from propagate.scaling import Gains
+from propagate.sublayers import FFN, Sublayer
 from propagate.theory.finite.responses import (
     COTANGENT,
     STATE,
@@ -52,10 +53,10 @@ from propagate.theory.finite.units import (
 )
 from propagate.theory.gaussian.softmax import softmax_averages
 from propagate.theory.pairs.moments import Moments
-from propagate.theory.pairs.sublayers import NOTHING
-from propagate.theory.reading.blocks import Sublayer
-from propagate.theory.reading.network import Path, block_of
+from propagate.theory.reading.blocks import Applied
+from propagate.theory.reading.network import Path
 from propagate.theory.reading.tape import sent_back
+from propagate.theory.tokens.apply import Setting, apply
 
 RESIDUE = 1e-6  # spreads below it are what finite differences leave of zero
 
@@ -113,15 +114,14 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What a placement's equations see, as far as `covered` lets them; `sublayers` are the limit's maps."""
+    """What a placement's equations see, as far as `covered` lets them."""
 
     model: Model
     index: int
     first: bool
     last: bool
     tape: Tape
-    sublayers: tuple[Sublayer, Sublayer]
-    gains: Gains
+    layer: Layer
 
     @property
     def depth(self) -> int:
@@ -134,26 +134,31 @@ class Block:
         return scaled
 
     def attention(self, x: Stream) -> Stream:
-        return self._branch(x, self.sublayers[0], self._attention_forward, self._attention_backward)
+        return self._branch(x, self.layer.attention, self._attention_forward, self._attention_backward)
 
     def ffn(self, x: Stream) -> Stream:
-        return self._branch(x, self.sublayers[1], self._ffn_forward, self._ffn_backward)
+        return self._branch(x, self.layer.ffn, self._ffn_forward, self._ffn_backward)
 
     def _branch(
         self,
         x: Stream,
-        sublayer: Sublayer,
+        description: Sublayer,
         forward_noise: Callable[[Moments], tuple[Array, Array]],
         backward_noise: Callable[[Moments, Moments], tuple[Array, Array]],
     ) -> Stream:
         """The noise is given as relative covariances: of its Gaussian matrices, and of its units, which meet again."""
         noise, tokens = self.tape.noise, self.model.tokens
+        setting = Setting(self.model.width, tokens, self.layer.norm)
+
+        def sublayer(m: Moments) -> Applied:
+            return Applied(*apply(description, m, setting))
+
         entered = noise.energies(x.terms)
         at = to_moments(entered.mean.value, entered.deviation.value, tokens)
         gaussian, units = forward_noise(at)
         sources, root = noise.fresh(), root_of(units)
         output = noise.added(
-            mapped(lambda m: sublayer(m, NOTHING)[0], entered, tokens),
+            mapped(lambda m: sublayer(m).output, entered, tokens),
             (root_of(gaussian), noise.fresh()),
             (root, sources),
         )
@@ -161,8 +166,8 @@ class Block:
         def pull(cotangent: Terms) -> Terms:
             arrived = noise.energies(cotangent)
             g = to_moments(arrived.mean.value, arrived.deviation.value, tokens)
-            by_cotangent = mapped(sublayer(at, NOTHING)[1], arrived, tokens)
-            by_state = mapped(lambda m: sublayer(m, NOTHING)[1](g), entered, tokens)
+            by_cotangent = mapped(sublayer(at).pull, arrived, tokens)
+            by_state = mapped(lambda m: sublayer(m).pull(g), entered, tokens)
             sent = Energies(*(a + b + -b.value for a, b in zip(by_cotangent, by_state, strict=True)))
             gaussian, both = backward_noise(at, g)
             again = both[2:, :2] @ np.linalg.pinv(root.T)  # as far as the forward noise of the units is met again
@@ -173,16 +178,21 @@ class Block:
         return self.tape.record({Atom(output): Response(1.0)}, (x, pull))
 
     def _ffn_forward(self, x: Moments) -> tuple[Array, Array]:
-        model, noise = self.model, self.tape.noise
-        variance = rounded(float(self.gains.ffn_in) ** 2 * x.variance)
-        units = hidden_forward(model.activation, model.tokens, variance, self._distinct(x))
-        return noise.gaussian(model.width), units / model.hidden
+        model, noise, ffn = self.model, self.tape.noise, self._ffn
+        variance = rounded(float(ffn.in_gain) ** 2 * x.variance)
+        units = hidden_forward(ffn.activation, model.tokens, variance, self._distinct(x))
+        return noise.gaussian(model.width), units / ffn.units
 
     def _ffn_backward(self, x: Moments, g: Moments) -> tuple[Array, Array]:
-        model, noise = self.model, self.tape.noise
-        variance = rounded(float(self.gains.ffn_in) ** 2 * x.variance)
-        units = hidden_backward(model.activation, model.tokens, variance, self._distinct(x), self._distinct(g))
-        return noise.gaussian(model.width), units / model.hidden
+        model, noise, ffn = self.model, self.tape.noise, self._ffn
+        variance = rounded(float(ffn.in_gain) ** 2 * x.variance)
+        units = hidden_backward(ffn.activation, model.tokens, variance, self._distinct(x), self._distinct(g))
+        return noise.gaussian(model.width), units / ffn.units
+
+    @property
+    def _ffn(self) -> FFN:
+        assert isinstance(self.layer.ffn, FFN)
+        return self.layer.ffn
 
     def _attention_forward(self, x: Moments) -> tuple[Array, Array]:
         """The output matrix, the value matrix (whose two energies attention mixes) and the heads."""
@@ -198,7 +208,7 @@ class Block:
         out_mean = tokens * variance - (tokens - 1) * own
         kept = mean / out_mean if out_mean > 0 else 1.0  # of tokens that add up to 0, uniform attention leaves nothing
         mixing = np.array([[kept, 1 - kept], [0.0, 1.0]])
-        heads = heads_forward(tokens, self._logits(x), self._distinct(x)) / model.heads
+        heads = heads_forward(tokens, self._logits(x), self._distinct(x)) / self.layer.attention.heads
         return gaussian + mixing @ gaussian @ mixing.T, heads
 
     def _attention_backward(self, x: Moments, g: Moments) -> tuple[Array, Array]:
@@ -207,14 +217,15 @@ class Block:
             return 2 * gaussian, np.zeros((4, 4))
         return 2 * gaussian, heads_backward(
             model.tokens, self._logits(x), self._distinct(x), self._distinct(g)
-        ) / model.heads
+        ) / self.layer.attention.heads
 
     def _distinct(self, x: Moments) -> float:
         return distinct_share(x, self.model.tokens)
 
     @property
     def _logit_std(self) -> float:
-        return float(self.model.logit_std * self.gains.query * self.gains.key)
+        attention = self.layer.attention
+        return float(attention.logit_std * attention.query_gain * attention.key_gain)
 
     def _logits(self, x: Moments) -> float:
         return rounded((self._logit_std * x.variance) ** 2)
@@ -299,9 +310,8 @@ def _read(
     x: Moments,
     g: Moments,
 ) -> Reading:
-    noise, limit = Noise(model.width, model.tokens), block_of(model, index)
-    sublayers, gains = (limit.attention_map, limit.ffn_map), model.gains(index)
-    block = Block(model, index, limit.first, limit.last, Tape(noise), sublayers, gains)
+    noise = Noise(model.width, model.tokens)
+    block = Block(model, index, index == 1, index == model.depth, Tape(noise), model.at(index))
     source = Stream({Atom(_seeded(x, STATE, model.tokens)): Response(1.0)}, block.tape)
     output = equations(source, block)
     left = noise.energies(output.terms)

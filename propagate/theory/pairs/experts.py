@@ -22,7 +22,6 @@ does not hold, and so do networks, each with a router of its own in every sublay
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,29 +30,9 @@ from typing import Any
 from propagate.experts import Experts
 from propagate.theory.gaussian.activations import Activation
 from propagate.theory.gaussian.functions import Scalar
-from propagate.theory.pairs.gates import gate_averages, unevenness
+from propagate.theory.pairs.gates import gate_averages
 from propagate.theory.pairs.moments import Moments
 from propagate.theory.pairs.products import Seen
-
-
-def warn_of_means(experts: Experts | None) -> None:
-    """A UserWarning that experts are taken at the means of their gates.
-
-    How far off that is, at width 256 with ReLU: behind norms 3 to 6 % in the gradient variance after one block, and a
-    factor of 1.4 to 1.8 after six, for top-1 and top-2 of 8 with softmax before the choice (gain 4; unevenness 0.7 and
-    0.5); 6 % in the deviation after six blocks of PostNorm for top-1 of 8, whose gates are even but whose tokens, of
-    one router, choose together.
-    """
-    if experts is not None:
-        spread = unevenness(experts, experts.router_std**2)
-        warnings.warn(
-            "for an array of starts predict takes experts at the means over routers and tokens: routers do not average"
-            f" out, the sum of a token's squared gates varies by {spread:.0%} between tokens, and identity experts and"
-            " tanh do more to gradients behind norms; take plain numbers, where all that is followed",
-            UserWarning,
-            stacklevel=3,
-        )
-
 
 Pull = Callable[[Any, Seen], Any]
 Mixture = Callable[[Any, frozenset[str]], tuple[Any, Scalar, Pull]]

@@ -79,9 +79,9 @@ class Moments(NamedTuple):
         """Themselves; of Gram matrices something less."""
         return self
 
-    def norm_scale(self) -> Scalar:
+    def norm_scale(self, eps: float = 0.0) -> Scalar:
         """What a norm multiplies the stream by. ZeroDivisionError for a stream that is 0."""
-        return sqrt(inverse(self.variance))
+        return sqrt(inverse(self.variance + eps if eps else self.variance))
 
     def std(self) -> Scalar:
         """Root mean square over tokens and coordinates."""

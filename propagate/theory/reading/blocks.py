@@ -11,31 +11,70 @@ from dataclasses import dataclass, field
 from operator import add, methodcaller
 from typing import Any, ClassVar, NamedTuple
 
-from propagate.model import ModelError
+from propagate.checks import ModelError
+from propagate.layers import Layer
 from propagate.placement import Layout, join, split
+from propagate.sublayers import Sublayer
 from propagate.theory.gaussian.functions import Scalar, sqrt
 from propagate.theory.pairs.elementwise import Split, tanh
-from propagate.theory.pairs.experts import Mixture
 from propagate.theory.pairs.moments import NOTHING, Atom, Combination, Joint, Moments, correlated, joint_moments
 from propagate.theory.pairs.products import Met, Products, behind_elementwise, entering, parts, products
 from propagate.theory.reading.tape import sent_back
 
 Pull = Callable[[Combination], Combination]
-Sublayer = Callable[[Any, frozenset[str]], tuple[Any, Callable[[Any], Any]]]
-"""From moments, of any resolution, and the names of what is normed inside, to the output's moments and the pull."""
 ZERO = Combination({})
+
+
+class Applied(NamedTuple):
+    """What a sublayer makes of its input's moments.
+
+    Attributes:
+        output: moments of its output, less `kept` times the input.
+        pull: from those of the cotangent at that output to those of what comes back.
+        kept: by what it hands its own input on, which identity experts do.
+        through_gates: whether the pull also takes what the cotangent's products with this output and with the input
+            know beyond second moments (`Seen`), which only gates of experts notice.
+    """
+
+    output: Any
+    pull: Callable[..., Any]
+    kept: Any = 0.0
+    through_gates: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """The record of one call of a sublayer or a norm: all that is asked of a walk is a function of these.
+
+    Attributes:
+        verb: "attention", "ffn", "experts", "norm", "tanh", or what a description names its calls after.
+        description: as in force there; of norms the model's.
+        entered: moments of its input.
+        left: what it gives, dropout included.
+        pull: its own, which knows how it was made.
+        arrived: moments of every cotangent that came to its output, dropout passed, and what its products know beyond
+            them. Empty where two modes stand for all cotangents.
+    """
+
+    verb: str
+    description: Any
+    entered: Any
+    left: Combination
+    pull: Any = None
+    arrived: list[tuple[Any, Any]] = field(default_factory=list)
 
 
 @dataclass(eq=False, slots=True)
 class Tape:
     """The steps of one block: (a stream, one it was made from, how its cotangent reaches that one), in order.
 
-    `lacking` says that the pull must see the very cotangents that arrive, for which two modes do not stand: because of
+    `exact` says that the pull must see the very cotangents that arrive, for which two modes do not stand: because of
     what they lack, or to tell what reaches each matrix.
     """
 
-    lacking: bool = False
+    exact: bool = False
     steps: list[tuple[Stream, Stream, Pull]] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
 
     def record(self, value: Combination, *sources: tuple[Stream, Pull]) -> Stream:
         stream = Stream(value, self)
@@ -85,9 +124,12 @@ class Block:
     branch's output has mean zero over coordinates. Only inside an FFN, where activations have a mean, do they differ.
 
     Attributes:
-        inner_norms: `Model.inner_norms`.
-        attention_map, ffn_map, tanh_map: the sublayers, for moments of one resolution.
+        layer: what the block is made of.
+        apply_map: what a description in force makes of moments, of the resolution that is being carried.
         norm_scale: what a norm multiplies a stream by, from its moments.
+        tanh_map: the hyperbolic tangent of a stream.
+        dropout: of the branches' outputs.
+        uneven: whether anywhere in the network experts notice what second moments do not hold.
     """
 
     index: Scalar
@@ -95,41 +137,60 @@ class Block:
     first: bool
     last: bool
     tape: Tape
-    attention_map: Sublayer
-    ffn_map: Sublayer
-    inner_norms: Callable[[str, Any], frozenset[str]]
-    tanh_map: Callable[[Any], Split] = tanh
-    experts_map: Mixture | None = None
-    dropout: float = 0.0
+    layer: Layer
+    apply_map: Callable[[Sublayer, Any], Applied]
     norm_scale: Callable[[Any], Scalar] = methodcaller("norm_scale")
+    tanh_map: Callable[[Any], Split] = tanh
+    dropout: float = 0.0
+    uneven: bool = False
 
     def norm(self, x: Stream) -> Stream:
-        scale = self.norm_scale(x.value.moments())
-        if self.experts_map is None:
-            return self.tape.record(x.value * scale, (x, lambda cotangent: cotangent * scale))
+        moments = x.value.moments()
+        scale = self.norm_scale(moments)
+        value = x.value * scale
+        self.tape.calls.append(Call("norm", self.layer.norm, moments, value))
+        if not self.uneven:
+            return self.tape.record(value, (x, lambda cotangent: cotangent * scale))
         # one direction of very many, which only the gates of experts notice
-        return self.tape.record(x.value * scale, (x, lambda cotangent: _orthogonal(cotangent * scale, x.value)))
+        return self.tape.record(value, (x, lambda cotangent: _orthogonal(cotangent * scale, x.value)))
 
     def attention(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
-        return self._dropped(_branch(self.tape, self.attention_map, x, self.inner_norms("attention", normed)))
+        return self._branch("attention", self.layer.norming(self.layer.attention, normed), x)
 
     def ffn(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
-        """The dense FFN or the mixture of experts, whichever the model has."""
-        inside = self.inner_norms("ffn", normed)
-        if self.experts_map is None:
-            return self._dropped(_branch(self.tape, self.ffn_map, x, inside))
-        output, kept, pull = self.experts_map(x.value.moments(), inside)
-        atom = Atom(output)
+        """The dense FFN or, where the placement calls no `experts`, the mixture of experts in its place."""
+        return self._branch("ffn", self.layer.norming(self.layer.ffn, normed), x)
+
+    def experts(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
+        return self._branch("experts", self.layer.norming(self.layer.mixture, normed), x)
+
+    def apply(self, description: Sublayer, x: Stream, normed: Sequence[str] = ()) -> Stream:
+        return self._branch(description.call, self.layer.in_force(description, normed), x)
+
+    def _branch(self, verb: str, description: Sublayer, x: Stream) -> Stream:
+        moments = x.value.moments()
+        applied = self.apply_map(description, moments)
+        atom, call = Atom(applied.output), Call(verb, description, moments, ZERO, applied.pull)
+        self.tape.calls.append(call)
 
         def back(cotangent: Combination) -> Combination:
             arriving = cotangent.moments()
             if arriving is NOTHING:
                 return ZERO
+            if not applied.through_gates:
+                call.arrived.append((arriving, None))
+                return Combination.of(Atom(applied.pull(arriving)))
             seen = parts(products(cotangent, cotangent), atom, x.value, self._odds)
-            return Combination.of(Atom(pull(arriving, seen)))
+            call.arrived.append((arriving, seen))
+            return Combination.of(Atom(applied.pull(arriving, seen)))
 
-        mixed = self.tape.record(Combination.of(atom), (x, back))
-        return self._dropped(mixed if isinstance(kept, int | float) and kept == 0 else mixed + x * kept)
+        made = self.tape.record(Combination.of(atom), (x, back))
+        if not (isinstance(applied.kept, int | float) and applied.kept == 0):
+            made = made + x * applied.kept
+        if self.dropout:
+            made = self._dropped(made)
+        call.left = made.value
+        return made
 
     def tanh(self, x: Stream) -> Stream:
         if not x.value.gaussian:
@@ -137,19 +198,22 @@ class Block:
                 "tanh must be of a stream of Gaussian coordinates, but a tanh has gone into this one other than through"
                 " a sublayer's matrices (identity experts hand their input on)"
             )
-        slope, rest, pull, curvature = self.tanh_map(x.value.moments())
+        moments = x.value.moments()
+        slope, rest, pull, curvature = self.tanh_map(moments)
 
         def pulled(cotangent: Combination) -> Combination:
             arriving = cotangent.moments()
             if arriving is NOTHING:
                 return ZERO
             atom = Atom(pull(arriving))
-            if self.experts_map is not None and curvature is not None:
+            if self.uneven and curvature is not None:
                 atom.products = {atom: behind_elementwise(x.value, arriving.entries(), *curvature())}
             linear: Combination = cotangent * slope
             return linear + Combination.of(atom)
 
-        return self.tape.record(x.value * slope + Combination.of(Atom(rest, gaussian=False)), (x, pulled))
+        value = x.value * slope + Combination.of(Atom(rest, gaussian=False))
+        self.tape.calls.append(Call("tanh", None, moments, value))
+        return self.tape.record(value, (x, pulled))
 
     def std(self, x: Stream) -> Scalar:
         return x.value.moments().std()
@@ -160,8 +224,6 @@ class Block:
 
     def _dropped(self, x: Stream) -> Stream:
         """Dropout multiplies by masks of mean 1: it adds a stream uncorrelated with all else, also between tokens."""
-        if self.dropout == 0:
-            return x
         odds = sqrt(self._odds)
 
         def noisy(value: Combination) -> Combination:
@@ -173,16 +235,6 @@ class Block:
 
 def _orthogonal(cotangent: Combination, stream: Combination) -> Combination:
     return cotangent if cotangent.moments() is NOTHING else cotangent.orthogonal_to(stream)
-
-
-def _branch(tape: Tape, sublayer: Sublayer, x: Stream, normed: frozenset[str]) -> Stream:
-    output, pull = sublayer(x.value.moments(), normed)
-
-    def pulled(cotangent: Combination) -> Combination:
-        arriving = cotangent.moments()
-        return ZERO if arriving is NOTHING else Combination.of(Atom(pull(arriving)))
-
-    return tape.record(Combination.of(Atom(output)), (x, pulled))
 
 
 class State(NamedTuple):
@@ -217,12 +269,14 @@ class BlockMap(NamedTuple):
         pull: from the joint moments of the cotangents at the streams that leave to those at the streams that enter.
         pull_lacking: the same together with what cotangents lack along streams, which only experts notice.
         skips: entry (i, j) is the factor with which stream j reaches stream i along skips alone, branches left out.
+        calls: the records of its calls, in order.
     """
 
     output: State
     pull: Callable[[Joint], Joint]
     pull_lacking: Callable[[Joint, Carried], tuple[Joint, Carried]]
     skips: tuple[tuple[Scalar, ...], ...]
+    calls: list[Call]
 
 
 def read(equations: Callable[[Any], Any], tape: Tape, start: State) -> BlockMap:
@@ -257,10 +311,10 @@ def read(equations: Callable[[Any], Any], tape: Tape, start: State) -> BlockMap:
 
     skips = tuple(tuple(value.terms.get(atom, 0.0) for atom in entered) for value in values)
     output = State(joint_moments(values), layout, tuple(value.gaussian for value in values))
-    if len(sources) == len(streams) == 1 and isinstance(start.joint[0][0], Moments) and not tape.lacking:
+    if len(sources) == len(streams) == 1 and isinstance(start.joint[0][0], Moments) and not tape.exact:
         on_two_modes = _on_two_modes(pull, tape)
-        return BlockMap(output, on_two_modes, lambda cotangents, _: (on_two_modes(cotangents), {}), skips)
-    return BlockMap(output, pull, pull_lacking, skips)
+        return BlockMap(output, on_two_modes, lambda cotangents, _: (on_two_modes(cotangents), {}), skips, tape.calls)
+    return BlockMap(output, pull, pull_lacking, skips, tape.calls)
 
 
 def _on_two_modes(pull: Callable[[Joint], Joint], tape: Tape) -> Callable[[Joint], Joint]:
@@ -271,6 +325,8 @@ def _on_two_modes(pull: Callable[[Joint], Joint], tape: Tape) -> Callable[[Joint
     ((shared,),) = pull(((Moments(1.0, 0.0),),))
     ((independent,),) = pull(((Moments(1.0, 1.0),),))
     tape.steps.clear()
+    for call in tape.calls:
+        call.arrived.clear()
 
     def combined(cotangents: Joint) -> Joint:
         covariance, deviation = cotangents[0][0].covariance, cotangents[0][0].deviation

@@ -7,15 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from propagate.experts import Experts
 from propagate.model import Model, ModelError
 from propagate.placement import Layout, check_streams
-from propagate.scaling import Gains
-from propagate.theory.gaussian.activations import ACTIVATIONS
 from propagate.theory.gaussian.functions import Scalar
-from propagate.theory.pairs.experts import Mixture, mixture
 from propagate.theory.pairs.moments import Joint
-from propagate.theory.pairs.sublayers import attention, ffn
-from propagate.theory.reading.blocks import Block, BlockMap, Carried, State, Tape, alone, read
+from propagate.theory.reading.blocks import Block, BlockMap, Call, Carried, State, alone, read
 
 
 class Path(NamedTuple):
@@ -28,6 +25,7 @@ class Path(NamedTuple):
         embedding: of the cotangent at the embedded tokens, before `embed`.
         readout_skips: factors along the readout's skips.
         layouts: how streams and plain numbers stand at blocks 0 ... depth.
+        calls: the records of every block's calls, of the embedding (0), the blocks and the readout (depth + 1).
     """
 
     forward: list[Joint]
@@ -37,6 +35,7 @@ class Path(NamedTuple):
     embedding: Any
     readout_skips: tuple[Scalar, ...]
     layouts: list[Layout]
+    calls: list[list[Call]]
 
     @property
     def several(self) -> bool:
@@ -48,25 +47,19 @@ def propagate_moments(
     model: Model,
     start: Any,
     cotangent: Any,
+    block_at: Callable[[int], Block],
     *,
     through_readout: bool = False,
-    block_at: Callable[[int], Block] | None = None,
 ) -> Path:
     """The network's moments from those at its two ends; floats or arrays, or Gram matrices with blocks to match.
 
     Where several streams pass from block to block the cotangent enters behind the readout, which joins them.
-    `block_at` makes the block of an index; by default one for exchangeable tokens.
-
-    Example:
-        >>> from propagate.theory.pairs.moments import Moments
-        >>> path = propagate_moments(Model("postnorm", depth=3), Moments(1.0, 1.0), Moments(1.0, 1.0))
-        >>> len(path.forward), round(path.forward[-1][0][0].variance, 12)
-        (4, 1.0)
+    `block_at` makes the block of an index: 0 for the embedding, depth + 1 for the readout.
     """
     placement, depth = model.equations, model.depth
 
     def block_map(equations: Callable[[Any, Any], Any], index: int, state: State) -> BlockMap:
-        block = block_at(index) if block_at else block_of(model, index)
+        block = block_at(index)
         try:
             with np.errstate(divide="raise"):  # of arrays, as of numbers
                 return read(lambda streams: equations(streams, block), block.tape, state)
@@ -83,7 +76,7 @@ def propagate_moments(
     check_streams(placement, "readout", found=len(readout.output.joint), expected=1)
 
     def pulled(done: BlockMap, joint: Joint, carried: Carried) -> tuple[Joint, Carried]:
-        return (done.pull(joint), {}) if model.experts is None else done.pull_lacking(joint, carried)
+        return (done.pull(joint), {}) if not model.uneven else done.pull_lacking(joint, carried)
 
     entering: Joint = ((cotangent,),)
     carried: Carried = {}
@@ -101,14 +94,18 @@ def propagate_moments(
         embedding=embed.pull(backward[-1])[0][0],
         readout_skips=readout.skips[0],
         layouts=[state.layout for state in states],
+        calls=[done.calls for done in (embed, *maps, readout)],
     )
 
 
 def _of_nothing(model: Model, index: int) -> ModelError:
     """Where equations divide by the size of a stream that is 0: a norm, or a standard deviation."""
-    gains, where = model.gains(max(index, 1)), {0: "embed", model.depth + 1: "readout"}.get(index, f"block {index}")
+    where = {0: "embed", model.depth + 1: "readout"}.get(index, f"block {index}")
+    layer = model.at(index)
+    attention, ffn = layer.attention, layer.ffn.expert if isinstance(layer.ffn, Experts) else layer.ffn
     names = (*(f"{name}_gain" for name in ("value", "attention", "ffn")), "query", "key", "ffn_in")
-    values = (gains.value, gains.attention_out, gains.ffn_out, gains.query, gains.key, gains.ffn_in)
+    values = [attention.value_gain, attention.out_gain, ffn.out_gain]
+    values += [attention.query_gain, attention.key_gain, ffn.in_gain]
     zero = [name for name, value in zip(names, values, strict=True) if value == 0]
     if zero:
         return ModelError(f"{' and '.join(zero)} must be positive where {where} of {model.placement!r} norms it, got 0")
@@ -116,32 +113,3 @@ def _of_nothing(model: Model, index: int) -> ModelError:
         f"covariance must lie above -variance / (tokens - 1) where {where} of {model.placement!r} norms a mean over"
         " tokens: tokens that add up to 0 leave nothing to norm"
     )
-
-
-def block_of(model: Model, index: int, head_size: float | None = None) -> Block:
-    """The block a placement's equations see at `index`: 0 for the embedding, depth + 1 for the readout.
-
-    `head_size` stands in for the model's own, to the moments of attention.
-    """
-    gains = model.gains(max(index, 1))
-    return Block(
-        index=index,
-        depth=model.depth,
-        first=index == 1,
-        last=index == model.depth,
-        tape=Tape(lacking=model.experts is not None),
-        attention_map=attention(
-            model.tokens, model.logit_std**2, gains, head_size or model.head_size, centred=model.norm == "layer"
-        ),
-        ffn_map=ffn(ACTIVATIONS[model.activation], gains, centred=model.norm == "layer"),
-        inner_norms=model.inner_norms,
-        experts_map=_mixture(model, gains),
-        dropout=model.dropout,
-    )
-
-
-def _mixture(model: Model, gains: Gains) -> Mixture | None:
-    if model.experts is None:
-        return None
-    activation, centred = ACTIVATIONS[model.activation], model.norm == "layer"
-    return mixture(activation, gains.ffn_in, gains.ffn_out, model.experts, centred=centred)

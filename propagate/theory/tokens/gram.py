@@ -117,9 +117,9 @@ class Gram(NamedTuple):
         """Without the distances."""
         return Entries(self.matrix)
 
-    def norm_scale(self) -> Array:
+    def norm_scale(self, eps: float = 0.0) -> Array:
         """What a norm multiplies each token by. ZeroDivisionError where a token is 0."""
-        return np.asarray(np.sqrt(inverse(self.variance)))
+        return np.asarray(np.sqrt(inverse(self.variance + eps)))
 
     def std(self) -> Array:
         """(..., 1): root mean square over tokens and coordinates."""

@@ -1,0 +1,97 @@
+"""What enters a network at its two ends: moments, Gram matrices or arrays. Every verb takes one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from propagate.checks import ModelError
+from propagate.table import JOINED, STREAM
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+@dataclass(frozen=True)
+class Start:
+    """The embedded tokens and the cotangent at the other end. Its values are checked by the verb that it is given to.
+
+    Attributes:
+        variance, covariance: E x_t^2 and E x_t x_s of the embedded tokens.
+        grad_variance, grad_covariance: the same of the cotangent.
+        gram, grad_gram: (tokens, tokens) second moments, in place of the two numbers.
+        inputs: (tokens, width) the tokens themselves, in place of `variance` and `covariance`.
+
+    Example: it is also a mapping, of what is not as by default.
+        >>> dict(Start(variance=2.0))
+        {'variance': 2.0}
+    """
+
+    variance: Any = 1.0
+    covariance: Any = 0.0
+    grad_variance: Any = 1.0
+    grad_covariance: Any = 0.0
+    gram: Any = None
+    grad_gram: Any = None
+    inputs: Any = None
+
+    @classmethod
+    def of(cls, start: Any, **given: Any) -> Start:
+        """From a Start, a mapping or None, and what was given beside it, which must not say the same twice.
+
+        Raises:
+            ModelError: for anything else, or a field that both give.
+
+        Example:
+            >>> Start.of(None, variance=2.0, covariance=0.0).variance
+            2.0
+        """
+        said = cls(**given)
+        if start is None:
+            return said
+        if not isinstance(start, Start | Mapping):
+            raise ModelError(f"start must be a propagate.Start, got {start!r}")
+        unknown = [name for name in start if name not in given]
+        if unknown:
+            raise ModelError(f"start must hold {', '.join(given)}, got {unknown[0]!r}")
+        twice = [name for name in start if name in said]
+        if twice:
+            raise ModelError(f"{twice[0]} must be given in start or beside it, not in both")
+        return cls(**{**given, **start})
+
+    def keys(self) -> list[str]:
+        """Names of the fields that are not as by default."""
+        fields = dataclasses.fields(self)
+        return [f.name for f in fields if not _same(getattr(self, f.name), f.default)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+
+def _same(value: Any, default: Any) -> bool:
+    return value is default or (isinstance(value, int | float) and value == default)
+
+
+def start_of(measured: xr.Dataset) -> Start:
+    """The moments at a table's two ends, from which `predict` and `simulate` start there.
+
+    Of several streams, those of what they are made of and of what joins them; of one token, no covariances.
+
+    Example: theory from where a measurement began.
+        >>> from propagate import Model, predict
+        >>> model = Model("postnorm", depth=3)
+        >>> first = predict(model, variance=2.0, covariance=0.5, grad_variance=3.0)
+        >>> dict(start_of(first))
+        {'variance': 2.0, 'covariance': 0.5, 'grad_variance': 3.0}
+        >>> bool((predict(model, start_of(first)).grad_variance == first.grad_variance).all())
+        True
+    """
+    ends = {"variance": 0, "covariance": 0, "grad_variance": -1, "grad_covariance": -1}
+    if STREAM in measured.dims:
+        measured = measured.sel({STREAM: JOINED})
+    return Start(**{name: float(measured[name].isel(block=end)) for name, end in ends.items() if name in measured})

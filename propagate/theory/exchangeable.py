@@ -1,0 +1,113 @@
+"""The table of what a walk with exchangeable tokens gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from propagate.model import Model
+from propagate.table import BY_MATRIX
+from propagate.theory.call_columns import MOMENTS, call_moments
+from propagate.theory.finite.allowances import allowances, allowances_of_streams
+from propagate.theory.finite.fluctuations import spreads
+from propagate.theory.found import Found
+from propagate.theory.gaussian.functions import Scalar
+from propagate.theory.pairs.moments import Joint, Moments
+from propagate.theory.parameter_gradients import block_gradients, gradient_columns
+from propagate.theory.reading.network import Path
+from propagate.theory.validity import Uses
+from propagate.theory.walks import walk
+
+Array = NDArray[np.float64]
+
+
+def found(
+    model: Model,
+    start: Moments,
+    cotangent: Moments,
+    uses: Uses,
+    include: Collection[str],
+    *,
+    through_readout: bool,
+    head_size: float,
+) -> Found:
+    """The table's columns, from one walk; `uses` is told where the maps are used."""
+    path = walk(
+        model, start, cotangent, through_readout=through_readout, head_size=head_size, exact=BY_MATRIX in include
+    )
+    for index, calls in enumerate(path.calls):
+        uses.add(model.at(index), calls)
+    shape = np.broadcast(*start, *cotangent).shape
+    columns = _columns(path, start, cotangent, model, shape, through_readout)
+    matrices, of_calls = list[str](), dict[str, Array]()
+    if BY_MATRIX in include:
+        norms = [block_gradients(model.at(index), path.calls[index]) for index in range(1, model.depth + 1)]
+        wide = head_size == math.inf
+        more, matrices = gradient_columns(model, norms, columns, shape, several=path.several, wide=wide)
+        columns |= more
+    if "calls" in include:
+        of_calls = call_moments(path.calls[1:-1], lambda x: {name: getattr(x, name) for name in MOMENTS})
+    if "fluctuations" in include:
+        columns |= spreads(model, path, cotangent if through_readout else None)
+    return Found(columns, path.several, matrices, of_calls)
+
+
+def _columns(
+    path: Path, start: Moments, cotangent: Moments, model: Model, shape: tuple[int, ...], through_readout: bool
+) -> dict[str, Any]:
+    """The table's columns, of starts of this shape, and their allowances."""
+    columns: dict[str, Any] = {}
+    for prefix, ends, joints in (
+        ("", (start, path.readout), path.forward),
+        ("grad_", (path.embedding, cotangent), path.backward),
+    ):
+        for name in ("variance", "covariance", "deviation"):
+            columns[prefix + name] = _column(name, joints, ends if path.several else None, shape)
+    columns["skip_gain"] = _skip_gain(path, shape)
+    if path.several:
+        return columns | allowances_of_streams(columns, _kept(path, shape), model)
+    return columns | allowances(columns, model, through_readout=through_readout)
+
+
+def _stacked(values: Sequence[Scalar], shape: tuple[int, ...]) -> Array:
+    if not shape:
+        return np.array(values, dtype=float)
+    return np.stack([np.broadcast_to(np.asarray(value, dtype=float), shape) for value in values])
+
+
+def _column(name: str, joints: list[Joint], ends: tuple[Moments, Moments] | None, shape: tuple[int, ...]) -> Array:
+    """One quantity along the network: (block, ...), or (block, stream, ...) with the two ends under "joined"."""
+    streams = [_stacked([getattr(joint[i][i], name) for joint in joints], shape) for i in range(len(joints[0]))]
+    if ends is None:
+        return streams[0]
+    joined = np.full_like(streams[0], np.nan)
+    joined[0], joined[-1] = (getattr(end, name) for end in ends)
+    return np.stack([*streams, joined], axis=1)
+
+
+def _skip_gain(path: Path, shape: tuple[int, ...]) -> Array:
+    """Square of the factor that a cotangent returns with along the skips alone."""
+    factors = list(path.readout_skips) if path.several else [1.0]
+    found = [[factor * factor for factor in factors]]
+    for skips in reversed(path.skips):
+        factors = [sum(f * row[j] for f, row in zip(factors, skips, strict=True)) for j in range(len(factors))]
+        found.append([factor * factor for factor in factors])
+    if not path.several:
+        return _stacked([block[0] for block in found[::-1]], shape)
+    ends = (np.nan,) * len(found)
+    return np.stack([_stacked(stream, shape) for stream in (*zip(*found[::-1], strict=True), ends)], axis=1)
+
+
+def _kept(path: Path, shape: tuple[int, ...]) -> Array:
+    """Share of the variance of what leaves a block that its skips kept, (block, ...): the least of all streams."""
+    shares = []
+    for entering, leaving, skips in zip(path.forward[:-1], path.forward[1:], path.skips, strict=True):
+        streams = range(len(skips))
+        powers = [sum(row[i] * row[j] * entering[i][j].variance for i in streams for j in streams) for row in skips]
+        shares.append([power / leaving[i][i].variance for i, power in enumerate(powers)])
+    columns = [_stacked(stream, shape) for stream in zip(*shares, strict=True)]
+    return np.asarray(np.min(columns, axis=0))

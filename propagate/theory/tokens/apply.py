@@ -1,0 +1,146 @@
+"""What a sublayer does to second moments: one registered function a description, for either resolution.
+
+`Moments` hold exchangeable tokens, a `Gram` any; a function sees which from its input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache, singledispatch
+from typing import Any
+
+from propagate.checks import ModelError
+from propagate.experts import Experts
+from propagate.norms import Norm
+from propagate.scaling import Gains
+from propagate.sublayers import FFN, Attention
+from propagate.theory.gaussian.activations import ACTIVATIONS
+from propagate.theory.pairs import experts as pair_experts
+from propagate.theory.pairs import sublayers as pairs
+from propagate.theory.reading.blocks import Applied
+from propagate.theory.tokens import experts as gram_experts
+from propagate.theory.tokens import softmax
+from propagate.theory.tokens import sublayers as grams
+from propagate.theory.tokens.gram import Gram
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a sublayer's map may know beside its description and its input.
+
+    Attributes:
+        width, tokens: of the stream.
+        norm: of inner projections.
+        head_size: coordinates of a head, in place of its own; `math.inf` takes heads for wide.
+        samples: how often something that has no closed form is drawn, in each replica.
+        seed: numbers that name the call, so that each has draws of its own and every run the same ones.
+    """
+
+    width: int
+    tokens: Any
+    norm: Norm
+    head_size: float | None = None
+    samples: int = 0
+    seed: tuple[int, ...] = ()
+
+
+@singledispatch
+def apply(description: Any, x: Any, setting: Setting) -> Any:
+    """Moments of a sublayer's output, and the pull: a function from those of the cotangent there to those of what
+    comes back; an `Applied`, or just the two.
+
+    Register one for a description of your own, for `Moments`, a `Gram` or both. It may take for granted that weights
+    are fresh and zero-mean, so that its output and what it sends back are uncorrelated with all else.
+
+    Args:
+        description: in force: sizes filled in, gains those of the block.
+        x: moments of the input.
+        setting: what else it may know.
+
+    Raises:
+        ModelError: for a description that the theory does not cover.
+
+    Example: a linear layer of one's own.
+        >>> from propagate.sublayers import Sublayer
+        >>> from propagate.theory.pairs.moments import Moments
+        >>> @dataclass(frozen=True)
+        ... class Mixing(Sublayer):
+        ...     gain: float = 1.0
+        >>> @apply.register
+        ... def _(mixing: Mixing, x, setting):
+        ...     return x.times(mixing.gain), lambda g: g.times(mixing.gain)
+        >>> apply(Mixing(2.0), Moments(1.0, 0.5), Setting(8, 4, Norm()))[0]
+        Moments(variance=4.0, deviation=2.0)
+    """
+    raise ModelError(f"theory does not cover {type(description).__name__}, got {description!r}")
+
+
+@apply.register
+def _(description: Attention, x: Any, setting: Setting) -> Applied:
+    size, centred = setting.head_size or description.size, setting.norm.centred
+    normed = frozenset(description.normed)
+    if not isinstance(x, Gram):
+        return Applied(*_attention(description, setting.tokens, size, centred=centred)(x, normed))
+    kind = attention_of(description, setting)
+    gains = {name: getattr(description, f"{name}_gain") for name in ("query", "key", "value", "out")}
+    return Applied(*grams.attention(kind, **gains, centred=centred)(x, normed))
+
+
+def attention_of(description: Attention, setting: Setting) -> softmax.Attention:
+    """What attention between tokens that differ depends on."""
+    size = setting.head_size or description.size
+    visible, frequencies = description.visible(setting.tokens), description.frequencies
+    return softmax.Attention(visible, description.logit_std**2, frequencies, setting.samples, setting.seed, size)
+
+
+@lru_cache(maxsize=256)
+def _attention(description: Attention, tokens: Any, size: float, *, centred: bool) -> pairs.Sublayer:
+    gains = Gains(description.query_gain, description.key_gain, description.value_gain, description.out_gain)
+    return pairs.attention(tokens, description.logit_std**2, gains, size, centred=centred)
+
+
+@apply.register
+def _(description: FFN, x: Any, setting: Setting) -> Applied:
+    centred, normed = setting.norm.centred, frozenset(description.normed)
+    if not isinstance(x, Gram):
+        return Applied(*_ffn(description, centred=centred)(x, normed))
+    gains = (description.in_gain, description.out_gain)
+    return Applied(*grams.ffn(description.activation, *gains, centred=centred)(x, normed))
+
+
+@lru_cache(maxsize=256)
+def _ffn(description: FFN, *, centred: bool) -> pairs.Sublayer:
+    gains = Gains(ffn_in=description.in_gain, ffn_gate=description.gate_gain, ffn_out=description.out_gain)
+    return pairs.ffn(ACTIVATIONS[description.activation], gains, centred=centred)
+
+
+@apply.register
+def _(description: Experts, x: Any, setting: Setting) -> Applied:
+    ffn, centred = description.expert, setting.norm.centred
+    gains, normed = (ffn.in_gain, ffn.out_gain, description), frozenset(ffn.normed)
+    if isinstance(x, Gram):
+        mixture = gram_experts.mixture(ffn.activation, *gains, setting.seed, centred=centred)
+    else:
+        mixture = pair_experts.mixture(ACTIVATIONS[ffn.activation], *gains, centred=centred)
+    output, kept, pull = mixture(x, normed)
+    return Applied(output, pull, kept, through_gates=True)
+
+
+@singledispatch
+def norm_scale(norm: Any, x: Any) -> Any:
+    """What a norm multiplies a stream by, token by token, from its moments.
+
+    Raises:
+        ModelError: for a norm that the theory does not cover.
+
+    Example:
+        >>> from propagate.theory.pairs.moments import Moments
+        >>> norm_scale(Norm(eps=3.0), Moments(1.0, 1.0))
+        0.5
+    """
+    raise ModelError(f"theory does not cover {type(norm).__name__}, got {norm!r}")
+
+
+@norm_scale.register
+def _(norm: Norm, x: Any) -> Any:
+    return x.norm_scale(norm.eps)

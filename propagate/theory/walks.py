@@ -1,0 +1,169 @@
+"""A walk through the network and back, at the resolution that the moments at its ends have."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from propagate.model import Model
+from propagate.sublayers import FFN
+from propagate.theory.pairs import elementwise as pairs
+from propagate.theory.pairs.moments import Moments
+from propagate.theory.reading.blocks import Applied, Block, Tape
+from propagate.theory.reading.network import Path, propagate_moments
+from propagate.theory.tokens import elementwise as grams
+from propagate.theory.tokens.apply import Setting, apply, attention_of, norm_scale
+from propagate.theory.tokens.experts import ROUTERS
+from propagate.theory.tokens.gram import Gram
+from propagate.theory.tokens.softmax import REPLICAS, default_samples
+
+FEW = 16  # tokens, of which more routers are drawn: fewer choices average less, and cost less
+TOGETHER = 2**18  # attention weights: more of them at a time take more memory, and leave the caches
+
+
+def walk(
+    model: Model,
+    start: Moments,
+    cotangent: Moments,
+    *,
+    through_readout: bool = False,
+    head_size: float | None = None,
+    exact: bool = False,
+) -> Path:
+    """The moments of exchangeable tokens along a network, floats or arrays, from those at its two ends.
+
+    Args:
+        model: the network; its experts are taken at the means of their gates.
+        start, cotangent: of the embedded tokens, and of the cotangent at the other end.
+        through_readout: the cotangent enters behind the readout.
+        head_size: stands in for the model's own.
+        exact: whether each call's record must hold the cotangents that come to it.
+
+    Example:
+        >>> path = walk(Model("postnorm", depth=3), Moments(1.0, 1.0), Moments(1.0, 1.0))
+        >>> len(path.forward), round(path.forward[-1][0][0].variance, 12)
+        (4, 1.0)
+        >>> [call.verb for call in path.calls[1]]
+        ['attention', 'norm', 'ffn', 'norm']
+    """
+    block_at = partial(block_of, model, head_size=head_size, exact=exact)
+    return propagate_moments(model, start, cotangent, block_at, through_readout=through_readout)
+
+
+class Group(NamedTuple):
+    """Replicas that are carried through the network together, and a number of theirs that their draws depend on."""
+
+    number: int
+    replicas: int
+
+
+def walk_grams(
+    model: Model,
+    start: Gram,
+    cotangent: Gram,
+    *,
+    through_readout: bool = False,
+    head_size: float | None = None,
+    samples: int | None = None,
+    group: Group | None = None,
+) -> Path:
+    """The Gram matrices along a network, (replicas, tokens, tokens) each, from those at its two ends.
+
+    Args:
+        model: the network.
+        start, cotangent: (tokens, tokens).
+        through_readout: the cotangent enters behind the readout.
+        head_size: stands in for the model's own.
+        samples: draws of the attention logits a sublayer; by default about 2^13 rows.
+        group: some of the replicas; by default all of them together.
+
+    Example:
+        >>> one = Gram.of(np.eye(4))
+        >>> path = walk_grams(Model("postnorm", depth=2, tokens=4, causal=True, logit_std=0.0), one, one)
+        >>> path.forward[-1][0][0].variance.round(12).tolist()
+        [[1.0, 1.0, 1.0, 1.0]]
+    """
+    number, replicas = group or Group(0, replicas_of(model))
+    drawn = (samples or _samples(model)) // REPLICAS
+    block_at = partial(block_of, model, head_size=head_size, samples=drawn, group=number, resolved=True)
+    return propagate_moments(
+        model, repeated(start, replicas), repeated(cotangent, replicas), block_at, through_readout=through_readout
+    )
+
+
+def block_of(
+    model: Model,
+    index: int,
+    *,
+    head_size: float | None = None,
+    exact: bool = False,
+    samples: int = 0,
+    group: int = 0,
+    resolved: bool = False,
+) -> Block:
+    """The block a placement's equations see at `index`: 0 for the embedding, depth + 1 for the readout."""
+    layer, drawn = model.at(index), itertools.count()
+    setting = Setting(model.width, model.tokens, layer.norm, head_size, samples)
+
+    def apply_map(description: Any, x: Any) -> Applied:
+        if resolved and not isinstance(description, FFN):  # in which nothing is drawn
+            return Applied(*apply(description, x, replace(setting, seed=(index, next(drawn), group))))
+        return Applied(*apply(description, x, setting))
+
+    return Block(
+        index=index,
+        depth=model.depth,
+        first=index == 1,
+        last=index == model.depth,
+        tape=Tape(exact=exact or model.uneven),
+        layer=layer,
+        apply_map=apply_map,
+        norm_scale=partial(norm_scale, layer.norm),
+        tanh_map=grams.tanh if resolved else pairs.tanh,
+        dropout=model.dropout,
+        uneven=model.uneven,
+    )
+
+
+def groups_of(model: Model, samples: int | None) -> list[Group]:
+    """So many replicas together that their weights in one sublayer are at most `TOGETHER` numbers, or one.
+
+    Example:
+        >>> groups_of(Model("prenorm", depth=1, tokens=1024, causal=True), None)[:2]
+        [Group(number=0, replicas=1), Group(number=1, replicas=1)]
+    """
+    replicas = replicas_of(model)
+    each = model.tokens**2 * (samples or _samples(model)) // REPLICAS
+    size = min(max(TOGETHER // each, 1), replicas)
+    return [Group(number, min(size, replicas - at)) for number, at in enumerate(range(0, replicas, size))]
+
+
+def replicas_of(model: Model) -> int:
+    """How many independent evaluations: one where no logits are drawn, many where every one has routers of its own.
+
+    Example:
+        >>> replicas_of(Model("prenorm", depth=1, logit_std=0.0)), replicas_of(Model("prenorm", depth=1))
+        (1, 8)
+    """
+    exact = all(
+        attention_of(layer.attention, Setting(model.width, model.tokens, layer.norm)).exact
+        for layer in dict.fromkeys(map(model.at, range(1, model.depth + 1)))
+    )
+    if model.uneven:
+        return 4 * ROUTERS if exact and model.tokens <= FEW else ROUTERS
+    return 1 if exact else REPLICAS
+
+
+def _samples(model: Model) -> int:
+    """Beside what routers of their own make of networks attention's sampling error is lost: few heads are enough."""
+    plain = default_samples(model.tokens)
+    return max(plain // 128, 1) * 16 if model.uneven else plain
+
+
+def repeated(gram: Gram, replicas: int) -> Gram:
+    """A Gram matrix for each replica, all alike."""
+    return Gram(*(np.repeat(part[None], replicas, axis=0) for part in gram))

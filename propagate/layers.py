@@ -41,6 +41,10 @@ class Parts:
             if not isinstance(getattr(self, field), kinds):
                 raise ModelError(f"{field} must be {name}, got {getattr(self, field)!r}")
 
+    def unlike(self, other: Parts) -> dict[str, Any]:
+        """What is not as in other parts."""
+        return {name: value for name, value in self.__dict__.items() if value != other.__dict__[name]}
+
     def with_(self, own: Mapping[str, Any], where: str) -> Parts:
         """With some parts replaced; ModelError for others, `where` naming the block."""
         if not isinstance(own, Mapping):

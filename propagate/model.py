@@ -113,6 +113,7 @@ class Model:
     ffn: FFN | None = None
     layers: Any = None
     _parts: ClassVar[tuple[Parts, ...]]
+    _own: ClassVar[dict[int, dict[str, Any]]]
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
@@ -135,6 +136,7 @@ class Model:
                 f"width must be at least {parts.norm.smallest} for norm={parts.norm.kind!r}, got {self.width}"
             )
         set_(self, "_parts", parts_by_block(parts, self.layers, self.depth))
+        set_(self, "_own", {i: own for i, each in enumerate(self._parts, 1) if (own := each.unlike(parts))})
         for index in range(1, self.depth + 1) if self.layers is not None else (1,):
             self.at(index)
 
@@ -156,13 +158,11 @@ class Model:
         return found
 
     def __repr__(self) -> str:
-        """As for any dataclass, but for the newer fields where they say nothing."""
-        said = [
-            f"{one.name}={getattr(self, one.name)!r}"
-            for one in dataclasses.fields(self)
-            if one.name not in ("attention", "ffn", "layers") or getattr(self, one.name) is not None
-        ]
-        return f"Model({', '.join(said)})"
+        """As for any dataclass, but for the newer fields where they say nothing; `layers` by what blocks have."""
+        values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        newer = {"attention": self.attention, "ffn": self.ffn, "layers": self._own or None}
+        said = {name: value for name, value in (values | newer).items() if value is not None or name not in newer}
+        return f"Model({', '.join(f'{name}={value!r}' for name, value in said.items())})"
 
     def at(self, index: int) -> Layer:
         """What block `index` (1 ... depth) is made of, sizes and gains in force; the embedding has what block 1 has,

@@ -41,6 +41,10 @@ class Sublayer:
         """What calls of it are named after, before their number in the block."""
         return type(self).__name__.lower()
 
+    def exchangeable(self, tokens: int) -> bool:
+        """Whether it treats all of so many tokens alike."""
+        return self.alike
+
     def fitted(self, width: int, tokens: int) -> Self:
         """Checked against the size of the stream, with sizes that follow from it filled in.
 

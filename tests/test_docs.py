@@ -57,7 +57,7 @@ def test_a_page_has_all_its_parts(tmp_path: Path) -> None:
 def test_what_the_package_refuses_is_said() -> None:
     limits = "\n\n".join(placement_pages._limits("subln"))
     assert "| mixture of experts | yes |" in limits
-    assert "| `include={\"param_grad\"}` | yes |" in limits
+    assert '| `include={"param_grad"}` | yes |' in limits
 
 
 @pytest.mark.parametrize("name", NAMES)

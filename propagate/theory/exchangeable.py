@@ -33,7 +33,7 @@ def found(
     include: Collection[str],
     *,
     through_readout: bool,
-    head_size: float,
+    head_size: float | None,
 ) -> Found:
     """The table's columns, from one walk; `uses` is told where the maps are used."""
     path = walk(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Collection
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from propagate.theory.covered import check_covered, check_sampled
 from propagate.theory.finite.allowances import call_allowances
 from propagate.theory.finite.bias import finite_columns, sampled
 from propagate.theory.pairs.moments import Moments
+from propagate.theory.reading.blocks import NotExchangeable
 from propagate.theory.starts import aligned, gram_of, moments_of
 from propagate.theory.tokens.gram import Gram
 from propagate.theory.validity import Uses, warn_of_means, warn_of_uses
@@ -136,7 +138,7 @@ def predict(
     check_model(model)
     check_flag("through_readout", through_readout)
     asked = _asked(include, parameter_gradients=parameter_gradients, fluctuations=fluctuations, bias=bias)
-    size = _head_size(head_size, model)
+    size = head_size if head_size is None or head_size == math.inf else integer("head_size", head_size)
     given = Start.of(
         start,
         variance=variance,
@@ -154,25 +156,29 @@ def predict(
         name = min(asked - {BY_MATRIX})
         raise ModelError(f"{name} needs a start of plain numbers, got an array of starts over {dims}")
     closed = all([check_covered(model, name) for name in finite])  # noqa: C419  # each must be asked
+    found, uses = None, Uses()
     alike = given.gram is None and given.grad_gram is None and model.exchangeable
-    uses = Uses()
     if alike and (dims or not model.uneven):
-        of_pairs = asked if closed else asked - {"fluctuations"}
         warn_of_means(model)
-        found = exchangeable.found(model, first, last, uses, of_pairs, through_readout=through_readout, head_size=size)
-    elif dims:
-        raise ModelError(f"variance must be a number where tokens are not exchangeable, got dimensions {dims}")
-    else:
-        closed, ends, more = False, _grams(given, first, last, model.tokens), rounded_samples(samples)
+        with suppress(NotExchangeable):
+            of_pairs = asked if closed else asked - {"fluctuations"}
+            found = exchangeable.found(
+                model, first, last, uses, of_pairs, through_readout=through_readout, head_size=size
+            )
+    if found is None:
+        if dims:
+            raise ModelError(f"variance must be a number where tokens are not exchangeable, got dimensions {dims}")
+        closed, uses, grams = False, Uses(), _grams(given, first, last, model.tokens)
+        drawn = rounded_samples(samples)
         found = token_resolved.found(
-            model, *ends, uses, asked, through_readout=through_readout, head_size=size, samples=more
+            model, *grams, uses, asked, through_readout=through_readout, head_size=size, samples=drawn
         )
     warn_of_uses(model, uses, wide=size == math.inf)
     columns = found.columns
     if "bias" in asked or (finite and not closed):
-        ends = _grams(given, first, last, model.tokens)
-        check_sampled(model, finite[-1], *ends)
-        of_samples = sampled(model, *ends, through_readout=through_readout)
+        grams = _grams(given, first, last, model.tokens)
+        check_sampled(model, finite[-1], *grams)
+        of_samples = sampled(model, *grams, through_readout=through_readout)
         spread = "fluctuations" in asked and not closed
         columns = columns | finite_columns(model, of_samples, columns, spread=spread, bias="bias" in asked)
     attributes = {"witness": "theory", "model": repr(model), "width": model.width, "depth": model.depth}
@@ -210,12 +216,6 @@ def _with_calls(moments: xr.Dataset, model: Model, calls: dict[str, Any]) -> xr.
     columns = of_tokens(columns, model.tokens)
     moments = moments.assign({name: (("block", "call"), values) for name, values in columns.items()})
     return moments.assign_coords(call=("call", list(calls)))
-
-
-def _head_size(given: Any, model: Model) -> float:
-    if given is None:
-        return model.head_size
-    return math.inf if given == math.inf else integer("head_size", given)
 
 
 def rounded_samples(samples: Any) -> int | None:

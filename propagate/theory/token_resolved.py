@@ -31,7 +31,7 @@ def found(
     include: Collection[str],
     *,
     through_readout: bool,
-    head_size: float,
+    head_size: float | None,
     samples: int | None,
 ) -> Found:
     """The table's columns; `uses` is told where the maps are used.

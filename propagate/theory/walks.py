@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from propagate.model import Model
-from propagate.sublayers import FFN
+from propagate.sublayers import FFN, Sublayer
 from propagate.theory.pairs import elementwise as pairs
 from propagate.theory.pairs.moments import Moments
-from propagate.theory.reading.blocks import Applied, Block, Tape
+from propagate.theory.reading.blocks import Applied, Block, NotExchangeable, Tape
 from propagate.theory.reading.network import Path, propagate_moments
 from propagate.theory.tokens import elementwise as grams
 from propagate.theory.tokens.apply import Setting, apply, attention_of, norm_scale
@@ -109,9 +109,11 @@ def block_of(
     layer, drawn = model.at(index), itertools.count()
     setting = Setting(model.width, model.tokens, layer.norm, head_size, samples)
 
-    def apply_map(description: Any, x: Any) -> Applied:
+    def apply_map(description: Sublayer, x: Any) -> Applied:
         if resolved and not isinstance(description, FFN):  # in which nothing is drawn
             return Applied(*apply(description, x, replace(setting, seed=(index, next(drawn), group))))
+        if not (resolved or description.exchangeable(model.tokens)):
+            raise NotExchangeable
         return Applied(*apply(description, x, setting))
 
     return Block(

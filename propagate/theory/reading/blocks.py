@@ -25,6 +25,10 @@ Pull = Callable[[Combination], Combination]
 ZERO = Combination({})
 
 
+class NotExchangeable(Exception):
+    """A sublayer that tells tokens apart was asked for its map of exchangeable ones: a walk must resolve them."""
+
+
 class Applied(NamedTuple):
     """What a sublayer makes of its input's moments.
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from propagate.divergence import Divergence, first_divergence
     from propagate.montecarlo.simulate import simulate
     from propagate.montecarlo.workers import process_pool, use_device
+    from propagate.picture import plot
     from propagate.references import citation
     from propagate.text import equations
     from propagate.theory.calls import predict_calls
@@ -59,6 +60,7 @@ __all__ = [
     "first_divergence",
     "placement",
     "placements",
+    "plot",
     "predict",
     "predict_calls",
     "process_pool",
@@ -80,6 +82,7 @@ _LAZY = {
     "describe": "propagate.tracing.describe",
     "equations": "propagate.text",
     "first_divergence": "propagate.divergence",
+    "plot": "propagate.picture",
     "predict": "propagate.theory.predict",
     "predict_calls": "propagate.theory.calls",
     "process_pool": "propagate.montecarlo.workers",

@@ -193,3 +193,17 @@ def test_bad_arguments(arguments: dict, words: str) -> None:
     with pytest.raises(pg.ModelError, match=words) as caught:
         pg.recursion(**arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_says_which_block_it_is() -> None:
+    """Of a Model the activation, scaling and logits are its own; what contradicts it is refused."""
+    model = pg.Model("spannorm", depth=4, activation="linear", scaling=pg.ScaleInit(0.5), logit_std=0.0)
+    same = pg.recursion("spannorm", activation="linear", scaling=pg.ScaleInit(0.5), index=2, depth=4)
+    assert pg.recursion(model, index=2).results == same.results
+    assert "L" in str(pg.recursion(model).grad_variance) or "L" in str(pg.recursion(model))
+    with pytest.raises(pg.ModelError, match="recursion of a Model takes activation"):
+        pg.recursion(model, activation="gelu")
+    with pytest.raises(pg.ModelError, match="recursion needs exchangeable tokens"):
+        pg.recursion(pg.Model("spannorm", depth=4, causal=True))
+    with pytest.raises(pg.ModelError, match="index must be between 1 and depth, got index=5"):
+        pg.recursion(model, index=5)

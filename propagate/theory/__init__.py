@@ -1,0 +1,35 @@
+"""The first witness: moments in the limit of infinite width. `apply` is where descriptions of one's own are registered.
+
+`apply` has a function for each sublayer, `norm_scale` for each norm, `matrix_gradients` for what `param_grad` has of a
+sublayer's matrices.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from propagate.theory.pairs.moments import Moments
+    from propagate.theory.parameter_gradients import matrix_gradients
+    from propagate.theory.reading.blocks import Applied
+    from propagate.theory.tokens.apply import Setting, apply, norm_scale
+    from propagate.theory.tokens.gram import Gram
+
+__all__ = ["Applied", "Gram", "Moments", "Setting", "apply", "matrix_gradients", "norm_scale"]
+
+_LAZY = {
+    "Applied": "propagate.theory.reading.blocks",
+    "Gram": "propagate.theory.tokens.gram",
+    "Moments": "propagate.theory.pairs.moments",
+    "Setting": "propagate.theory.tokens.apply",
+    "apply": "propagate.theory.tokens.apply",
+    "matrix_gradients": "propagate.theory.parameter_gradients",
+    "norm_scale": "propagate.theory.tokens.apply",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)

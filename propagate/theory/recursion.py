@@ -144,7 +144,7 @@ class Recursion:
 
 
 def recursion(
-    placement: str | Placement,
+    placement: str | Placement | Model,
     *,
     activation: str = "relu",
     norm: str = "rms",
@@ -157,7 +157,8 @@ def recursion(
     """One block of a placement, as SymPy equations: an interior one unless `index` says otherwise.
 
     Args:
-        placement: a name or an instance.
+        placement: a name or an instance; or a `Model`, whose activation, norm, `logit_std`, scaling, experts and own
+            gains are taken (its depth only with `index`), and which the other arguments but `index` may not contradict.
         activation, norm: as in `Model`.
         logit_std: 0 for uniform attention, a number, or "symbol" for the symbol tau (= logit_std^2).
         scaling: multiplies the symbols g_a and g_f.
@@ -176,12 +177,27 @@ def recursion(
         >>> print(recursion("prenorm").variance)
         a_1 + a_2 + q
     """
+    if isinstance(placement, Model):
+        given = activation != "relu" or norm != "rms" or logit_std != 0.0 or (scaling, depth, experts) != (None,) * 3
+        if given:
+            raise ModelError("recursion of a Model takes activation, norm, logit_std, scaling, depth, experts from it")
+        if index is not None and not 1 <= index <= placement.depth:
+            raise ModelError(f"index must be between 1 and depth, got index={index!r} with depth={placement.depth!r}")
+        attention = placement.parts[(index or 1) - 1].attention
+        if not attention.exchangeable(placement.tokens) or attention.normed or placement.dropout:
+            raise ModelError(f"recursion needs exchangeable tokens, without inner norms or dropout, got {placement!r}")
+        return _recursion(placement, attention.logit_std, index, None if index is None else placement.depth)
     equations = as_placement(placement)
     if (depth is None and index is not None) or not (index is None or 1 <= index <= (depth or 0)):
         raise ModelError(f"index must be between 1 and depth, got index={index!r} with depth={depth!r}")
     model = Model(
         equations, depth=depth or 3, logit_std=0.0, activation=activation, norm=norm, experts=experts, scaling=scaling
     )
+    return _recursion(model, logit_std, index, depth)
+
+
+def _recursion(model: Model, logit_std: float | str, index: int | None, depth: int | None) -> Recursion:
+    equations, experts = model.equations, model.parts[(index or 1) - 1].experts
     definitions: list[sympy.Eq] = []
     block = _block(model, _logit_variance(logit_std), definitions, index, depth)
     try:

@@ -49,7 +49,7 @@ def test_a_map_adds_its_cotangent_to_another(width: int, device: Backend) -> Non
     x, onto = arrays(device, width, 2)
     (g,) = arrays(device, 50, 1)
     sampler = Fused(Normals(device, seed=1, draws=range(3)), device.xp.zeros(3, dtype=bool))
-    for _, pull in (sampler(x, 64, 50), sampler.relu_ffn(x, 64, 70, 50, 1.0, 1.0)):
+    for _, pull in (sampler(x, 64, 50), sampler.relu_ffn(x, (64, 65), 70, 50, 1.0, 1.0)):
         assert isinstance(pull, AddingPull)
         assert close(device, pull.add(g, onto), pull(g) + onto)
 

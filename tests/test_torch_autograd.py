@@ -11,7 +11,6 @@ from propagate.montecarlo.backend import Array, choose_backend
 from propagate.montecarlo.blocks import State, block_of, read_state
 from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.operators import GATED, Pull, output_rms
-from propagate.montecarlo.parameter_gradients import RecordedBlock
 from propagate.montecarlo.samplers import dense
 from propagate.sublayers import ACTIVATIONS
 
@@ -60,10 +59,10 @@ def numpy_pass(
     parts = [placement.embed, *[placement.block] * model.depth, placement.readout]
     state, cotangents = State((x,)), (g,)
     for index, equations in enumerate(parts):
-        block: Any = block_of(model, HOST, sampler, index)
         if norms is not None and 0 < index <= model.depth:
             norms.append({})
-            block = RecordedBlock(block, norms[-1])
+        noted = norms[-1] if norms and 0 < index <= model.depth else None
+        block = block_of(model, HOST, sampler, index, norms=noted)
         state, pull = read_state(equations, block, state)
         pulls.append(pull)
     for pull in reversed(pulls):

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
+import propagate.montecarlo.attention
+import propagate.montecarlo.experts
+import propagate.montecarlo.ffn  # noqa: F401  # these three register what the package covers
+from propagate.layers import Layer
 from propagate.model import Model, ModelError
-from propagate.montecarlo.attention import attention
 from propagate.montecarlo.backend import Array, Backend
-from propagate.montecarlo.cuda.weightless import Fused
-from propagate.montecarlo.experts import mixture, norm_of_parts
 from propagate.montecarlo.normals import Normals
-from propagate.montecarlo.operators import (
-    ACTIVATIONS,
-    GATED,
-    NORMS,
-    dropout,
-    output_rms,
-    tanh,
-)
-from propagate.montecarlo.pulls import AddingPull, Pull, chain
+from propagate.montecarlo.norms import exactly, norm, norm_of_kind
+from propagate.montecarlo.operators import NORMS, dropout, tanh
+from propagate.montecarlo.parameter_gradients import Norms
+from propagate.montecarlo.pulls import Pull, added
 from propagate.montecarlo.samplers import Sampler
+from propagate.montecarlo.sublayers import CALLS as CALLS
+from propagate.montecarlo.sublayers import MATRICES as MATRICES
+from propagate.montecarlo.sublayers import Call, applied, site_of
+from propagate.montecarlo.sublayers import apply as apply
 from propagate.placement import Layout, join, split
-from propagate.scaling import Gains
+from propagate.sublayers import Sublayer
 
 Arrays = tuple[Array, ...]
 StatePull = Callable[[Arrays], Arrays]
-MATRICES = 4  # sites in the range that a call of an operator owns
-CALLS = 16  # ranges that a block may use: one a sublayer call, one more for shared experts, one more for dropout
 
 
 @dataclass(eq=False, slots=True)
@@ -59,10 +56,8 @@ class Tape:
                 continue
             if stream not in arrived:
                 arrived[stream] = pull(arrived[made])
-            elif isinstance(pull, AddingPull):
-                arrived[stream] = pull.add(arrived[made], arrived[stream])
             else:
-                arrived[stream] = self.backend.add(arrived[stream], pull(arrived[made]))
+                arrived[stream] = added(self.backend, pull, arrived[made], arrived[stream])
         return tuple(arrived[x.number] if x.number in arrived else 0 * x.value for x in sources)
 
 
@@ -94,10 +89,9 @@ class Stream:
         value, pull = operator(self.value)
         return self._derive((value,), (self, pull))
 
-    def norm(self, operator: Callable[..., tuple[Array, Pull]]) -> Stream:
+    def of_parts(self, operator: Callable[..., tuple[Array, Pull]]) -> Stream:
         """The same, by an operator that can add up two parts itself."""
-        backend = self.tape.backend
-        value, pull = operator(backend, *(self.parts if backend.name == "cupy" else (self.value,)))
+        value, pull = operator(*self.parts)
         return self._derive((value,), (self, pull))
 
     def __add__(self, other: Stream) -> Stream:
@@ -108,21 +102,35 @@ class Stream:
 
     __rmul__ = __mul__
 
+    def __radd__(self, zero: int) -> Stream:
+        """`sum` of streams begins with 0."""
+        return self if zero == 0 else NotImplemented
+
+    def __neg__(self) -> Stream:
+        return self * -1
+
+    def __sub__(self, other: Stream) -> Stream:
+        return self + -other
+
     def __truediv__(self, divisor: float | Array) -> Stream:
         return self * (1 / divisor)
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What a placement's equations see: the sublayers, the norm, and where in the network they are."""
+    """What a placement's equations see: the sublayers, the norm, and where in the network they are.
+
+    With `norms`, sublayers note their matrices' gradients there while cotangents return.
+    """
 
     model: Model
     backend: Backend
     sampler: Sampler
     index: int
-    gains: Gains
-    sites: Iterator[int]
+    layer: Layer
+    ranges: Iterator[int]
     normals: Normals | None = None
+    norms: Norms | None = None
 
     @property
     def depth(self) -> int:
@@ -137,24 +145,31 @@ class Block:
         return self.index == self.model.depth
 
     def norm(self, x: Stream) -> Stream:
-        return x.norm(NORMS[self.model.at(self.index).norm.kind])
+        function, kind = exactly(norm.registry, self.layer.norm), self.layer.norm
+        if function is norm_of_kind and self.backend.name == "cupy":
+            return x.of_parts(lambda *parts: NORMS[kind.kind](self.backend, *parts, eps=kind.eps))
+        return x.apply(lambda value: function(kind, value, self.backend))
 
     def attention(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
-        site, inside = self._site(), self.model.inner_norms("attention", normed)
-        return self._dropped(x.apply(lambda value: attention(self, site, value, inside)))
+        return self._applied(self.layer.norming(self.layer.attention, normed), x)
 
     def ffn(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
-        """The dense FFN or the mixture of experts, whichever the model has."""
-        site, inside = self._site(), self.model.inner_norms("ffn", normed)
-        experts = self.model.experts
-        if experts is None:
-            return self._dropped(x.apply(lambda value: _ffn(self, site, value, 1, inside)))
-        y = x.apply(lambda value: mixture(self, site, value, inside))
-        if experts.shared:  # side by side they are one FFN, as many times as wide
-            shared_site = self._site()
-            shared = x.apply(lambda value: _ffn(self, shared_site, value, experts.shared, inside))
-            y = y + shared * math.sqrt(experts.shared)
-        return self._dropped(y)
+        """The dense FFN, or the mixture of experts in its place."""
+        return self._applied(self.layer.norming(self.layer.ffn, normed), x)
+
+    def experts(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
+        if self.layer.experts is None:
+            name = type(self.model.equations).__name__
+            raise ModelError(
+                f"experts must be an Experts where {name} calls block.experts, block {self.index}; got None"
+            )
+        return self._applied(self.layer.norming(self.layer.experts, normed), x)
+
+    def apply(self, description: Sublayer, x: Stream, normed: Sequence[str] = ()) -> Stream:
+        """Any sublayer, as described."""
+        if not isinstance(description, Sublayer):
+            raise ModelError(f"block.apply takes a description, such as propagate.FFN(), got {description!r}")
+        return self._applied(self.layer.in_force(description, normed), x)
 
     def tanh(self, x: Stream) -> Stream:
         return x.apply(lambda value: tanh(self.backend, value))
@@ -163,28 +178,33 @@ class Block:
         """One number a draw, of shape (draws, 1, 1)."""
         return self.backend.xp.sqrt((x.value * x.value).mean(axis=(-1, -2), keepdims=True))
 
-    def _site(self) -> int:
-        """The first site of a range of MATRICES that nothing else has."""
-        site = next(self.sites, None)
-        if site is None:
-            raise ModelError(f"a block may use at most {CALLS} sublayers, shared experts and dropouts together")
-        return site
+    def _applied(self, description: Sublayer, x: Stream) -> Stream:
+        call = Call(description.call, self.index, self.backend, self.layer, self.sampler, self.ranges, self.norms)
+        return self._dropped(x.apply(lambda value: applied(description, value, call)))
 
     def _dropped(self, x: Stream) -> Stream:
         if self.model.dropout == 0:
             return x
         assert self.normals is not None
-        noise = self.normals(self._site(), x.value.shape[1:])
+        noise = self.normals(site_of(self.ranges), x.value.shape[1:])
         return x.apply(lambda value: dropout(self.backend, value, noise, self.model.dropout))
 
 
-def block_of(model: Model, backend: Backend, sampler: Sampler, index: int, normals: Normals | None = None) -> Block:
+def block_of(
+    model: Model,
+    backend: Backend,
+    sampler: Sampler,
+    index: int,
+    normals: Normals | None = None,
+    norms: Norms | None = None,
+) -> Block:
     """The block a placement's equations see at `index`: 0 for the embedding, depth + 1 for the readout.
 
-    `normals` decide what dropout drops; a model without dropout needs none.
+    `normals` decide what dropout drops; a model without dropout needs none. `norms` takes down the squared norms of the
+    gradients of the block's matrices.
     """
-    sites = iter(range(index * CALLS * MATRICES, (index + 1) * CALLS * MATRICES, MATRICES))
-    return Block(model, backend, sampler, index, model.gains(max(index, 1)), sites, normals)
+    ranges = iter(range(index * CALLS * MATRICES, (index + 1) * CALLS * MATRICES, MATRICES))
+    return Block(model, backend, sampler, index, model.at(index), ranges, normals, norms)
 
 
 class State(NamedTuple):
@@ -211,19 +231,3 @@ def read(equations: Callable[[Any, Any], Any], block: Any, x: Array) -> tuple[Ar
     state, pull = read_state(equations, block, State((x,)))
     (y,) = state.streams
     return y, lambda g: pull((g,))[0]
-
-
-def _ffn(block: Block, site: int, x: Array, count: int, normed: frozenset[str]) -> tuple[Array, Pull]:
-    """So many FFNs side by side, each with hidden units that pass a norm of their own."""
-    model, gains, sampler = block.model, block.gains, block.sampler
-    hidden = count * model.hidden
-    gain_out = gains.ffn_out if "hidden" in normed else gains.ffn_out / output_rms(model.activation)
-    plain_relu = model.activation == "relu" and not normed
-    if plain_relu and isinstance(sampler, Fused) and sampler.covers(model.tokens, model.width, hidden):
-        return sampler.relu_ffn(x, site, hidden, model.width, gains.ffn_in, gain_out)
-    before, pull_in = sampler(x, site, hidden * (2 if model.activation in GATED else 1), gains.ffn_in)
-    after, pull_activation = ACTIVATIONS[model.activation](block.backend, before)
-    parts, pull_norm = norm_of_parts(block, "hidden", normed, after.reshape(*after.shape[:2], count, -1))
-    y, pull_out = sampler(parts.reshape(after.shape), site + 1, model.width, gain_out)
-    back = chain(pull_out, lambda g: pull_norm(g.reshape(parts.shape)).reshape(after.shape), pull_activation, pull_in)
-    return y, back

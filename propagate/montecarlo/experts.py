@@ -7,16 +7,14 @@ matrix. A mixture is therefore that FFN with every expert's hidden units multipl
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from propagate.experts import Experts
-from propagate.montecarlo.attention import inner_norm
 from propagate.montecarlo.backend import Array, Backend
-from propagate.montecarlo.operators import ACTIVATIONS, GATED, output_rms, softmax
-from propagate.montecarlo.pulls import Pull
-
-if TYPE_CHECKING:
-    from propagate.montecarlo.blocks import Block
+from propagate.montecarlo.ffn import activated, input_parts, norm_of_parts, output_gain, side_by_side
+from propagate.montecarlo.operators import GATED, softmax
+from propagate.montecarlo.parameter_gradients import Part
+from propagate.montecarlo.pulls import Pull, summed
+from propagate.montecarlo.sublayers import Call, apply
 
 
 def gates(backend: Backend, experts: Experts, logits: Array) -> tuple[Array, Pull]:
@@ -42,39 +40,47 @@ def gates(backend: Backend, experts: Experts, logits: Array) -> tuple[Array, Pul
     return weights * chosen * experts.factor, lambda g: pull(g * chosen * experts.factor)
 
 
-def norm_of_parts(block: Block, name: str, normed: frozenset[str], x: Array) -> tuple[Array, Pull]:
-    """`inner_norm` of an array (draws, tokens, parts, coordinates), each part by itself."""
-    rows = x.reshape(x.shape[0], -1, x.shape[-1])
-    y, pull = inner_norm(block, name, normed, rows)
-    return y.reshape(x.shape), lambda g: pull(g.reshape(rows.shape)).reshape(x.shape)
+@apply.register(Experts)
+def mixture(kind: Experts, x: Array, block: Call) -> tuple[Array, Pull]:
+    """The sublayer, (draws, tokens, width) -> the same shape; three sites, and two more for shared experts."""
+    routed, pull_routed = _routed(kind, x, block)
+    if not kind.shared:
+        return routed, pull_routed
+    shared, pull_shared = side_by_side(kind.expert, x, block.apart(), kind.shared, "shared")
+    return block.backend.add(routed, shared), summed(block.backend, pull_shared, pull_routed)
 
 
-def mixture(block: Block, site: int, x: Array, normed: frozenset[str] = frozenset()) -> tuple[Array, Pull]:
-    """The routed and the identity experts of a sublayer, (draws, tokens, width) -> the same shape; three sites.
+def _routed(kind: Experts, x: Array, block: Call) -> tuple[Array, Pull]:
+    """The routed and the identity experts.
 
     With "hidden" normed each expert's hidden units pass the norm, before its gate.
     """
-    model, experts, xp = block.model, block.model.experts, block.backend.xp
-    assert experts is not None
-    count, hidden = experts.routed, model.hidden // experts.split
+    expert, xp, count = kind.expert, block.xp, kind.routed
+    hidden = expert.units // kind.split
     by_expert, flat = (*x.shape[:2], count, -1), (*x.shape[:2], -1)
-    logits, pull_router = block.sampler(x, site, experts.candidates, experts.router_std)
-    weights, pull_gates = gates(block.backend, experts, logits)
+    logits, pull_router = block.matrix(
+        x, kind.candidates, kind.router_std, [Part("router", kind.candidates, kind.router_std)]
+    )
+    weights, pull_gates = gates(block.backend, kind, logits)
     routed, kept = weights[..., :count, None], weights[..., count:].sum(axis=-1, keepdims=True)
 
-    width_in = hidden * (2 if model.activation in GATED else 1)
-    before, pull_in = block.sampler(x, site + 1, count * width_in, block.gains.ffn_in)
-    after, pull_activation = ACTIVATIONS[model.activation](block.backend, before.reshape(by_expert))
-    after, pull_norm = norm_of_parts(block, "hidden", normed, after)
-    # the sampler's entries have variance 1 / (count hidden); an uncut expert's have 1 / model.hidden
-    size = 1 if "hidden" in normed else output_rms(model.activation)
-    gain = block.gains.ffn_out / size * math.sqrt(count * hidden / model.hidden)
-    y, pull_out = block.sampler((routed * after).reshape(flat), site + 2, model.width, gain)
+    # one after another, the gate's columns of an expert beside its other ones
+    read = (
+        input_parts(expert, hidden, "ffn") * count
+        if expert.activation in GATED
+        else [Part("ffn_in", hidden * count, expert.in_gain)]
+    )
+    before, pull_in = block.matrix(x, sum(part.width for part in read), expert.in_gain, read)
+    after, pull_activation = activated(expert, before.reshape(by_expert), block)
+    after, pull_norm = norm_of_parts(expert, after, block)
+    # the sampler's entries have variance 1 / (count hidden); an uncut expert's have 1 / its hidden width
+    gain = output_gain(expert) * math.sqrt(count * hidden / expert.units)
+    y, pull_out = block.matrix((routed * after).reshape(flat), block.width, gain, [Part("ffn_out", block.width, gain)])
 
     def pull(g: Array) -> Array:
         arrived = pull_out(g).reshape(by_expert)
         to_routed = (arrived * after).sum(axis=-1)
-        to_kept = xp.broadcast_to((g * x).sum(axis=-1, keepdims=True), (*x.shape[:2], experts.identity))
+        to_kept = xp.broadcast_to((g * x).sum(axis=-1, keepdims=True), (*x.shape[:2], kind.identity))
         to_logits = pull_gates(xp.concatenate([to_routed, to_kept], axis=-1))
         through = pull_activation(pull_norm(arrived * routed)).reshape(flat)
         return pull_in(through) + pull_router(to_logits) + kept * g

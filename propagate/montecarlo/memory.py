@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
+from propagate.experts import Experts
 from propagate.model import Model
+from propagate.montecarlo.calls import called
 from propagate.montecarlo.operators import GATED
+from propagate.sublayers import FFN, Attention, Sublayer
 
 BATCH = 2**28  # bytes that a batch of draws may take on the host: small enough to stay near the caches
 ONE_DRAW = 2**31  # bytes that one draw may take on the host before its blocks are run twice
@@ -37,7 +41,8 @@ def plan(model: Model, backend: str, precision: str, sampler: str, *, batch: int
     """
     size = np.dtype(precision).itemsize
     stream = size * model.tokens * model.width
-    remembered, passing = (size * numbers for numbers in _numbers(model, backend, sampler))
+    blocks = [_numbers(model, index, backend, sampler) for index in range(1, model.depth + 1)]
+    remembered, passing = (size * max(numbers) for numbers in zip(*blocks, strict=True))  # of the largest block
     segment = model.depth
     if remembered * model.depth + passing > one_draw:
         segment = min(model.depth, max(1, math.isqrt(model.depth * stream // remembered)))
@@ -45,17 +50,57 @@ def plan(model: Model, backend: str, precision: str, sampler: str, *, batch: int
     return Plan(max(1, batch // taken), segment)
 
 
-def _numbers(model: Model, backend: str, sampler: str) -> tuple[int, int]:
+class Numbers(NamedTuple):
+    """Of one sublayer of one draw.
+
+    Attributes:
+        weights: entries of its matrices.
+        met: of what enters its matrices, until the way back.
+        normals: of what they met it with, if they are never made.
+        kept: of whatever else is remembered until the way back.
+        wide: coordinates of the widest array, beside the stream's own.
+        square: entries of tokens by tokens.
+    """
+
+    weights: int
+    met: int
+    normals: int
+    kept: int
+    wide: int = 0
+    square: int = 0
+
+
+def _numbers(model: Model, index: int, backend: str, sampler: str) -> tuple[int, int]:
     """Of one block of one draw: what is remembered until the way back, and what lives while the block is worked on.
 
     Left out: matrices of tokens by tokens, but for those of every head, and at most 1 MiB where normals are made.
     """
-    experts = 1 if model.experts is None else model.experts.count + model.experts.shared
-    d, m, t = model.width, model.hidden * experts, model.tokens
-    n = m * (2 if model.activation in GATED else 1)
-    softmax = model.heads * t * t
+    d, t = model.width, model.tokens
+    parts = [_of(one, d, t) for one in called(model, index)]
     if sampler == "dense":
-        maps = 4 * d * d + d * n + m * d
-    else:  # what enters the four maps and, where a device does not make them anew, the normals they met it with
-        maps = t * (3 * d + m) + (t * (5 * d + n) if backend == "numpy" else 0)
-    return maps + t * (6 * d + 2 * n) + softmax, t * (10 * d + 3 * n) + 3 * softmax
+        maps = sum(part.weights for part in parts)
+    else:  # what enters the maps and, where a device does not make them anew, the normals they met it with
+        maps = sum(part.met + (part.normals if backend == "numpy" else 0) for part in parts)
+    kept = sum(part.kept for part in parts) + 3 * t * d
+    wide = max((part.wide for part in parts), default=0)
+    square = max((part.square for part in parts), default=0)
+    return maps + kept, t * (10 * d + 3 * wide) + 3 * square
+
+
+def _of(one: Sublayer, d: int, t: int) -> Numbers:
+    if isinstance(one, FFN | Experts):
+        expert, count = (one.expert, one.count + one.shared) if isinstance(one, Experts) else (one, 1)
+        m = expert.units * count
+        n = m * (2 if expert.activation in GATED else 1)
+        return Numbers(d * n + m * d, t * (d + m), t * (d + n), 2 * t * n, wide=n)
+    if isinstance(one, Attention):
+        inside, both = one.inside, 2 * one.size * one.kv_heads
+        square = one.heads * t * t
+        return Numbers(
+            d * (inside + both) + inside * d,
+            t * (d + inside),
+            t * (inside + both + d),
+            t * (inside + both) + square,
+            square=square,
+        )
+    return Numbers(4 * d * d, 2 * t * d, 4 * t * d, 3 * t * d)  # one's own: a guess, that it is like attention

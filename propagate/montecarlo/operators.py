@@ -21,32 +21,34 @@ from propagate.montecarlo.pulls import Pull
 Operator = Callable[[Backend, Array], tuple[Array, Pull]]
 
 
-def rms_norm(backend: Backend, *parts: Array) -> tuple[Array, Pull]:
-    """The sum of one or two arrays over its root mean square; and the pull, to that sum.
+def rms_norm(backend: Backend, *parts: Array, eps: float = 0.0) -> tuple[Array, Pull]:
+    """The sum of one or two arrays over its root mean square, to which `eps` adds; and the pull, to that sum.
 
     Example:
         >>> y, pull = rms_norm(choose_backend("numpy"), np.array([[[3.0, 4.0]]]))
         >>> float((y**2).mean()), bool(abs(pull(y)).max() < 1e-15)
         (1.0, True)
     """
-    if backend.name == "cupy":
+    if backend.name == "cupy" and eps == 0:
         return _norm_on_device(*parts, centred=False)
     x = reduce(add, parts)
-    scale = 1 / backend.xp.sqrt(backend.xp.mean(x * x, axis=-1, keepdims=True))
+    scale = 1 / backend.xp.sqrt(backend.xp.mean(x * x, axis=-1, keepdims=True) + eps)
     y = x * scale
     return y, lambda g: scale * (g - y * backend.xp.mean(g * y, axis=-1, keepdims=True))
 
 
-def layer_norm(backend: Backend, *parts: Array) -> tuple[Array, Pull]:
+def layer_norm(backend: Backend, *parts: Array, eps: float = 0.0) -> tuple[Array, Pull]:
     """The sum of one or two arrays less its mean, over its standard deviation; and the pull, to that sum.
+
+    `eps` adds to the variance.
 
     Example:
         >>> layer_norm(choose_backend("numpy"), np.array([[[1.0, 3.0]]]))[0].tolist()
         [[[-1.0, 1.0]]]
     """
-    if backend.name == "cupy":
+    if backend.name == "cupy" and eps == 0:
         return _norm_on_device(*parts, centred=True)
-    y, pull = rms_norm(backend, _centred(backend, reduce(add, parts)))
+    y, pull = rms_norm(backend, _centred(backend, reduce(add, parts)), eps=eps)
     return y, lambda g: _centred(backend, pull(g))
 
 
@@ -60,7 +62,7 @@ def _centred(backend: Backend, x: Array) -> Array:
     return x - backend.xp.mean(x, axis=-1, keepdims=True)
 
 
-NORMS: dict[str, Operator] = {"rms": rms_norm, "layer": layer_norm}
+NORMS: dict[str, Callable[..., tuple[Array, Pull]]] = {"rms": rms_norm, "layer": layer_norm}
 
 
 def softmax(backend: Backend, logits: Array) -> tuple[Array, Pull]:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from propagate.model import Model
 from propagate.montecarlo.backend import Array, Backend, choose_backend
-from propagate.montecarlo.blocks import State, StatePull, block_of, read_state
+from propagate.montecarlo.blocks import Block, State, StatePull, block_of, read_state
+from propagate.montecarlo.calls import exchangeable
 from propagate.montecarlo.cuda.weightless import Fused
 from propagate.montecarlo.laws import LAWS
 from propagate.montecarlo.normals import Normals
-from propagate.montecarlo.parameter_gradients import RecordedBlock, stacked
+from propagate.montecarlo.parameter_gradients import Norms, columns
 from propagate.montecarlo.samplers import Sampler, dense
 from propagate.montecarlo.starts import Start, with_gram
 from propagate.montecarlo.statistics import Floats, moments_on, token_moments
@@ -39,7 +39,7 @@ class Network:
     start: Start
     through_readout: bool
     segment: int
-    matrices: tuple[str, ...] = ()
+    parameter_gradients: bool = False
 
 
 def run_halving(network: Network, draws: range) -> dict[str, Floats]:
@@ -55,7 +55,7 @@ def run_halving(network: Network, draws: range) -> dict[str, Floats]:
             network.start,
             through_readout=network.through_readout,
             segment=network.segment,
-            matrices=network.matrices,
+            parameter_gradients=network.parameter_gradients,
         )
     except MemoryError:  # CuPy's own is one too
         if len(draws) == 1:
@@ -75,25 +75,25 @@ def run(
     *,
     through_readout: bool,
     segment: int | None = None,
-    matrices: Sequence[str] = (),
+    parameter_gradients: bool = False,
 ) -> dict[str, Floats]:
     """One batch of draws: for each quantity an array (draws, depth + 1), or (draws, depth + 1, streams + 1).
 
     Of the way forward, `segment` blocks at a time are remembered, by default all; others are run again on the way back.
-    With names of `matrices` also `param_grad`, of shape (draws, depth + 1, matrices).
+    With `parameter_gradients` also `param_grad:NAME` of each matrix, of shape (draws, depth + 1).
     """
     normals = Normals(backend, seed, draws)
     segment = segment or model.depth
     if sampler_name != "weightless" or backend.name == "numpy":
         chosen = _sampler_of(sampler_name, model, normals)
-        return _pass(model, normals, chosen, start, matrices, through_readout, segment)
+        return _pass(model, normals, chosen, start, parameter_gradients, through_readout, segment)
     sampler = Fused(normals, backend.xp.zeros(len(draws), dtype=bool))
-    found = _pass(model, normals, sampler, start, matrices, through_readout, segment)
+    found = _pass(model, normals, sampler, start, parameter_gradients, through_readout, segment)
     rows = np.flatnonzero(backend.to_host(sampler.unsound))
     if len(rows):  # in one batch, with the sound draws that lie between: a pass costs launches more than draws
         among = slice(rows[0], rows[-1] + 1)
         once_more = Normals(backend, seed, draws[among])
-        again = _pass(model, once_more, weightless(once_more), start, matrices, through_readout, segment)
+        again = _pass(model, once_more, weightless(once_more), start, parameter_gradients, through_readout, segment)
         for name, values in again.items():
             found[name][rows] = values[rows - rows[0]]
     return found
@@ -104,28 +104,28 @@ def _pass(
     normals: Normals,
     sampler: Sampler,
     start: Start,
-    matrices: Sequence[str],
+    parameter_gradients: bool,
     through_readout: bool,
     segment: int,
 ) -> dict[str, Floats]:
     """Forward and backward through one batch of networks."""
     backend, placement = normals.backend, model.equations
-    averages, resolved = moments_on(backend), not (start.exchangeable and model.exchangeable)
+    averages, resolved = moments_on(backend), not (start.exchangeable and exchangeable(model))
     firsts = range(1, model.depth + 1, segment)
-    norms: list[dict[str, Array]] = [{} for _ in range(model.depth)]  # filled on the way back, once, by pulls
+    norms: list[Norms] = [{} for _ in range(model.depth)]  # filled on the way back, once, by pulls
 
     def moments(x: Array) -> tuple[Array, ...]:
         return (*averages(x), token_moments(x)) if resolved else averages(x)
 
-    def block(index: int) -> Any:
-        return block_of(model, backend, sampler, index, normals)
+    def block(index: int, norms: Norms | None = None) -> Block:
+        return block_of(model, backend, sampler, index, normals, norms)
 
     def blocks(first: int, state: State) -> tuple[State, list[tuple[Array, ...]], list[StatePull]]:
         """The segment that begins with block `first`: the state that leaves, moments and pulls of each block."""
         of_blocks, pulls = [], []
         for index in range(first, min(first + firsts.step, model.depth + 1)):
             entered = len(state.streams)
-            within = RecordedBlock(block(index), norms[index - 1]) if matrices else block(index)
+            within = block(index, norms[index - 1] if parameter_gradients else None)
             state, pull = read_state(placement.block, within, state)
             check_streams(placement, "block", found=len(state.streams), expected=entered)
             of_blocks.append(_moments(backend, moments, state.streams))
@@ -164,10 +164,9 @@ def _pass(
             backward.append(_moments(backend, moments, cotangents))
     if streams > 1:
         backward[-1] = _moments(backend, moments, cotangents, *pull_embed(cotangents))
-    columns = _columns("", forward, backend) | _columns("grad_", backward[::-1], backend)
-    if matrices:
-        columns["param_grad"] = backend.to_host(stacked(backend.xp, norms, matrices, len(normals.draws)))
-    return columns
+    by_matrix = columns(backend.xp, norms, len(normals.draws))
+    of_matrices = {name: backend.to_host(values) for name, values in by_matrix.items()}
+    return _columns("", forward, backend) | _columns("grad_", backward[::-1], backend) | of_matrices
 
 
 def _moments(

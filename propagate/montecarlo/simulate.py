@@ -14,17 +14,21 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from propagate.checks import integer
+from propagate.experts import Experts
 from propagate.identity import described, simulation_digest
 from propagate.model import Model, ModelError, check_flag, check_model
 from propagate.montecarlo.backend import choose_backend
+from propagate.montecarlo.calls import called
 from propagate.montecarlo.checkpoint import load, save
 from propagate.montecarlo.memory import BATCH, ONE_DRAW, plan
-from propagate.montecarlo.parameter_gradients import matrices
+from propagate.montecarlo.norms import norm
 from propagate.montecarlo.run import SAMPLERS, Network, run_halving
 from propagate.montecarlo.starts import start_of
 from propagate.montecarlo.statistics import Summary
+from propagate.montecarlo.sublayers import apply
 from propagate.montecarlo.workers import in_order
-from propagate.table import STREAM, provenance, table
+from propagate.sublayers import FFN, Attention
+from propagate.table import BY_MATRIX, STREAM, provenance, table
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -114,7 +118,6 @@ def simulate(
     check_model(model)
     check_flag("through_readout", through_readout)
     check_flag("parameter_gradients", parameter_gradients)
-    names = matrices(model) if parameter_gradients else []
     if progress is not None:
         check_flag("progress", progress)
     if not isinstance(executor, Executor | None):
@@ -132,7 +135,15 @@ def simulate(
     planned = plan(model, where.backend, precision, sampler_name, **limits)
     batch = min(planned.batch, math.ceil(draws / TASKS)) if executor else planned.batch
     network = Network(
-        model, where.backend, precision, sampler_name, seed, start, through_readout, planned.segment, tuple(names)
+        model,
+        where.backend,
+        precision,
+        sampler_name,
+        seed,
+        start,
+        through_readout,
+        planned.segment,
+        parameter_gradients,
     )
     identity = _identity(network) if checkpoint is not None else {}
     summary = Summary() if checkpoint is None else load(checkpoint, identity)
@@ -160,7 +171,7 @@ def simulate(
     }
     variables = summary.variables()
     dims = (STREAM,) if variables["variance"].ndim > 1 else ()
-    return table(variables, model.depth, attributes, dims, names)
+    return table(variables, model.depth, attributes, dims, summary.parts(BY_MATRIX))
 
 
 @dataclass(frozen=True)
@@ -192,8 +203,20 @@ def _sampler(name: str, model: Model) -> str:
         )
     if name != "auto":
         return name
-    narrow = min(model.width, model.hidden) < CROSSOVER * model.tokens
+    narrow = min(map(partial(_fan_in, model), range(1, model.depth + 1))) < CROSSOVER * model.tokens
     return "dense" if narrow or model.weights != "normal" else "weightless"
+
+
+def _fan_in(model: Model, index: int) -> int:
+    """The smallest of a block, as far as its descriptions tell: of those of one's own, the width."""
+    layer = model.at(index)
+    sizes = [model.width]
+    for one in (layer.attention, layer.ffn, *called(model, index)):
+        if isinstance(one, Attention):
+            sizes.append(one.inside)
+        elif isinstance(one, FFN | Experts):
+            sizes.append((one.expert if isinstance(one, Experts) else one).units)
+    return min(sizes)
 
 
 def _identity(network: Network) -> dict[str, Any]:
@@ -201,7 +224,19 @@ def _identity(network: Network) -> dict[str, Any]:
     fields = {field.name: getattr(network, field.name) for field in dataclasses.fields(network)}
     del fields["segment"]  # as many blocks as memory holds: the numbers are the same
     versions = {name: provenance()[name] for name in ("propagate", "numpy")} | {"simulation": simulation_digest()}
-    return versions | {name: described(value) for name, value in fields.items()}
+    functions = {"functions": described(_registered(network.model))}
+    return versions | {name: described(value) for name, value in fields.items()} | functions
+
+
+def _registered(model: Model) -> dict[str, Any]:
+    """By the name of a description's kind, the function that computes it."""
+    blocks = range(1, model.depth + 1)
+    kinds = {type(one) for index in blocks for one in called(model, index)}
+    norms = {type(model.at(index).norm) for index in blocks}
+    functions = [(kind, apply.registry.get(kind)) for kind in kinds] + [
+        (kind, norm.registry.get(kind)) for kind in norms
+    ]
+    return {f"{kind.__module__}.{kind.__qualname__}": function for kind, function in functions}
 
 
 @contextmanager

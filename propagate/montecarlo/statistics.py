@@ -102,7 +102,10 @@ class RunningMean:
 
 @dataclass
 class Summary:
-    """Running means of named quantities over blocks, and of the logarithms of the positive ones."""
+    """Running means of named quantities over blocks, and of the logarithms of the positive ones.
+
+    A name may have a part, `quantity:part`: a column of that quantity.
+    """
 
     means: dict[str, RunningMean] = field(default_factory=dict)
 
@@ -112,19 +115,31 @@ class Summary:
 
     def add(self, batch: dict[str, Floats]) -> None:
         """Take in a batch: for each name an array of shape (draws, blocks), or with further axes."""
-        logs = {f"log_{name}": _log(batch[name]) for name in POSITIVE if name in batch}
+        logs = {f"log_{name}": _log(batch[name]) for name in batch if name.partition(":")[0] in POSITIVE}
         for name, values in (batch | logs).items():
             running = self.means.setdefault(name, RunningMean())
             for draw in values:
                 running.add(draw)
 
     def variables(self) -> dict[str, Floats]:
-        """`name` and `name_se` for every quantity."""
-        out = {}
-        for name, running in self.means.items():
-            out[name] = running.mean
-            out[f"{name}_se"] = running.standard_error()
-        return out
+        """`name` and `name_se` for every quantity, its parts along the last axis."""
+        found: dict[str, list[Floats]] = {}
+        for key, running in self.means.items():
+            name, of_part, _ = key.partition(":")
+            for column, values in ((name, running.mean), (f"{name}_se", running.standard_error())):
+                found.setdefault(column, []).append(values[..., None] if of_part else values)
+        return {
+            name: columns[0] if len(columns) == 1 else np.concatenate(columns, -1) for name, columns in found.items()
+        }
+
+    def parts(self, quantity: str) -> list[str]:
+        """Of a quantity, in order.
+
+        Example:
+            >>> Summary({"size:one": RunningMean(), "size:two": RunningMean()}).parts("size")
+            ['one', 'two']
+        """
+        return [part for name, _, part in (key.partition(":") for key in self.means) if name == quantity and part]
 
     def state(self) -> dict[str, Any]:
         """Everything, as plain arrays that can be stored and given to `restored`."""

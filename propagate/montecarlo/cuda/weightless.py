@@ -37,11 +37,11 @@ class Fused:
         return tokens <= min(kernels.LARGEST_TOKENS, *widths)
 
     def relu_ffn(
-        self, x: Array, site: int, hidden: int, fan_out: int, gain_in: float, gain_out: float
+        self, x: Array, sites: tuple[int, int], hidden: int, fan_out: int, gain_in: float, gain_out: float
     ) -> tuple[Array, Pull]:
         """Two maps with a ReLU between them, which needs no pass of its own."""
-        there, back = self._map(x, site, hidden, gain_in)
-        out_there, out_back = self._map(there(True), site + 1, fan_out, gain_out)
+        there, back = self._map(x, sites[0], hidden, gain_in)
+        out_there, out_back = self._map(there(True), sites[1], fan_out, gain_out)
         return out_there(False), AddingPull(lambda g, onto: back(out_back(g, True, None), False, onto))
 
     def _map(

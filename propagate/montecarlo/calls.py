@@ -1,0 +1,34 @@
+"""What a block calls, one description a call: from which memory, samplers and identities of runs are worked out."""
+
+from __future__ import annotations
+
+from propagate.model import Model
+from propagate.outline import outline
+from propagate.sublayers import Attention, Sublayer
+
+
+def called(model: Model, index: int) -> list[Sublayer]:
+    """The descriptions that block `index` applies, in force and in order.
+
+    Example:
+        >>> [type(one).__name__ for one in called(Model("prenorm", depth=1), 1)]
+        ['Attention', 'FFN']
+    """
+    layer, found = model.at(index), []
+    for call in outline(model.equations, model.depth, index):
+        if call.description is not None:
+            found.append(layer.in_force(call.description, call.normed))
+        elif call.verb in ("attention", "ffn", "experts") and getattr(layer, call.verb) is not None:
+            found.append(getattr(layer, call.verb))
+    return found
+
+
+def exchangeable(model: Model) -> bool:
+    """Whether every sublayer of every block treats all tokens alike, those that the placement describes itself too."""
+    calls = (call for index in range(1, model.depth + 1) for call in outline(model.equations, model.depth, index))
+    described = [call.description for call in calls if call.description is not None]
+    return model.exchangeable and all(_alike(one, model.tokens) for one in described)
+
+
+def _alike(description: Sublayer, tokens: int) -> bool:
+    return description.exchangeable(tokens) if isinstance(description, Attention) else description.alike

@@ -158,12 +158,7 @@ class Block:
         return self._applied(self.layer.norming(self.layer.ffn, normed), x)
 
     def experts(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
-        if self.layer.experts is None:
-            name = type(self.model.equations).__name__
-            raise ModelError(
-                f"experts must be an Experts where {name} calls block.experts, block {self.index}; got None"
-            )
-        return self._applied(self.layer.norming(self.layer.experts, normed), x)
+        return self._applied(self.layer.norming(self.layer.mixture, normed), x)
 
     def apply(self, description: Sublayer, x: Stream, normed: Sequence[str] = ()) -> Stream:
         """Any sublayer, as described."""

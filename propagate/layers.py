@@ -130,8 +130,11 @@ class Layer:
         """Any description as this block applies it: its sizes filled in, times the block's gains, with inner norms.
 
         Raises:
-            ModelError: for sizes that do not fit, inner norms that it does not have, or heads too small to be normed.
+            ModelError: for what is no description, sizes that do not fit, inner norms that it does not have, or heads
+                too small to be normed.
         """
+        if not isinstance(description, Sublayer):
+            raise ModelError(f"block.apply takes a description, such as propagate.FFN(), got {description!r}")
         own = (self.dense, self.width, self.tokens, self.gains, self.inner_norms)
         found: D = _in_force(description, *own)
         return self.norming(found, normed)

@@ -10,7 +10,7 @@ import propagate.montecarlo.attention
 import propagate.montecarlo.experts
 import propagate.montecarlo.ffn  # noqa: F401  # these three register what the package covers
 from propagate.layers import Layer
-from propagate.model import Model, ModelError
+from propagate.model import Model
 from propagate.montecarlo.backend import Array, Backend
 from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.norms import exactly, norm, norm_of_kind
@@ -162,8 +162,6 @@ class Block:
 
     def apply(self, description: Sublayer, x: Stream, normed: Sequence[str] = ()) -> Stream:
         """Any sublayer, as described."""
-        if not isinstance(description, Sublayer):
-            raise ModelError(f"block.apply takes a description, such as propagate.FFN(), got {description!r}")
         return self._applied(self.layer.in_force(description, normed), x)
 
     def tanh(self, x: Stream) -> Stream:

@@ -6,7 +6,7 @@ WEIGHTS := build/weights
 export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
-MAKEFLAGS += --jobs=2 --output-sync=target
+MAKEFLAGS += --jobs=2
 
 .PHONY: figures test test-slow lint types docs notebooks lab weights measure-text clean
 

@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 import xarray as xr
+from covering import pairwise
 
 import propagate as pg
 from propagate.table import QUANTITIES
@@ -20,6 +21,7 @@ SCALINGS = {"plain": None, "scaled": pg.ScaleInit(0.5)}
 SIZE = {"depth": 6, "width": 96, "tokens": 8, "heads": 2}
 DRAWS = 64
 GRID = list(itertools.product(PLACEMENTS, ACTIVATIONS, SCALINGS))
+FEW = pairwise(PLACEMENTS, ACTIVATIONS, list(SCALINGS))
 
 
 def network(case: tuple[str, str, str]) -> pg.Model:
@@ -38,7 +40,9 @@ def measured(case: tuple[str, str, str], backend: str = "numpy") -> xr.Dataset:
 
 
 @pytest.mark.parametrize("backend", ["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
-@pytest.mark.parametrize("case", GRID, ids="-".join)
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=[pytest.mark.slow] * (c not in FEW), id="-".join(c)) for c in GRID]
+)
 def test_they_agree(case: tuple[str, str, str], backend: str) -> None:
     judged = pg.compare(pg.predict(network(case), **start_of(case)), measured(case, backend))
     assert judged.attrs["verdict"] != "disagrees", judged.worst_z.to_series().to_dict()
@@ -80,6 +84,7 @@ POWER = {
 }
 
 
+@cache
 def precise(case: tuple[str, str, str], draws: int = 400) -> tuple[pg.Model, xr.Dataset]:
     """A wider network and more draws, where small errors show; the right theory passes there as well."""
     model = dataclasses.replace(network(case), width=192, depth=4)

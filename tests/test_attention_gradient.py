@@ -110,10 +110,10 @@ SAMPLED = {1: (2e-3, 7e-3, 7e-3), 4: (3e-3, 3e-3, 4e-3)}
 @pytest.mark.parametrize(
     ("tokens", "n", "spread", "correlation", "sampled"),
     [
-        (8, 4, 1.2, 0.0, False),
+        pytest.param(8, 4, 1.2, 0.0, False, marks=pytest.mark.slow),
         (8, 16, 1.5, 0.5, False),
         (2, 3, 0.9, 0.8, False),
-        (8, 4, 4.0, 0.3, True),
+        pytest.param(8, 4, 4.0, 0.3, True, marks=pytest.mark.slow),
         (2, 4, 2.0, -0.9, True),
         (4, 1, 3.0, 0.5, True),
     ],
@@ -151,7 +151,7 @@ def test_where_tables_meet_nothing_jumps() -> None:
         assert np.abs(below - above).max() < allowed * 11 / 144  # of the slopes' uniform value
 
 
-@pytest.mark.parametrize(("tokens", "n"), [(8, 4), (32, 64)])
+@pytest.mark.parametrize(("tokens", "n"), [(8, 4), pytest.param(32, 64, marks=pytest.mark.slow)])
 def test_a_head_is_tabulated_within_two_seconds_of_a_core(tokens: int, n: int) -> None:
     """At any logits, in a process that knows no table yet."""
     script = f"""

@@ -58,7 +58,7 @@ BAD = {
     "verified placement": (["verify", "spanorm"], "did you mean spannorm"),
     "verified activation": (["verify", "spannorm", "-a", "relo"], "activation must be one of"),
     "verified heads": (["verify", "spannorm", "--heads", "7"], "heads must divide the width"),
-    "verified backend": (["verify", "spannorm", "-a", "relu", "--backend", "jax"], "backend must be one of"),
+    "verified backend": (["verify", "spannorm", "-a", "relu", *SMALL, "--backend", "jax"], "backend must be one of"),
     "verifying workers": (["verify", "spannorm", "--workers", "0"], "workers must be at least 1"),
     "verdicts": (["verify", "spannorm", "--out", "/no/such/folder/x.json"], "--out"),
     "figure": (["figures", "no_such_figure"], "no_such_figure"),

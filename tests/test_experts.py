@@ -69,7 +69,15 @@ def measured_products(kind: Experts, correlation: float) -> dict[str, np.ndarray
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.6, 1.0])
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(
+            kind, id=name, marks=[pytest.mark.slow] * (name in ("identity", "softmax before"))
+        )  # or both at once
+        for name, kind in KINDS.items()
+    ],
+)
 def test_averages_over_gates_are_those_of_the_arrays(kind: Experts, correlation: float) -> None:
     said = gate_averages(kind, kind.router_std**2, 1 - correlation)
     own_errors = dict(zip(Gates._fields, gate_errors(kind, kind.router_std**2), strict=True))

@@ -13,7 +13,12 @@ import propagate as pg
 from propagate import figures
 
 NAMES = ("forward_variance", "gradient_variance", "parameter_gradients", "rank_collapse", "skip_path")  # simulated
-LONG = ("parameter_gradients", "rank_collapse")  # their bytes are tested with the slow tests
+LONG = (
+    "forward_variance",
+    "gradient_variance",
+    "parameter_gradients",
+    "rank_collapse",
+)  # their bytes are tested with the slow tests
 MEASURED = ("attention_gradient", "validity")  # drawn from stored measurements
 MODELS = ("architectures", "trained")  # test_model_figures.py
 TOUR = ("collapse_layers", "cosine_similarity", "phase_diagram", "twice_as_deep")  # test_figures_of_the_tour.py

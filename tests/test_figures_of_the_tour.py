@@ -18,7 +18,7 @@ SMALL: dict[str, dict[str, Any]] = {  # arguments of `data` that make it quick
     "twice_as_deep": {"depth": 2, "width": 64},
 }
 NAMES = tuple(SMALL)
-LONG = ("collapse_layers", "cosine_similarity")  # their bytes are tested with the slow tests
+LONG = ("collapse_layers", "cosine_similarity", "phase_diagram")  # their bytes are tested with the slow tests
 
 
 def needs_torch(name: str) -> None:

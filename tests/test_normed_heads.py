@@ -97,9 +97,9 @@ def scores(said: tuple[Moments, Moments], seen: np.ndarray, error: np.ndarray) -
 @pytest.mark.parametrize(
     ("names", "norm", "tokens", "size", "std", "c", "d"),
     [
-        (("query", "key"), "rms", 8, 5, 2.0, 0.3, 0.2),
+        pytest.param(("query", "key"), "rms", 8, 5, 2.0, 0.3, 0.2, marks=pytest.mark.slow),
         (("query", "key"), "layer", 8, 6, 1.0, 0.0, 1.0),
-        (("query", "key", "value"), "rms", 4, 8, 3.0, 0.6, 0.5),
+        pytest.param(("query", "key", "value"), "rms", 4, 8, 3.0, 0.6, 0.5, marks=pytest.mark.slow),
         (("query", "key"), "layer", 3, 7, 2.5, -0.4, 0.8),
         (("query", "key"), "rms", 2, 5, 2.0, -0.9, -0.5),
         (("value",), "layer", 6, 6, 2.0, 0.5, 0.9),

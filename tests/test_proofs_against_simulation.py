@@ -31,6 +31,8 @@ from propagate.montecarlo.statistics import second_moments
 
 C, RHO = 0.4, 0.3
 START = {"covariance": C, "grad_covariance": RHO}
+SLOW = pytest.mark.slow
+widths = pytest.mark.parametrize("width", [pytest.param(64, marks=SLOW), 128, pytest.param(256, marks=SLOW)])
 
 
 def test_linear_layer() -> None:
@@ -99,7 +101,7 @@ def ffn_claims(width: int, kernel: float, ratio: float, chi: float, gain: float 
     return table.assign({f"grad_{n}_allowance": ("block", [1 / width, 0.0]) for n in ("variance", "covariance")})
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@widths
 def test_relu(width: int) -> None:
     """Proposition 3a's kernels, through an FFN."""
     table = arithmetic(network(confront.BareFFN(), 1, width, 4, START, activation="relu", ffn_gain=0.8))
@@ -111,7 +113,7 @@ def test_relu(width: int) -> None:
     assert not agrees(ffn_claims(width, kernel, C, 1.0), table)
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@widths
 def test_gelu(width: int) -> None:
     """Proposition 3b's kernels and chi, through an FFN."""
     table = arithmetic(network(confront.BareFFN(), 1, width, 5, START, activation="gelu", ffn_gain=0.8))
@@ -148,7 +150,7 @@ def test_ffn() -> None:
     assert -1.2 < slope((16, 32, 64), measured) < -0.8
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@widths
 def test_uniform_attention(width: int) -> None:
     """Proposition 4: both ways, exact at every width; the fluctuation of two maps in a row."""
     table = arithmetic(network(confront.BareAttention(), 1, width, 7, START, value_gain=0.9))
@@ -157,14 +159,14 @@ def test_uniform_attention(width: int) -> None:
     claim = said(variance=[1, out], covariance=[C, out], grad_variance=[back, 1], grad_covariance=[back, RHO])
     assert agrees(claim, table)
     assert not agrees(claim.assign(grad_variance=("block", [0.81, 1.0])), table)  # a gradient that is not averaged
-    if width == 64:
+    if width == 128:
         claim = said(variance=[formula(p04_uniform_attention.PROPOSITION, "fluctuation")(h=64.0, d=64.0)])
         spread = relative_fluctuation(confront.BareAttention(), 64, 1500, 1.0)
         assert agrees(claim, spread)
         assert not agrees(claim / 2, spread)
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@widths
 def test_small_logits(width: int) -> None:
     """Proposition 5: first derivative in tau, extrapolated from two small tau with the same weights."""
     tau, draws = 0.02, 4 * confront.DRAWS[width]
@@ -201,7 +203,7 @@ def test_small_logits(width: int) -> None:
         assert not agrees(claim.assign(grad_variance=("block", [claimed(*lacking)])), table)
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@widths
 def test_residual(width: int) -> None:
     """Proposition 6: sums of uncorrelated streams both ways, and a norm after one, with GELU's unequal gains."""
     p, kernels = p06_residual.PROPOSITION, p03b_gelu.PROPOSITION

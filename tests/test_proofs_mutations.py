@@ -39,7 +39,13 @@ def survivors(candidates: list[Mutant], original: Proposition) -> list[str]:
     return [change for change, mutant in candidates if not why(mutant, original)]
 
 
-@pytest.mark.parametrize("proposition", PROPOSITIONS, ids=NAMES)
+@pytest.mark.parametrize(
+    "proposition",
+    [
+        pytest.param(p, id=p.name, marks=[pytest.mark.slow] * (p.name in ("small_logits", "scale_init", "placements")))
+        for p in PROPOSITIONS
+    ],
+)
 def test_a_sample_of_changes_is_rejected(proposition: Proposition) -> None:
     """One of each kind; untouched, the skeleton holds."""
     assert disconnected(proposition, axioms.ALL) == ""

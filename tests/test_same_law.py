@@ -25,7 +25,7 @@ def test_holm_is_holms(script: ModuleType) -> None:
     assert script.holm([0.9, 0.8]) == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 def test_samplers_agree_and_the_control_does_not(tmp_path: Path, precision: str) -> None:
     out = tmp_path / "law.json"
     command = [sys.executable, str(SCRIPT), *SHORT, "--precision", precision, "--out", str(out)]

@@ -204,7 +204,9 @@ def tokens(covariance: float, count: int, width: int) -> Any:
     return torch.from_numpy(np.linalg.cholesky(gram) @ directions.T * np.sqrt(width))
 
 
-@pytest.mark.parametrize("placement", ["prenorm", "spannorm", "periln"])
+@pytest.mark.parametrize(
+    "placement", ["spannorm", *(pytest.param(name, marks=pytest.mark.slow) for name in ("prenorm", "periln"))]
+)
 def test_theory_and_trace_agree(placement: str) -> None:
     model = pg.Model(placement, depth=4, width=128, tokens=8, heads=2, scaling=pg.ScaleInit(0.5))
     seen = pg.trace(draws_of(model, 40), tokens(0.3, 8, 128))

@@ -27,7 +27,7 @@ def test_a_theory_a_quarter_off_is_never_said_to_agree(placement: str) -> None:
     """One quantity at a time, up or down; covariances where they are a quarter of the variance or more."""
     model = pg.Model(AS_VERIFIED.get(placement, placement), **SIZE)
     said = pg.predict(model, **START)
-    for draws in DRAWS if placement == "prenorm" else (2, 4, 16, 64):
+    for draws in DRAWS if placement == "prenorm" else (2, 16):
         seen = measured(model, draws)
         assert pg.compare(said, seen).attrs["verdict"] != "disagrees", (draws, placement)
         for factor, name in ((1.25, "grad_variance"), (0.75, "deviation"), (1.25, "variance"), (0.75, "covariance")):

@@ -22,7 +22,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "prenorm")) for n in NETWORKS])
 def test_simulation_agrees_with_theory(name: str, backend: str) -> None:
     model, draws = NETWORKS[name]
     start = {"covariance": 0.3, "grad_covariance": 0.5}

@@ -92,7 +92,7 @@ def _calibration(summary: dict[str, Any], rows: list[dict[str, Any]]) -> Iterato
             (name, *(f"{group[column]:g}" for column in COLUMNS), str(group["cells"])) for name, group in groups.items()
         ]
         if lines:
-            yield _table((by, *(column.replace("_", " ") for column in COLUMNS), "of cells"), lines)
+            yield _table((by, *(column.replace("_", " ") for column in COLUMNS), "cells"), lines)
     lines = [(name, *(f"{100 * x:.2g} %" for x in one.values())) for name, one in summary.get("detects", {}).items()]
     if lines:
         yield _table(("errors that would have shown", "median cell", "19 of 20 cells", "worst cell"), lines)

@@ -149,7 +149,7 @@ def _print(found: Report) -> None:
 
 def _print_calibration(by: str, groups: dict[str, dict[str, Any]]) -> None:
     rows = [(name, *(f"{one[column]:g}" for column in COLUMNS), str(one["cells"])) for name, one in groups.items()]
-    print_table((by, *(column.replace("_", " ") for column in COLUMNS), "of cells"), rows)
+    print_table((by, *(column.replace("_", " ") for column in COLUMNS), "cells"), rows)
 
 
 def _cell(row: dict[str, Any] | None) -> str:

@@ -10,14 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from propagate.model import Model
+from propagate.sublayers import Attention
 from propagate.table import BY_MATRIX
 from propagate.theory.call_columns import MOMENTS, call_moments
 from propagate.theory.finite.allowances import allowances, allowances_of_streams
 from propagate.theory.finite.fluctuations import spreads
+from propagate.theory.finite.sampled_tables import standard_errors
 from propagate.theory.found import Found
+from propagate.theory.gaussian.finite_heads import relative_error
 from propagate.theory.gaussian.functions import Scalar
+from propagate.theory.gaussian.normed_heads import RELATIVE_ERROR
 from propagate.theory.pairs.moments import Joint, Moments
 from propagate.theory.parameter_gradients import block_gradients, gradient_columns
+from propagate.theory.reading.blocks import Call
 from propagate.theory.reading.network import Path
 from propagate.theory.validity import Uses
 from propagate.theory.walks import walk
@@ -43,6 +48,9 @@ def found(
         uses.add(model.at(index), calls)
     shape = np.broadcast(*start, *cotangent).shape
     columns = _columns(path, start, cotangent, model, shape, through_readout)
+    read_off = {index: _error_of_tables(calls, model.tokens, head_size) for index, calls in enumerate(path.calls)}
+    if any(read_off.values()):
+        columns |= standard_errors(columns, _kept(path, shape), read_off, streams=path.several)
     matrices, of_calls = list[str](), dict[str, Array]()
     if BY_MATRIX in include:
         norms = [block_gradients(model.at(index), path.calls[index]) for index in range(1, model.depth + 1)]
@@ -71,6 +79,20 @@ def _columns(
     if path.several:
         return columns | allowances_of_streams(columns, _kept(path, shape), model)
     return columns | allowances(columns, model, through_readout=through_readout)
+
+
+def _error_of_tables(calls: Sequence[Call], tokens: int, head_size: float | None) -> float:
+    """Relative standard error of the averages that the calls of a block read off tables of drawn heads."""
+    errors = [0.0]
+    for call in calls:
+        if isinstance(call.description, Attention) and tokens > 1 and head_size != math.inf:
+            normed, x = {"query", "key"} & set(call.description.normed), call.entered
+            gains = call.description.query_gain * call.description.key_gain
+            spread = (call.description.logit_std * gains) ** 2 * x.variance * x.deviation
+            loss = x.deviation / x.variance
+            size = head_size or call.description.size
+            errors.append(RELATIVE_ERROR if normed else relative_error(size, spread, 1 - loss))
+    return max(errors)
 
 
 def _stacked(values: Sequence[Scalar], shape: tuple[int, ...]) -> Array:

@@ -85,7 +85,9 @@ def predict(
         A Dataset over `block` 0 ... depth with `variance`, `covariance`, `deviation`, `grad_variance`,
         `grad_covariance`, `grad_deviation`, each a second moment per coordinate; `<name>_allowance`, how far a
         network of the model's width may lie from it, relative to it (a covariance: to its variance); and `skip_gain`,
-        what the gradient variance would be if the cotangent returned along the skips alone. Dimensions of
+        what the gradient variance would be if the cotangent returned along the skips alone. Where the averages of
+        small heads at wide logits, or of normed queries and keys, are read off tables of drawn heads, `<name>_se` is
+        the standard error that this makes. Dimensions of
         DataArray arguments follow `block`. With one token there are no covariances and no deviations.
 
         With "calls" also `call_variance`, `call_covariance`, `call_deviation` over (`block`, `call`). A call is named

@@ -14,7 +14,7 @@ slope F = dO/dk = E tr(J J'), the averages for heads of n coordinates are, at lo
 and `second`, `key_own`, `query_own` the same at c = 1, where both rows are one. Expectations over the three q are taken
 by Gauss quadrature, in variables that are independent (Bartlett): a chi-squared, a normal, another chi-squared. Where
 few nodes would not do, in small heads at wide logits, and for tokens that point apart, they are sampled
-(`sampled_heads`), with an error that no width reduces and the allowances of `finite.allowances` do not count.
+(`sampled_heads`), with an error that no width reduces: see `relative_error`.
 
 No width enters: the map is exact as the number of heads grows. At finite width, logits and their cotangents go through
 the same matrices, which adds terms of relative order logit variance / width. For tokens of exact second moments they
@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,7 +89,7 @@ def _added(tokens: int, head_size: float, spread_squared: float, correlation: fl
     if spread_squared <= 0 or tokens == 1:
         return [0.0] * 6
     spread = math.sqrt(spread_squared)
-    if correlation < 0 or spread > _PATCHES[-1][0] or spread_squared > math.sqrt(head_size):
+    if _are_sampled(head_size, spread_squared, correlation):
         return sampled_excess(tokens, head_size, spread, correlation)
     top, spreads, correlations = next(patch for patch in _PATCHES if spread <= patch[0] * (1 + 1e-9))
     few = 2 if tokens < 4 or head_size <= 16 else 0  # singularities are nearer
@@ -100,6 +100,22 @@ def _added(tokens: int, head_size: float, spread_squared: float, correlation: fl
     overlap, query, key = in_correlation.dot(a).reshape(3, -1).dot(b).tolist()
     second, query_own, key_own = at_one.dot(a).tolist()
     return [spread_squared * second, spread_squared * overlap, query_own, query, key_own, key]
+
+
+def _are_sampled(head_size: float, spread_squared: Scalar, correlation: Scalar) -> Any:
+    return (correlation < 0) | (spread_squared > min(_PATCHES[-1][0] ** 2, math.sqrt(head_size)))
+
+
+def relative_error(head_size: float, spread_squared: Scalar, correlation: Scalar) -> float:
+    """Relative standard error of the averages: 0 where they are integrated, as measured where heads are drawn.
+
+    Example:
+        >>> relative_error(4, 1.0, 0.5), relative_error(4, 9.0, 0.5)
+        (0.0, 0.003)
+    """
+    if head_size == math.inf or not np.any((spread_squared > 0) & _are_sampled(head_size, spread_squared, correlation)):
+        return 0.0
+    return 0.003 if head_size > 2 else 0.01
 
 
 _INDEX = np.arange(16.0)

@@ -34,6 +34,7 @@ SEED = 20_261_129
 KEYS = 2**17  # drawn for each correlation, all pairs of rows together
 PAIRS = 2**11, 2**15  # least and most
 CHUNK = 2**10
+RELATIVE_ERROR = 0.003  # standard error of the averages, in heads of 4 coordinates; less in larger ones
 ALIKE = 1e-12  # loss of correlation that is as good as none
 
 

@@ -20,6 +20,9 @@ from propagate.start import Start, start_of
 from propagate.sublayers import FFN, Attention, Sublayer
 
 if TYPE_CHECKING:
+    from propagate import montecarlo as montecarlo
+    from propagate import theory as theory
+    from propagate import tracing as tracing
     from propagate.agreement import compare
     from propagate.divergence import Divergence, first_divergence
     from propagate.montecarlo.simulate import simulate
@@ -96,7 +99,13 @@ _LAZY = {
 }
 
 
+_WITNESSES = ("montecarlo", "theory", "tracing")
+"""Packages in which descriptions of one's own are registered, such as `montecarlo.apply`."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _WITNESSES:
+        return import_module(f"propagate.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'propagate' has no attribute {name!r}")
     try:

@@ -13,6 +13,8 @@ TOUCHES = {
     "import propagate": set(),
     "import propagate; propagate.Model('spannorm', depth=3, scaling=propagate.ScaleInit())": set(),
     "import propagate; propagate.placements()": set(),
+    "import propagate; propagate.montecarlo, propagate.theory": set(),
+    "import propagate; propagate.montecarlo.apply": {"scipy"},
     "import propagate; propagate.predict(propagate.Model('spannorm', depth=2))": {"scipy", "xarray"},
     "import propagate; propagate.recursion('spannorm', activation='linear')": {"sympy", "scipy", "xarray"},
 }

@@ -17,8 +17,9 @@ from propagate.checks import number
 from propagate.comparisons import comparison
 from propagate.divergence import first_out_of_band
 from propagate.model import ModelError
+from propagate.quantities import QUANTITIES, Quantity, column_of, quantity_of
 from propagate.scores import detectable, score
-from propagate.table import BY_CALL, BY_MATRIX, FURTHER, JOINED, QUANTITIES, STREAM
+from propagate.table import JOINED, STREAM
 from propagate.verdicts import AGREES, CANNOT_TELL, RESOLUTION, of_quantity, together
 
 if TYPE_CHECKING:
@@ -102,9 +103,11 @@ def compare(
         if "block" not in given.dims:
             raise ModelError(f"{name} must have the dimension block, got {', '.join(map(str, given.dims)) or 'none'}")
     prediction, measurement = _apart(prediction), _apart(measurement)
-    names = _names(prediction, measurement)
+    quantities = _shared(prediction, measurement)
+    names = [quantity.label for quantity in quantities]
     if not names:
-        raise ModelError(f"the tables share none of {', '.join(QUANTITIES)}")
+        judged = (name for name, quantity in QUANTITIES.items() if quantity.judged)
+        raise ModelError(f"the tables share none of {', '.join(judged)}")
     if prediction.sizes["block"] != measurement.sizes["block"]:
         raise ModelError(
             f"the tables differ in depth: {prediction.sizes['block'] - 1} and {measurement.sizes['block'] - 1} blocks"
@@ -115,7 +118,7 @@ def compare(
         )
     places = ("block", STREAM) if STREAM in measurement.dims else ("block",)
     draws = int(measurement.attrs.get("draws", 2**31))
-    rows = [_judge(name, prediction, measurement, places, draws, threshold) for name in names]
+    rows = [_judge(quantity, prediction, measurement, places, draws, threshold) for quantity in quantities]
     columns = {key: (("quantity", *places), np.array([row[key] for row in rows])) for key in rows[0]}
     coords = {STREAM: measurement[STREAM].to_numpy()} if STREAM in measurement.coords else {}
     result = xr.Dataset(columns, coords={"quantity": names, "block": np.arange(prediction.sizes["block"])} | coords)
@@ -146,49 +149,39 @@ def _least_resolved(judged: xr.Dataset) -> str:
 
 def _words(at: xr.Dataset) -> str:
     smallest = float(at.detectable)
-    if "covariance" in str(at["quantity"].item()):
+    if not quantity_of(str(at["quantity"].item())).positive:
         return f"{smallest * float(at.scale):.2g}"
     return f"{100 * smallest:.2g} %" if smallest < 1 else f"a factor of {1 + smallest:.2g}"
 
 
 def _apart(table: xr.Dataset) -> xr.Dataset:
     """With a column for each matrix and each sublayer call, such as `param_grad[query]`, in place of dimensions."""
-    for dimension, names in (("matrix", (BY_MATRIX,)), ("call", BY_CALL)):
-        if dimension not in table.dims:
+    columns, dimensions = {}, set()
+    for column, values in table.data_vars.items():
+        quantity, kind = column_of(str(column))
+        if not quantity.apart or not set(quantity.dims) <= set(values.dims):
             continue
-        columns = {
-            f"{name}[{entry}]{str(column).removeprefix(name)}": values.sel({dimension: entry}, drop=True)
-            for column, values in table.data_vars.items()
-            if dimension in values.dims and (name := _stem(str(column), names))
-            for entry in values[dimension].to_numpy().tolist()
-        }
-        if STREAM in table.coords:
-            joined = table[STREAM] == JOINED
-            columns = {name: column.where(joined).transpose("block", ...) for name, column in columns.items()}
-        table = table.drop_dims(dimension).assign(columns)
-    return table
+        (dimension,) = quantity.dims
+        dimensions.add(dimension)
+        for entry in values[dimension].to_numpy().tolist() if quantity.judged else ():
+            one = values.sel({dimension: entry}, drop=True)
+            if STREAM in table.coords:
+                one = one.where(table[STREAM] == JOINED).transpose("block", ...)
+            columns[quantity.of_entry(str(entry)).column(kind)] = one
+    return table.drop_dims(dimensions).assign(columns)
 
 
-def _stem(column: str, names: tuple[str, ...]) -> str:
-    """The name that a column begins with, whatever follows; "" if none."""
-    return next((name for name in names if column in (name, f"{name}_se", f"{name}_allowance")), "")
-
-
-def _names(prediction: xr.Dataset, measurement: xr.Dataset) -> list[str]:
-    """What both tables have, in the order of the names; each matrix's gradient is one. Then the spreads."""
-    known = (*BY_CALL, *QUANTITIES, *FURTHER)
-    columns = [str(name) for name in prediction if str(name).endswith("]") or "[" not in str(name)]
-    named = [name for wanted in known for name in columns if name.split("[")[0] == wanted]
-    spreads = [
-        name
-        for name in QUANTITIES
-        if name in known and f"{name}_spread" in prediction and f"log_{name}_se" in measurement
-    ]
-    return [name for name in named if name in measurement] + [f"{name}_spread" for name in spreads]
+def _shared(prediction: xr.Dataset, measurement: xr.Dataset) -> list[Quantity]:
+    """What both tables have, in the order of the records; each matrix's gradient is one. Then the spreads."""
+    order, judged = list(QUANTITIES), [one for one in QUANTITIES.values() if one.judged]
+    columns = [quantity for quantity, kind in map(column_of, map(str, prediction)) if kind == "value"]
+    values = [one for one in columns if one.judged and one.label in measurement]
+    spreads = [one.of_spread() for one in judged if one.column("log_se") in measurement]
+    return sorted(values, key=lambda one: order.index(one.name)) + [one for one in spreads if one.label in prediction]
 
 
 def _judge(
-    name: str,
+    quantity: Quantity,
     prediction: xr.Dataset,
     measurement: xr.Dataset,
     places: tuple[str, ...],
@@ -196,7 +189,7 @@ def _judge(
     threshold: float,
 ) -> dict[str, Floats]:
     """Columns of one quantity over the places: where it has further dimensions, of the entry with the largest |z|."""
-    one = comparison(name, prediction, measurement, places, draws)
+    one = comparison(quantity, prediction, measurement, places, draws)
     smallest = detectable(one.error, one.allowance, draws, threshold)
     with np.errstate(invalid="ignore"):
         unresolved = np.where(one.difference == 0, 0.0, (np.abs(one.difference) + smallest) / one.unit)

@@ -17,7 +17,7 @@ import statistics
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from propagate.table import FURTHER
+from propagate.quantities import quantity_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -39,7 +39,7 @@ def scores_of(judged: xr.Dataset) -> dict[str, dict[str, float]]:
     """
     found: dict[str, dict[str, float]] = {}
     for name in judged["quantity"].values.tolist():
-        if name in FURTHER:
+        if quantity_of(name).axes:
             continue
         one = judged.sel(quantity=name)
         size = abs(one.z).fillna(0.0)

@@ -11,6 +11,7 @@ import typer
 
 from propagate.files import check_writable, replace_or_keep
 from propagate.model import ModelError
+from propagate.quantities import quantity_of
 from propagate.table import STREAM
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def _print_moments(dataset: xr.Dataset) -> None:
 
 
 def _cell(at: xr.Dataset, name: str) -> str:
-    error = f" ± {float(at[name + '_se']):.1g}" if f"{name}_se" in at else ""
+    of_error = quantity_of(name).column("se")
+    error = f" ± {float(at[of_error]):.1g}" if of_error in at else ""
     value = float(at[name])
     return f"{0.0 if abs(value) < 1e-15 else value:.5g}{error}"
 
@@ -99,7 +101,7 @@ def print_verdict(judged: xr.Dataset) -> None:
 def _uncertainty(at: xr.Dataset, name: str, key: str) -> str:
     """In percent; of a covariance, which may be next to nothing, as it is."""
     share = 0.0 if float(at[key]) < 1e-9 else float(at[key])
-    return f"{share * float(at.scale):.2g}" if "covariance" in name else _percent(share)
+    return f"{share * float(at.scale):.2g}" if not quantity_of(name).positive else _percent(share)
 
 
 def _percent(share: float) -> str:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from propagate.model import ModelError
-from propagate.table import BY_CALL, BY_MATRIX, JOINED, STREAM, further
+from propagate.quantities import Kind, Quantity
+from propagate.table import JOINED, STREAM
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -51,7 +52,7 @@ class Comparison(NamedTuple):
 
 
 def comparison(
-    name: str, prediction: xr.Dataset, measurement: xr.Dataset, places: tuple[str, ...], draws: int
+    quantity: Quantity, prediction: xr.Dataset, measurement: xr.Dataset, places: tuple[str, ...], draws: int
 ) -> Comparison:
     """A quantity of both tables.
 
@@ -59,40 +60,44 @@ def comparison(
         ModelError: where a column that is needed is missing, or has other dimensions.
     """
 
-    def values(dataset: xr.Dataset, name: str, default: Any = None) -> Floats:
-        return _column(dataset, name, (*places, *further(name)), default)
+    def values(dataset: xr.Dataset, kind: Kind, default: Any = None, of: Quantity = quantity) -> Floats:
+        return _column(dataset, of.column(kind), (*places, *of.axes), default)
 
-    predicted = values(prediction, name)
-    none, of_covariance = np.zeros_like(predicted), "covariance" in name
-    variance = np.abs(values(prediction, _variance_of(name), default=None if of_covariance else predicted))
-    scale = variance if of_covariance else np.abs(predicted)
+    predicted = values(prediction, "value")
+    none, positive = np.zeros_like(predicted), quantity.positive
+    if quantity.reference:
+        whole = np.abs(values(prediction, "value", predicted if positive else None, quantity.reference))
+    else:
+        whole = np.abs(predicted) if positive else np.ones_like(predicted)
+    scale = np.abs(predicted) if positive else whole
     faint = none  # where both are below it they are the same
+    of_log = quantity.scale == "log" and quantity.mean == "geometric"
+    geometric = of_log and quantity.column("log") in measurement
     rounding = ROUNDING if measurement.attrs.get("dtype", "float64") == "float64" else SINGLE
     with np.errstate(divide="ignore", invalid="ignore"):
-        if name.endswith("_spread"):
-            measured = values(measurement, f"log_{name.removesuffix('_spread')}_se") * math.sqrt(draws)
+        if quantity.spread:
+            measured = values(measurement, "log_se", of=quantity.of_value()) * math.sqrt(draws)
             error = np.full_like(predicted, 1 / math.sqrt(2 * (draws - 1)) if draws > 1 else math.nan)
             difference, faint = np.log(measured / predicted), np.full_like(predicted, FAINT_SPREAD)
-        elif f"log_{name}" in measurement and not name.startswith(BY_MATRIX):
-            measured, error = np.exp(values(measurement, f"log_{name}")), values(measurement, f"log_{name}_se")
-            difference, faint = np.log(measured / predicted), FAINT * variance
-            nil = (predicted == 0) & (variance > 0)  # a deviation: what leaks into it is a share of the variance
-            scale, difference = np.where(nil, variance, scale), np.where(nil, measured / variance, difference)
-            error = np.where(nil, error * measured / variance, error)
-            if name in measurement:  # which is 0 in some draws, perhaps, where the mean logarithm is no number
+        elif geometric:
+            measured, error = np.exp(values(measurement, "log")), values(measurement, "log_se")
+            difference, faint = np.log(measured / predicted), FAINT * whole
+            nil = (predicted == 0) & (whole > 0)  # a deviation: what leaks into it is a share of the variance
+            scale, difference = np.where(nil, whole, scale), np.where(nil, measured / whole, difference)
+            error = np.where(nil, error * measured / whole, error)
+            if quantity.label in measurement:  # 0 in some draws, perhaps, where the mean logarithm is no number
                 nothing = (np.abs(predicted) <= faint) & ~np.isfinite(measured)
-                measured = np.where(nothing, values(measurement, name), measured)
-        elif name.startswith(BY_MATRIX):  # the logarithm of the mean: a prediction many times too large is found too
-            measured = values(measurement, name)
-            error = values(measurement, f"{name}_se") / measured
+                measured = np.where(nothing, values(measurement, "value"), measured)
+        elif quantity.mean == "arithmetic":  # the logarithm of the mean: a prediction many times too large is found too
+            measured = values(measurement, "value")
+            error = values(measurement, "se") / measured
             difference = np.log(measured / predicted)
         else:
-            measured = values(measurement, name)
-            error, difference = values(measurement, f"{name}_se") / scale, (measured - predicted) / scale
-        own = np.nan_to_num(values(prediction, f"{name}_se", default=none) / scale)
-        unit = np.maximum(np.abs(predicted) / scale, SMALL_COVARIANCE) if of_covariance else np.ones_like(predicted)
-    biased = f"log_{name}_bias" if f"log_{name}" in measurement else f"{name}_bias"
-    difference = difference - values(prediction, biased, default=none)
+            measured = values(measurement, "value")
+            error, difference = values(measurement, "se") / scale, (measured - predicted) / scale
+        own = np.nan_to_num(values(prediction, "se", none) / scale)
+        unit = np.ones_like(predicted) if positive else np.maximum(np.abs(predicted) / scale, SMALL_COVARIANCE)
+    difference = difference - values(prediction, "log_bias" if geometric else "bias", none)
     same = (np.abs(difference) < rounding) | (measured == predicted)
     same |= (np.abs(predicted) <= faint) & (np.abs(measured) <= faint * LOST)
     known = np.isfinite(predicted), np.isfinite(measured)
@@ -103,22 +108,18 @@ def comparison(
         measured=measured,
         difference=np.where(np.isnan(predicted) | ~(known[0] | known[1]), np.nan, difference),
         error=error,
-        allowance=np.hypot(values(prediction, f"{name}_allowance", default=none), own),
+        allowance=np.hypot(values(prediction, "allowance", none), own),
         scale=scale,
         unit=unit,
-        expected=known[0] | known[1] | _always(name, prediction, places, predicted.shape),
+        expected=known[0] | known[1] | _always(quantity, prediction, places, predicted.shape),
     )
 
 
-def _variance_of(name: str) -> str:
-    for word in ("covariance", "deviation"):
-        name = name.replace(word, "variance")
-    return name
-
-
-def _always(name: str, prediction: xr.Dataset, places: tuple[str, ...], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+def _always(
+    quantity: Quantity, prediction: xr.Dataset, places: tuple[str, ...], shape: tuple[int, ...]
+) -> NDArray[np.bool_]:
     """Where a quantity must have a value: everywhere but for what no block need have, and between the joined ends."""
-    found = np.full(shape, not name.startswith((*BY_CALL, BY_MATRIX)))
+    found = np.full(shape, not quantity.apart)
     if STREAM in places:
         found[1:-1, prediction[STREAM].to_numpy() == JOINED] = False
     return found

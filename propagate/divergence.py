@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
 
 from propagate.checks import THRESHOLD, checked_threshold
 from propagate.model import ModelError
-from propagate.table import BY_CALL, BY_MATRIX, STREAM
+from propagate.quantities import QUANTITIES, Kind, Quantity, quantity_of
+from propagate.table import STREAM
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -82,71 +83,69 @@ def first_divergence(
             f"the tables differ in depth: {prediction.sizes['block'] - 1} and {measurement.sizes['block'] - 1} blocks"
         )
     several, compared = STREAM in prediction.dims and STREAM in measurement.dims, False
-    for (block, call, name), stream in product(
+    for (block, call, quantity), stream in product(
         _places(prediction, measurement), measurement[STREAM].to_numpy().tolist() if several else [""]
     ):
         tables = [table.sel({STREAM: stream}) if several else table for table in (prediction, measurement)]
-        found = _judged(tables[0], tables[1], block, call, name, tolerance, threshold)
+        found = _judged(tables[0], tables[1], block, call, quantity, tolerance, threshold)
         if isinstance(found, Divergence):
-            return dataclasses.replace(found, quantity=_of_stream(found.quantity, stream if name[:4] != "call" else ""))
+            return dataclasses.replace(found, quantity=_words(quantity, stream))
         compared |= found
     if not compared:
         raise ModelError("the tables must share a quantity that is a number somewhere, got nothing to compare")
     return None
 
 
-def _of_stream(quantity: str, stream: str) -> str:
-    return f"{quantity} of stream {stream}" if stream else quantity
+def _words(quantity: Quantity, stream: str) -> str:
+    name = quantity.short or quantity.label
+    return f"{name} of stream {stream}" if stream and quantity.streams else name
 
 
 def first_out_of_band(judged: xr.Dataset) -> Divergence | None:
     """The same of a table that `compare` gave: the first place whose |z| is not below its threshold, or None."""
-    quantities = [str(name) for name in judged.quantity.values]
-    back = [name for name in quantities if name.startswith(("grad_", BY_MATRIX))]
-    forward = [name for name in quantities if name not in back]
-    of_calls = [name for name in forward if name.split("[")[0] in BY_CALL]
-    of_calls.sort(key=_order_of(of_calls))  # call by call, and each call's variance first
-    blocks = range(judged.sizes["block"])
-    places = [(block, name) for block in blocks for name in dict.fromkeys([*of_calls, *forward])]
-    places += [(block, name) for block in reversed(blocks) for name in back]
+    quantities = [quantity_of(str(name)) for name in judged.quantity.values]
+    places = _in_order(quantities, judged.sizes["block"])
     out = (abs(judged.z) >= judged.attrs["threshold"]).transpose("quantity", "block", ...).to_numpy()
-    for block, name in places:
-        broken = out[quantities.index(name), block]
+    for block, quantity in places:
+        broken = out[quantities.index(quantity), block]
         if not broken.any():
             continue
-        at = judged.sel(quantity=name).isel(block=block)
+        at = judged.sel(quantity=quantity.label).isel(block=block)
         at = at.isel({STREAM: int(broken.argmax())}) if broken.ndim else at
-        kind, _, call = name.rstrip("]").partition("[")
-        place = "gradient" if name in back else call or "sum"
-        kind = name if name in back else kind.removeprefix("call_")
-        kind = _of_stream(kind, str(at[STREAM].item()) if STREAM in at.coords and not call else "")
+        place = "gradient" if quantity.backward else quantity.entry or "sum"
+        kind = _words(quantity, str(at[STREAM].item()) if STREAM in at.coords else "")
         return Divergence(block, place, kind, float(at.predicted), float(at.measured), float(at.detectable))
     return None
 
 
-def _order_of(names: list[str]) -> Callable[[str], tuple[int, int]]:
-    calls = list(dict.fromkeys(name.split("[")[1] for name in names))
-    return lambda name: (calls.index(name.split("[")[1]), BY_CALL.index(name.split("[")[0]))
+def _in_order(quantities: list[Quantity], blocks: int) -> list[tuple[int, Quantity]]:
+    """Forward block by block, call by call and then the streams; then back."""
+    of_calls = [quantity for quantity in quantities if quantity.entry and not quantity.backward]
+    calls = list(dict.fromkeys(quantity.entry for quantity in of_calls))
+    of_calls.sort(key=lambda quantity: calls.index(quantity.entry))  # within a call as they come: its variance first
+    forward = [*of_calls, *(quantity for quantity in quantities if not (quantity.entry or quantity.backward))]
+    back = [quantity for quantity in quantities if quantity.backward]
+    places = [(block, quantity) for block in range(blocks) for quantity in forward]
+    return places + [(block, quantity) for block in reversed(range(blocks)) for quantity in back]
 
 
-def _places(prediction: xr.Dataset, measurement: xr.Dataset) -> Iterator[tuple[int, str, str]]:
-    def shared(names: tuple[str, ...]) -> list[str]:
-        both = [name for name in names if name in prediction and name in measurement]
-        return [name for name in both if prediction[name].dims == measurement[name].dims]
+def _places(prediction: xr.Dataset, measurement: xr.Dataset) -> Iterator[tuple[int, str, Quantity]]:
+    """Blocks, calls and quantities in the order in which they are passed; what is of single tokens is left out."""
 
-    calls = []
-    if shared(("call_variance",)):
-        calls = [call for call in measurement.call.values.tolist() if call in prediction.call.values]
+    def both(quantity: Quantity) -> bool:
+        name = quantity.name
+        return name in prediction and name in measurement and prediction[name].dims == measurement[name].dims
+
+    shared = [quantity for quantity in QUANTITIES.values() if quantity.judged and both(quantity)]
+    of_calls = [quantity for quantity in shared if quantity.dims == ("call",)]
+    whole = [quantity for quantity in shared if not quantity.dims]
+    calls = [call for call in measurement.call.values.tolist() if call in prediction.call.values] if of_calls else []
     blocks = range(measurement.sizes["block"])
     for block in blocks:
-        for call in calls:
-            for name in shared(BY_CALL):
-                yield block, call, name
-        for name in shared(("variance", "covariance", "deviation")):
-            yield block, "sum", name
+        yield from ((block, call, quantity) for call in calls for quantity in of_calls)
+        yield from ((block, "sum", quantity) for quantity in whole if not quantity.backward)
     for block in reversed(blocks):
-        for name in shared(("grad_variance", "grad_covariance")):
-            yield block, "gradient", name
+        yield from ((block, "gradient", quantity) for quantity in whole if quantity.backward)
 
 
 def _judged(
@@ -154,31 +153,33 @@ def _judged(
     measurement: xr.Dataset,
     block: int,
     call: str,
-    name: str,
+    quantity: Quantity,
     tolerance: float,
     threshold: float,
 ) -> Divergence | bool:
     """What lies out of the band at one place, if anything; or whether there was anything to compare."""
 
-    def at(table: xr.Dataset, column: str, default: float = 0.0) -> float:
-        if column not in table:
-            return default
-        values = table[column].isel(block=block)
+    def at(table: xr.Dataset, kind: Kind = "value", of: Quantity = quantity) -> float:
+        if of.column(kind) not in table:
+            return 0.0
+        values = table[of.column(kind)].isel(block=block)
         return float(values.sel(call=call) if "call" in values.dims else values)
 
-    predicted, measured = at(prediction, name), at(measurement, name)
+    predicted, measured = at(prediction), at(measurement)
     if math.isnan(predicted):
         return False
-    scale = abs(at(prediction, name.replace("covariance", "variance")))
-    error = math.hypot(at(measurement, f"{name}_se"), at(prediction, f"{name}_se")) / scale if scale > 0 else 0.0
-    stated = at(prediction, f"{name}_allowance") + abs(at(prediction, f"{name}_bias"))
+    scale = abs(predicted)
+    if not quantity.positive:
+        scale = abs(at(prediction, of=quantity.reference)) if quantity.reference else 1.0
+    error = math.hypot(at(measurement, "se"), at(prediction, "se")) / scale if scale > 0 else 0.0
+    stated = at(prediction, "allowance") + abs(at(prediction, "bias"))
     allowed = tolerance + stated + threshold * (0.0 if math.isnan(error) else error)
     if measured == predicted:
         difference = 0.0
-    elif name.endswith("covariance"):
+    elif not quantity.positive:
         difference = abs(measured - predicted) / scale if scale > 0 else math.inf
     else:
         difference = abs(math.log(measured / predicted)) if measured > 0 and predicted > 0 else math.inf
     if difference <= allowed:  # what is no number never is
         return True
-    return Divergence(block, call, name.removeprefix("call_"), predicted, measured, allowed)
+    return Divergence(block, call, quantity.label, predicted, measured, allowed)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from propagate import plots
 from propagate.checks import ModelError, choice
-from propagate.table import JOINED, QUANTITIES, STREAM
+from propagate.quantities import QUANTITIES
+from propagate.table import JOINED, STREAM
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -27,8 +28,8 @@ def plot(*tables: xr.Dataset, quantities: Collection[str] = SHOWN) -> Figure:
 
     Args:
         tables: of `predict`, `simulate` or `trace`.
-        quantities: of "variance", "covariance", "deviation", "grad_variance", "grad_covariance", "grad_deviation";
-            what no table has, such as deviations of one token, is left out.
+        quantities: of "variance", "covariance", "deviation", "grad_variance", "grad_covariance", "grad_deviation", and
+            those of your own that are registered; what no table has, such as deviations of one token, is left out.
 
     Raises:
         ModelError: for no table, something else than a table, or an unknown quantity.
@@ -45,7 +46,7 @@ def plot(*tables: xr.Dataset, quantities: Collection[str] = SHOWN) -> Figure:
     if not tables:
         raise ModelError("plot needs one table or more, got none")
     for name in quantities:
-        choice("quantities", name, QUANTITIES)
+        choice("quantities", name, tuple(name for name, one in QUANTITIES.items() if one.judged and not one.dims))
     found = [name for name in quantities if any(name in table for table in tables)]
     with plots.style():
         figure, axes = plots.panels(1, max(len(found), 1), width=plots.PAGE, height=2.4)
@@ -56,7 +57,7 @@ def plot(*tables: xr.Dataset, quantities: Collection[str] = SHOWN) -> Figure:
                     _draw(axis, name, table, colours[_label(table)])
             axis.set_title(name)
             axis.set_xlabel(plots.BLOCK_AXIS)
-            if name in SHOWN:
+            if QUANTITIES[name].positive:
                 axis.set_yscale("log")
         handles = [plots.entry(label, color=colour, linewidth=2.5) for label, colour in colours.items()]
         handles += [plots.entry("theory"), plots.entry("measured", linestyle="none", marker="o", markersize=3.4)]
@@ -70,14 +71,15 @@ def _draw(axis: Any, name: str, table: xr.Dataset, colour: str) -> None:
             if stream != JOINED:
                 _draw(axis, name, table.sel({STREAM: stream}), colour)
         return
+    quantity = QUANTITIES[name]
     if table.attrs.get("witness") == "theory":
-        allowance = table.get(f"{name}_allowance") if "covariance" not in name else None
+        allowance = table.get(quantity.column("allowance")) if quantity.positive else None
         plots.theory_line(axis, table.block, table[name], placement="", allowance=allowance, color=colour)
         return
     points = table.isel(block=slice(None, None, max(1, table.sizes["block"] // 12)))
-    logarithmic = f"log_{name}" in table
-    column = f"log_{name}" if logarithmic else name
-    error = points.get(f"{column}_se", 0.0 * points[column])
+    logarithmic = quantity.column("log") in table
+    column = quantity.column("log" if logarithmic else "value")
+    error = points.get(quantity.column("log_se" if logarithmic else "se"), 0.0 * points[column])
     plots.simulation_points(axis, points.block, points[column], error, logarithmic=logarithmic, shade=colour)
 
 

@@ -17,6 +17,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from propagate.quantities import quantity_of
+
 COLOURS = {
     "prenorm": "#0072B2",
     "postnorm": "#D55E00",
@@ -148,14 +150,15 @@ def profile(
         [0, 1, 2, 3]
     """
     look: dict[str, Any] = {"placement": placement, "scaled": scaled}
+    known = quantity_of(quantity)
     if predicted is not None:
-        allowance = predicted.get(f"{quantity}_allowance")
+        allowance = predicted.get(known.column("allowance"))
         theory_line(axes, predicted.block.to_numpy(), predicted[quantity], allowance=allowance, **look)
     if measured is not None:
-        logarithmic = f"log_{quantity}" in measured
-        name = f"log_{quantity}" if logarithmic else quantity
+        logarithmic = known.column("log") in measured
+        name, error = known.column("log" if logarithmic else "value"), known.column("log_se" if logarithmic else "se")
         points = measured.isel(block=slice(None, None, max(1, measured.sizes["block"] // 12)))
-        simulation_points(axes, points.block, points[name], points[f"{name}_se"], logarithmic=logarithmic, **look)
+        simulation_points(axes, points.block, points[name], points[error], logarithmic=logarithmic, **look)
     axes.set_xlabel(BLOCK_AXIS)
 
 

@@ -10,30 +10,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from propagate.quantities import QUANTITIES as QUANTITIES
+from propagate.quantities import Quantity as Quantity
+from propagate.quantities import quantity_of
+from propagate.quantities import register as register
+
 if TYPE_CHECKING:
     import xarray as xr
 
-MEANING = {
-    "variance": "E x_ti^2: second moment per coordinate of the stream",
-    "covariance": "E x_ti x_si, t != s: token-token second moment",
-    "deviation": "variance - covariance, computed without cancellation",
-    "grad_variance": "E g_ti^2, g the cotangent of the stream",
-    "grad_covariance": "E g_ti g_si, t != s",
-    "grad_deviation": "grad_variance - grad_covariance, computed without cancellation",
-}
-QUANTITIES = tuple(MEANING)
 BY_MATRIX = "param_grad"
 """The quantity of each weight matrix; the embedding, block 0, has no matrix: NaN there."""
-BY_CALL = ("call_variance", "call_covariance")
-"""Second moments of what each sublayer call of a block gives, over (`block`, `call`), which some tables have."""
-FURTHER = {"token_variance": ("token",), "grad_token_variance": ("token",), BY_MATRIX: ("matrix",)}
-"""Quantities with dimensions besides `block`: those of single tokens, which only tables of tokens that are not
-exchangeable have, and those of single matrices, which no one stream has."""
-MEANING |= {
-    "token_variance": "E x_ti^2 of each token t",
-    "grad_token_variance": "E g_ti^2 of each token t",
-    BY_MATRIX: "E |dLoss/dW|^2: squared Frobenius norm, W with entries of standard deviation gain / sqrt(fan_in)",
-}
 STREAM = "stream"
 JOINED = "joined"
 
@@ -44,12 +30,13 @@ def table(
     attributes: dict[str, Any],
     dims: tuple[str, ...] = (),
     matrices: Sequence[str] = (),
+    calls: Sequence[str] = (),
 ) -> xr.Dataset:
     """A Dataset over `block` 0 ... depth (and any further `dims`, or a quantity's own), with meanings and provenance.
 
-    With "stream" first among `dims`, its coordinates are "1", "2", ... and, last, "joined": see `predict`. That of the
-    dimension `matrix` of `param_grad` are the `matrices`; that quantity has no streams. Of one token, quantities of two
-    are left out.
+    With "stream" first among `dims`, its coordinates are "1", "2", ... and, last, "joined": see `predict`. Those of the
+    dimensions `matrix` and `call` are the `matrices` and `calls`. Which dimensions a quantity has, and whether it is
+    one of each stream, its record says: see `propagate.quantities`. Of one token, quantities of two are left out.
 
     Example:
         >>> table({"variance": [1.0, 2.0]}, depth=1, attributes={"seed": 0}).sizes["block"]
@@ -59,30 +46,23 @@ def table(
 
     variables = of_tokens(variables, attributes.get("tokens"))
     data = xr.Dataset(
-        {name: (("block", *_without_stream(name, dims), *further(name)), values) for name, values in variables.items()},
+        {name: (("block", *_dims(name, dims)), values) for name, values in variables.items()},
         coords={"block": ("block", range(depth + 1), {"long_name": "block (0: the embedding)"})}
-        | ({"matrix": list(matrices)} if matrices else {}),
+        | {name: list(labels) for name, labels in (("matrix", matrices), ("call", calls)) if len(labels)},
         attrs={key: value for key, value in attributes.items() if value is not None} | provenance(),
     )
     if STREAM in dims:
         labels = [str(i + 1) for i in range(data.sizes[STREAM] - 1)]
         data = data.assign_coords({STREAM: [*labels, JOINED]})
     for name in data.variables:
-        if name in MEANING:
-            data[name].attrs["long_name"] = MEANING[str(name)]
+        if name in QUANTITIES:
+            data[name].attrs["long_name"] = QUANTITIES[str(name)].meaning
     return data
 
 
-def further(name: str) -> tuple[str, ...]:
-    """Dimensions besides `block` of a variable: its quantity's, whatever stands before or after its name.
-
-    Example:
-        >>> further("log_token_variance_se"), further("variance")
-        (('token',), ())
-    """
-    for suffix in ("_se", "_allowance", "_bias"):
-        name = name.removesuffix(suffix)
-    return FURTHER.get(name.removeprefix("log_"), ())
+def _dims(name: str, dims: tuple[str, ...]) -> tuple[str, ...]:
+    quantity = quantity_of(name)
+    return (*(dim for dim in dims if quantity.streams or dim != STREAM), *quantity.dims)
 
 
 def of_tokens(variables: dict[str, Any], tokens: int | None) -> dict[str, Any]:
@@ -92,13 +72,7 @@ def of_tokens(variables: dict[str, Any], tokens: int | None) -> dict[str, Any]:
         >>> list(of_tokens({"variance": 1.0, "log_grad_deviation_se": 0.1, "covariance": 0.0}, tokens=1))
         ['variance']
     """
-    return {
-        name: v for name, v in variables.items() if tokens != 1 or not ("covariance" in name or "deviation" in name)
-    }
-
-
-def _without_stream(name: str, dims: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dim for dim in dims if dim != STREAM) if further(name) == FURTHER[BY_MATRIX] else dims
+    return {name: values for name, values in variables.items() if tokens != 1 or not quantity_of(name).pairs}
 
 
 @lru_cache(maxsize=1)

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from propagate.model import Model, ModelError
+from propagate.quantities import quantity_of
 from propagate.table import JOINED, STREAM
 
 THRESHOLD = 4.0
@@ -115,6 +116,5 @@ def _distinctness(table: Any, block: int) -> float:
 
 
 def _relative_error(table: Any, name: str, block: int) -> float:
-    if f"{name}_se" not in table:
-        return 0.0
-    return float(table[f"{name}_se"][block]) / abs(float(table[name][block]))
+    error = quantity_of(name).column("se")
+    return float(table[error][block]) / abs(float(table[name][block])) if error in table else 0.0

@@ -31,6 +31,7 @@ from propagate.cells import cells_of as cells_of
 from propagate.files import replace
 from propagate.identity import described, differences, digest
 from propagate.model import Model, ModelError, as_placement
+from propagate.quantities import QUANTITIES
 from propagate.scaling import ScaleInit
 from propagate.table import provenance
 from propagate.verdicts import CANNOT_TELL, DISAGREES
@@ -286,7 +287,7 @@ def _wrong_predictions(cell: Cell, settings: Settings, right: xr.Dataset) -> Ite
 def _differ(one: xr.Dataset, other: xr.Dataset) -> bool:
     """Whether two predictions are 10 % or more apart somewhere, but for deviations that rounding swallows."""
     for name in ("variance", "deviation", "grad_variance"):
-        seen = one[name] > 1e-12 * one[name.replace("deviation", "variance")]
+        seen = one[name] > 1e-12 * one[QUANTITIES[name].relative_to or name]
         if bool((abs(other[name] / one[name] - 1).where(seen) >= APART).any()):
             return True
     return False

@@ -10,18 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from propagate.montecarlo.backend import Array, Backend
+from propagate.quantities import column_of, quantity_of
 
 Floats = NDArray[np.float64]
-POSITIVE = (
-    "variance",
-    "deviation",
-    "grad_variance",
-    "grad_deviation",
-    "token_variance",
-    "grad_token_variance",
-    "param_grad",
-)
-"""Quantities whose logarithm is averaged too: at depth they are closer to log-normal than to normal."""
 
 
 def second_moments(x: Array) -> tuple[Array, Array, Array]:
@@ -115,7 +106,11 @@ class Summary:
 
     def add(self, batch: dict[str, Floats]) -> None:
         """Take in a batch: for each name an array of shape (draws, blocks), or with further axes."""
-        logs = {f"log_{name}": _log(batch[name]) for name in batch if name.partition(":")[0] in POSITIVE}
+        logs = {}
+        for key, values in batch.items():
+            name, colon, part = key.partition(":")
+            if quantity_of(name).scale == "log":
+                logs[f"{quantity_of(name).column('log')}{colon}{part}"] = _log(values)
         for name, values in (batch | logs).items():
             running = self.means.setdefault(name, RunningMean())
             for draw in values:
@@ -126,7 +121,9 @@ class Summary:
         found: dict[str, list[Floats]] = {}
         for key, running in self.means.items():
             name, of_part, _ = key.partition(":")
-            for column, values in ((name, running.mean), (f"{name}_se", running.standard_error())):
+            quantity, kind = column_of(name)
+            error = quantity.column("log_se" if kind == "log" else "se")
+            for column, values in ((name, running.mean), (error, running.standard_error())):
                 found.setdefault(column, []).append(values[..., None] if of_part else values)
         return {
             name: columns[0] if len(columns) == 1 else np.concatenate(columns, -1) for name, columns in found.items()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from propagate.model import Model
+from propagate.quantities import quantity_of
 from propagate.table import BY_MATRIX
 from propagate.theory.call_columns import call_moments
 from propagate.theory.finite.allowances import allowances, allowances_of_streams
@@ -109,7 +110,7 @@ def _means(of_replicas: dict[str, Array], *, logarithms: bool = False) -> dict[s
         found[name], replicas = values.mean(axis=1), values.shape[1]
         if replicas > 1:
             found[f"{name}_se"] = values.std(axis=1, ddof=1) / np.sqrt(replicas)
-        if logarithms and "covariance" not in name:
+        if logarithms and quantity_of(name).scale == "log":
             bias = _log(values).mean(axis=1) - _log(found[name])
             found[f"log_{name}_bias"] = np.where(found[name] <= 0, 0.0, bias)  # of what is 0, no router is off
     return found

@@ -26,6 +26,7 @@ from propagate.experts import Experts
 from propagate.layers import Layer
 from propagate.model import Model, ModelError
 from propagate.norms import Norm
+from propagate.quantities import QUANTITIES
 from propagate.sublayers import FFN, Attention
 from propagate.theory.gaussian.functions import is_plain
 from propagate.theory.pairs.gates import unevenness
@@ -284,8 +285,8 @@ def _certain_errors(operator: str) -> NDArray[np.float64]:
     """Over the operator's axes: the largest measured error of any quantity, 0 where it may be chance."""
     errors = _stored()[operator]["errors"]
     found = []
-    for name in (name for name in errors if not name.endswith("_se")):
-        size, error = np.abs(errors[name]), np.array(errors[f"{name}_se"])
+    for quantity in (quantity for name, quantity in QUANTITIES.items() if name in errors):
+        size, error = np.abs(errors[quantity.name]), np.array(errors[quantity.column("se")])
         found.append(np.where(size > SIGNIFICANT * error, size, 0.0))
     return np.asarray(np.max(found, axis=0))
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from propagate.model import ModelError
-from propagate.table import BY_MATRIX, STREAM, of_tokens, table
+from propagate.quantities import quantity_of
+from propagate.table import STREAM, table
 from propagate.tracing.build import Network
 from propagate.tracing.find import Blocks, blocks_of, unwrapped
 from propagate.tracing.layout import Axes
@@ -25,7 +26,6 @@ from propagate.tracing.streams import Choice
 if TYPE_CHECKING:
     import xarray as xr
 
-POSITIVE = ("variance", "deviation", "grad_variance", "grad_deviation", BY_MATRIX)
 MOMENTS = ("variance", "covariance", "deviation")
 
 
@@ -106,9 +106,9 @@ def trace(
     ):
         raise ModelError("all models must have one architecture, got blocks or sublayers that differ")
     stacked = {name: np.array([draw[name] for draw in draws]) for name in draws[0] if name[:1] != "_"}
-    for name in [name for name in POSITIVE if len(draws) > 1 and name in stacked]:
+    for name in [name for name in stacked if len(draws) > 1 and quantity_of(name).scale == "log"]:
         with np.errstate(divide="ignore"):
-            stacked[f"log_{name}"] = np.where(stacked[name] > 0, np.log(stacked[name]), np.nan)
+            stacked[quantity_of(name).column("log")] = np.where(stacked[name] > 0, np.log(stacked[name]), np.nan)
     columns = {name: values.mean(0) for name, values in stacked.items()}
     if len(draws) > 1:
         columns |= {f"{name}_se": v.std(0, ddof=1) / np.sqrt(len(draws)) for name, v in stacked.items()}
@@ -167,7 +167,7 @@ def _one(
     matrices = [name for name in MATRICES if (loss is None or sequences == 1) and any(name in of for of in norms)]
     if matrices:
         rows = [[of.get(name, 0.0) / sequences for name in matrices] for of in norms]
-        columns[BY_MATRIX] = [[np.nan] * len(matrices), *rows]
+        columns["param_grad"] = [[np.nan] * len(matrices), *rows]
     names = list(dict.fromkeys(name for block in seen.calls for name in block))
     nothing = dict.fromkeys(MOMENTS, np.nan)
     for moment in MOMENTS if names else ():
@@ -309,12 +309,5 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 def _labelled(
     columns: dict[str, Any], calls: list[str], matrices: list[str], several: bool, attributes: dict[str, Any]
 ) -> xr.Dataset:
-    def within(*names: str) -> dict[str, Any]:
-        return {key: values for key, values in columns.items() if any(name in key for name in names)}
-
-    of_calls, of_blocks = of_tokens(within("call_"), attributes["tokens"]), within("parameter_grad_norm")
-    of_streams = {n: v for n, v in columns.items() if not n.startswith("call_") and n not in of_blocks}
-    data = table(of_streams, attributes["depth"], attributes, (STREAM,) if several else (), matrices)
-    data = data.assign({name: ("block", values) for name, values in of_blocks.items()})
-    data = data.assign({name: (("block", "call"), values) for name, values in of_calls.items()})
-    return data.assign_coords(call=("call", calls)) if calls else data
+    dims = (STREAM,) if several else ()
+    return table(columns, attributes["depth"], attributes, dims, matrices, calls)

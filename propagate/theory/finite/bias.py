@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from propagate.model import Model
+from propagate.quantities import quantity_of
 from propagate.theory.finite.allowances import Array
 from propagate.theory.finite.perturbation import Noise
 from propagate.theory.finite.perturbed_attention import energies_of
@@ -143,14 +144,14 @@ def bias_columns(model: Model, table: Table, columns: dict[str, Any]) -> dict[st
     """
     found: dict[str, Array] = {}
     for name, blocks in table.items():
-        prefix = "grad_" if name.startswith("grad_") else ""
+        prefix = "grad_" if quantity_of(name).backward else ""
         limit, variance = np.asarray(columns[name]), np.asarray(columns[f"{prefix}variance"])
         of = _columns(blocks, limit.shape)
         with np.errstate(invalid="ignore"):
             known = np.isfinite(of["mean"]) & (np.asarray(columns[f"{prefix}deviation"]) > FAINT * variance)
         if model.tokens == 1:
             known = np.isfinite(of["mean"]) & (name == f"{prefix}variance")
-        logarithm = "covariance" not in name
+        logarithm = quantity_of(name).scale == "log"
         scale = np.abs(limit if logarithm else variance)
         of = {key: np.where(known, value, 0.0) / model.width for key, value in of.items()}
         size = np.maximum(np.abs(of["mean"]), np.abs(of["log"]) if logarithm else 0.0)
@@ -180,7 +181,7 @@ def sampled_spreads(model: Model, table: Table) -> dict[str, Array]:
     """Columns `<name>_spread` and `<name>_spread_allowance` of `fluctuations`, from samples."""
     found: dict[str, Array] = {}
     for name, blocks in table.items():
-        if "covariance" in name:
+        if quantity_of(name).scale != "log":
             continue
         square = np.array([[stream.square for stream in block] for block in blocks]) / model.width
         square = square[:, 0] if square.shape[1] == 1 else square

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from propagate.cli_options import PLACEMENT, START, network_options, parameter, start_options
 from propagate.cli_output import (
     BAD_INPUT,
     DISAGREE,
@@ -48,7 +49,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-NETWORK, START, OUTPUT, RUN = "Network", "What enters", "Output", "Simulation"
+OUTPUT, RUN = "Output", "Simulation"
 JSON = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.", rich_help_panel=OUTPUT)]
 OUT = Annotated[
     Path | None, typer.Option("--out", help="Also write the table to this netCDF file.", rich_help_panel=OUTPUT)
@@ -60,53 +61,8 @@ READOUT = Annotated[
 ]
 
 
-def _network(help_text: str, kind: Any, default: Any, *names: str) -> inspect.Parameter:
-    name = names[0].lstrip("-").replace("-", "_")
-    option = typer.Option(*names, help=help_text, rich_help_panel=NETWORK)
-    return _parameter(name, Annotated[kind, option], default)
-
-
-def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-_PLACEMENT = Annotated[str, typer.Argument(help="A placement's name; `propagate placements` lists them.")]
-_NETWORK_OPTIONS = [
-    _parameter("placement", _PLACEMENT),
-    _network("Blocks.", int, 24, "--depth", "-L"),
-    _network("Coordinates of the stream.", int, 512, "--width", "-d"),
-    _network("Tokens in the sequence.", int, 32, "--tokens", "-T"),
-    _network("Attention heads; they divide the width.", int, 8, "--heads"),
-    _network("Heads with keys and values of their own; by default all.", int | None, None, "--key-value-heads"),
-    _network("linear, relu, squared_relu, gelu, silu, tanh, swiglu or geglu.", str, "relu", "--activation", "-a"),
-    _network("Hidden width of the FFN over the width.", float, 4.0, "--ffn-ratio"),
-    _network("rms or layer.", str, "rms", "--norm"),
-    _network("Tokens attend to themselves and earlier ones only.", bool, False, "--causal"),
-    _network("With --causal: tokens that one attends to, itself included.", int | None, None, "--window"),
-    _network("Base of rotary positions; none if not given.", float | None, None, "--rope"),
-    _network("Standard deviation of an attention logit; 0: uniform attention.", float, 1.0, "--logit-std"),
-    _network("Gain of the value projection.", float, 1.0, "--value-gain"),
-    _network("Gain of the attention's output projection.", float, 1.0, "--attention-gain"),
-    _network("Gain of the FFN.", float, 1.0, "--ffn-gain"),
-    _network("Law of the weights: normal, uniform, truncated_normal or orthogonal.", str, "normal", "--weights"),
-    _network("A mixture of experts, COUNT:TOP_K.", str | None, None, "--experts"),
-    _network("Probability of dropout on branch outputs.", float, 0.0, "--dropout"),
-    _network("Scale output projections by depth^-EXPONENT.", float | None, None, "--scale-init"),
-    _network("What the scaling counts: block or sublayer.", str, "block", "--scale-per"),
-]
-_START_OPTIONS = [
-    _parameter(name, Annotated[float, typer.Option(help=text, rich_help_panel=START)], default)
-    for name, text, default in (
-        ("variance", "Second moment of the input tokens.", 1.0),
-        ("covariance", "Second moment between two input tokens.", 0.0),
-        ("grad_variance", "Second moment of the gradient at the last block.", 1.0),
-        ("grad_covariance", "The same between two tokens.", 0.0),
-    )
-]
-
-
 _RUN_OPTIONS = [
-    _parameter(name, Annotated[kind, typer.Option(help=text, rich_help_panel=RUN)], default)
+    parameter(name, Annotated[kind, typer.Option(help=text, rich_help_panel=RUN)], default)
     for name, kind, text, default in (
         ("draws", int, "Independent random networks.", 64),
         ("seed", int, "The same seed gives the same networks.", 0),
@@ -121,7 +77,7 @@ _RUN_OPTIONS = [
 def _on_a_network(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of a network, as `model`, of what enters it, as `start`, and of a `run`."""
     own = inspect.signature(command, eval_str=True).parameters
-    groups = {"model": _NETWORK_OPTIONS, "start": _START_OPTIONS, "run": _RUN_OPTIONS}
+    groups = {"model": network_options(), "start": start_options(), "run": _RUN_OPTIONS}
     groups = {name: options for name, options in groups.items() if name in own}
 
     @functools.wraps(command)
@@ -251,7 +207,7 @@ def placements() -> None:
 
 
 @app.command()
-def citation(placement: _PLACEMENT) -> None:
+def citation(placement: PLACEMENT) -> None:
     """The paper that a placement comes from, as BibTeX."""
     import propagate as pg
 
@@ -263,7 +219,7 @@ def citation(placement: _PLACEMENT) -> None:
 
 @app.command()
 def recursion(
-    placement: _PLACEMENT,
+    placement: PLACEMENT,
     activation: Annotated[str, typer.Option("--activation", "-a", help="As in predict.")] = "relu",
     finite_logits: Annotated[bool, typer.Option(help="Softmax attention instead of uniform.")] = False,
     norm: Annotated[str, typer.Option("--norm", help="rms or layer.")] = "rms",

@@ -52,7 +52,7 @@ class Model:
         normed: inner projections that pass the norm in every sublayer, beside those that the placement names: any of
             "query", "key", "value" (head by head), "heads" (the heads' joint output), "hidden" (of the FFN).
         causal: a token attends to itself and to earlier tokens only.
-        window: with `causal`, it attends to this many tokens only, itself and the ones just before it; None means all.
+        window: with `causal`, to this many tokens only, itself and the ones just before it; None means all.
         mask: in place of `causal`, any (tokens, tokens) matrix of booleans, row t telling which tokens token t attends
             to, at least one; kept as a hashable `Mask`.
         rope: base of rotary positions (arXiv:2104.09864), such as 10000.0, for queries and keys of all heads; None

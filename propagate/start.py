@@ -19,9 +19,12 @@ class Start:
     """The embedded tokens and the cotangent at the other end. Its values are checked by the verb that it is given to.
 
     Attributes:
-        variance, covariance: E x_t^2 and E x_t x_s of the embedded tokens.
-        grad_variance, grad_covariance: the same of the cotangent.
-        gram, grad_gram: (tokens, tokens) second moments, in place of the two numbers.
+        variance: second moment of the embedded tokens, E x_t^2.
+        covariance: that between two of them, E x_t x_s.
+        grad_variance: second moment of the gradient at the last block, E g_t^2.
+        grad_covariance: that between two tokens, E g_t g_s.
+        gram: (tokens, tokens) second moments of the embedded tokens, in place of the two numbers.
+        grad_gram: the same of the gradient.
         inputs: (tokens, width) the tokens themselves, in place of `variance` and `covariance`.
 
     Example: it is also a mapping, of what is not as by default.

@@ -1,5 +1,6 @@
 """The command line: exit code 0 for success, 1 for disagreement, 2 and one line on standard error for bad input."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -166,3 +167,17 @@ def test_help_needs_no_heavy_import() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_options_are_the_fields_of_the_dataclasses() -> None:
+    """No field of a Model that a word or a number can say is left out, and its help is its documentation."""
+    from propagate.cli_options import network_options, start_options
+
+    options = {option.name: option for option in network_options()}
+    without = {"mask", "scaling", "attention", "ffn", "layers"}
+    assert {field.name for field in dataclasses.fields(pg.Model)} - without <= set(options)
+    assert {option.name for option in start_options()} < {field.name for field in dataclasses.fields(pg.Start)}
+    help_text = {name: option.annotation.__metadata__[0].help for name, option in options.items()}
+    assert help_text["tokens"] == "Tokens in the sequence."
+    assert all(help_text.values())
+    assert (options["depth"].default, options["width"].default) == (24, pg.Model("prenorm", depth=1).width)

@@ -8,6 +8,7 @@ import sys
 import pytest
 import xarray as xr
 
+import propagate as pg
 from propagate import cli
 
 SMALL = ["--depth", "2", "--width", "32", "--tokens", "4", "--heads", "2"]

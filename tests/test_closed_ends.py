@@ -25,7 +25,7 @@ def answer(placement: Any, asked: dict[str, Any], **fields: Any) -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
-            return not_finite(pg.predict(model, **WIDE, **asked)) or ""
+            return not_finite(pg.predict(model, **WIDE, **asked), model) or ""
     except pg.ModelError as error:
         return f"refused: {error}"
 

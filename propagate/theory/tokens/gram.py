@@ -70,11 +70,15 @@ class Gram(NamedTuple):
 
         The distances of l_t x_t and r_t x_t' follow from l_t r_s D_ts and the differences of the factors alone.
         """
+        if not (np.ndim(left) or np.ndim(right)):
+            return self.weighted(left * right)
         weight = _rows(left) * _columns(right)
         apart = weight * self.deviation
-        if np.ndim(left) or np.ndim(right):
-            a, b, v = np.broadcast_arrays(left, right, self.variance)
-            apart = apart + ((a * v)[..., :, None] * _differences(b) - (b * v)[..., None, :] * _differences(a)) / 2
+        a, b, v = np.broadcast_arrays(left, right, self.variance)
+        if left is right:  # the same sum, in fewer steps
+            apart += _differences(a) * _differences(a * v) / 2
+        else:
+            apart += ((a * v)[..., :, None] * _differences(b) - (b * v)[..., None, :] * _differences(a)) / 2
         return Gram(weight * self.matrix, apart)
 
     def times(self, coefficient: Any) -> Gram:

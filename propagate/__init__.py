@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from propagate.tracing.trace import trace
     from propagate.verification import verify
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"  # the one place: pyproject.toml reads it
 __all__ = [
     "FFN",
     "Attention",
@@ -102,20 +102,21 @@ _LAZY = {
 _WITNESSES = ("montecarlo", "theory", "tracing")
 """Packages in which descriptions of one's own are registered, such as `montecarlo.apply`."""
 
+if not TYPE_CHECKING:  # a name that is not above is an error to those who check types
 
-def __getattr__(name: str) -> Any:
-    if name in _WITNESSES:
-        return import_module(f"propagate.{name}")
-    if name not in _LAZY:
-        raise AttributeError(f"module 'propagate' has no attribute {name!r}")
-    try:
-        return getattr(import_module(_LAZY[name]), name)
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise ModuleNotFoundError(
-            f"propagate.{name} needs torch: pip install 'propagate[torch]'", name="torch"
-        ) from None
+    def __getattr__(name: str) -> Any:
+        if name in _WITNESSES:
+            return import_module(f"propagate.{name}")
+        if name not in _LAZY:
+            raise AttributeError(f"module 'propagate' has no attribute {name!r}")
+        try:
+            return getattr(import_module(_LAZY[name]), name)
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            raise ModuleNotFoundError(
+                f"propagate.{name} needs torch: pip install 'propagate[torch]'", name="torch"
+            ) from None
 
 
 def __dir__() -> list[str]:

@@ -6,7 +6,6 @@ import platform
 import subprocess
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +82,8 @@ def provenance() -> dict[str, str]:
         >>> "numpy" in provenance()
         True
     """
+    from importlib import metadata
+
     from propagate import __version__
 
     versions = {"propagate": __version__} | {name: metadata.version(name) for name in ("numpy", "scipy")}

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from propagate.masks import Mask, visible
 from propagate.montecarlo.backend import Array, Backend
+from propagate.montecarlo.norms import undoes_scale
 from propagate.montecarlo.operators import in_one_pass, one_pass_attention, rotary, softmax
 from propagate.montecarlo.parameter_gradients import Part
 from propagate.montecarlo.pulls import Pull, chain
@@ -18,10 +19,21 @@ from propagate.sublayers import Attention
 def attention(kind: Attention, x: Array, block: Call) -> tuple[Array, Pull]:
     """The sublayer, (draws, tokens, width) -> the same shape; two sites."""
     attended, pull_heads = (_uniform if kind.logit_std == 0 else _softmax_heads)(kind, x, block)
-    attended, pull_norm = block.inner_norm(kind, "heads", attended)
+    attended, pull_norm = _normed(kind, "heads", 1 if "value" in kind.normed else kind.value_gain, attended, block)
     gain = kind.out_gain * (1 if {"value", "heads"} & set(kind.normed) else kind.value_gain)
     y, pull_out = block.matrix(attended, block.width, gain, [Part("attention_out", block.width, kind.out_gain)])
     return y, chain(pull_out, pull_norm, pull_heads)
+
+
+def _normed(kind: Attention, name: str, gain: float, x: Array, block: Call) -> tuple[Array, Pull]:
+    """An inner projection, drawn with gain 1, through the norm if it has one.
+
+    Most norms undo the gain, which is then left out; one with an eps, or of a user's own, sees it.
+    """
+    if name not in kind.normed or gain == 1 or undoes_scale(block.layer.norm):
+        return block.inner_norm(kind, name, x)
+    y, pull = block.norm(gain * x)
+    return y, lambda g: gain * pull(g)
 
 
 @lru_cache(maxsize=8)
@@ -62,7 +74,7 @@ def _uniform(kind: Attention, x: Array, block: Call) -> tuple[Array, Pull]:
     weights = (seen / seen.sum(axis=-1, keepdims=True)).astype(x.dtype)
     shared = kind.size * kind.kv_heads
     values, pull = block.matrix(x, shared, parts=[Part("value", shared, kind.value_gain)])
-    heads, pull_norm = block.inner_norm(kind, "value", _split(kind, values))
+    heads, pull_norm = _normed(kind, "value", kind.value_gain, _split(kind, values), block)
     return (
         _merge(_spread(kind, block, weights @ heads)),
         chain(lambda g: _merge(pull_norm(weights.T @ _gather(kind, _split(kind, g)))), pull),
@@ -83,7 +95,7 @@ def _softmax_heads(kind: Attention, x: Array, block: Call) -> tuple[Array, Pull]
         out, pull_heads = one_pass_attention(projected, kind.heads, scale, causal=kind.causal)
         return out, chain(pull_heads, pull_projection)
     (query, pull_query), (key, pull_key), (value, pull_value) = (
-        block.inner_norm(kind, name, _split(kind, part))
+        _normed(kind, name, gains[name], _split(kind, part), block)
         for name, part in zip(gains, xp.split(projected, (inside, inside + shared), axis=-1), strict=True)
     )
     turn = rotary(block.backend, kind.frequencies, tokens)

@@ -67,3 +67,13 @@ def norm(description: Any, x: Array, backend: Backend) -> tuple[Array, Pull]:
 def norm_of_kind(description: Norm, x: Array, backend: Backend) -> tuple[Array, Pull]:
     """RMSNorm or LayerNorm."""
     return NORMS[description.kind](backend, x, eps=description.eps)
+
+
+def undoes_scale(description: Norm) -> bool:
+    """Whether it is known to give the same for x and for any multiple of x.
+
+    Example:
+        >>> undoes_scale(Norm("layer")), undoes_scale(Norm("layer", eps=1e-6))
+        (True, False)
+    """
+    return type(description) is Norm and description.eps == 0

@@ -100,7 +100,7 @@ def simulate(run: Run) -> xr.Dataset:
         seed=run.seed,
         **run.moments(),
         through_readout=True,
-        parameter_gradients=True,
+        include={"param_grad"},
         backend=run.backend,
         sampler=SAMPLER,
         progress=False,

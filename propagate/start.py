@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from propagate.checks import ModelError
-from propagate.table import JOINED, STREAM
+from propagate.checks import ModelError, check_flag, choice
+from propagate.table import BY_MATRIX, JOINED, STREAM
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -74,6 +75,30 @@ class Start:
 
     def __getitem__(self, name: str) -> Any:
         return getattr(self, name)
+
+
+def included(include: Collection[str], known: tuple[str, ...], **flags: bool | None) -> frozenset[str]:
+    """What else a verb is asked for, by name or by a flag of an older version.
+
+    Raises:
+        ModelError: for what is no set of known names.
+
+    Example:
+        >>> sorted(included(["calls", "param_grad"], ("calls", "param_grad")))
+        ['calls', 'param_grad']
+    """
+    if isinstance(include, str) or not isinstance(include, Collection):
+        raise ModelError(f"include must be a set of names, got {include!r}")
+    for name in include:
+        choice("include", name, known)
+    asked = set(include)
+    for name, flag in flags.items():
+        if flag is not None:
+            check_flag(name, flag)
+            new = {"parameter_gradients": BY_MATRIX}.get(name, name)
+            warnings.warn(f'{name}= is deprecated: include={{"{new}"}} says it', DeprecationWarning, stacklevel=3)
+            asked |= {new} if flag else set()
+    return frozenset(asked)
 
 
 def _same(value: Any, default: Any) -> bool:

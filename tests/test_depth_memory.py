@@ -12,6 +12,7 @@ from propagate.montecarlo.memory import Plan, plan
 from propagate.montecarlo.run import run
 from propagate.montecarlo.simulate import simulate
 from propagate.montecarlo.starts import start_of
+from propagate.start import Start
 
 
 def planned(network: Model, sampler: str, batch: int, one_draw: int, precision: str = "float64") -> Plan:
@@ -25,7 +26,7 @@ def model(depth: int, placement: str = "postnorm", **others: object) -> Model:
 def measured(
     network: Model, sampler: str, segment: int | None, draws: int = 1, precision: str = "float64"
 ) -> dict[str, bytes]:
-    start = start_of(network, 1.0, 0.3, 1.0, 0.1, None, None)
+    start = start_of(network, Start(covariance=0.3, grad_covariance=0.1))
     found = run(
         network,
         choose_backend("numpy", precision),

@@ -227,7 +227,7 @@ def test_tables_of_networks_whose_blocks_differ() -> None:
     """Columns of matrices that only some blocks have are 0 in the others; batches and samplers take all blocks in."""
     model = model_of("shortcut")
     first = pg.Model(Shortcut(), depth=2, width=12, tokens=5, heads=3, experts=OWN)
-    assert pg.simulate(first, draws=2, parameter_gradients=True).matrix.values.tolist() == [
+    assert pg.simulate(first, draws=2, include={"param_grad"}).matrix.values.tolist() == [
         *("query", "key", "value", "attention_out", "router", "ffn_gate", "ffn_in", "ffn_out"),
         *("shared_gate", "shared_in", "shared_out"),
     ]

@@ -135,7 +135,7 @@ def test_a_convolution_has_the_moments_that_are_worked_out_by_hand(sampler: str)
 def test_gradients_of_its_matrices_have_columns_of_their_names() -> None:
     """|x^T g|^2 of orthogonal tokens: the sum of |x_t|^2 |g_t|^2 over those that the matrix meets, in every draw."""
     model = pg.Model(Shifted(), depth=1, width=64, tokens=3, heads=1)
-    seen = pg.simulate(model, variance=1.5, grad_variance=0.7, parameter_gradients=True, **RUN)
+    seen = pg.simulate(model, variance=1.5, grad_variance=0.7, include={"param_grad"}, **RUN)
     assert seen.matrix.values.tolist() == ["tokenshift", "before"]
     tokens = {"tokenshift": 3, "before": 2 * 0.5**2}  # its entries are stored with gain 1, and applied with 1 / 2
     for name, count in tokens.items():

@@ -59,7 +59,7 @@ def both(name: str) -> tuple[xr.Dataset, xr.Dataset]:
     model, options = CASES[name]
     arguments: dict[str, Any] = options | start_of(model)
     said = pg.predict(model, include={"param_grad"}, **arguments)
-    return said, pg.simulate(model, draws=100, seed=5, backend="numpy", parameter_gradients=True, **arguments)
+    return said, pg.simulate(model, draws=100, seed=5, backend="numpy", include={"param_grad"}, **arguments)
 
 
 def of_matrices(judged: xr.Dataset) -> xr.Dataset:
@@ -230,7 +230,7 @@ def test_simulation_shows_the_same_contrast() -> None:
         for depth in (2, 24):
             model = pg.Model(name, depth=depth, width=64, tokens=4, heads=2)
             seen = pg.simulate(
-                model, draws=40, seed=depth, through_readout=True, parameter_gradients=True, backend="numpy"
+                model, draws=40, seed=depth, through_readout=True, include={"param_grad"}, backend="numpy"
             )
             column = seen.log_param_grad.sel(matrix="ffn_out")[-1], seen.log_param_grad_se.sel(matrix="ffn_out")[-1]
             last[name, depth] = tuple(map(float, column))
@@ -245,12 +245,12 @@ def test_simulation_shows_the_same_contrast() -> None:
 def test_asking_changes_nothing_else_and_a_checkpoint_goes_on(tmp_path: Any) -> None:
     model = pg.Model("spannorm", depth=2, width=32, tokens=4, heads=2)
     plain = pg.simulate(model, draws=6, seed=1, backend="numpy")
-    asked = pg.simulate(model, draws=6, seed=1, backend="numpy", parameter_gradients=True)
+    asked = pg.simulate(model, draws=6, seed=1, backend="numpy", include={"param_grad"})
     assert all((plain[name] == asked[name]).all() or name.startswith("log_dev") for name in plain)
     assert "param_grad" not in plain
     file = tmp_path / "half.npz"
-    pg.simulate(model, draws=3, seed=1, backend="numpy", parameter_gradients=True, checkpoint=file)
-    on = pg.simulate(model, draws=6, seed=1, backend="numpy", parameter_gradients=True, checkpoint=file)
+    pg.simulate(model, draws=3, seed=1, backend="numpy", include={"param_grad"}, checkpoint=file)
+    on = pg.simulate(model, draws=6, seed=1, backend="numpy", include={"param_grad"}, checkpoint=file)
     xr.testing.assert_equal(on.param_grad, asked.param_grad)
     with pytest.raises(pg.ModelError):
         pg.simulate(model, draws=6, seed=1, backend="numpy", checkpoint=file)
@@ -258,10 +258,10 @@ def test_asking_changes_nothing_else_and_a_checkpoint_goes_on(tmp_path: Any) -> 
 
 def test_blocks_that_are_run_twice_are_recorded_once() -> None:
     model = pg.Model("residual", depth=7, width=32, tokens=4, heads=2)
-    whole = pg.simulate(model, draws=3, seed=1, backend="numpy", parameter_gradients=True)
+    whole = pg.simulate(model, draws=3, seed=1, backend="numpy", include={"param_grad"})
     segments = plan(model, "numpy", "float64", whole.attrs["sampler"], batch=1, one_draw=1)
     assert segments.segment < model.depth
-    twice = pg.simulate(model, draws=3, seed=1, backend="numpy", parameter_gradients=True, memory=1)
+    twice = pg.simulate(model, draws=3, seed=1, backend="numpy", include={"param_grad"}, memory=1)
     xr.testing.assert_equal(twice.param_grad, whole.param_grad)
     assert whole.param_grad.dims == ("block", "matrix")
     assert whole.variance.dims == ("block", "stream")
@@ -278,7 +278,7 @@ def test_starts_over_an_array() -> None:
 def test_a_gain_of_zero_is_refused() -> None:
     model = dataclasses.replace(CASES["prenorm"][0], value_gain=0.0)
     with pytest.raises(pg.ModelError, match="parameter_gradients needs gains that are not 0, got 0 for value of block"):
-        pg.simulate(model, draws=2, parameter_gradients=True)
+        pg.simulate(model, draws=2, include={"param_grad"})
     with pytest.raises(pg.ModelError, match="parameter_gradients must be True or False"):
         pg.predict(model, parameter_gradients=1)  # type: ignore[arg-type]
 
@@ -286,6 +286,29 @@ def test_a_gain_of_zero_is_refused() -> None:
 def test_as_many_key_value_heads_as_heads_are_plain() -> None:
     model = pg.Model("prenorm", depth=1, width=64, tokens=4, heads=4)
     alike = dataclasses.replace(model, key_value_heads=4)
-    for verb in ({"parameter_gradients": True}, {"fluctuations": True}):
-        xr.testing.assert_equal(pg.predict(alike, **verb), pg.predict(model, **verb))
-    assert bool((pg.simulate(alike, draws=2, parameter_gradients=True).param_grad[1:] > 0).all())
+    for name in ("param_grad", "fluctuations"):
+        xr.testing.assert_equal(pg.predict(alike, include={name}), pg.predict(model, include={name}))
+    assert bool((pg.simulate(alike, draws=2, include={"param_grad"}).param_grad[1:] > 0).all())
+
+
+def test_the_old_name_still_works_and_says_so() -> None:
+    model = pg.Model("prenorm", depth=1, width=32, tokens=4, heads=2)
+    for verb, options in ((pg.predict, {}), (pg.simulate, {"draws": 2, "backend": "numpy"})):
+        with pytest.warns(DeprecationWarning, match=r'parameter_gradients= is deprecated: include=\{"param_grad"\}'):
+            old = verb(model, parameter_gradients=True, **options)
+        xr.testing.assert_equal(old, verb(model, include=["param_grad"], **options))
+    with pytest.raises(pg.ModelError, match=r"include must be one of calls, .*, got 'grads'"):
+        pg.predict(model, include={"grads"})
+    with pytest.raises(pg.ModelError, match="include must be a set of names, got 'bias'"):
+        pg.predict(model, include="bias")
+
+
+def test_every_verb_takes_a_start() -> None:
+    model = pg.Model("prenorm", depth=1, width=32, tokens=4, heads=2)
+    start = pg.Start(variance=2.0, covariance=0.5, grad_gram=np.eye(4))
+    for verb, options in ((pg.predict, {}), (pg.predict_calls, {}), (pg.simulate, {"draws": 2, "backend": "numpy"})):
+        xr.testing.assert_equal(verb(model, start, **options), verb(model, **start, **options))
+        with pytest.raises(pg.ModelError, match="variance must be given in start or beside it, not in both"):
+            verb(model, start, variance=3.0, **options)
+    with pytest.raises(pg.ModelError, match=r"start must hold variance, .*, got 'inputs'"):
+        pg.predict(model, pg.Start(inputs=np.ones((4, 32))))

@@ -51,7 +51,7 @@ def test_theory_and_simulation_agree_in_configurations_chosen_at_random() -> Non
         except pg.ModelError:
             refused += 1
             continue
-        seen = pg.simulate(model, draws=60, seed=number, backend="numpy", parameter_gradients=True, **start)
+        seen = pg.simulate(model, draws=60, seed=number, backend="numpy", include={"param_grad"}, **start)
         scores = pg.compare(said, seen).worst_z.to_series()
         scores = scores[[name for name in scores.index if name.startswith("param_grad")]]
         found |= {f"{name}, {model}": score for name, score in scores.items() if score > 4}

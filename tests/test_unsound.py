@@ -9,10 +9,11 @@ from propagate.montecarlo.backend import choose_backend
 from propagate.montecarlo.cuda.weightless import Fused
 from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.starts import start_of
+from propagate.start import Start
 
 pytestmark = pytest.mark.gpu
 MODEL = Model("postnorm", depth=3, width=64, tokens=6, heads=4)
-START = start_of(MODEL, 1.0, 0.3, 1.0, 0.0, None, None)
+START = start_of(MODEL, Start(covariance=0.3, grad_covariance=0.0))
 MARKED = [1, 3]
 
 

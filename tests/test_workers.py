@@ -14,6 +14,7 @@ from propagate.montecarlo import run as module
 from propagate.montecarlo.starts import start_of
 from propagate.montecarlo.statistics import Summary
 from propagate.montecarlo.workers import in_order
+from propagate.start import Start
 
 MODEL = pg.Model("spannorm", depth=2, width=16, tokens=4, heads=2)
 RUN = {"draws": 41, "seed": 3, "covariance": 0.3, "backend": "numpy", "memory": 2**18}
@@ -37,7 +38,7 @@ def test_workers_leave_no_trace(pool: Callable[[int], Executor], workers: int) -
 
 def test_the_order_of_draws_shows_so_that_it_must_be_kept() -> None:
     """Else the test above could not fail."""
-    host, start = module.choose_backend("numpy"), start_of(MODEL, 1.0, 0.3, 1.0, 0.0, None, None)
+    host, start = module.choose_backend("numpy"), start_of(MODEL, Start(covariance=0.3, grad_covariance=0.0))
     batches = [
         module.run(MODEL, host, "dense", 3, range(k, k + 5), start, through_readout=False) for k in (0, 5, 10, 15)
     ]

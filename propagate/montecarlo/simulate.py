@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from propagate.montecarlo.starts import start_of
 from propagate.montecarlo.statistics import Summary
 from propagate.montecarlo.sublayers import apply
 from propagate.montecarlo.workers import in_order
+from propagate.start import Start, included
 from propagate.sublayers import FFN, Attention
 from propagate.table import BY_MATRIX, STREAM, provenance, table
 
@@ -39,7 +40,9 @@ TASKS = 32  # batches that a run is cut into for an executor, at least: enough t
 
 def simulate(
     model: Model,
+    start: Start | None = None,
     *,
+    include: Collection[str] = (),
     draws: int = 64,
     seed: int = 0,
     variance: float = 1.0,
@@ -50,7 +53,7 @@ def simulate(
     grad_gram: Any = None,
     inputs: Any = None,
     through_readout: bool = False,
-    parameter_gradients: bool = False,
+    parameter_gradients: bool | None = None,
     backend: Literal["auto", "numpy", "cupy"] = "auto",
     sampler: Literal["auto", "dense", "weightless"] = "auto",
     precision: Literal["float32", "float64"] = "float64",
@@ -63,6 +66,9 @@ def simulate(
 
     Args:
         model: the network.
+        start: a `Start`, in place of the seven arguments of its names.
+        include: what else is measured: {"param_grad"}, the gradient of every weight matrix, of experts all together,
+            which costs two small Gram matrices each.
         draws: independent networks, all weights, inputs and cotangents drawn afresh; at least 2.
         seed: draw number k of a seed is always the same network, on the same backend and with the same sampler, however
             draws are batched.
@@ -73,8 +79,7 @@ def simulate(
         grad_gram: (tokens, tokens) second moments of the cotangent, in place of `grad_variance` and `grad_covariance`.
         inputs: (tokens, width) input tokens, the same in every draw, in place of `variance` and `covariance`.
         through_readout: the cotangent enters behind the readout instead.
-        parameter_gradients: measure the gradient of every weight matrix too, of experts all together, which costs two
-            small Gram matrices each.
+        parameter_gradients: deprecated name of it.
         backend: "auto" takes CuPy if a CUDA device answers.
         sampler: "dense" materialises every weight matrix. "weightless" never does, and has the same law at every
             width; its cost grows with tokens^2 width in place of tokens width^2. "auto" takes "weightless" where the
@@ -103,7 +108,7 @@ def simulate(
         `log_variance`, `log_deviation`, `log_grad_variance`, `log_grad_deviation` are means of natural logarithms,
         for quantities that are closer to log-normal at depth. Where tokens are not exchangeable (a Gram matrix or
         inputs were given, or the model has a mask or rotary positions) also `token_variance` and `grad_token_variance`
-        over (block, token), their logarithms and errors. With `parameter_gradients` also `param_grad` over (block,
+        over (block, token), their logarithms and errors. With "param_grad" also `param_grad` over (block,
         matrix), as in `predict`, its logarithm and errors.
 
     Raises:
@@ -117,7 +122,7 @@ def simulate(
     """
     check_model(model)
     check_flag("through_readout", through_readout)
-    check_flag("parameter_gradients", parameter_gradients)
+    asked = included(include, (BY_MATRIX,), parameter_gradients=parameter_gradients)
     if progress is not None:
         check_flag("progress", progress)
     if not isinstance(executor, Executor | None):
@@ -128,7 +133,17 @@ def simulate(
     draws = integer("draws", draws, at_least=2)
     seed = integer("seed", seed, at_least=0)
     sampler_name = _sampler(sampler, model)
-    start = start_of(model, variance, covariance, grad_variance, grad_covariance, gram, inputs, grad_gram)
+    given = Start.of(
+        start,
+        variance=variance,
+        covariance=covariance,
+        grad_variance=grad_variance,
+        grad_covariance=grad_covariance,
+        gram=gram,
+        grad_gram=grad_gram,
+        inputs=inputs,
+    )
+    entering = start_of(model, given)
     if memory is not None:
         integer("memory", memory, at_least=1)
     limits = {"batch": memory or where.batch, "one_draw": memory or where.one_draw}
@@ -140,10 +155,10 @@ def simulate(
         precision,
         sampler_name,
         seed,
-        start,
+        entering,
         through_readout,
         planned.segment,
-        parameter_gradients,
+        BY_MATRIX in asked,
     )
     identity = _identity(network) if checkpoint is not None else {}
     summary = Summary() if checkpoint is None else load(checkpoint, identity)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from propagate import start
 from propagate.model import Model, ModelError
 from propagate.montecarlo.backend import Array
 from propagate.montecarlo.factor import factor
@@ -81,21 +82,15 @@ def with_gram(root: NDArray[np.float64], normals: Normals, site: int, width: int
     return xp.asarray(root, dtype=dtype) @ directions
 
 
-def start_of(
-    model: Model,
-    variance: float,
-    covariance: float,
-    grad_variance: float,
-    grad_covariance: float,
-    gram: Any,
-    inputs: Any,
-    grad_gram: Any = None,
-) -> Start:
-    """What enters a network, checked. See `simulate` for the arguments and the errors raised."""
+def start_of(model: Model, given: start.Start) -> Start:
+    """What enters a network, checked. See `simulate` for the errors raised."""
+    gram, grad_gram, inputs = given.gram, given.grad_gram, given.inputs
     if gram is not None and inputs is not None:
         raise ModelError("give gram or inputs, not both")
     if grad_gram is None:
-        cotangent_root = _root("grad_variance", "grad_covariance", grad_variance, grad_covariance, model.tokens)
+        cotangent_root = _root(
+            "grad_variance", "grad_covariance", given.grad_variance, given.grad_covariance, model.tokens
+        )
     else:
         cotangent_root = gram_root(_second_moments("grad_gram", grad_gram, model.tokens))
     if inputs is not None:
@@ -104,7 +99,7 @@ def start_of(
             raise ModelError("inputs must hold no token that is zero everywhere: a norm would divide by zero")
         return Start(cotangent_root, np.eye(model.tokens), array)
     if gram is None:
-        return Start(cotangent_root, _root("variance", "covariance", variance, covariance, model.tokens))
+        return Start(cotangent_root, _root("variance", "covariance", given.variance, given.covariance, model.tokens))
     matrix = _second_moments("gram", gram, model.tokens)
     if not (matrix.diagonal() > 0).all():
         raise ModelError("gram must have a positive diagonal: a norm would divide by zero")

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Collection
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from propagate.checks import choice, integer
+from propagate.checks import integer
 from propagate.model import Model, ModelError, check_flag, check_model
-from propagate.start import Start
+from propagate.start import Start, included
 from propagate.table import BY_MATRIX, STREAM, of_tokens, table
 from propagate.theory import exchangeable, token_resolved
 from propagate.theory.call_columns import MOMENTS as CALL_MOMENTS
@@ -139,7 +138,7 @@ def predict(
     """
     check_model(model)
     check_flag("through_readout", through_readout)
-    asked = _asked(include, parameter_gradients=parameter_gradients, fluctuations=fluctuations, bias=bias)
+    asked = included(include, INCLUDE, parameter_gradients=parameter_gradients, fluctuations=fluctuations, bias=bias)
     size = head_size if head_size is None or head_size == math.inf else integer("head_size", head_size)
     given = Start.of(
         start,
@@ -192,22 +191,6 @@ def predict(
 
 def _grams(given: Start, first: Moments, last: Moments, tokens: int) -> tuple[Gram, Gram]:
     return gram_of("gram", given.gram, first, tokens), gram_of("grad_gram", given.grad_gram, last, tokens)
-
-
-def _asked(include: Collection[str], **flags: bool | None) -> frozenset[str]:
-    """What is asked for, by name or by an old flag."""
-    if isinstance(include, str) or not isinstance(include, Collection):
-        raise ModelError(f"include must be a set of names, got {include!r}")
-    for name in include:
-        choice("include", name, INCLUDE)
-    asked = set(include)
-    for name, flag in flags.items():
-        if flag is not None:
-            check_flag(name, flag)
-            new = {"parameter_gradients": BY_MATRIX}.get(name, name)
-            warnings.warn(f'{name}= is deprecated: include={{"{new}"}} says it', DeprecationWarning, stacklevel=3)
-            asked |= {new} if flag else set()
-    return frozenset(asked)
 
 
 def _with_calls(moments: xr.Dataset, model: Model, calls: dict[str, Any]) -> xr.Dataset:

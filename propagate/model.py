@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 from propagate.checks import ModelError as ModelError
@@ -194,9 +195,9 @@ class Model:
         """Whether attention treats all tokens alike, in every block."""
         return all(parts.attention.exchangeable(self.tokens) for parts in set(self._parts))
 
-    @property
+    @cached_property
     def uneven(self) -> bool:
-        """Whether any block has experts."""
+        """Whether any block has experts. Asked at every block, it looks through all of them once."""
         return any(parts.experts is not None for parts in self._parts)
 
     # In transit: what is read off block 1 below is read off `at(index)` by everything that lands.

@@ -61,18 +61,18 @@ def propagate_moments(
     def block_map(equations: Callable[[Any, Any], Any], index: int, state: State) -> BlockMap:
         block = block_at(index)
         try:
-            with np.errstate(divide="raise"):  # of arrays, as of numbers
-                return read(lambda streams: equations(streams, block), block.tape, state)
+            return read(lambda streams: equations(streams, block), block.tape, state)
         except (ZeroDivisionError, FloatingPointError):
             raise _of_nothing(model, index) from None
 
-    embed = block_map(placement.embed, 0, alone(start))
-    states, maps = [embed.output], []
-    for index in range(1, depth + 1):
-        maps.append(block_map(placement.block, index, states[-1]))
-        states.append(maps[-1].output)
-        check_streams(placement, "block", found=len(states[-1].joint), expected=len(states[0].joint))
-    readout = block_map(placement.readout, depth + 1, states[-1])
+    with np.errstate(divide="raise"):  # of arrays, as of numbers
+        embed = block_map(placement.embed, 0, alone(start))
+        states, maps = [embed.output], []
+        for index in range(1, depth + 1):
+            maps.append(block_map(placement.block, index, states[-1]))
+            states.append(maps[-1].output)
+            check_streams(placement, "block", found=len(states[-1].joint), expected=len(states[0].joint))
+        readout = block_map(placement.readout, depth + 1, states[-1])
     check_streams(placement, "readout", found=len(readout.output.joint), expected=1)
 
     def pulled(done: BlockMap, joint: Joint, carried: Carried) -> tuple[Joint, Carried]:

@@ -39,6 +39,16 @@ class Node:
     def __add__(self, other: Node) -> Node:
         return Node("+", [(1, self), (1, other)])
 
+    def __radd__(self, zero: int) -> Node:
+        """`sum` of streams begins with 0."""
+        return self if zero == 0 else NotImplemented
+
+    def __neg__(self) -> Node:
+        return self * -1
+
+    def __sub__(self, other: Node) -> Node:
+        return self + -other
+
     def __mul__(self, factor: Any) -> Node:
         return Node("x", [(factor, self)])
 

@@ -1,9 +1,9 @@
 """The language in which normalisation placements are written, and their registry.
 
 A placement is read by every witness: the theory passes in streams of moments, the simulation streams of arrays,
-SymPy streams of symbols. `x` is a stream: it can be added to a stream and multiplied by a number. `block` offers
-sublayers and norms, and knows `index` (1 ... depth), `depth`, `first` and `last`. Every call of a sublayer is a fresh,
-independent one. What passes from block to block is a stream, or a tuple of streams and plain numbers.
+SymPy streams of symbols. `x` is a stream: it can be added to a stream, taken from one, and multiplied by a number.
+`block` offers sublayers and norms, and knows `index` (1 ... depth), `depth`, `first` and `last`. Every call of a
+sublayer is a fresh, independent one. What passes from block to block is a stream, or a tuple of streams and numbers.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ EQUATIONS = "propagate.placements"  # the module of the placements that come wit
 
 
 class Stream(Protocol):
-    """What an equation may do with a stream. `x * 2`, `2 * x`, `x / 2` and `x + y`."""
+    """What an equation may do with a stream: `x + y`, `x - y`, `-x`, `sum([x, y])`, `x * 2`, `2 * x` and `x / 2`."""
 
     def __add__(self, other: Self) -> Self: ...
+    def __radd__(self, zero: int) -> Self: ...
+    def __sub__(self, other: Self) -> Self: ...
+    def __neg__(self) -> Self: ...
     def __mul__(self, factor: Number) -> Self: ...
     def __rmul__(self, factor: Number) -> Self: ...
     def __truediv__(self, divisor: Number) -> Self: ...

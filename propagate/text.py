@@ -35,6 +35,16 @@ class Stream:
     def __add__(self, other: Stream) -> Stream:
         return Stream([*self._terms(), *other._terms()])
 
+    def __radd__(self, zero: int) -> Stream:
+        """`sum` of streams begins with 0."""
+        return self if zero == 0 else NotImplemented
+
+    def __neg__(self) -> Stream:
+        return self * -1
+
+    def __sub__(self, other: Stream) -> Stream:
+        return self + -other
+
     def __mul__(self, factor: Any) -> Stream:
         return Stream([(factor * own, stream) for own, stream in self._terms()])
 
@@ -204,12 +214,14 @@ def _text(stream: Stream, stds: dict[Any, Stream]) -> str:
         return stream.name
     if stream.function:
         return f"{stream.function}({_text(stream.parts[0][1], stds)})"
-    return " + ".join(_term(factor, part, stds) for factor, part in stream.parts)
+    return " + ".join(_term(factor, part, stds) for factor, part in stream.parts).replace("+ -", "- ")
 
 
 def _term(factor: Any, stream: Stream, stds: dict[Any, Stream]) -> str:
     text = _text(stream, stds)
-    return text if factor == 1 else f"{_factor(factor, stds)} {text}"
+    if stream.parts and not stream.name and not stream.function and factor != 1:
+        text = f"({text})"
+    return text if factor == 1 else f"-{text}" if factor == -1 else f"{_factor(factor, stds)} {text}"
 
 
 def _factor(factor: Any, stds: dict[Any, Stream]) -> str:

@@ -22,6 +22,16 @@ class Stream:
     def __add__(self, other: Stream) -> Stream:
         return self
 
+    def __radd__(self, zero: int) -> Stream:
+        """`sum` of streams begins with 0."""
+        return self if zero == 0 else NotImplemented
+
+    def __neg__(self) -> Stream:
+        return self * -1
+
+    def __sub__(self, other: Stream) -> Stream:
+        return self + -other
+
     def __mul__(self, factor: Any) -> Stream:
         return self
 

@@ -66,6 +66,16 @@ class Stream:
     def __add__(self, other: Stream) -> Stream:
         return self.tape.record(_sum(self.x, other.x), (self, lambda g: g), (other, lambda g: g))
 
+    def __radd__(self, zero: int) -> Stream:
+        """`sum` of streams begins with 0."""
+        return self if zero == 0 else NotImplemented
+
+    def __neg__(self) -> Stream:
+        return self * -1
+
+    def __sub__(self, other: Stream) -> Stream:
+        return self + -other
+
     def __mul__(self, factor: Any) -> Stream:
         scale = factor if isinstance(factor, np.ndarray) else float(factor)
         return self.tape.record(self.x * scale, (self, lambda g: g * scale))

@@ -1,4 +1,6 @@
-"""For the tests of your own architectures: fail if signal or gradient does not get through at initialisation."""
+"""For the tests of your own architectures: fail if signal or gradient does not get through at initialisation, or if the
+reverse pass that you wrote for a sublayer is none.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ from typing import Any
 
 from propagate.model import Model, ModelError
 from propagate.quantities import quantity_of
+from propagate.sublayers import Sublayer
 from propagate.table import JOINED, STREAM
 
 THRESHOLD = 4.0
@@ -74,6 +77,60 @@ def assert_propagates(
         found = pg.first_divergence(pg.predict_calls(like, **pg.start_of(table)), table, tolerance=tolerance)
         if found is not None:
             raise AssertionError(str(found))
+
+
+def assert_adjoint(description: Sublayer, like: Model | None = None, *, tolerance: float = 1e-6) -> None:
+    """AssertionError unless the simulation's reverse pass of a sublayer is the adjoint of its forward pass.
+
+    <v, J u> and <J^T v, u> are compared at a random input, J u by central differences, J^T v by the pull.
+
+    Args:
+        description: what `block.apply` takes; its function is the one registered with `propagate.montecarlo.apply`.
+        like: the network whose width, tokens and norm it meets; small if left out.
+        tolerance: largest difference over |v| |J u|. Rounding leaves about 1e-9.
+
+    Raises:
+        AssertionError: tells the difference.
+        ModelError: for a description that the simulation does not cover.
+
+    Example: a pull that forgets the residual.
+        >>> from dataclasses import dataclass
+        >>> from propagate import FFN, montecarlo
+        >>> @dataclass(frozen=True)
+        ... class Residual(Sublayer): ...
+        >>> @montecarlo.apply.register(Residual)
+        ... def residual(description, x, block):
+        ...     y, pull = block.matrix(x, block.width)
+        ...     return x + y, pull
+        >>> assert_adjoint(FFN("gelu"))
+        >>> assert_adjoint(Residual())  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        AssertionError: Residual: the pull is not the adjoint: <v, J u> and <J^T v, u> differ by ... of |v| |J u|
+    """
+    import numpy as np
+
+    from propagate.montecarlo.backend import choose_backend
+    from propagate.montecarlo.blocks import block_of, read
+    from propagate.montecarlo.normals import Normals
+    from propagate.montecarlo.samplers import dense
+
+    model = like or Model("prenorm", depth=1, width=12, tokens=5, heads=3)
+    host, random, step = choose_backend("numpy"), np.random.default_rng(0), 1e-6
+    sampler = dense(Normals(host, 0, range(2)))
+
+    def applied(x: Any) -> Any:
+        return read(lambda x, block: block.apply(description, x), block_of(model, host, sampler, 1), x)
+
+    x, u, v = random.standard_normal((3, 2, model.tokens, model.width))
+    pull = applied(x)[1]
+    pushed = (applied(x + step * u)[0] - applied(x - step * u)[0]) / (2 * step)
+    v += pushed / np.sqrt((pushed * pushed).mean())  # half along J u, so that the product is no chance zero
+    apart = abs((v * pushed).sum() - (pull(v) * u).sum()) / np.sqrt((v * v).sum() * (pushed * pushed).sum())
+    if not apart <= tolerance:
+        name = type(description).__name__
+        raise AssertionError(
+            f"{name}: the pull is not the adjoint: <v, J u> and <J^T v, u> differ by {apart:.2g} of |v| |J u|"
+        )
 
 
 def _streams(table: Any) -> list[Any]:

@@ -114,6 +114,7 @@ class Model:
     ffn: FFN | None = None
     layers: Any = None
     _parts: ClassVar[tuple[Parts, ...]]
+    _layers: ClassVar[dict[int, Layer]]  # asked for often, and made once
     _own: ClassVar[dict[int, dict[str, Any]]]
 
     def __post_init__(self) -> None:
@@ -136,6 +137,7 @@ class Model:
             raise ModelError(
                 f"width must be at least {parts.norm.smallest} for norm={parts.norm.kind!r}, got {self.width}"
             )
+        set_(self, "_layers", {})
         set_(self, "_parts", parts_by_block(parts, self.layers, self.depth))
         set_(self, "_own", {i: own for i, each in enumerate(self._parts, 1) if (own := each.unlike(parts))})
         for index in range(1, self.depth + 1) if self.layers is not None else (1,):
@@ -176,12 +178,18 @@ class Model:
             >>> [model.at(index).attention.window for index in (5, 6)]
             [4, None]
         """
-        parts = self._parts[min(max(index, 1), self.depth) - 1]
-        gains = self.equations.gains(max(index, 1), self.depth)
+        index = max(index, 1)
+        if index not in self._layers:
+            self._layers[index] = self._layer(index)
+        return self._layers[index]
+
+    def _layer(self, index: int) -> Layer:
+        parts = self._parts[min(index, self.depth) - 1]
+        gains = self.equations.gains(index, self.depth)
         if self.scaling is not None:
-            gains = gains * self.scaling.gains(max(index, 1), self.depth)
+            gains = gains * self.scaling.gains(index, self.depth)
         beside = parts.experts is not None and any(
-            call.verb == "experts" for call in outline(self.equations, self.depth, max(index, 1))
+            call.verb == "experts" for call in outline(self.equations, self.depth, index)
         )
         return layer_of(parts, gains, self.width, self.tokens, self.normed, beside=beside)
 

@@ -42,7 +42,7 @@ napoleon_use_rtype = False
 nitpick_ignore_regex = [
     ("py:.*", r"(collections|concurrent|contextlib|matplotlib|nn|os|pathlib|sp|sympy|torch|xr)\..*"),
     ("py:.*", r"Axes|Blocks|Choice|Executor|Scalar|Tensor|Use|Visible"),
-    ("py:.*", r"propagate\.placement\.S|propagate\.montecarlo\.workers\.Numbers"),
+    ("py:.*", r"propagate\.placement\.S|propagate\.montecarlo\.(workers\.Numbers|backend\.Backend|samplers\.Sampler)"),
 ]
 
 # One file of MathJax 3 (Apache-2.0), from a package: formulas are drawn without a network.

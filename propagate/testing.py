@@ -87,7 +87,7 @@ def assert_adjoint(description: Sublayer, like: Model | None = None, *, toleranc
     Args:
         description: what `block.apply` takes; its function is the one registered with `propagate.montecarlo.apply`.
         like: the network whose width, tokens and norm it meets; small if left out.
-        tolerance: largest difference over |v| |J u|. Rounding leaves about 1e-9.
+        tolerance: largest difference over the product of the norms of v and J u. Rounding leaves about 1e-9.
 
     Raises:
         AssertionError: tells the difference.

@@ -11,8 +11,8 @@ import xarray as xr
 import propagate as pg
 from propagate.cells import AS_VERIFIED
 from propagate.scaling import Gains
-from propagate.theory.finite import bias, perturbed_attention, perturbed_dropout, perturbed_ffn, perturbed_network
-from propagate.theory.finite.perturbation import Frame, Noise, factored
+from propagate.theory.finite import bias, perturbed_dropout, perturbed_network
+from propagate.theory.finite.perturbation import Frame, Noise, Returned
 from propagate.theory.finite.perturbed_heads import Heads
 from propagate.theory.tokens.gram import Gram
 from tests.own_placements import OWN
@@ -237,16 +237,16 @@ def test_a_forgotten_term_is_found_out(forgotten: str, monkeypatch: pytest.Monke
         monkeypatch.setattr(perturbed_network.Block, "norm", norm)
     elif forgotten == FORGOTTEN[1]:
         image = Frame.image
-        for module in (perturbed_attention, perturbed_ffn):
-            monkeypatch.setattr(module, "factored", lambda x: (factored(x)[0], 0 * factored(x)[1]))
+        vectors = Returned.vectors
+        monkeypatch.setattr(Returned, "vectors", lambda self, frame, span: vectors(self, frame, 0 * span))
         monkeypatch.setattr(Frame, "image", lambda self, rows, without=None: image(self, rows))
     else:
         name = "prenorm"
         monkeypatch.setattr(
             Frame,
             "image",
-            lambda self, rows, without=None: self._grown(
-                self._along(rows, without), np.eye(rows) + self.noise.symmetric(rows) / 2
+            lambda self, rows, without=None: self.grown(
+                self._along(rows, None, without), np.eye(rows) + self.noise.symmetric(rows) / 2
             ),
         )
     model = pg.Model(name, depth=3, tokens=1, heads=1, activation="linear")
@@ -275,7 +275,7 @@ def test_a_gain_twice_as_large_is_rejected_with_and_without_bias(name: str) -> N
     where the FFN's output is normed, the gain changes nothing."""
     model = pg.Model(AS_VERIFIED.get(name, name), depth=8, width=256, tokens=4, heads=4)
     seen = pg.simulate(model, draws=100, seed=1, backend="numpy", **START)
-    for bias_too in (False, True) if name != "dyt" else (False,):  # which bias does not cover
+    for bias_too in (False, True):
         right, wrong = (pg.predict(replace(model, ffn_gain=gain), **START, bias=bias_too) for gain in (1.0, 2.0))
         assert pg.compare(right, seen).attrs["verdict"] != "disagrees"
         apart = max(float(abs(wrong[quantity] / right[quantity] - 1).max()) for quantity in NAMES)
@@ -329,7 +329,6 @@ def test_samples_agree_with_the_closed_form_of_the_spread() -> None:
 def test_what_is_not_covered_is_refused() -> None:
     for model, what in (
         (pg.Model("subln", depth=2, norm="layer"), "bias does not cover LayerNorm of hidden units"),
-        (pg.Model("dyt", depth=2), "bias does not cover tanh of a stream"),
         (pg.Model("prenorm", depth=2, weights="orthogonal"), "bias needs weights='normal'"),
         (pg.Model("prenorm", depth=2, rope=1e4), "bias needs rope=None"),
         (pg.Model("prenorm", depth=2, experts=pg.Experts(4)), "bias needs experts=None"),

@@ -16,9 +16,9 @@ from propagate.table import BY_MATRIX, STREAM, of_tokens, table
 from propagate.theory import exchangeable, token_resolved
 from propagate.theory.call_columns import MOMENTS as CALL_MOMENTS
 from propagate.theory.call_columns import call_columns
-from propagate.theory.covered import check_covered, check_sampled
 from propagate.theory.finite.allowances import call_allowances
 from propagate.theory.finite.bias import finite_columns, sampled
+from propagate.theory.finite.covered import check_covered, check_sampled
 from propagate.theory.pairs.moments import Moments
 from propagate.theory.reading.blocks import NotExchangeable
 from propagate.theory.starts import aligned, gram_of, moments_of
@@ -64,8 +64,9 @@ def predict(
             matrix. "bias" is how far the mean of networks of the model's width, heads and hidden width lies from the
             limit, and with what sign; it takes seconds: 16 tokens and 12 blocks about 12, growing with the blocks and
             with tokens^3. "fluctuations" are how much such networks differ from one another; of one stream of
-            exchangeable tokens without dropout or norms inside sublayers in closed form (about 10 ms a block), else
-            from samples, as the bias. Those two are for normal weights, and refuse what they do not cover.
+            exchangeable tokens without tanh, dropout or norms inside sublayers in closed form (about 10 ms a block),
+            else from samples, as the bias. Those two are for normal weights, and refuse what they do not cover:
+            experts, rotary positions, LayerNorm of hidden units, tanh of a stream with dropout or beside LayerNorm.
         variance: E x^2 of the embedded tokens; a number or an `xarray.DataArray`.
         covariance: E x_t x_s of two of them; likewise.
         grad_variance: E g^2 of the cotangent that enters at the stream that leaves the last block.

@@ -11,17 +11,25 @@ function of them follows from means and covariances alone: E f = f + f' bias + f
 Evaluations come in pairs with the noise of opposite signs, whose mean has no term of order e, and a last one without
 noise, which is the limit: half the sum of a pair less the limit, over e^2, is a sample of the bias times the width.
 No width enters: e is any small number.
+
+Where a function acts on a stream coordinate by coordinate, inner products do not say all: its means over coordinates
+are correlated with one another, and with inner products of what comes later. Then every direction also has a few
+sampled coordinates, standard normals to leading order for one that a Gaussian matrix made. Means over `width`
+coordinates have the fluctuations of those over a few, made smaller; all of them, inner products too, are taken there.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 SINGULAR = 1e-5  # of the largest pivot: below it a triangular root is not smooth in what is rounded
+COORDINATES = 64  # that make one sample of the fluctuations of their means; any number has the right covariance
 SMALL = 2e-3  # e: fourth order is left out of what is e^2, rounding over e^2 must be small
 
 
@@ -52,6 +60,17 @@ class Noise:
         """e times a Gaussian matrix."""
         return self.odd(self.random.standard_normal((self.pairs, rows, columns)))
 
+    def of_pairs(self, values: Array) -> Array:
+        """e times samples of either sign (2 pairs, ...), the second ones turned and, last, 0."""
+        return np.concatenate(
+            [self.small * values[: self.pairs], -self.small * values[self.pairs :], np.zeros((1, *values.shape[1:]))]
+        )
+
+    def of_products(self, one: Array, other: Array, mean: Array | float = 0.0) -> Array:
+        """Fluctuations of inner products about this mean, of rows of sampled coordinates (2 pairs, rows, number)."""
+        number = one.shape[-1]
+        return self.of_pairs((one @ other.swapaxes(1, 2) - number * mean) / math.sqrt(number))
+
     def symmetric(self, size: int) -> Array:
         """The fluctuation of Z Z^T / width for Gaussian Z: variance 2 e^2 on the diagonal, e^2 off it."""
         values = self.random.standard_normal((self.pairs, size, size))
@@ -60,10 +79,17 @@ class Noise:
 
 @dataclass
 class Frame:
-    """The directions that a block's streams have so far."""
+    """The directions that a block's streams have so far.
+
+    Attributes:
+        noise: its evaluations.
+        directions: their number.
+        coordinates: sampled ones of every direction, (2 pairs, directions, `COORDINATES`); None where none are needed.
+    """
 
     noise: Noise
     directions: int
+    coordinates: Array | None = None
 
     def image(self, rows: int, without: Array | None = None) -> Array:
         """Rows of a fresh Gaussian matrix: along the directions so far, then along as many new ones.
@@ -72,30 +98,82 @@ class Frame:
             rows: their number.
             without: an orthonormal frame (evaluations, size, directions) to which the rows are orthogonal.
         """
-        along, apart = self._along(rows, without), self.noise.symmetric(rows)
+        fresh = self.fresh(rows)
+        along = self._along(rows, fresh, without)
+        apart = self.noise.symmetric(rows) if fresh is None else self.noise.of_products(fresh, fresh, np.eye(rows))
         # squared, with what lies along the frame, its mean is 1 less 1 / width for each direction in `without`
         rest = (1 - self.directions * self.noise.square / 2) * np.eye(rows) + apart / 2 - apart @ apart / 8
-        return self._grown(along, rest)
+        return self.grown(along, rest, fresh)
 
-    def isometry(self, rows: int, without: Array | None = None) -> Array:
-        """Orthonormal rows in directions that know nothing of the frame, likewise."""
-        along = self._along(rows, without)
-        return self._grown(along, np.asarray(np.linalg.cholesky(np.eye(rows) - along @ along.swapaxes(1, 2)), float))
+    def isometry(self, rows: int, without: Array | None = None, coordinates: Array | None = None) -> Array:
+        """Orthonormal rows in directions that know nothing of the frame, likewise; with these sampled coordinates."""
+        fresh = self.fresh(rows) if coordinates is None else coordinates
+        along = self._along(rows, fresh, without)
+        rest = np.linalg.cholesky(np.eye(rows) - along @ along.swapaxes(1, 2))
+        return self.grown(along, np.asarray(rest, float), fresh)
+
+    def fresh(self, rows: int) -> Array | None:
+        """Sampled coordinates of rows of a fresh Gaussian matrix, the same for either sign; None as `coordinates`."""
+        if self.coordinates is None:
+            return None
+        values = self.noise.random.standard_normal((self.noise.pairs, rows, COORDINATES))
+        return np.concatenate([values, values])
+
+    def seen(self, x: Array) -> Array | None:
+        """Sampled coordinates of vectors (evaluations, rows, directions so far), in all but the last evaluation."""
+        return None if self.coordinates is None else x[:-1] @ self.coordinates[:, : x.shape[-1]]
+
+    def turned(self, span: Array) -> Frame:
+        """The frame of these orthonormal rows."""
+        return Frame(self.noise, span.shape[1], self.seen(span))
 
     def padded(self, x: Array) -> Array:
         """With zeros along the directions that came later."""
         return padded(x, self.directions)
 
-    def _along(self, rows: int, without: Array | None) -> Array:
-        along = self.noise.normals(rows, self.directions)
+    def grown(self, along: Array, rest: Array, fresh: Array | None = None) -> Array:
+        """Vectors of these components along the directions so far, and along new ones with these coordinates."""
+        self.directions += rest.shape[-1]
+        if fresh is not None:
+            assert self.coordinates is not None
+            self.coordinates = np.concatenate([self.coordinates, fresh], axis=1)
+        return np.concatenate([along, rest], axis=-1)
+
+    def _along(self, rows: int, fresh: Array | None, without: Array | None) -> Array:
+        if fresh is None or self.coordinates is None:
+            along = self.noise.normals(rows, self.directions)
+        else:
+            along = self.noise.of_products(fresh, self.coordinates)
         if without is None:
             return along
         span = self.padded(without)
         return along - (along @ span.swapaxes(1, 2)) @ span
 
-    def _grown(self, along: Array, rest: Array) -> Array:
-        self.directions += rest.shape[-1]
-        return np.concatenate([along, rest], axis=-1)
+
+@dataclass(frozen=True)
+class Returned:
+    """A cotangent that sublayers send back: fresh rows of Gaussian matrices, but for what it has along their input.
+
+    Attributes:
+        fresh: factors of rows that are orthogonal to the input, (evaluations, tokens, rows).
+        known: components along the input's directions, (evaluations, tokens, tokens).
+        isotropic: whether no sublayer sent it: rows are orthonormal, and not orthogonal to anything.
+    """
+
+    fresh: Array
+    known: Array
+    isotropic: bool = False
+
+    def __add__(self, other: Returned) -> Returned:
+        return Returned(np.concatenate([self.fresh, other.fresh], axis=-1), self.known + other.known)
+
+    def __mul__(self, factor: Any) -> Returned:
+        return Returned(self.fresh * factor, self.known * factor, self.isotropic)
+
+    def vectors(self, frame: Frame, span: Array) -> Array:
+        """In the frame, where the input's directions are these."""
+        fresh = self.fresh @ frame.image(self.fresh.shape[-1], without=span)
+        return np.asarray(fresh + frame.padded(self.known @ span))
 
 
 def root(gram: Array) -> Array:

@@ -23,7 +23,7 @@ import numpy as np
 
 from propagate.model import Model
 from propagate.scaling import Gains
-from propagate.theory.finite.perturbation import Array, Frame, Noise, factored, inner, root
+from propagate.theory.finite.perturbation import Array, Frame, Noise, Returned, inner, root
 from propagate.theory.finite.perturbed_heads import Heads, Normals
 from propagate.theory.pairs import sublayers
 from propagate.theory.pairs.moments import Moments
@@ -31,7 +31,7 @@ from propagate.theory.tokens import sublayers as gram_sublayers
 from propagate.theory.tokens.gram import Gram
 from propagate.theory.tokens.softmax import REPLICAS, Attention, default_samples
 
-Pull = Callable[[Array], Array]
+Pull = Callable[[Array], Returned]
 ROWS = 128  # of the attention weights that make one sample, at least
 SINGULAR = 1e-7  # of h's largest direction: what is smaller is none
 
@@ -39,20 +39,19 @@ SINGULAR = 1e-7  # of h's largest direction: what is smaller is none
 def attention(
     model: Model, gains: Gains, inside: frozenset[str], name: tuple[int, int] | None, frame: Frame, x: Array
 ) -> tuple[Array, Pull]:
-    """Output and pull, as arrays of vectors.
+    """Output, as vectors, and pull.
 
     Args:
         model, gains: the network, and of the block.
         inside: names of the inner projections that are normed.
         name: of this call, for its draws in the limit where tokens differ; None where they are exchangeable.
         frame: of the block.
-        x: what enters.
+        x: components of what enters along as many directions as there are tokens.
     """
     noise, tokens, out = frame.noise, model.tokens, float(gains.attention_out)
-    lower, span = factored(x)
     limit = _limit(model, gains, inside - {"heads"}, name, inner(x, x)[-1])
     heads = Heads.drawn(model, gains, inside, noise.random, noise.pairs, ROWS)
-    up, down, here = (heads.run(at) for at in (lower[: noise.pairs], lower[noise.pairs : -1], lower[-1:]))
+    up, down, here = (heads.run(at) for at in (x[: noise.pairs], x[noise.pairs : -1], x[-1:]))
     gram = _answer(noise, heads.count, limit[0], *(inner(run.output, run.output) for run in (up, down, here)))
     scale = np.ones((len(gram), tokens, 1))
     if "heads" in inside:
@@ -62,7 +61,7 @@ def attention(
     root_h, image = root(gram), frame.image(tokens)
     basis = scale[-1] * np.linalg.pinv(root_h[-1].T, rcond=SINGULAR)  # of h, times the heads' outputs
 
-    def pull(g: Array) -> Array:
+    def pull(g: Array) -> Returned:
         g = out * scale * g
         arrived, met = root(inner(g, g)), inner(image, g)
         along_itself = np.eye(tokens) * (root_h @ met) if "heads" in inside else 0 * met
@@ -83,8 +82,7 @@ def attention(
         with_input = heads.with_input(plain) * size
         with_input += here.returned(met_again.swapaxes(1, 2)) / heads.count
         along = np.concatenate([with_input, -with_input, 0 * with_input[:1]])
-        back = root(gram) @ frame.image(tokens, without=span)
-        return np.asarray(back + frame.padded(along.swapaxes(1, 2) @ span))
+        return Returned(root(gram), along.swapaxes(1, 2))
 
     return np.asarray(out * root_h @ image), pull
 
@@ -102,7 +100,7 @@ def _answer(noise: Noise, coordinates: int, limit: Array, up: Array, down: Array
 
 def _limit(
     model: Model, gains: Gains, inside: frozenset[str], name: tuple[int, int] | None, x: Array
-) -> tuple[Array, Pull]:
+) -> tuple[Array, Callable[[Array], Array]]:
     """Of the heads' joint output: its Gram matrix (tokens, tokens) in the limit, and the way back, from the input's."""
     tokens, square, centred = model.tokens, model.logit_std**2, model.norm == "layer"
     gains = replace(gains, attention_out=1.0)

@@ -19,14 +19,14 @@ import numpy as np
 
 from propagate.model import Model, ModelError
 from propagate.scaling import Gains
-from propagate.theory.finite.perturbation import Array, Frame, factored, inner, root
+from propagate.theory.finite.perturbation import Array, Frame, Returned, inner, root
 from propagate.theory.finite.units import ELEMENTWISE, GATES
 from propagate.theory.gaussian.activations import ACTIVATIONS, silu, silu_slope, tanh_slope
 from propagate.theory.gaussian.quadrature import LARGEST_SERIES, Elementwise, coefficients
 from propagate.theory.tokens.gram import Gram
 from propagate.theory.tokens.kernels import KERNELS
 
-Pull = Callable[[Array], Array]
+Pull = Callable[[Array], Returned]
 UNITS = 64  # hidden units that make one sample of their fluctuation; any number has the right covariance
 STRANGERS = 512  # hidden units over which is averaged what is of order e^2 already
 STEP = 0.01  # of a logarithm, in finite differences
@@ -38,7 +38,9 @@ SMOOTH: dict[str, tuple[Elementwise, Elementwise]] = {
 
 
 def ffn(model: Model, gains: Gains, inside: frozenset[str], frame: Frame, x: Array) -> tuple[Array, Pull]:
-    """Output and pull, as arrays of vectors. `inside` may name the hidden units, whose norm is RMSNorm.
+    """Output, as vectors, and pull, of an input with components x along as many directions as there are tokens.
+
+    `inside` may name the hidden units, whose norm is RMSNorm.
 
     Raises:
         ModelError: where a smooth activation's series does not reach the variance that enters.
@@ -47,11 +49,10 @@ def ffn(model: Model, gains: Gains, inside: frozenset[str], frame: Frame, x: Arr
     gain, few = float(gains.ffn_in), math.sqrt(1 / (ratio * UNITS))  # `few` times e: for a sum of UNITS units
     power = float(gains.ffn_out) ** 2
     scale, out = (1.0, math.sqrt(power)) if normed else (power / ACTIVATIONS[model.activation].value(1.0, 0.0)[0], 1.0)
-    lower, span = factored(x)
     preactivations = gain * gain * inner(x, x)
     value, slope = (scale * found for found in _kernels(model.activation, preactivations))
-    normals, h, slopes = _units(model, gain * lower[-1].T, scale, noise.random, (noise.pairs, UNITS))
-    _, strangers, strangers_slopes = _units(model, gain * lower[-1].T, scale, noise.random, (1, STRANGERS))
+    normals, h, slopes = _units(model, gain * x[-1].T, scale, noise.random, (noise.pairs, UNITS))
+    _, strangers, strangers_slopes = _units(model, gain * x[-1].T, scale, noise.random, (1, STRANGERS))
     gram_h = value + few * noise.odd(_products(h, h) - UNITS * value[-1])
     size = 1 / np.sqrt(np.diagonal(gram_h, axis1=1, axis2=2))[..., None] if normed else np.ones((len(x), tokens, 1))
     root_h = root(size * gram_h * size.swapaxes(1, 2))
@@ -59,7 +60,7 @@ def ffn(model: Model, gains: Gains, inside: frozenset[str], frame: Frame, x: Arr
     basis = size[-1] * np.linalg.pinv(root_h[-1].T, rcond=1e-10)
     bent = scale * _bent(model.activation, preactivations[-1])
 
-    def pull(g: Array) -> Array:
+    def pull(g: Array) -> Returned:
         g = out * size * g
         gram, met = inner(g, g), inner(image, g) / math.sqrt(ratio)
         r = noise.random.standard_normal((noise.pairs, UNITS, tokens)) @ root(gram[-1]).T
@@ -74,10 +75,9 @@ def ffn(model: Model, gains: Gains, inside: frozenset[str], frame: Frame, x: Arr
             v = v + few * noise.odd(_products(z, d * r))
         p_gram = slope * gram + few * noise.odd(sent - UNITS * slope[-1] * gram[-1])
         p_gram = p_gram + noise.square * np.concatenate([second, second, second[:1]])
-        weights, upper = of_h - few * basis @ noise.odd(_products(h @ basis, r)), lower[-1].T
+        weights, upper = of_h - few * basis @ noise.odd(_products(h @ basis, r)), x[-1].T
         v = v + gain * (upper @ (slope[-1] * weights) + upper * np.einsum("sa,kas->ks", bent, weights)[:, None, :])
-        along = math.sqrt(ratio) * gain * v.swapaxes(1, 2) @ span
-        return gain * root(p_gram) @ frame.image(tokens, without=span) + frame.padded(along)
+        return Returned(gain * root(p_gram), math.sqrt(ratio) * gain * v.swapaxes(1, 2))
 
     return np.asarray(out * root_h @ image), pull
 

@@ -7,7 +7,8 @@ removes one direction of a cotangent, and the next norm on the same skip finds i
 not 1 / the mean; the token-mean mode of a cotangent leaks into the deviations as 1 / width.
 
 Between blocks only inner products are kept: the vectors are turned into a frame of their own rows. A cotangent that
-enters a block from behind is known along the block's output and isotropic elsewhere.
+enters a block from behind is known along the block's output and isotropic elsewhere. Where tanh acts on streams,
+sampled coordinates of their directions are kept too.
 
 The result is a mean over samples, with its standard error; draws are the same in every run.
 """
@@ -24,13 +25,27 @@ import numpy as np
 from propagate.model import Model
 from propagate.placement import Layout, join, split
 from propagate.scaling import Gains
-from propagate.theory.finite.perturbation import Array, Frame, Noise, factored, inner, padded, root
+from propagate.theory.finite.covered import has_tanh
+from propagate.theory.finite.perturbation import (
+    COORDINATES,
+    Array,
+    Frame,
+    Noise,
+    Returned,
+    factored,
+    inner,
+    padded,
+    root,
+)
 from propagate.theory.finite.perturbed_attention import attention, matrix_of, moments_of
 from propagate.theory.finite.perturbed_dropout import dropout
 from propagate.theory.finite.perturbed_ffn import ffn
+from propagate.theory.finite.perturbed_tanh import tanh
 from propagate.theory.reading.tape import sent_back
 
-Pull = Callable[[Array], Array]
+Cotangent = Any
+"""Vectors, or for a stream with directions of its own a `Returned`."""
+Pull = Callable[[Cotangent], Cotangent]
 
 
 @dataclass(eq=False)
@@ -39,28 +54,39 @@ class Tape:
 
     steps: list[tuple[Stream, Stream, Pull]] = field(default_factory=list)
 
-    def record(self, x: Array, *sources: tuple[Stream, Pull]) -> Stream:
-        stream = Stream(x, self)
+    def record(self, x: Array, *sources: tuple[Stream, Pull], apart: bool = False) -> Stream:
+        stream = Stream(x, self, apart)
         self.steps.extend((stream, source, pull) for source, pull in sources)
         return stream
 
-    def pull(self, outputs: Sequence[Stream], cotangents: Sequence[Array], sources: Sequence[Stream]) -> list[Array]:
+    def pull(
+        self, outputs: Sequence[Stream], cotangents: Sequence[Cotangent], sources: Sequence[Stream]
+    ) -> list[Array]:
         """The cotangents at `sources`, from those at `outputs`."""
         arrived = sent_back(self.steps, zip(outputs, cotangents, strict=True), _sum)
         return [arrived[source] if source in arrived else 0 * source.x for source in sources]
 
 
-def _sum(x: Array, y: Array) -> Array:
+def _sum(x: Cotangent, y: Cotangent) -> Cotangent:
+    if isinstance(x, Returned):
+        return x + y
     size = max(x.shape[-1], y.shape[-1])
     return padded(x, size) + padded(y, size)
 
 
 @dataclass(eq=False, slots=True)
 class Stream:
-    """Vectors (evaluations, tokens, directions), with the arithmetic that placements use."""
+    """Vectors (evaluations, tokens, directions), with the arithmetic that placements use.
+
+    Attributes:
+        x: the vectors.
+        tape: of the block.
+        apart: whether they lie along directions of their own, as many as tokens, in place of the block's frame.
+    """
 
     x: Array
     tape: Tape
+    apart: bool = False
     __array_ufunc__: ClassVar[None] = None  # an array times a stream is the stream's business
 
     def __add__(self, other: Stream) -> Stream:
@@ -78,7 +104,7 @@ class Stream:
 
     def __mul__(self, factor: Any) -> Stream:
         scale = factor if isinstance(factor, np.ndarray) else float(factor)
-        return self.tape.record(self.x * scale, (self, lambda g: g * scale))
+        return self.tape.record(self.x * scale, (self, lambda g: g * scale), apart=self.apart)
 
     __rmul__ = __mul__
 
@@ -130,13 +156,23 @@ class Block:
     def attention(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
         inside = self.model.inner_norms("attention", normed)
         name = None if self.calls is None else (self.index, next(self.calls))
-        y, pull = attention(self.model, self.gains, inside, name, self.frame, x.x)
-        return self._dropped(self.tape.record(y, (x, pull)))
+        return self._branch(x, lambda entering: attention(self.model, self.gains, inside, name, self.frame, entering))
 
     def ffn(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
         inside = self.model.inner_norms("ffn", normed)
-        y, pull = ffn(self.model, self.gains, inside, self.frame, x.x)
-        return self._dropped(self.tape.record(y, (x, pull)))
+        return self._branch(x, lambda entering: ffn(self.model, self.gains, inside, self.frame, entering))
+
+    def _branch(self, x: Stream, sublayer: Callable[[Array], tuple[Array, Callable[[Array], Returned]]]) -> Stream:
+        if x.apart:
+            y, returned = sublayer(x.x)
+            return self.tape.record(y, (x, returned))
+        lower, span = factored(x.x)
+        y, pull = sublayer(lower)
+        return self._dropped(self.tape.record(y, (x, lambda g: pull(g).vectors(self.frame, span))))
+
+    def tanh(self, x: Stream) -> Stream:
+        y, pull = tanh(self.frame, x.x)
+        return self.tape.record(y, (x, pull), apart=True)
 
     def _dropped(self, x: Stream) -> Stream:
         if self.model.dropout == 0:
@@ -174,14 +210,16 @@ def evaluated(model: Model, noise: Noise, start: Array, cotangent: Array, *, thr
     tokens, several = model.tokens, False
     alike = model.exchangeable and all(is_exchangeable(gram) for gram in (start, cotangent))
     rows = np.broadcast_to(root(start), (2 * noise.pairs + 1, tokens, tokens))
+    frame = Frame(noise, 0, np.zeros((2 * noise.pairs, 0, COORDINATES)) if has_tanh(model) else None)
+    frame.isometry(tokens)
     if model.norm == "layer":
-        frame = Frame(noise, tokens)
         constant = frame.isometry(1)
         rows = np.concatenate([frame.padded(rows), constant], axis=1)
     layout: Layout = None
     done, forward = list[Done](), list[list[Array]]()
     for index in range(model.depth + 2):
-        found, layout, rows = _forward(model, noise, index, rows, layout, alike=alike)
+        found, layout, rows = _forward(model, frame, index, rows, layout, alike=alike)
+        frame = frame.turned(found.span)
         done.append(found)
         several = len(found.left) > 1 or several
         if index <= model.depth:
@@ -189,30 +227,31 @@ def evaluated(model: Model, noise: Noise, start: Array, cotangent: Array, *, thr
     readout = inner(done[-1].left[0].x, done[-1].left[0].x)
     if not (several or through_readout):
         done.pop()
-    frame = done[-1].block.frame
-    arriving = [root(cotangent) @ frame.isometry(tokens)]
+    arriving = [_entering(cotangent, done[-1])]
     backward = [] if len(done) == model.depth + 2 else [[inner(g, g) for g in arriving]]
     for before, found in zip(done[-2::-1], done[:0:-1], strict=True):
         back = found.block.tape.pull(found.left, arriving, found.entered)
         backward.append([inner(g, g) for g in back])
-        arriving = _handed_on(back, before)
+        arriving = _handed_on(back, found, before)
     back = done[0].block.tape.pull(done[0].left, arriving, done[0].entered)
     return Grams(forward, backward[::-1], readout, inner(back[0], back[0]))
 
 
 def _forward(
-    model: Model, noise: Noise, index: int, rows: Array, layout: Layout, *, alike: bool
+    model: Model, frame: Frame, index: int, rows: Array, layout: Layout, *, alike: bool
 ) -> tuple[Done, Layout, Array]:
     placement, tokens = model.equations, model.tokens
     equations = {0: placement.embed, model.depth + 1: placement.readout}.get(index, placement.block)
     count = rows.shape[1] // tokens * tokens
-    tape, frame = Tape(), Frame(noise, rows.shape[-1])
+    tape = Tape()
     constant = rows[:, count:] if model.norm == "layer" else None
     gains = model.gains(max(index, 1))
     calls = None if alike else itertools.count()
     block = Block(model, index, index == 1, index == model.depth, tape, frame, gains, constant, calls)
     entered = [Stream(rows[:, i : i + tokens], tape) for i in range(0, count, tokens)]
     left, layout = split(equations(join(entered, layout), block), Stream)
+    if index > model.depth:  # nothing is handed on
+        return Done(block, entered, list(left), rows), layout, rows
     kept = [stream.x for stream in left] + ([] if constant is None else [constant])
     lower, span = factored(np.concatenate([frame.padded(x) for x in kept], axis=1))
     return Done(block, entered, list(left), span), layout, lower
@@ -228,13 +267,23 @@ def is_exchangeable(gram: Array) -> bool:
     return bool(np.allclose(gram, matrix_of(moments_of(gram), len(gram)), rtol=1e-9, atol=0.0))
 
 
-def _handed_on(back: list[Array], before: Done) -> list[Array]:
+def _entering(cotangent: Array, last: Done) -> Cotangent:
+    """A cotangent of this Gram matrix, at the one stream that leaves a block."""
+    frame, factor, tokens = last.block.frame, root(cotangent), len(cotangent)
+    if not last.left[0].apart:
+        return factor @ frame.isometry(tokens)
+    shape = 2 * frame.noise.pairs + 1, tokens, tokens
+    return Returned(np.broadcast_to(factor, shape), np.zeros(shape), isotropic=True)
+
+
+def _handed_on(back: list[Array], found: Done, before: Done) -> list[Array]:
     """Cotangents in the frame of the block before: known along its output, isotropic elsewhere."""
     size = max(g.shape[-1] for g in back)
     rows = np.concatenate([padded(g, size) for g in back], axis=1)
     known, count = before.span.shape[1], rows.shape[1]
-    lower, _ = factored(np.concatenate([rows[..., known:], np.zeros((*rows.shape[:2], count))], axis=-1))
-    frame, tokens = before.block.frame, before.block.model.tokens
+    lower, elsewhere = factored(np.concatenate([rows[..., known:], np.zeros((*rows.shape[:2], count))], axis=-1))
+    behind, frame, tokens = found.block.frame, before.block.frame, before.block.model.tokens
+    of_elsewhere = behind.seen(np.concatenate([0 * rows[..., :known], elsewhere[..., : size - known]], axis=-1))
     along = rows[..., :known] @ before.span
-    g = lower @ frame.isometry(count, without=before.span) + frame.padded(along)
+    g = lower @ frame.isometry(count, without=before.span, coordinates=of_elsewhere) + frame.padded(along)
     return [g[:, i : i + tokens] for i in range(0, count, tokens)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NoReturn
 
 from propagate.model import Model, ModelError
@@ -11,15 +11,22 @@ from propagate.placement import split
 from propagate.theory.finite.units import KNOWN
 from propagate.theory.tokens.gram import Gram
 
+NORM, TANH = "a norm", "tanh"
+BENT = "tanh of a stream, unless a sublayer or the output head reads it"
 FAINT = 1e-8  # share of the mean over tokens below which its noise is not resolved
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Stream:
-    """Any stream: whatever is done with one gives another."""
+    """Any stream: whatever is done with one gives another. That a tanh went into it is told to `block`."""
 
+    block: Block
+    bent: bool = False
     __array_ufunc__: ClassVar[None] = None  # an array times a stream is the stream's business
 
     def __add__(self, other: Stream) -> Stream:
+        if self.bent or other.bent:
+            self.block.refuse(BENT)
         return self
 
     def __radd__(self, zero: int) -> Stream:
@@ -45,13 +52,13 @@ class Block:
 
     Attributes:
         what: who asks: "bias" or "fluctuations".
-        beyond: filled with what the closed form of the fluctuations does not cover.
+        met: filled with what is used beside sublayers alone; of it the closed form of the fluctuations covers norms.
     """
 
     model: Model
     index: int
     what: str
-    beyond: set[str] = field(default_factory=set)
+    met: set[str] = field(default_factory=set)
 
     @property
     def depth(self) -> int:
@@ -66,30 +73,40 @@ class Block:
         return self.index == self.model.depth
 
     def norm(self, x: Stream) -> Stream:
-        return x
+        self.met.add(NORM)
+        return self._straight(x)
 
     def attention(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
-        return self._sublayer("attention", x, normed)
+        return self._sublayer("attention", normed)
 
     def ffn(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
-        return self._sublayer("ffn", x, normed)
+        return self._sublayer("ffn", normed)
 
-    def tanh(self, x: Stream) -> NoReturn:
-        self._refuse("tanh of a stream")
+    def tanh(self, x: Stream) -> Stream:
+        if self.model.dropout > 0:
+            self.refuse("tanh of a stream with dropout")
+        self.met.add(TANH)
+        return replace(self._straight(x), bent=True)
 
     def std(self, x: Stream) -> float:
-        self.beyond.add("a stream's size")
+        self._straight(x)
+        self.met.add("a stream's size")
         return 1.0
 
-    def _sublayer(self, name: str, x: Stream, normed: Sequence[str]) -> Stream:
+    def _sublayer(self, name: str, normed: Sequence[str]) -> Stream:
         inside = self.model.inner_norms(name, normed)
         if "hidden" in inside and self.model.norm == "layer":
-            self._refuse("LayerNorm of hidden units")
+            self.refuse("LayerNorm of hidden units")
         if inside:
-            self.beyond.add("norms inside sublayers")
+            self.met.add("norms inside sublayers")
+        return Stream(self)
+
+    def _straight(self, x: Stream) -> Stream:
+        if x.bent:
+            self.refuse(BENT)
         return x
 
-    def _refuse(self, what: str) -> NoReturn:
+    def refuse(self, what: str) -> NoReturn:
         raise ModelError(f"{self.what} does not cover {what}, got {self.model.placement!r}")
 
 
@@ -120,16 +137,22 @@ def check_sampled(model: Model, what: str, start: Gram, cotangent: Gram) -> None
 def check_covered(model: Model, what: str) -> bool:
     """Whether the fluctuations have a closed form; ModelError unless `what`, bias or fluctuations, covers the model.
 
+    Experts are refused whole. What a router sends back is made of <g, expert's output>, an inner product of order e, over
+    e: its own relative corrections are needed to order e^2, where samples hold inner products to e^2 altogether. And
+    which experts are chosen jumps with the stream, so that no average over drawn routers may be differentiated path by
+    path.
+
     Raises:
         ModelError: for an activation whose units are not known, weights that are not normal, rotary positions, experts,
-            LayerNorm of hidden units, or tanh.
+            LayerNorm of hidden units; and for tanh with dropout or beside LayerNorm, or of which anything but a
+            sublayer or the output head is made.
 
-    Example: several streams are followed by samples.
+    Example: several streams, and tanh of one, are followed by samples.
         >>> check_covered(Model("prenorm", depth=2), "bias"), check_covered(Model("residual", depth=2), "bias")
         (True, False)
-        >>> check_covered(Model("dyt", depth=2), "bias")
+        >>> check_covered(Model("dyt", depth=2), "bias"), check_covered(Model("dyt", depth=2, dropout=0.1), "bias")
         Traceback (most recent call last):
-        propagate.checks.ModelError: bias does not cover tanh of a stream, got DyT(alpha=0.5)
+        propagate.checks.ModelError: bias does not cover tanh of a stream with dropout, got DyT(alpha=0.5)
     """
     for name, plain in (("experts", None), ("rope", None)):
         if getattr(model, name) != plain:
@@ -138,11 +161,36 @@ def check_covered(model: Model, what: str) -> bool:
         raise ModelError(f"{what} covers {', '.join(sorted(KNOWN))}, got activation={model.activation!r}")
     if model.weights != "normal":
         raise ModelError(f"{what} needs weights='normal', got {model.weights!r}")
-    placement, beyond = model.equations, set[str]()
-    state = placement.embed(Stream(), Block(model, 0, what, beyond))
-    for index in range(1, model.depth + 1):
-        state = placement.block(state, Block(model, index, what, beyond))
-    several = split(state, Stream)[1] is not None
-    placement.readout(state, Block(model, model.depth + 1, what, beyond))
+    met = _met(model, what)
+    if model.norm == "layer" and met >= {NORM, TANH}:
+        raise ModelError(f"{what} does not cover tanh of a stream beside norm='layer', got {model.placement!r}")
     plain = model.exchangeable and model.kv_heads == model.heads and model.dropout == 0
-    return plain and not (beyond or several)
+    return plain and not met - {NORM}
+
+
+def has_tanh(model: Model) -> bool:
+    """Whether the placement takes tanh of a stream.
+
+    Example:
+        >>> has_tanh(Model("dyt", depth=1)), has_tanh(Model("prenorm", depth=1, activation="tanh"))
+        (True, False)
+    """
+    return TANH in _met(model, "bias")
+
+
+def _met(model: Model, what: str) -> set[str]:
+    """What the placement's equations use; ModelError at what is not covered."""
+    placement, met = model.equations, set[str]()
+    block = Block(model, 0, what, met)
+    state = placement.embed(Stream(block), block)
+    for index in range(model.depth + 1):
+        if index:
+            block = Block(model, index, what, met)
+            state = placement.block(state, block)
+        streams, _ = split(state, Stream)
+        if len(streams) > 1:
+            met.add("several streams")
+        if any(stream.bent for stream in streams):
+            block.refuse(BENT)
+    placement.readout(state, Block(model, model.depth + 1, what, met))
+    return met

@@ -169,4 +169,4 @@ def test_what_is_made_of_a_tanh_beside_sublayers_is_refused() -> None:
     ):
         for asked in ("bias", "fluctuations"):
             with pytest.raises(pg.ModelError, match=f"{asked} does not cover {what}"):
-                pg.predict(model, **{asked: True})
+                pg.predict(model, include=[asked])

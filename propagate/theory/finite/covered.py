@@ -137,10 +137,10 @@ def check_sampled(model: Model, what: str, start: Gram, cotangent: Gram) -> None
 def check_covered(model: Model, what: str) -> bool:
     """Whether the fluctuations have a closed form; ModelError unless `what`, bias or fluctuations, covers the model.
 
-    Experts are refused whole. What a router sends back is made of <g, expert's output>, an inner product of order e, over
-    e: its own relative corrections are needed to order e^2, where samples hold inner products to e^2 altogether. And
-    which experts are chosen jumps with the stream, so that no average over drawn routers may be differentiated path by
-    path.
+    Experts are refused whole. What a router sends back is made of inner products of cotangents and experts' outputs, of
+    order e, over e: their corrections are needed to order e^3, where samples have inner products to order e^2. And
+    which experts are chosen jumps as the stream changes, so that averages over drawn routers are not differentiated
+    path by path.
 
     Raises:
         ModelError: for an activation whose units are not known, weights that are not normal, rotary positions, experts,

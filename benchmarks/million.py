@@ -22,6 +22,7 @@ from propagate.montecarlo.backend import choose_backend
 from propagate.montecarlo.memory import plan
 from propagate.montecarlo.run import run
 from propagate.montecarlo.starts import start_of
+from propagate.start import Start
 
 HEAD = 128  # coordinates of an attention head
 BUDGET = {"bytes": 16 * 2**30, "seconds": 180.0}
@@ -42,8 +43,8 @@ def main() -> int:
         options.placement, options.depth, width=options.width, tokens=options.tokens, heads=options.width // HEAD
     )
     backend = choose_backend("numpy", options.precision)
-    moments = {"variance": 1.0, "covariance": 0.3, "grad_variance": 1.0, "grad_covariance": 0.0}
-    start = start_of(model, *moments.values(), None, None)
+    moments = Start(covariance=0.3)
+    start = start_of(model, moments)
     memory = {"batch": int(options.memory), "one_draw": int(options.memory)}
     segment = plan(model, "numpy", options.precision, "weightless", **memory).segment
     began = time.perf_counter()

@@ -18,6 +18,7 @@ import propagate as pg
 from docs import diagram
 from propagate.placement import EQUATIONS, Placement
 from propagate.text import DEPTH, norms_on_skip
+from propagate.theory.predict import INCLUDE
 
 ROOT = Path(__file__).resolve().parent.parent
 VERIFIED = ROOT / "benchmarks" / "results" / "verify_h200.json"
@@ -214,14 +215,12 @@ def _questions(name: str) -> dict[str, Callable[[], Any]]:
     def model(**fields: Any) -> pg.Model:
         return pg.Model(name, depth=1, tokens=8, **fields)
 
-    known = inspect.signature(pg.predict).parameters.values()
-    further = [p.name for p in known if p.default is False and p.name != "through_readout"]
     return {
         "exchangeable tokens": lambda: pg.predict(model()),
         "causal mask, token by token": lambda: pg.predict(model(causal=True)),
         "mixture of experts": lambda: pg.predict(model(experts=pg.Experts(4, 2))),
         "mixture of experts under a causal mask": lambda: pg.predict(model(causal=True, experts=pg.Experts(4, 2))),
-        **{f"`{flag}=True`": partial(pg.predict, model(), **{flag: True}) for flag in further},
+        **{f'`include={{"{what}"}}`': partial(pg.predict, model(), include={what}) for what in INCLUDE},
         "torch module": lambda: pg.build(pg.Model(name, depth=1, width=16, heads=2)),
     }
 

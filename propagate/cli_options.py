@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import re
 import typing
 from typing import Annotated, Any
 
-import docstring_parser
 import typer
 
 from propagate.model import Model
@@ -38,8 +38,7 @@ def options_of(kind: type, panel: str, **otherwise: Any) -> list[inspect.Paramet
         >>> [option.name for option in options_of(Start, "What enters")]
         ['variance', 'covariance', 'grad_variance', 'grad_covariance']
     """
-    said = {param.arg_name: param.description or "" for param in docstring_parser.parse(kind.__doc__ or "").params}
-    types, found = typing.get_type_hints(kind), []
+    said, types, found = _described(kind), typing.get_type_hints(kind), []
     for field in dataclasses.fields(kind):
         default = otherwise.get(field.name, field.default)
         annotation = type(default) if types[field.name] is Any else _plain(types[field.name])
@@ -48,6 +47,12 @@ def options_of(kind: type, panel: str, **otherwise: Any) -> list[inspect.Paramet
             option = typer.Option(*names, help=_clause(said.get(field.name, "")), rich_help_panel=panel)
             found.append(parameter(field.name, Annotated[annotation, option], default))
     return found
+
+
+def _described(kind: type) -> dict[str, str]:
+    """What the docstring's lines under "Attributes:" say, by name."""
+    attributes = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")[2].partition("\n\n")[0]
+    return dict(re.findall(r"^    (\w+): (.*(?:\n     .*)*)", attributes, flags=re.MULTILINE))
 
 
 def _plain(annotation: Any) -> Any:

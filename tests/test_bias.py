@@ -343,3 +343,10 @@ def test_the_same_in_every_run() -> None:
     model = pg.Model("prenorm", depth=2, width=64, tokens=3, heads=1)
     one, other = (pg.predict(model, include={"bias"}) for _ in range(2))
     xr.testing.assert_equal(one, other)
+
+
+def test_one_token_behind_layer_norm_has_a_bias_too() -> None:
+    """The vector that a LayerNorm removes is no token: at width w it is one direction more."""
+    model = pg.Model("prenorm", depth=2, width=64, tokens=1, heads=1, norm="layer")
+    found = bias.sampled(model, ONE, ONE, pairs=500)["variance"][-1][0]
+    assert abs(found.mean) < 4 * found.mean_error

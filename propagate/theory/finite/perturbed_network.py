@@ -242,7 +242,7 @@ def _forward(
 ) -> tuple[Done, Layout, Array]:
     placement, tokens = model.equations, model.tokens
     equations = {0: placement.embed, model.depth + 1: placement.readout}.get(index, placement.block)
-    count = rows.shape[1] // tokens * tokens
+    count = rows.shape[1] - (model.norm == "layer")
     tape = Tape()
     constant = rows[:, count:] if model.norm == "layer" else None
     gains = model.gains(max(index, 1))

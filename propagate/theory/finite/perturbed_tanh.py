@@ -23,20 +23,26 @@ from collections.abc import Callable
 
 import numpy as np
 
+from propagate.model import ModelError
 from propagate.theory.finite.perturbation import COORDINATES, Array, Frame, Noise, Returned, factored, inner, root
 from propagate.theory.finite.tanh_expansion import Expansion, entries, tanh_expansions
 
 SINGULAR = 1e-7  # of the largest direction of tanh x: what is smaller is none
+ALIKE = 1e-5  # share of the largest energy of tokens' combinations below which samples lose it in rounding
 
 
 def tanh(frame: Frame, x: Array) -> tuple[Array, Callable[[Returned], Array]]:
     """Components of tanh x along directions of its own, (evaluations, tokens, tokens), and the pull.
 
     The pull takes a cotangent, with what it has along these directions, to vectors in the frame.
+
+    Raises:
+        ModelError: for tokens that are nearly linearly dependent.
     """
     noise, gram, seen = frame.noise, inner(x, x), frame.seen(x)
     assert seen is not None
     of_values, of_slopes = tanh_expansions(gram[-1])
+    _check_apart(of_values.value)
     f, d = _tanh(seen)
     strangers = _tanh(root(gram[-1]) @ noise.random.standard_normal((noise.pairs, len(gram[-1]), COORDINATES)))
     y, _ = factored(root(_mean(noise, of_values, gram, seen, f)))
@@ -68,6 +74,15 @@ def tanh(frame: Frame, x: Array) -> tuple[Array, Callable[[Returned], Array]]:
         return frame.grown(along, rest, np.linalg.pinv(rest[-1], rcond=SINGULAR) @ w)
 
     return y, pull
+
+
+def _check_apart(gram: Array) -> None:
+    energies = np.linalg.eigvalsh(gram)
+    if energies[0] < ALIKE * energies[-1]:
+        raise ModelError(
+            f"bias covers tanh of tokens whose combinations all have {ALIKE:g} of the largest one's energy or more,"
+            f" got {max(energies[0] / energies[-1], 0.0):.2g}: lower the covariance"
+        )
 
 
 def _second(noise: Noise, weights: Array, size: Array, unit: Array, f: Array, d: Array) -> Array:

@@ -120,6 +120,21 @@ class Layer:
     dense: FFN
 
     @property
+    def silent(self) -> dict[str, list[str]]:
+        """Gains of 0 that leave nothing of a sublayer's output, or of a projection that is normed, by its verb.
+
+        Example:
+            >>> layer_of(Parts(Attention(), FFN(out_gain=0.0), None, Norm()), Gains(), 512, 32, (), beside=False).silent
+            {'ffn': ['ffn_gain']}
+        """
+        found: dict[str, list[str]] = {}
+        for verb, description in (("attention", self.attention), ("ffn", self.ffn), ("experts", self.experts)):
+            zero = [name for name, gain in _gains(description) if gain == 0]
+            if zero:
+                found[verb] = zero
+        return found
+
+    @property
     def mixture(self) -> Experts:
         """What `block.experts` is; ModelError where the block has none."""
         if self.experts is None:
@@ -142,13 +157,30 @@ class Layer:
     def norming(self, description: D, normed: Iterable[str] = ()) -> D:
         """What is in force already, with further inner norms; ModelError for those it cannot have."""
         found = description.norming(normed) if normed else description
-        head_by_head = isinstance(found, Attention) and {"query", "key", "value"} & set(found.normed)
-        if isinstance(found, Attention) and head_by_head and found.size < self.norm.smallest:
+        if isinstance(found, Attention) and found.normed:
+            self._check_normed(found)
+        return found
+
+    def _check_normed(self, attention: Attention) -> None:
+        """ModelError where a head is too small for its norm, or nothing is there to norm."""
+        if {"query", "key", "value"} & set(attention.normed) and attention.size < self.norm.smallest:
             raise ModelError(
                 f"heads must leave {self.norm.smallest} coordinates or more to each head that"
-                f" norm={self.norm.kind!r} norms, got heads={found.heads} for width={self.width}"
+                f" norm={self.norm.kind!r} norms, got heads={attention.heads} for width={self.width}"
             )
-        return found
+        read = {"value": "value", "heads": "value"} | ({"query": "query", "key": "key"} if attention.logit_std else {})
+        for name, projection in read.items():
+            if name in attention.normed and getattr(attention, f"{projection}_gain") == 0:
+                raise ModelError(f"{projection}_gain must be positive where the {name} of attention pass a norm, got 0")
+
+
+def _gains(description: Sublayer | None) -> list[tuple[str, Any]]:
+    """Gains on the way to a sublayer's output, by the names that a user knows."""
+    if isinstance(description, Attention):
+        return [("value_gain", description.value_gain), ("attention_gain", description.out_gain)]
+    if isinstance(description, Experts):
+        return [] if description.identity else _gains(description.expert)
+    return [("ffn_gain", description.out_gain)] if isinstance(description, FFN) else []
 
 
 def _in_force(description: Any, dense: FFN, width: int, tokens: int, gains: Gains, inner_norms: tuple[str, ...]) -> Any:

@@ -14,7 +14,7 @@ from propagate.experts import Experts
 from propagate.layers import Layer, Parts, layer_of, parts_by_block
 from propagate.masks import Visible
 from propagate.norms import Norm, as_norm
-from propagate.outline import outline
+from propagate.outline import norms_of_nothing, outline
 from propagate.placement import Placement, placement
 from propagate.scaling import Gains, Scaling
 from propagate.sublayers import FFN, Attention, as_names
@@ -255,6 +255,21 @@ class Model:
         """The placement as an instance."""
         assert isinstance(self.placement, Placement)
         return self.placement
+
+
+def check_norms(model: Model) -> None:
+    """ModelError where a placement norms what a gain of 0 leaves nothing of.
+
+    Example:
+        >>> check_norms(Model("periln", depth=2, ffn_gain=0.0))
+        Traceback (most recent call last):
+        propagate.checks.ModelError: ffn_gain must be positive where block 1 of PeriLN() norms it, got 0
+    """
+    index = norms_of_nothing(model.equations, model.depth, lambda index: frozenset(model.at(index).silent))
+    if index is not None:
+        where = {0: "embed", model.depth + 1: "readout"}.get(index, f"block {index}")
+        zero = dict.fromkeys(name for names in model.at(index).silent.values() for name in names)
+        raise ModelError(f"{' and '.join(zero)} must be positive where {where} of {model.placement!r} norms it, got 0")
 
 
 def check_model(model: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,22 +17,34 @@ class Call(NamedTuple):
         verb: "attention", "ffn", "experts", "apply", "norm", "tanh" or "std".
         normed: inner projections that the call norms.
         description: of what `apply` was given.
+        of_nothing: whether what it reads is 0 in every network.
     """
 
     verb: str
     normed: tuple[str, ...] = ()
     description: Sublayer | None = None
+    of_nothing: bool = False
 
 
+@dataclass(frozen=True, slots=True)
 class Stream:
-    """Any stream: whatever is done with one gives another."""
+    """A stream of which nothing is known, unless it is `zero`."""
 
+    zero: bool = False
     __array_ufunc__: ClassVar[None] = None  # an array times a stream is the stream's business
 
     def __add__(self, other: Any) -> Stream:
-        return self
+        return Stream(self.zero and (other == 0 if isinstance(other, int) else other.zero))
 
-    __radd__ = __sub__ = __mul__ = __rmul__ = __truediv__ = __add__
+    __radd__ = __sub__ = __add__
+
+    def __mul__(self, factor: Any) -> Stream:
+        return Stream(self.zero or (isinstance(factor, int | float) and factor == 0))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: Any) -> Stream:
+        return self
 
     def __neg__(self) -> Stream:
         return self
@@ -40,10 +52,14 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What a placement's equations see; writes down what they call."""
+    """What a placement's equations see; writes down what they call.
+
+    `silent` are the verbs whose sublayers give 0, because of a gain that is.
+    """
 
     index: int
     depth: int
+    silent: frozenset[str] = frozenset()
     made: list[Call] = field(default_factory=list)
 
     @property
@@ -77,8 +93,8 @@ class Block:
         return 1.0
 
     def _call(self, x: Stream, verb: str, normed: Iterable[str] = (), description: Sublayer | None = None) -> Stream:
-        self.made.append(Call(verb, tuple(normed), description))
-        return x
+        self.made.append(Call(verb, tuple(normed), description, x.zero))
+        return Stream(x.zero or verb in self.silent)
 
 
 def outline(placement: Placement, depth: int, index: int) -> list[Call]:
@@ -93,3 +109,26 @@ def outline(placement: Placement, depth: int, index: int) -> list[Call]:
     state: Any = placement.embed(Stream(), Block(0, depth))
     placement.block(state, block)
     return block.made
+
+
+def norms_of_nothing(placement: Placement, depth: int, silent: Callable[[int], frozenset[str]]) -> int | None:
+    """The first block, 0 for the embedding and depth + 1 for the readout, that norms what is 0 in every network.
+
+    Args:
+        placement: the equations.
+        depth: number of blocks.
+        silent: of a block, the verbs whose sublayers give 0.
+
+    Example: Peri-LN norms what its sublayers give.
+        >>> from propagate.placement import placement
+        >>> norms_of_nothing(placement("periln"), 4, lambda index: frozenset({"ffn"} if index == 3 else ()))
+        3
+    """
+    state: Any = Stream()
+    for index in range(depth + 2):
+        equations = {0: placement.embed, depth + 1: placement.readout}.get(index, placement.block)
+        block = Block(index, depth, silent(index))
+        state = equations(state, block)
+        if any(call.of_nothing for call in block.made if call.verb in ("norm", "std")):
+            return index
+    return None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from propagate.checks import integer
 from propagate.experts import Experts
 from propagate.identity import described, simulation_digest
-from propagate.model import Model, ModelError, check_flag, check_model
+from propagate.model import Model, ModelError, check_flag, check_model, check_norms
 from propagate.montecarlo.backend import choose_backend
 from propagate.montecarlo.calls import called
 from propagate.montecarlo.checkpoint import load, save
@@ -121,6 +121,7 @@ def simulate(
         1.0
     """
     check_model(model)
+    check_norms(model)
     check_flag("through_readout", through_readout)
     asked = included(include, (BY_MATRIX,), parameter_gradients=parameter_gradients)
     if progress is not None:

@@ -10,7 +10,7 @@ along f, and M of order e. With d = tanh'(x), the Gram matrix of d q is that of 
 by what w lacks along f and by what M adds, squared; w is independent of all that came before, so that nothing else has
 a mean. Along a stream z that came before d q has E d_t f_a z = (E tanh''_t tanh_a) <x_t, z> + (E d_t d_a) <x_a, z>, by
 Stein's lemma, times M and times what w lacks; and, by samples, fluctuations of d w z and of what is beyond it in d f z.
-Left out is the product of what is beyond it in two tanhs, M times M: below 0.3 % of the bias wherever it was measured
+Left out is the product of what is beyond it in two tanhs, M times M: at most 2 % of the bias wherever it was measured
 (slopes of 1 to 6, skips of 0.3 and 1, branches of 0.5 and 2; one token, three blocks).
 
 What leaves has directions of its own: sublayers know only its inner products, and nothing else may take it.

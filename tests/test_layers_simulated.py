@@ -231,7 +231,7 @@ def test_tables_of_networks_whose_blocks_differ() -> None:
         *("query", "key", "value", "attention_out", "router", "ffn_gate", "ffn_in", "ffn_out"),
         *("shared_gate", "shared_in", "shared_out"),
     ]
-    run = {"draws": 4, "seed": 1, "backend": "numpy", "parameter_gradients": True}
+    run = {"draws": 4, "seed": 1, "backend": "numpy", "include": {"param_grad"}}
     at_once, twice = pg.simulate(model, **run), pg.simulate(model, memory=1, **run)
     assert at_once.equals(twice)
     dense_first = pg.simulate(model_of("first dense"), **run).param_grad

@@ -167,6 +167,10 @@ class Model:
         said = {name: value for name, value in (values | newer).items() if value is not None or name not in newer}
         return f"Model({', '.join(f'{name}={value!r}' for name, value in said.items())})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is sent to a worker: of `layers`, which may be a function that cannot be, what blocks have of it."""
+        return self.__dict__ | {"layers": self._own or None}
+
     def at(self, index: int) -> Layer:
         """What block `index` (1 ... depth) is made of, sizes and gains in force; the embedding has what block 1 has,
         the readout what the last has.

@@ -1,5 +1,6 @@
 """Networks whose blocks differ, and all that only a description can say, in the simulation."""
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -239,6 +240,15 @@ def test_tables_of_networks_whose_blocks_differ() -> None:
     windows = pg.simulate(model_of("windows"), **run)
     assert "token_variance" in windows
     assert (windows.param_grad[1:] > 0).all()
+
+
+def test_a_network_whose_blocks_are_told_by_a_function_can_be_sent_to_a_worker() -> None:
+    model = model_of("windows")
+    sent = pickle.loads(pickle.dumps(model))
+    assert [sent.at(index) for index in range(4)] == [model.at(index) for index in range(4)]
+    assert sent.at(1) != sent.at(2)
+    run = {"draws": 3, "seed": 1, "backend": "numpy"}
+    assert pg.simulate(sent, **run).equals(pg.simulate(model, **run))
 
 
 def test_a_wide_head_or_a_narrow_expert_decides_the_sampler() -> None:

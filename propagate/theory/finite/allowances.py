@@ -23,6 +23,8 @@ Logits and their cotangents, last, go through the same matrices of queries and k
 gradient of what a block adds grows by about 0.3 v over the width (measured: Peri-LN, PreNorm and SpanNorm in heads of 4
 and 16, logit_std 3 to 5, width 64 to 512). Up to v = 1 the constants above contain it.
 
+Heads, logits and hidden units are those of each block; of a dense FFN beside experts, what allows for more.
+
 All vanish as 1/width; a test regresses the slope. It is no bound: measured drifts (width 512, 12 blocks of 24
 placements, 640 draws) are 0.6 of it in the root mean square and reach 2. Signed and without such constants the same
 drift is derived in `bias`, and the spread between networks in `fluctuations`, when asked for.
@@ -36,7 +38,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from propagate.experts import Experts
+from propagate.layers import Layer
 from propagate.model import Model
+from propagate.sublayers import FFN
 
 DRIFT = 1.0
 LEAK = 1.0
@@ -132,10 +137,11 @@ def _scarce(model: Model, kept: Array, distinct: Array, evened: int) -> tuple[Ar
     """
     logits = _logit_variance(model, distinct)
     choice = 0.4 * logits / (logits + 0.3)
-    units = WILD_UNITS.get(model.activation, 1.0) / model.hidden
+    units = _over_blocks([max(map(_of_unit, _experts(layer))) for layer in _layers(model)], distinct)
     coordinates = 3 * model.dropout / (1 - model.dropout) / model.width
     share = np.square(1 - kept) / 2
-    heads = [answer / evened / model.heads for answer in (choice, choice + 0.12 * logits)]
+    count = _over_blocks([layer.attention.heads for layer in _layers(model)], distinct)
+    heads = [answer / evened / count for answer in (choice, choice + 0.12 * logits)]
     return share * (heads[0] + units), share * (heads[1] + units + coordinates)
 
 
@@ -147,8 +153,35 @@ def _same_matrices(model: Model, kept: Array, distinct: Array) -> Array:
 
 def _logit_variance(model: Model, distinct: Array) -> Array:
     """Of the logits of each block, of tokens of variance 1 that are as alike as those that enter."""
-    stds = [model.logit_std * gains.query * gains.key for gains in map(model.gains, range(1, model.depth + 1))]
-    return np.asarray(np.square(np.array(stds, dtype=float)).reshape(-1, *(1,) * (distinct.ndim - 1)) * distinct)
+    return np.asarray(np.square(_over_blocks(_logit_stds(model), distinct)) * distinct)
+
+
+def _layers(model: Model) -> list[Layer]:
+    """Blocks 1 ... depth."""
+    return [model.at(index) for index in range(1, model.depth + 1)]
+
+
+def _logit_stds(model: Model) -> list[float]:
+    """Of each block, gains of queries and keys included."""
+    kinds = (layer.attention for layer in _layers(model))
+    return [float(kind.logit_std * kind.query_gain * kind.key_gain) for kind in kinds]
+
+
+def _experts(layer: Layer) -> list[tuple[FFN, int]]:
+    """The FFN, or each expert before it is cut, and into how many each is; both of a block that may call both."""
+    kinds = (layer.ffn,) if layer.experts is None else (layer.ffn, layer.experts)
+    return [(kind.expert, kind.split) if isinstance(kind, Experts) else (kind, 1) for kind in kinds]
+
+
+def _of_unit(expert: tuple[FFN, int]) -> float:
+    """Relative variance of a hidden unit, over their number."""
+    ffn, _ = expert
+    return WILD_UNITS.get(ffn.activation, 1.0) / ffn.units
+
+
+def _over_blocks(values: Sequence[float], like: Array) -> Array:
+    """A number for each of the blocks along the first axis of an array."""
+    return np.array(values, dtype=float).reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def call_allowances(forward: Array, width: int) -> Array:
@@ -186,12 +219,18 @@ def matrix_allowances(
         matrices: names, in order.
         wide: whether heads were taken for wide.
     """
-    logits = [model.logit_std * gains.query * gains.key for gains in map(model.gains, range(1, model.depth + 1))]
-    squares = np.square([logits[0], *logits], dtype=float).reshape(-1, *(1,) * (forward.ndim - 1))
+    layers = _layers(model)
+    squares, small, scarce = (
+        _over_blocks([of_blocks[0], *of_blocks], forward)  # block 0 has no matrix
+        for of_blocks in (
+            np.square(_logit_stds(model)),
+            [model.width / layer.attention.size / 2 if wide else 0 for layer in layers],
+            [max(2 * split / ffn.units for ffn, split in _experts(layer)) for layer in layers],
+        )
+    )
     of_block = np.full_like(forward, np.nan)
     of_block[1:] = forward[1:] + back[:-1]
-    of_logits = 3 * forward + (model.tokens + squares * (model.heads / 2 if wide else 0)) / model.width
-    split = 1 if model.experts is None else model.experts.split
+    of_logits = 3 * forward + (model.tokens + squares * small) / model.width
     more = dict.fromkeys(("query", "key"), of_logits)
-    more |= dict.fromkeys(("ffn_gate", "ffn_in", "ffn_out"), np.full_like(forward, 2 * split / model.hidden))
+    more |= dict.fromkeys(("ffn_gate", "ffn_in", "ffn_out"), scarce)
     return np.stack([of_block + more.get(name, 0.0) for name in matrices], axis=-1)

@@ -76,6 +76,7 @@ def copy(matrices: list[Array], network: Network) -> None:
 
     def fill(projection: Projection, *gains: float) -> None:
         parts = np.split(next(waiting), np.cumsum(projection.sizes)[:-1], axis=-1)
+        gains = gains * len(parts) if len(gains) == 1 else gains  # of a gate as of what it opens
         matrix = np.concatenate([part * float(gain) for part, gain in zip(parts, gains, strict=True)], axis=-1)
         with torch.no_grad():
             projection.weight.copy_(torch.from_numpy(matrix.T))

@@ -6,60 +6,45 @@ where tensors have shapes and no values, finds which calls there are.
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from propagate.model import Model, ModelError, check_model
+from propagate.layers import Layer
+from propagate.model import SHORTHAND, Model, ModelError, check_model
+from propagate.norms import Norm
 from propagate.placement import split
-from propagate.scaling import Gains
-from propagate.tracing import layers
-from propagate.tracing.experts import Mixture
+from propagate.sublayers import Sublayer
+from propagate.tracing import apply
+from propagate.tracing.layers import Projection
+from propagate.tracing.setting import Setting, check_fields
 
 Equations = Callable[[Any, Any], Any]
-Make = Callable[[], nn.Module]
+Describe = Callable[[], Sublayer | Norm]
 M = TypeVar("M", bound=nn.Module)
 
 
-KNOWN = frozenset({"placement", "depth", "width", "tokens", "heads", "activation", "ffn_ratio", "norm", "normed"})
-KNOWN |= {
-    "causal",
-    "window",
-    "mask",
-    "rope",
-    "key_value_heads",
-    "dropout",
-    "weights",
-    "logit_std",
-    "value_gain",
-    "attention_gain",
-    "ffn_gain",
-    "scaling",
-    "experts",
-}
+KNOWN = frozenset({"placement", "depth", "width", "tokens", "norm", "normed", "attention", "ffn", "experts", "layers"})
+KNOWN |= {"scaling", "weights", "dropout", *(short for of in SHORTHAND.values() for short in of)}
 """Fields of a `Model` that the modules here follow; with any other a model is refused, unless it has its default."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Verbs:
     """What a placement's equations see of a block: the sublayers, the norm, and where in the network they are.
 
-    `module` gives the module of a call from its name ("norm2": the second call of `norm`) and from how to make it.
+    `module` gives the module of a call from its name ("norm2": the second call of `norm`) and its description.
     """
 
-    model: Model
+    layer: Layer
     index: int
-    gains: Gains
-    module: Callable[[str, Make], nn.Module]
-    calls: Counter[str] = dataclasses.field(default_factory=Counter)
-
-    @property
-    def depth(self) -> int:
-        return self.model.depth
+    depth: int
+    module: Callable[[str, Describe], nn.Module]
+    calls: Counter[str] = field(default_factory=Counter)
 
     @property
     def first(self) -> bool:
@@ -67,21 +52,28 @@ class Verbs:
 
     @property
     def last(self) -> bool:
-        return self.index == self.model.depth
+        return self.index == self.depth
 
     def norm(self, x: Tensor) -> Tensor:
-        return self._call("norm", lambda: layers.norm(self.model, self.model.width), x)
+        return self._call("norm", lambda: self.layer.norm, x)
 
     def attention(self, x: Tensor, normed: Sequence[str] = ()) -> Tensor:
-        inside = self.model.inner_norms("attention", normed)
-        return self._call("attention", lambda: layers.attention(self.model, self.gains, inside), x)
+        return self._call("attention", lambda: self.layer.norming(self.layer.attention, normed), x)
 
     def ffn(self, x: Tensor, normed: Sequence[str] = ()) -> Tensor:
-        """The dense FFN or the mixture of experts, whichever the model has."""
-        inside = self.model.inner_norms("ffn", normed)
-        if self.model.experts is not None:
-            return self._call("ffn", lambda: Mixture(self.model, self.gains, inside), x)
-        return self._call("ffn", lambda: layers.FeedForward(self.model, self.gains, inside), x)
+        """The dense FFN or, where they stand in its place, the mixture of experts."""
+        return self._call("ffn", lambda: self.layer.norming(self.layer.ffn, normed), x)
+
+    def experts(self, x: Tensor, normed: Sequence[str] = ()) -> Tensor:
+        def described() -> Sublayer:
+            if self.layer.experts is None:
+                raise ModelError(f"experts must be given where a placement calls block.experts, as block {self.index}")
+            return self.layer.norming(self.layer.experts, normed)
+
+        return self._call("experts", described, x)
+
+    def apply(self, description: Sublayer, x: Tensor, normed: Sequence[str] = ()) -> Tensor:
+        return self._call(description.call, lambda: self.layer.in_force(description, normed), x)
 
     def tanh(self, x: Tensor) -> Tensor:
         return torch.tanh(x)
@@ -90,9 +82,9 @@ class Verbs:
         """Of the batch at hand, at every call; a constant to the gradient."""
         return x.detach().square().mean().sqrt()
 
-    def _call(self, verb: str, make: Make, x: Tensor) -> Tensor:
-        self.calls[verb] += 1
-        output: Tensor = self.module(f"{verb}{self.calls[verb]}", make)(x)
+    def _call(self, name: str, describe: Describe, x: Tensor) -> Tensor:
+        self.calls[name] += 1
+        output: Tensor = self.module(f"{name}{self.calls[name]}", describe)(x)
         return output
 
 
@@ -101,23 +93,25 @@ class Block(nn.Module):
 
     def __init__(self, model: Model, equations: Equations, index: int) -> None:
         super().__init__()
-        self.model, self.equations, self.index = model, equations, index
+        self.model, self.equations, self.index, self.layer = model, equations, index, model.at(index)
         self.sublayers = nn.ModuleDict()
 
-    def verbs(self, module: Callable[[str, Make], nn.Module]) -> Verbs:
-        return Verbs(self.model, self.index, self.model.gains(max(self.index, 1)), module)
+    def verbs(self, module: Callable[[str, Describe], nn.Module]) -> Verbs:
+        return Verbs(self.layer, self.index, self.model.depth, module)
 
     def plan(self, x: Any) -> Any:
         """The dry run: makes the modules, in the order of the calls, and runs none, since all keep the shape."""
+        model = self.model
+        setting = Setting(model.width, model.tokens, model.weights, model.dropout, self.layer.norm)
 
-        def made(name: str, make: Make) -> nn.Module:
-            self.sublayers[name] = make()
+        def made(name: str, describe: Describe) -> nn.Module:
+            self.sublayers[name] = apply(describe(), setting)
             return nn.Identity()
 
         return self.equations(x, self.verbs(made))
 
     def forward(self, x: Any) -> Any:
-        return self.equations(x, self.verbs(lambda name, make: self.sublayers[name]))
+        return self.equations(x, self.verbs(lambda name, _: self.sublayers[name]))
 
 
 class Network(nn.Module):
@@ -135,12 +129,10 @@ class Network(nn.Module):
         self.embed = Block(model, placement.embed, 0)
         self.blocks = nn.ModuleList(Block(model, placement.block, i) for i in range(1, model.depth + 1))
         self.readout = Block(model, placement.readout, model.depth + 1)
-        with torch.device("meta"):
-            x = torch.empty(1, 2, model.width)
-            x = self.embed.plan(x)
-            self.streams = len(split(x, Tensor)[0])
-            for part in (*self.blocks, self.readout):
-                x = part.plan(x)
+        x = self.embed.plan(torch.empty(1, 2, model.width, device="meta"))
+        self.streams = len(split(x, Tensor)[0])
+        for part in (*self.blocks, self.readout):
+            x = part.plan(x)
         if not isinstance(x, Tensor):
             raise TypeError(f"a placement must return one stream, got {x!r}")
 
@@ -160,10 +152,9 @@ class LanguageModel(nn.Module):
 
     def __init__(self, model: Model, vocabulary: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(vocabulary, model.width, device="meta")
+        self.embedding = nn.Embedding(vocabulary, model.width)
         self.network = Network(model)
-        with torch.device("meta"):
-            self.head = layers.Projection(model.width, vocabulary, 1.0)
+        self.head = Projection(model.width, vocabulary, 1.0)
 
     def forward(self, ids: Tensor) -> Tensor:
         logits: Tensor = self.head(self.network(self.embedding(ids)))
@@ -171,7 +162,7 @@ class LanguageModel(nn.Module):
 
 
 def build(model: Model, *, seed: int = 0, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Network:
-    """A trainable network with the placement, sizes, activation, norm and initial gains of a model.
+    """A trainable network with the placement, sublayers, norms and initial gains of a model, block by block.
 
     Args:
         model: the network.
@@ -182,7 +173,7 @@ def build(model: Model, *, seed: int = 0, device: str = "cpu", dtype: torch.dtyp
         A module from streams (..., tokens, width), the embedded tokens, to what the placement's readout makes of them.
 
     Raises:
-        ModelError: for a seed that is no whole number, or a field of the model that torch modules do not know.
+        ModelError: for a seed that is no whole number, or a field or description that torch modules do not know.
 
     Example: the trace of it, beside `propagate.simulate` of the same model, is a check of both.
         >>> network = build(Model("spannorm", depth=2, width=16, tokens=4, heads=2), seed=1)
@@ -190,7 +181,7 @@ def build(model: Model, *, seed: int = 0, device: str = "cpu", dtype: torch.dtyp
         (torch.Size([4, 16]), ['attention1', 'norm1', 'ffn1', 'norm2'])
     """
     _check_known(model)
-    return _drawn(Network(model), seed, device, dtype)
+    return _drawn(lambda: Network(model), seed, device, dtype)
 
 
 def build_language_model(
@@ -218,28 +209,26 @@ def build_language_model(
     _check_known(model)
     if isinstance(vocabulary, bool) or not isinstance(vocabulary, int) or vocabulary < 1:
         raise ModelError(f"vocabulary must be a whole number of at least 1, got {vocabulary!r}")
-    return _drawn(LanguageModel(model, vocabulary), seed, device, dtype)
+    return _drawn(lambda: LanguageModel(model, vocabulary), seed, device, dtype)
 
 
 def _check_known(model: Model) -> None:
     check_model(model)
-    for field in dataclasses.fields(model):
-        value = getattr(model, field.name)
-        if field.name not in KNOWN and value != field.default:
-            raise ModelError(f"{field.name} must be {field.default!r} for a torch module, got {value!r}")
+    check_fields(model, KNOWN)
 
 
-def _drawn(module: M, seed: int, device: str, dtype: torch.dtype) -> M:
-    """The module off the meta device, with weights drawn in the order of its parts."""
+def _drawn(make: Callable[[], M], seed: int, device: str, dtype: torch.dtype) -> M:
+    """The module with weights drawn in the order of its parts: kinds of a user's own draw theirs as they are made."""
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ModelError(f"seed must be a whole number of at least 0, got {seed!r}")
-    module = module.to(dtype).to_empty(device=device)
-    generator = torch.Generator(device).manual_seed(seed)
+    place = torch.device(device)
+    with place, torch.random.fork_rng([] if place.type == "cpu" else [place], device_type=place.type):
+        torch.manual_seed(seed)
+        module = make().to(dtype)
+    generator = torch.Generator(place).manual_seed(seed)
     for part in module.modules():
-        if isinstance(part, layers.Projection):
+        if isinstance(part, Projection):
             part.draw(generator)
         elif isinstance(part, nn.Embedding):
             nn.init.normal_(part.weight, generator=generator)
-        elif isinstance(part, nn.RMSNorm | nn.LayerNorm):
-            part.reset_parameters()
     return module

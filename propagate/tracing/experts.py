@@ -8,31 +8,32 @@ import math
 import torch
 from torch import Tensor, nn
 
-from propagate.model import Model
-from propagate.scaling import Gains
-from propagate.tracing.layers import FeedForward, Projection
+from propagate.experts import Experts
+from propagate.tracing.layers import Projection
+from propagate.tracing.setting import Setting, apply, check_fields
+
+FIELDS = {"count", "top_k", "router_std", "softmax", "shared", "identity", "split", "gain", "ffn"}
+"""What the module here follows of a description; with anything else it is refused."""
 
 
 class Mixture(nn.Module):
-    """The routed, shared and identity experts that stand in place of an FFN; see `propagate.Experts`.
+    """Routed, shared and identity experts; see `propagate.Experts`.
 
     Attributes:
         router: to a logit for each candidate; identity experts are the last.
         routed, shared: FFNs. One that no token of a batch chose gets no gradient from it.
     """
 
-    def __init__(self, model: Model, gains: Gains, normed: frozenset[str] = frozenset()) -> None:
+    def __init__(self, experts: Experts, block: Setting) -> None:
         super().__init__()
-        assert model.experts is not None
-        self.experts, split = model.experts, model.experts.split
-        uncut = dataclasses.replace(model, experts=None, dropout=0.0)
-        cut = dataclasses.replace(uncut, ffn_ratio=model.hidden / split / model.width)
+        self.experts, split, uncut = experts, experts.split, experts.expert
         # an output matrix keeps the standard deviation of its entries while its fan-in is cut
-        cut_gains = dataclasses.replace(gains, ffn_out=gains.ffn_out / math.sqrt(split))
-        self.router = Projection(model.width, self.experts.candidates, self.experts.router_std, law=model.weights)
-        self.routed = nn.ModuleList(FeedForward(cut, cut_gains, normed) for _ in range(self.experts.routed))
-        self.shared = nn.ModuleList(FeedForward(uncut, gains, normed) for _ in range(self.experts.shared))
-        self.dropout = nn.Dropout(model.dropout)
+        cut = uncut.with_(hidden=uncut.units // split, out_gain=uncut.out_gain / math.sqrt(split))
+        inside = dataclasses.replace(block, dropout=0.0)
+        self.router = Projection(block.width, experts.candidates, experts.router_std, law=block.weights)
+        self.routed = nn.ModuleList(apply(cut, inside) for _ in range(experts.routed))
+        self.shared = nn.ModuleList(apply(uncut, inside) for _ in range(experts.shared))
+        self.dropout = nn.Dropout(block.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.reshape(-1, x.shape[-1])
@@ -57,3 +58,9 @@ class Mixture(nn.Module):
         values, chosen = logits.topk(self.experts.chosen, dim=-1)
         weights = logits.softmax(-1).gather(-1, chosen) if self.experts.softmax == "before" else values.softmax(-1)
         return weights * self.experts.factor, chosen
+
+
+@apply.register
+def _(experts: Experts, block: Setting) -> nn.Module:
+    check_fields(experts, frozenset(FIELDS))
+    return Mixture(experts, block)

@@ -1,7 +1,7 @@
-"""The sublayers of a network as torch modules, with the initialisation that a `Model` states.
+"""Attention, FFN and norms as torch modules, with the initialisation that their descriptions state.
 
-Streams are tensors of shape (..., tokens, width). Weights have the model's law, with entries of standard deviation
-gain / sqrt(fan_in), as in torch.nn.init. Norms have eps 0, as the model has, and learned gains that start at 1.
+Streams are tensors of shape (..., tokens, width). Weights have the block's law, with entries of standard deviation
+gain / sqrt(fan_in), as in torch.nn.init. Norms have the eps of their description, and learned gains that start at 1.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from propagate.model import Model
-from propagate.scaling import Gains
+from propagate import sublayers
+from propagate.model import ModelError
+from propagate.norms import Norm
+from propagate.tracing.setting import Setting, apply, check_fields
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda x: x,
@@ -25,6 +27,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
     "tanh": torch.tanh,
 }
+ATTENTION_FIELDS = frozenset({"heads", "key_value_heads", "head_size", "causal", "window", "mask", "rope", "logit_std"})
+ATTENTION_FIELDS |= {"query_gain", "key_gain", "value_gain", "out_gain", "normed"}
+"""What the modules here follow of an attention's description; with anything else it is refused."""
 GATED = {"swiglu": "silu", "geglu": "gelu"}
 
 
@@ -54,7 +59,7 @@ LAWS = {"normal": _normal, "uniform": _uniform, "truncated_normal": _truncated_n
 class Projection(nn.Linear):
     """A linear map without bias that knows its initialisation: a law, and a gain for each part of its output.
 
-    `sizes` are those of the parts; equal ones by default.
+    Its weights are not numbers before they are drawn. `sizes` are those of the parts; equal ones by default.
     """
 
     def __init__(
@@ -63,6 +68,9 @@ class Projection(nn.Linear):
         super().__init__(fan_in, fan_out, bias=False)
         self.gains, self.law = gains, law
         self.sizes = sizes or (fan_out // len(gains),) * len(gains)
+
+    def reset_parameters(self) -> None:
+        """Nothing: `draw` does it, once dtype and device are known."""
 
     def draw(self, generator: torch.Generator) -> None:
         """Weights afresh."""
@@ -78,59 +86,73 @@ class Projection(nn.Linear):
 class Attention(nn.Module):
     """Softmax self-attention; logits are scaled so that `logit_std` holds at initialisation and stays a constant.
 
-    With its mask, window, rotary positions and grouped heads.
+    With its mask, window, rotary positions and grouped heads. Tables of what is seen and of the turns are buffers for
+    as many tokens as the block has; of other numbers of tokens they are made as they come.
     """
 
-    def __init__(self, model: Model, gains: Gains, normed: frozenset[str]) -> None:
+    seen: Tensor | None
+    turns: Tensor | None
+
+    def __init__(self, attention: sublayers.Attention, block: Setting) -> None:
         super().__init__()
-        width, size = model.width, model.width // model.heads
-        self.model, self.sizes = model, (width, size * model.kv_heads, size * model.kv_heads)
-        self.scale = model.logit_std / math.sqrt(size)
-        parts = (gains.query, gains.key, gains.value)
-        self.read = Projection(width, sum(self.sizes), *parts, law=model.weights, sizes=self.sizes)
+        size, keys = attention.size, attention.size * attention.kv_heads
+        self.attention, self.sizes = attention, (attention.inside, keys, keys)
+        self.scale = attention.logit_std / math.sqrt(size)
+        parts = (attention.query_gain, attention.key_gain, attention.value_gain)
+        self.read = Projection(block.width, sum(self.sizes), *parts, law=block.weights, sizes=self.sizes)
         self.inner = nn.ModuleDict(
-            {name: _inner_norm(model, size, name in normed) for name in ("query", "key", "value")}
+            {name: block.inner_norm(size, wanted=name in attention.normed) for name in ("query", "key", "value")}
         )
-        self.inner["heads"] = _inner_norm(model, width, "heads" in normed)
-        self.write = Projection(width, width, gains.attention_out, law=model.weights)
-        self.dropout = nn.Dropout(model.dropout)
+        self.inner["heads"] = block.inner_norm(attention.inside, wanted="heads" in attention.normed)
+        self.write = Projection(attention.inside, block.width, attention.out_gain, law=block.weights)
+        self.dropout = nn.Dropout(block.dropout)
+        partly = attention.window is not None or attention.mask is not None
+        self.register_buffer("seen", _seen(attention, block.tokens) if partly else None, persistent=False)
+        turns = None if attention.rope is None else _turns(attention.frequencies, block.tokens)
+        self.register_buffer("turns", turns, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        model, group = self.model, self.model.heads // self.model.kv_heads
+        attention, group = self.attention, self.attention.heads // self.attention.kv_heads
         query, key, value = (
-            self.inner[name](_split_heads(part, part.shape[-1] * model.heads // model.width))
+            self.inner[name](_split_heads(part, attention.size))
             for name, part in zip(("query", "key", "value"), self.read(x).split(self.sizes, dim=-1), strict=True)
         )
-        query, key = (_rotated(part, model.frequencies) for part in (query, key))
+        if self.turns is not None:
+            turns = _turns_for(x.shape[-2], self.turns, attention)
+            query, key = _turned(query, turns), _turned(key, turns)
         key, value = (part.repeat_interleave(group, dim=-3) for part in (key, value))
-        if model.window is None and model.mask is None:
-            mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=model.causal, scale=self.scale)
-        else:
-            seen = _visible(model, x)
-            mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=self.scale)
+        seen = None if self.seen is None else _seen_for(x.shape[-2], self.seen, attention)
+        causal = attention.causal and seen is None
+        mixed = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=seen, is_causal=causal, scale=self.scale
+        )
         return _tensor(self.dropout(self.write(self.inner["heads"](_merge_heads(mixed)))))
 
 
 class UniformAttention(nn.Module):
     """The limit of logit_std 0: every token averages the values it may see, and there is no query and no key."""
 
-    def __init__(self, model: Model, gains: Gains, normed: frozenset[str]) -> None:
+    seen: Tensor
+
+    def __init__(self, attention: sublayers.Attention, block: Setting) -> None:
         super().__init__()
-        self.model, size = model, model.width // model.heads
+        self.attention, size = attention, attention.size
         self.inner = nn.ModuleDict(
             {
-                "value": _inner_norm(model, size, "value" in normed),
-                "heads": _inner_norm(model, model.width, "heads" in normed),
+                "value": block.inner_norm(size, wanted="value" in attention.normed),
+                "heads": block.inner_norm(attention.inside, wanted="heads" in attention.normed),
             }
         )
-        self.read = Projection(model.width, size * model.kv_heads, gains.value, law=model.weights)
-        self.write = Projection(model.width, model.width, gains.attention_out, law=model.weights)
-        self.dropout = nn.Dropout(model.dropout)
+        self.read = Projection(block.width, size * attention.kv_heads, attention.value_gain, law=block.weights)
+        self.write = Projection(attention.inside, block.width, attention.out_gain, law=block.weights)
+        self.dropout = nn.Dropout(block.dropout)
+        self.register_buffer("seen", _seen(attention, block.tokens), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        values = self.inner["value"](_split_heads(self.read(x), self.model.kv_heads))
-        values = _merge_heads(values.repeat_interleave(self.model.heads // self.model.kv_heads, dim=-3))
-        seen = _visible(self.model, x).to(x.dtype)
+        attention = self.attention
+        values = self.inner["value"](_split_heads(self.read(x), attention.size))
+        values = _merge_heads(values.repeat_interleave(attention.heads // attention.kv_heads, dim=-3))
+        seen = _seen_for(x.shape[-2], self.seen, attention).to(x.dtype)
         mixed = seen @ values / seen.sum(-1, keepdim=True)
         return _tensor(self.dropout(self.write(self.inner["heads"](mixed))))
 
@@ -138,15 +160,16 @@ class UniformAttention(nn.Module):
 class FeedForward(nn.Module):
     """W_out phi(W_in x), or W_out (phi(W_gate x) * W_in x) where the activation is gated."""
 
-    def __init__(self, model: Model, gains: Gains, normed: frozenset[str]) -> None:
+    def __init__(self, ffn: sublayers.FFN, block: Setting) -> None:
         super().__init__()
-        self.gated = model.activation in GATED
-        self.activation = GATED.get(model.activation, model.activation)
-        self.read = Projection(model.width, model.hidden * (2 if self.gated else 1), gains.ffn_in, law=model.weights)
-        self.inner = _inner_norm(model, model.hidden, "hidden" in normed)
-        size = 1.0 if "hidden" in normed else output_rms(self.activation)  # of what the output matrix reads
-        self.write = Projection(model.hidden, model.width, gains.ffn_out / size, law=model.weights)
-        self.dropout = nn.Dropout(model.dropout)
+        self.gated = ffn.activation in GATED
+        self.activation = GATED.get(ffn.activation, ffn.activation)
+        gains = (ffn.in_gain * ffn.gate_gain, ffn.in_gain) if self.gated else (ffn.in_gain,)
+        self.read = Projection(block.width, ffn.units * len(gains), *gains, law=block.weights)
+        self.inner = block.inner_norm(ffn.units, wanted="hidden" in ffn.normed)
+        size = 1.0 if "hidden" in ffn.normed else output_rms(self.activation)  # of what the output matrix reads
+        self.write = Projection(ffn.units, block.width, ffn.out_gain / size, law=block.weights)
+        self.dropout = nn.Dropout(block.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         phi, hidden = ACTIVATIONS[self.activation], self.read(x)
@@ -156,19 +179,23 @@ class FeedForward(nn.Module):
         return _tensor(self.dropout(self.write(self.inner(phi(hidden)))))
 
 
-def attention(model: Model, gains: Gains, normed: frozenset[str] = frozenset()) -> nn.Module:
-    """The attention that a model asks for. `normed` names the inner projections that pass its norm.
-
-    Example:
-        >>> attention(Model("prenorm", depth=1, width=8, heads=2, logit_std=0.0), Gains()).read.weight.shape
-        torch.Size([8, 8])
-    """
-    return (UniformAttention if model.logit_std == 0 else Attention)(model, gains, normed)
+@apply.register
+def _(attention: sublayers.Attention, block: Setting) -> nn.Module:
+    check_fields(attention, ATTENTION_FIELDS)
+    return (UniformAttention if attention.logit_std == 0 else Attention)(attention, block)
 
 
-def norm(model: Model, width: int) -> nn.Module:
-    """The norm that a model asks for, with learned gain (and bias) at 1 (and 0)."""
-    return (nn.RMSNorm if model.norm == "rms" else nn.LayerNorm)(width, eps=0.0)
+@apply.register
+def _(ffn: sublayers.FFN, block: Setting) -> nn.Module:
+    check_fields(ffn, frozenset({"activation", "ratio", "hidden", "in_gain", "gate_gain", "out_gain", "normed"}))
+    return FeedForward(ffn, block)
+
+
+@apply.register
+def _(norm: Norm, block: Setting) -> nn.Module:
+    """With learned gain (and bias) at 1 (and 0)."""
+    check_fields(norm, frozenset({"kind", "eps"}))
+    return (nn.LayerNorm if norm.centred else nn.RMSNorm)(block.width, eps=norm.eps)
 
 
 @lru_cache(maxsize=16)
@@ -184,34 +211,41 @@ def output_rms(activation: str) -> float:
     return math.sqrt(torch.trapezoid(ACTIVATIONS[activation](z) ** 2 * density, z).item())
 
 
-def _inner_norm(model: Model, width: int, wanted: bool) -> nn.Module:
-    return norm(model, width) if wanted else nn.Identity()
+def _seen(attention: sublayers.Attention, tokens: int) -> Tensor:
+    """Which token, the row, attends to which."""
+    return torch.as_tensor(attention.visible(tokens))
 
 
-def _visible(model: Model, x: Tensor) -> Tensor:
-    """Which token attends to which; a causal mask and its window are those of as many tokens as there are."""
-    if model.mask is not None:
-        return torch.as_tensor(model.visible, device=x.device)
-    place = torch.arange(x.shape[-2], device=x.device)
-    back = place[:, None] - place
-    everything = torch.ones_like(back, dtype=torch.bool)
-    seen = back >= 0 if model.causal else everything
-    return seen if model.window is None else seen & (back < model.window)
+def _seen_for(tokens: int, table: Tensor, attention: sublayers.Attention) -> Tensor:
+    """The table for as many tokens as there are."""
+    if tokens == len(table):
+        return table
+    if attention.mask is not None:
+        raise ModelError(f"mask must have {tokens} rows, one a token, got {len(table)}")
+    return table[:tokens, :tokens] if tokens < len(table) else _seen(attention, tokens).to(table.device)
 
 
-def _rotated(x: Tensor, frequencies: tuple[float, ...]) -> Tensor:
+def _turns(frequencies: tuple[float, ...], tokens: int) -> Tensor:
+    """Cosine and sine of the angle of every token and pair of coordinates, (2, tokens, pairs)."""
+    angle = torch.arange(tokens, dtype=torch.float64)[:, None] * torch.tensor(frequencies, dtype=torch.float64)
+    return torch.stack([angle.cos(), angle.sin()])
+
+
+def _turns_for(tokens: int, table: Tensor, attention: sublayers.Attention) -> Tensor:
+    if tokens <= table.shape[1]:
+        return table[:, :tokens]
+    return _turns(attention.frequencies, tokens).to(table)
+
+
+def _turned(x: Tensor, turns: Tensor) -> Tensor:
     """Rotary positions: coordinate i of a head turns with the one half a head further."""
-    if not frequencies:
-        return x
-    place = torch.arange(x.shape[-2], device=x.device, dtype=torch.float64)
-    angle = place[:, None] * torch.tensor(frequencies, device=x.device, dtype=torch.float64)
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    cos, sin = turns.to(x.dtype)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
-def _split_heads(x: Tensor, heads: int) -> Tensor:
-    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads).transpose(-2, -3)
+def _split_heads(x: Tensor, size: int) -> Tensor:
+    return x.reshape(*x.shape[:-1], x.shape[-1] // size, size).transpose(-2, -3)
 
 
 def _merge_heads(x: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from propagate.model import ModelError
-from propagate.tracing.find import candidates, has_norm, is_norm, parts
+from propagate.tracing.build import Block
+from propagate.tracing.find import candidates, has_norm, is_norm, parts, unwrapped
 from propagate.tracing.layout import Axes, Layout, layout_by_hand, layout_of
 from propagate.tracing.statistics import second_moments
 from propagate.tracing.streams import Choice, State, replaced, state_of, stream_of, tensors
@@ -43,6 +44,7 @@ class Recorder:
         self._layout: Layout | None = None
         self._handed_on: State | None = None
         self._seen: list[Call] = []
+        self._named: dict[str, Tensor] = {}
         self._waiting: list[tuple[nn.Module, Tensor]] = []
         self._entered: list[Tensor | None] = []
         self._inside = False  # a checkpointed block runs again in the reverse pass, which is no new call
@@ -90,7 +92,7 @@ class Recorder:
 
     def enter(self, block: nn.Module, args: Any, kwargs: Any) -> Any:
         """Before a block: a fresh list of calls; the first block's stream starts the gradient's graph."""
-        self._seen, self._waiting, self._entered, self._inside = [], [], [], True
+        self._seen, self._named, self._waiting, self._entered, self._inside = [], {}, [], [], True
         if self.several:
             return None
         found = stream_of([*args, *kwargs.values()])
@@ -134,11 +136,12 @@ class Recorder:
             self.places.append((found.place,))
             self._handed_on = found
             output = found.output
-        counts, moments = Counter[str](), dict[str, Moments]()
+        named, counts = dict(self._named), Counter[str]()
         for kind, value in sublayers(self._seen, source, self._layout):
             counts[kind] += 1
-            moments[f"{kind}{counts[kind]}"] = second_moments(self.flat(value.reshape(source.shape)), self.kept)
-        self.calls.append(moments)
+            named[f"{kind}{counts[kind]}"] = value
+        rows = {name: self.flat(value.reshape(source.shape)) for name, value in named.items()}
+        self.calls.append({name: second_moments(value, self.kept) for name, value in rows.items()})
         return output
 
     def _apart(self, state: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -169,6 +172,11 @@ class Recorder:
 
     def _is_stream(self, x: Tensor) -> bool:
         return x.shape[-1] == self.states[0][0].shape[-1]
+
+    def name(self, name: str, output: Tensor) -> None:
+        """After a call whose name is known, in a block that `build` made."""
+        if self._inside:
+            self._named[name] = output
 
     def close(self, path: str, part: nn.Module) -> None:
         """After a part of a block: what it gave, before it added its own skip; and its last norm, if it ends in one."""
@@ -214,6 +222,11 @@ def watching(
             handles.append(ends[1].register_forward_hook(recorder.joined))
         for block in dict.fromkeys(blocks):
             handles.append(block.register_forward_pre_hook(recorder.enter, with_kwargs=True))
+            if isinstance(unwrapped(block), Block):
+                of_build: Any = unwrapped(block)
+                handles += [m.register_forward_hook(_namer(recorder, n)) for n, m in of_build.sublayers.items()]
+                handles.append(block.register_forward_hook(recorder.leave))
+                continue
             for path, part in parts(block):
                 handles.append(part.register_forward_pre_hook(recorder.begin, with_kwargs=True))
                 for _, module in candidates(path, part):
@@ -228,3 +241,7 @@ def watching(
 
 def _closer(recorder: Recorder, path: str) -> Any:
     return lambda module, args, output: recorder.close(path, module)
+
+
+def _namer(recorder: Recorder, name: str) -> Any:
+    return lambda module, args, output: recorder.name(name, output)

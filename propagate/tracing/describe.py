@@ -1,40 +1,29 @@
-"""Reads a `Model` off a torch model of a known architecture: its placement by name, its gains off the weights."""
+"""Reads a `Model` off a torch model: its equations by running it once, its gains off the weights."""
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import nn
 
-import propagate
 from propagate.experts import Experts
-from propagate.model import Model, ModelError
+from propagate.model import Model, ModelError, as_placement
+from propagate.norms import Norm
+from propagate.placement import Placement
 from propagate.scaling import Gains, Number
-from propagate.tracing.find import Blocks, blocks_of, is_norm, unwrapped
+from propagate.sublayers import FFN, Attention
+from propagate.tracing.configuration import activation_of, experts_of, inner_norms, logit_factor, rope_of, turned
+from propagate.tracing.find import Blocks, blocks_of, unwrapped
+from propagate.tracing.gains import Sizes, gains_of, router_std, rows_of, sizes_of
 from propagate.tracing.layers import GATED, output_rms
-from propagate.tracing.roles import by_role
-from propagate.tracing.statistics import precise
-
-# by the configuration's model_type in the library transformers
-PLACEMENTS = {
-    **dict.fromkeys(("gpt2", "opt", "starcoder2", "stablelm", "olmo", "mixtral", "qwen3_moe"), "prenorm"),
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma"), "prenorm"),
-    **dict.fromkeys(("bert", "roberta", "albert", "distilbert", "electra"), "postnorm"),
-    **dict.fromkeys(("gemma2", "gemma3_text"), "sandwichnorm"),
-    "gpt_neox": "parallelprenorm",
-    "olmo2": "olmo2",
-}
-REFUSED = {
-    "longcat_flash": "its block has dense FFNs and a mixture of experts, which joins two sublayers later; a Model has"
-    " one kind of FFN, so no placement says both",
-}
-"""Architectures that can be traced, and why no `Model` describes them."""
-BIDIRECTIONAL = ("bert", "roberta", "albert", "distilbert", "electra")
-TORCH_ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
-ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "swish": "silu"}
+from propagate.tracing.layout import Axes
+from propagate.tracing.probe import Seen, inputs_for, is_centred, probed, rule
+from propagate.tracing.recheck import misses
+from propagate.tracing.unread import unread
+from propagate.tracing.wiring import placement_of
 
 
 class Description(NamedTuple):
@@ -64,20 +53,47 @@ class MeasuredGains:
         return self.blocks[min(int(index), len(self.blocks)) - 1]  # the readout, past the last block, has no matrix
 
 
-def describe(module: nn.Module, *, tokens: int = 32, blocks: Blocks = None) -> Description:
-    """The `Model` that a torch model of a known architecture is at its present weights, and what that leaves out.
+class Read(NamedTuple):
+    """What was read off one block: its descriptions without gains, and those."""
 
-    Placement, norm, activation, depth, width and heads are those of the architecture. Gains are read off the weights,
-    matrix by matrix and block by block, as if their entries were Gaussian: at initialisation they are; of trained
-    weights this keeps the second moments and nothing else.
+    attention: Attention
+    ffn: FFN
+    experts: Experts | None
+    gains: Gains
+    width: int
+    unsaid: tuple[str, ...]
+
+
+def describe(
+    module: nn.Module,
+    *,
+    tokens: int = 32,
+    blocks: Blocks = None,
+    inputs: Any = None,
+    axes: Axes = None,
+    placement: str | Placement | None = None,
+    attention: Attention | None = None,
+    ffn: FFN | Experts | None = None,
+) -> Description:
+    """The `Model` that a torch model is at its present weights, and what that leaves out.
+
+    The model is run once. The equations of its blocks are those between the streams that its norms and sublayers
+    give; where no placement has them, they are one (`AsRead`). Who attends to whom is read off gradients, sizes off
+    matrices and torch's attention, positions and routers off the configuration. Gains are read off the weights, matrix
+    by matrix and block by block, as if their entries were Gaussian: at initialisation they are; of trained weights this
+    keeps the second moments and nothing else. What was read is then drawn afresh and given what the model's sublayers
+    were given: where it writes something else, `unread` says so.
 
     Args:
-        module: a model of the library `transformers`, a stack of `nn.TransformerEncoderLayer`, or what `build` made.
-        tokens: length of the sequences it will be asked about.
+        module: any torch model whose matrices have one of the usual names, or what `build` made.
+        tokens: length of the sequences it will be asked about; of models of images their own.
         blocks: where the residual stream runs, as for `trace`.
+        inputs: what the model is called with, as for `trace`. By default random token ids, pixels or streams.
+        axes: as for `trace`.
+        placement, attention, ffn: in place of what would be read; gains of `attention` and `ffn` are their own then.
 
     Raises:
-        ModelError: for an architecture that is not known here, or that no `Model` can say (LongCat-Flash).
+        ModelError: where the blocks are not found or cannot be run, or hold what no `Model` can say, by name.
 
     Example: theory of a model that is not ours, from where its trace begins.
         >>> import torch, propagate as pg
@@ -92,196 +108,153 @@ def describe(module: nn.Module, *, tokens: int = 32, blocks: Blocks = None) -> D
     module = unwrapped(module)
     if hasattr(module, "model") and isinstance(module.model, Model):
         return Description(module.model, ())
-    distinct = [unwrapped(block) for block in blocks_of(module, blocks)]
+    distinct = blocks_of(module, blocks)
     config = getattr(module, "config", None)
-    found = _called(distinct, config)
-    if isinstance(found[0], nn.TransformerEncoderLayer):
-        layer: Any = found[0]
-        kind = "prenorm" if layer.norm_first else "postnorm"
-        heads, activation, causal = layer.self_attn.num_heads, _activation_of(layer.activation), False
+    given = inputs_for(module, distinct, tokens) if inputs is None else inputs
+    seen = probed(module, distinct, given, axes)
+    if not seen:
+        raise ModelError("the model called none of its blocks; point at those it uses with blocks=")
+    if "pixel_values" in (given if isinstance(given, dict) else ()) and seen[0].calls:
+        tokens = seen[0].calls[0][1].shape[1]
+    found = [unwrapped(one.block) for one in seen]
+    read = [_read(at, one, config, tokens, attention, ffn) for at, one in enumerate(seen)]
+    normed = tuple(sorted(set.intersection(*(set(inner_norms(block)) for block in found))))
+    equations = _equations(seen, placement, normed)
+    norms = [norm for one in seen for norm in one.norms]
+    model = _model(equations, read, normed, _norm(norms, read[0].width), tokens)
+    words = [*unread(found, norms, config), *dict.fromkeys(word for one in read for word in one.unsaid)]
+    if attention is None and ffn is None:
+        words += misses(model, seen)
+    return Description(model, tuple(words))
+
+
+def _equations(seen: Sequence[Seen], placement: str | Placement | None, normed: Sequence[str]) -> Placement:
+    if placement is not None:
+        return as_placement(placement)
+    for at, one in enumerate(seen):
+        if one.equations is None:
+            raise ModelError(
+                f"block {at + 1}, {type(unwrapped(one.block)).__name__}, is no sum of the streams that its norms and"
+                " sublayers give; say what it is with placement="
+            )
+    return placement_of([one.equations for one in seen if one.equations is not None], normed)
+
+
+def _read(
+    at: int, seen: Seen, config: Any, tokens: int, attention: Attention | None, ffn: FFN | Experts | None
+) -> Read:
+    block = unwrapped(seen.block)
+    if attention is not None and ffn is not None:
+        width = (
+            seen.calls[0][1].shape[-1] if seen.calls else next(p.shape[-1] for p in block.parameters() if p.dim() > 1)
+        )
+        dense, experts = (ffn, None) if isinstance(ffn, FFN) else (ffn.ffn or FFN(), ffn)
+        return Read(attention, dense, experts, Gains(), width, ())
+    rows = rows_of(block)
+    sizes = sizes_of(block, rows, seen.core, config)
+    core, gated = (
+        activation_of(block, seen.inside, config, gated=sizes.gated),
+        {plain: name for name, plain in GATED.items()},
+    )
+    if sizes.gated and core not in gated:
+        raise ModelError(f"no gated activation of {core!r} is known, of {', '.join(gated)} only")
+    gains = gains_of(block, rows, sizes, output_rms(core))
+    unsaid: list[str] = []
+    experts = experts_of(config, sizes, router_std(block, rows), unsaid) if sizes.routed else None
+    own = _attention(at, seen, sizes, config, tokens, unsaid)
+    dense = FFN(gated[core] if sizes.gated else core, hidden=sizes.hidden)
+    if attention is not None:
+        own, gains = attention, Gains(ffn_in=gains.ffn_in, ffn_gate=gains.ffn_gate, ffn_out=gains.ffn_out)
+    if ffn is not None:
+        dense, experts = (ffn, None) if isinstance(ffn, FFN) else (ffn.ffn or dense, ffn)
+        gains = Gains(gains.query, gains.key, gains.value, gains.attention_out)
+    return Read(own, dense, experts, gains, sizes.width, tuple(unsaid))
+
+
+def _attention(at: int, seen: Seen, sizes: Sizes, config: Any, tokens: int, unsaid: list[str]) -> Attention:
+    """A block's, without its gains."""
+    fields: dict[str, Any] = {"causal": False}
+    if seen.visible is None:
+        unsaid.append("who attends to whom, which gradients did not tell; all to all is taken")
+    elif (known := rule(seen.visible, seen.rows)) is not None:
+        fields = known
+    elif len(seen.visible) == tokens:
+        fields = {"mask": seen.visible.numpy()}
     else:
-        kind, heads, activation, causal = _configured(config, module)
-    matrices = [_matrices(block) for block in found]
-    gated = "ffn_gate" in matrices[0]
-    activation = ACTIVATIONS.get(activation, activation)
-    gate = {core: name for name, core in GATED.items()}
-    if gated and activation not in gate:
-        raise ModelError(f"no gated activation of {activation!r} is known, of {', '.join(gate)} only")
-    hidden, width = _fans(matrices[0]["ffn_out"], found[0])
-    read = [_gains(block, rows, activation) for block, rows in zip(found, matrices, strict=True)]
-    gains, logits = tuple(gain for gain, _ in read), [spread for _, spread in read]
-    routers = [_gain(block, rows, "router") for block, rows in zip(found, matrices, strict=True) if "router" in rows]
-    if routers and len(routers) < len(found):
-        raise ModelError(f"a Model has experts in all blocks or in none, got {len(routers)} of {len(found)} with them")
-    norms = [part for part in found[0].modules() if is_norm(part)]
-    model = Model(
-        kind,
-        depth=len(found),
+        raise ModelError(
+            f"who attends to whom in block {at + 1} follows no rule that is known here, and was seen among"
+            f" {len(seen.visible)} tokens; describe it with tokens={len(seen.visible)}"
+        )
+    if seen.core is not None and seen.core.biased:
+        unsaid.append("a bias on attention logits")
+    block, made = unwrapped(seen.block), seen.inside.get("query")
+    plain = None if made is None or inner_norms(block) else float(made.float().square().mean().sqrt())
+    rope = rope_of(config, at, turned(seen.inside, seen.core), unsaid)
+    return Attention(
+        heads=sizes.heads,
+        key_value_heads=None if sizes.kv_heads == sizes.heads else sizes.kv_heads,
+        head_size=None if sizes.heads * sizes.head_size == sizes.width else sizes.head_size,
+        rope=rope,
+        logit_std=round(logit_factor(block, seen.core, plain), 6),
+        **fields,
+    )
+
+
+def _norm(norms: Sequence[nn.Module], width: int) -> Norm:
+    kinds = {"layer" if is_centred(norm, width) else "rms" for norm in norms}
+    if len(kinds) > 1:
+        raise ModelError("norms of streams must all take out the mean or none, got both")
+    return Norm(kinds.pop() if kinds else "rms")
+
+
+def _model(equations: Placement, read: Sequence[Read], normed: tuple[str, ...], norm: Norm, tokens: int) -> Model:
+    """The model, with what most blocks have as its own and the rest by block."""
+    read = _evened(read)
+    attention, ffn = (
+        Counter(one).most_common(1)[0][0] for one in zip(*((r.attention, r.ffn) for r in read), strict=True)
+    )
+    experts = next((one.experts for one in read if one.experts is not None), None)
+    layers: dict[int, dict[str, Any]] = {}
+    for index, one in enumerate(read, 1):
+        own: dict[str, Any] = {} if one.attention == attention else {"attention": one.attention}
+        if one.ffn != ffn:
+            own["ffn"] = one.ffn
+        if one.experts != experts:
+            own["experts"] = one.experts
+        if own:
+            layers[index] = own
+    width = read[0].width
+    gains = tuple(one.gains for one in read)
+    fields: dict[str, Any] = {"attention": attention, "ffn": ffn}
+    if attention.head_size is None and attention == Attention(**(short := _short(attention))):
+        names = {"out_gain": "attention_gain"}
+        fields = {names.get(name, name): value for name, value in short.items()} | {"ffn": ffn}
+    if ffn.hidden is not None and ffn == FFN(ffn.activation, hidden=ffn.hidden):
+        del fields["ffn"]
+        fields |= {"activation": ffn.activation, "ffn_ratio": ffn.hidden / width}
+    return Model(
+        equations,
+        depth=len(read),
         width=width,
         tokens=tokens,
-        heads=heads,
-        activation=gate[activation] if gated else activation,
-        normed=_normed(found[0]),
-        ffn_ratio=hidden / width,
-        norm="layer" if any("LayerNorm" in type(part).__name__ for part in norms) else "rms",
-        causal=causal,
-        rope=_rope(config),
-        logit_std=sum(logits) / len(logits),
-        scaling=MeasuredGains(gains),
-        experts=_experts(module.config, len(matrices[0]["router"][0][1]), routers) if routers else None,
-    )
-    return Description(model, tuple(_unread(found, norms, config, logits, routers, tokens)))
-
-
-def _called(blocks: Sequence[nn.Module], config: Any) -> list[nn.Module]:
-    """The blocks in the order of their calls: ALBERT calls each of its groups of one layer many times."""
-    groups, depth = getattr(config, "num_hidden_groups", None), getattr(config, "num_hidden_layers", len(blocks))
-    if groups != len(blocks) or depth <= groups:
-        return list(blocks)
-    return [blocks[index * groups // depth] for index in range(depth)]
-
-
-def _activation_of(function: Any) -> str:
-    """The name of an activation that torch was given as a function or a module."""
-    name = getattr(function, "__name__", type(function).__name__).lower()
-    if name not in TORCH_ACTIVATIONS or getattr(function, "approximate", "none") not in ("none", "tanh"):
-        raise ModelError(
-            f"the activation must be a function or module of torch that is known here"
-            f" ({', '.join(TORCH_ACTIVATIONS)}), got {function!r}"
-        )
-    return name
-
-
-def _configured(config: Any, module: nn.Module) -> tuple[str, int, str, bool]:
-    name = getattr(config, "model_type", None)
-    if name in REFUSED:
-        raise ModelError(f"the architecture {name} cannot be described: {REFUSED[name]}")
-    if name not in PLACEMENTS:
-        known = ", ".join(sorted(PLACEMENTS))
-        raise ModelError(f"the architecture {name or type(module).__name__} is not known here; known are {known}")
-    if PLACEMENTS[name] not in propagate.placements():
-        raise ModelError(f"the placement {PLACEMENTS[name]} of {name} is not among those of this package")
-    activation = next(
-        value
-        for key in ("hidden_act", "activation_function", "hidden_activation", "activation")
-        if isinstance(value := getattr(config, key, None), str)
-    )
-    return PLACEMENTS[name], config.num_attention_heads, activation, name not in BIDIRECTIONAL
-
-
-def _matrices(block: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
-    """The weights of a block by role."""
-    found = by_role(block)
-    if "ffn_both" in found:
-        found["ffn_gate"] = found["ffn_in"] = found["ffn_both"]
-    for role in ("attention_out", "ffn_in", "ffn_out"):
-        if role not in found:
-            raise ModelError(f"the matrix {role} of {type(block).__name__} was not found by name")
-    return found
-
-
-def _fans(weights: Sequence[tuple[str, nn.Parameter]], block: nn.Module) -> tuple[int, int]:
-    """Inputs and outputs of a matrix, or of each of a stack; GPT-2's Conv1D stores it transposed."""
-    path, weight = weights[0]
-    outputs, inputs = weight.shape[-2:]
-    owner = block.get_submodule(path.rpartition(".")[0])
-    return (outputs, inputs) if type(owner).__name__ == "Conv1D" else (inputs, outputs)
-
-
-def _gain(block: nn.Module, rows: dict[str, list[tuple[str, nn.Parameter]]], role: str) -> float:
-    weights = rows[role] if role in rows else rows["fused"]
-    fan_in, _ = _fans(weights, block)
-    squares = [precise(weight).square().mean().item() for _, weight in weights]
-    return math.sqrt(sum(squares) / len(squares) * fan_in)
-
-
-def _gains(block: nn.Module, rows: dict[str, list[tuple[str, nn.Parameter]]], activation: str) -> tuple[Gains, float]:
-    """Gains of a block, and the standard deviation of its logits at unit-variance tokens and unit gains."""
-    gain = {role: _gain(block, rows, role) for role in ("query", "key", "value", "attention_out", "ffn_in", "ffn_out")}
-    read = Gains(
-        query=gain["query"],
-        key=gain["key"],
-        value=gain["value"],
-        attention_out=gain["attention_out"],
-        ffn_in=gain["ffn_in"],
-        ffn_out=gain["ffn_out"] * output_rms(activation),
-    )
-    return read, _logit_factor(block)
-
-
-def _normed(block: nn.Module) -> tuple[str, ...]:
-    """Inner projections that pass a norm."""
-    paths = [path for path, _ in block.named_modules()]
-    return ("key", "query") if any(path.endswith(("q_norm", "query_norm")) for path in paths) else ()
-
-
-def _experts(config: Any, count: int, routers: Sequence[float]) -> Experts:
-    """Mixtral renormalises the gates of the chosen experts; Qwen3-MoE only if its configuration says so."""
-    return Experts(
-        count=count,
-        top_k=config.num_experts_per_tok,
-        router_std=sum(routers) / len(routers),
-        softmax="after" if getattr(config, "norm_topk_prob", True) else "before",
+        normed=normed,
+        norm=norm.kind if norm.eps == 0 else norm,
+        scaling=None if set(gains) == {Gains()} else MeasuredGains(gains),
+        experts=experts,
+        layers=layers or None,
+        **fields,
     )
 
 
-def _logit_factor(block: nn.Module) -> float:
-    """The factor on the logits, times the square root of the width of a head: 1 as a rule, but not in Gemma."""
-    for part in block.modules():
-        factor, size = getattr(part, "scaling", None), getattr(part, "head_dim", None)
-        if isinstance(factor, float) and isinstance(size, int):
-            return factor * math.sqrt(size)
-    return 1.0
+def _short(attention: Attention) -> dict[str, Any]:
+    names = ("heads", "key_value_heads", "causal", "window", "mask", "rope", "logit_std", "value_gain", "out_gain")
+    return {name: getattr(attention, name) for name in names}
 
 
-def _rope(config: Any) -> float | None:
-    """Base of the rotary positions, if there are any and they turn whole heads."""
-    given = getattr(config, "rope_parameters", None) or {}
-    whole = given.get("rope_type", "default") == "default" and given.get("partial_rotary_factor", 1.0) == 1.0
-    return float(given["rope_theta"]) if whole and "rope_theta" in given else None
-
-
-def _repeated(blocks: Sequence[nn.Module]) -> int:
-    """How many blocks have the weights of another: shared, or copies as `nn.TransformerEncoder` makes them."""
-    seen: dict[tuple[float, ...], int] = {}
-    for block in blocks:
-        weights = [precise(p).sum().item() for p in block.parameters() if sum(size > 1 for size in p.shape) > 1]
-        seen[tuple(weights)] = seen.get(tuple(weights), 0) + 1
-    return sum(count for weights, count in seen.items() if weights and count > 1)
-
-
-def _unread(
-    blocks: Sequence[nn.Module],
-    norms: Sequence[nn.Module],
-    config: Any,
-    logits: Sequence[float],
-    routers: Sequence[float],
-    tokens: int,
-) -> list[str]:
-    """What a model has and a `Model` has not, as far as it can be seen."""
-    words = []
-    if repeated := _repeated(blocks):
-        words.append(f"the same weights in {repeated} of {len(blocks)} blocks, where a Model's are independent")
-    eps = {float(value) for n in norms for key in ("eps", "variance_epsilon") if (value := getattr(n, key, None))}
-    if eps:
-        words.append(f"eps {', '.join(f'{value:g}' for value in sorted(eps))} of the norms")
-    biases = [p for block in blocks for path, p in block.named_parameters() if path.endswith("bias")]
-    if any(bool(bias.detach().abs().sum() > 0) for bias in biases if bias is not None):
-        words.append("biases that are not zero")
-    weights = [p.detach() for block in blocks for part in block.modules() if is_norm(part) for p in part.parameters()]
-    if any(float(weight.float().var(correction=0)) > 0 for weight in weights):
-        words.append("learned gains of the norms that are not all one")
-    for what, spreads in (("attention", logits), ("routers", routers)):
-        if spreads and max(spreads) > 1.1 * min(spreads):
-            words.append(f"logits of {what} whose spread differs between blocks; their mean is taken")
-    rotary = getattr(config, "rope_parameters", None)
-    if rotary and _rope(config) is None:
-        several = any(isinstance(value, dict) for value in rotary.values())
-        what = "that differ between blocks" if several else "of parts of the heads, or rescaled ones"
-        words.append(f"rotary positions {what}")
-    window = getattr(config, "sliding_window", None)
-    if isinstance(window, int) and getattr(config, "use_sliding_window", True) and window < tokens:
-        words.append(f"attention of some blocks to {window} tokens only")
-    if cap := getattr(config, "attn_logit_softcapping", None):
-        words.append(f"attention logits capped softly at {cap:g}")
-    return words
+def _evened(read: Sequence[Read]) -> list[Read]:
+    """Routers whose spread differs by what a draw makes it differ are one description."""
+    spreads = [one.experts.router_std for one in read if one.experts is not None]
+    if not spreads or max(spreads) > 1.1 * min(spreads):
+        return list(read)
+    mean = sum(spreads) / len(spreads)
+    return [one if one.experts is None else one._replace(experts=one.experts.with_(router_std=mean)) for one in read]

@@ -7,17 +7,17 @@ matrices (queries, keys and values; a gate and what it opens), and a matrix of a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from propagate.model import ModelError
 from propagate.tracing.build import Block
-from propagate.tracing.describe import PLACEMENTS
 from propagate.tracing.experts import Mixture
+from propagate.tracing.gains import Cut, Rows, Sizes, fused_cut, rows_of, sizes_of
 from propagate.tracing.layers import Attention, FeedForward, UniformAttention
-from propagate.tracing.roles import by_role
 from propagate.tracing.statistics import precise
 
 FFN = ("gate", "in", "out")
@@ -29,7 +29,6 @@ MATRICES = (
     "router",
     *(f"{kind}_{p}" for kind in ("ffn", "shared") for p in FFN),
 )
-Cut = Callable[[Tensor], Sequence[Tensor]]
 
 
 class Weight(NamedTuple):
@@ -50,8 +49,8 @@ def matrices_of(module: nn.Module, blocks: Sequence[nn.Module]) -> list[list[Wei
     """
     if len({id(block) for block in blocks}) < len(blocks):
         return [[] for _ in blocks]
-    named = getattr(getattr(module, "config", None), "model_type", None) in PLACEMENTS
-    return [list(_weights(block, named)) for block in blocks]
+    config = getattr(module, "config", None)
+    return [list(_weights(block, config)) for block in blocks]
 
 
 def squared_norms(weights: Sequence[Weight], gradients: Mapping[int, Tensor | None]) -> dict[str, float]:
@@ -71,12 +70,17 @@ def squared_norms(weights: Sequence[Weight], gradients: Mapping[int, Tensor | No
     return found
 
 
-def _weights(block: nn.Module, named: bool) -> Iterator[Weight]:
+def _weights(block: nn.Module, config: Any) -> Iterator[Weight]:
     if isinstance(block, Block):
         for sublayer in block.sublayers.values():
             yield from _of_sublayer(sublayer)
-    elif named or isinstance(block, nn.TransformerEncoderLayer):
-        yield from _of_names(block)
+        return
+    try:
+        rows = rows_of(block)
+        sizes = sizes_of(block, rows, None, config)
+    except ModelError:
+        return
+    yield from _of_names(block, rows, sizes)
 
 
 def _of_sublayer(sublayer: nn.Module) -> Iterator[Weight]:
@@ -106,28 +110,17 @@ def _of_ffn(ffn: nn.Module, kind: str) -> Iterator[Weight]:
     yield Weight(ffn.write.weight, (f"{kind}_out",), _whole)
 
 
-def _of_names(block: nn.Module) -> Iterator[Weight]:
-    """Of a block of an architecture that `describe` knows."""
-    for role, weights in by_role(block).items():
+def _of_names(block: nn.Module, rows: Rows, sizes: Sizes) -> Iterator[Weight]:
+    """Of a block whose matrices are known by name."""
+    for role, weights in rows.items():
         for path, weight in weights:
             if role == "fused":
-                if cut := _fused(block, path):
+                if cut := fused_cut(block, path, sizes):
                     yield Weight(weight, ("query", "key", "value"), cut)
             elif role == "ffn_both":
                 yield Weight(weight, ("ffn_gate", "ffn_in"), lambda g: g.chunk(2, dim=-2))
             else:
                 yield Weight(weight, (role,), _whole)
-
-
-def _fused(block: nn.Module, path: str) -> Cut | None:
-    """How queries, keys and values lie in one parameter: side by side or, in GPT-NeoX, so within every head."""
-    owner, _, _ = path.rpartition(".")
-    if type(block.get_submodule(owner)).__name__ == "Conv1D":  # stored transposed
-        return lambda g: g.chunk(3, dim=-1)
-    if not path.endswith("query_key_value.weight"):
-        return lambda g: g.chunk(3)
-    size = getattr(block.get_submodule(owner.rpartition(".")[0]), "head_size", None)
-    return None if size is None else lambda g: g.reshape(-1, 3, size, g.shape[-1]).unbind(1)
 
 
 def _whole(gradient: Tensor) -> Sequence[Tensor]:

@@ -45,9 +45,20 @@ class Recorder:
         self._handed_on: State | None = None
         self._seen: list[Call] = []
         self._named: dict[str, Tensor] = {}
-        self._waiting: list[tuple[nn.Module, Tensor]] = []
+        self._waiting: list[tuple[nn.Module, Tensor, list[Tensor]]] = []  # what inner modules gave, and were given
         self._entered: list[Tensor | None] = []
         self._inside = False  # a checkpointed block runs again in the reverse pass, which is no new call
+
+    @property
+    def source(self) -> Tensor:
+        """The stream that the block at hand was given."""
+        assert self._handed_on is not None
+        return self._handed_on.handed_on
+
+    @property
+    def seen(self) -> Sequence[Call]:
+        """What may be sublayers, of the block that was called last."""
+        return self._seen
 
     @property
     def several(self) -> bool:
@@ -137,9 +148,9 @@ class Recorder:
             self._handed_on = found
             output = found.output
         named, counts = dict(self._named), Counter[str]()
-        for kind, value in sublayers(self._seen, source, self._layout):
+        for kind, call in sublayers(self._seen, source, self._layout):
             counts[kind] += 1
-            named[f"{kind}{counts[kind]}"] = value
+            named[f"{kind}{counts[kind]}"] = call.output
         rows = {name: self.flat(value.reshape(source.shape)) for name, value in named.items()}
         self.calls.append({name: second_moments(value, self.kept) for name, value in rows.items()})
         return output
@@ -158,12 +169,13 @@ class Recorder:
         rows = self._rows([*args, *kwargs.values()])
         self._entered.append(next((x for x in rows if self._is_stream(x)), next(iter(rows), None)))
 
-    def saw(self, module: nn.Module, args: Any, output: Any) -> None:
+    def saw(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """After a module that may be a sublayer call or, if it is one matrix, a piece of one."""
         if not self._inside:
             return
         found = [x for x in self._rows([output]) if self._is_stream(x) or is_bare(module)]
-        self._waiting += [(module, x) for x in found[:1]]
+        given = [x for x in self._rows([*args, *kwargs.values()]) if self._is_stream(x)]
+        self._waiting += [(module, x, given) for x in found[:1]]
 
     def _rows(self, values: Sequence[Any]) -> list[Tensor]:
         """The tensors that have a vector for each token, also with tokens and sequences flattened."""
@@ -178,32 +190,48 @@ class Recorder:
         if self._inside:
             self._named[name] = output
 
-    def close(self, path: str, part: nn.Module) -> None:
-        """After a part of a block: what it gave, before it added its own skip; and its last norm, if it ends in one."""
+    def close(self, path: str, part: nn.Module, output: Any) -> Any:
+        """After a part of a block: what it gave, before it added its own skip; and its last norm, if it ends in one.
+
+        What is handed on is a copy: the block may change it in place.
+        """
         if not self._inside:
-            return
+            return None
         entered = self._entered.pop()
         waiting, self._waiting = self._waiting, []
         own = waiting[-1][1] if waiting and waiting[-1][0] is part else None
         if is_norm(part):
             self._seen += [Call(path, part, entered, own, norm=True)] if own is not None else []
-            return
-        inner = [(module, value) for module, value in waiting if module is not part]
-        if has_norm(part):
-            branches = [value for module, value in inner if not is_norm(module) and has_matrix(module)]
         else:
-            branches = [] if own is None else [own]
-            branches += [value for _, value in inner if own is not None and _is_branch(own, entered, value)]
-        self._seen += [Call(path, part, entered, value) for value in branches[-1:]]
-        norms = [(module, value) for module, value in inner if is_norm(module) and value is own]
-        self._seen += [Call(path, module, entered, value, norm=True) for module, value in norms[-1:]]
+            inner = [row for row in waiting if row[0] is not part]
+            if has_norm(part):
+                branches = [row for row in inner if not is_norm(row[0]) and has_matrix(row[0])]
+            else:
+                branches = [] if own is None else [waiting[-1]]
+            self._seen += [Call(path, part, entered, _bare(row, inner)) for row in branches[-1:]]
+            norms = [(module, value) for module, value, _ in inner if is_norm(module) and value is own]
+            self._seen += [Call(path, module, entered, value, norm=True) for module, value in norms[-1:]]
+        stream = next((x for x in tensors(output) if own is not None and x is own), None)
+        return None if stream is None else replaced(output, stream, stream.clone())
 
 
-def _is_branch(output: Tensor, entered: Tensor | None, value: Tensor) -> bool:
-    """Whether a module's output is its input plus this: it adds the skip itself."""
-    if entered is None or not entered.shape == output.shape == value.shape:
-        return False
-    return bool(torch.equal(output, entered + value) or torch.equal(output, value + entered))
+def _bare(
+    row: tuple[nn.Module, Tensor, list[Tensor]], inner: Sequence[tuple[nn.Module, Tensor, list[Tensor]]]
+) -> Tensor:
+    """What a module gave without the skip that it, or a module inside of it, has added to a branch."""
+    module, output, given = row
+    own = {id(part) for part in module.modules()}
+    within = [one for one in inner if id(one[0]) in own and one[0] is not module]
+    for _, value, further in reversed(within):
+        skips = [x for x in (*given, *further) if x.numel() == output.numel() == value.numel()]
+        if any(_is_sum(output, value, skip.reshape(output.shape)) for skip in skips):
+            return value
+    return output
+
+
+def _is_sum(output: Tensor, value: Tensor, skip: Tensor) -> bool:
+    branch = value.reshape(output.shape)
+    return torch.equal(output, skip + branch) or torch.equal(output, branch + skip)
 
 
 @contextmanager
@@ -230,7 +258,7 @@ def watching(
             for path, part in parts(block):
                 handles.append(part.register_forward_pre_hook(recorder.begin, with_kwargs=True))
                 for _, module in candidates(path, part):
-                    handles.append(module.register_forward_hook(recorder.saw))
+                    handles.append(module.register_forward_hook(recorder.saw, with_kwargs=True))
                 handles.append(part.register_forward_hook(_closer(recorder, path)))
             handles.append(block.register_forward_hook(recorder.leave))
         yield
@@ -240,7 +268,7 @@ def watching(
 
 
 def _closer(recorder: Recorder, path: str) -> Any:
-    return lambda module, args, output: recorder.close(path, module)
+    return lambda module, args, output: recorder.close(path, module, output)
 
 
 def _namer(recorder: Recorder, name: str) -> Any:

@@ -37,8 +37,8 @@ class Call:
     norm: bool = False
 
 
-def sublayers(calls: Iterable[Call], source: Tensor, layout: Layout) -> list[tuple[str, Tensor]]:
-    """The sublayers among a block's calls, in order: ("attention", "ffn" or "norm", the stream it gave).
+def sublayers(calls: Iterable[Call], source: Tensor, layout: Layout) -> list[tuple[str, Call]]:
+    """The sublayers among a block's calls, in order: ("attention", "ffn" or "norm", its last call).
 
     Args:
         calls: of the block, in the order in which they ended.
@@ -51,11 +51,13 @@ def sublayers(calls: Iterable[Call], source: Tensor, layout: Layout) -> list[tup
             found.append((call, []))
         elif has_matrix(call.module) or named_attention(call.path, call.module):
             pieces = _pieces(call, [one for one, _ in found if not one.norm and is_bare(one.module)], source)
+            if not has_matrix(call.module) and not _may_mix(call, pieces, source, layout):
+                continue  # a dropout of that name
             inner = [p for one, own in found if one in pieces for p in (one, *own)]
             found = [(one, own) for one, own in found if one not in pieces]
             found.append((call, inner))
     whole = [(call, inner) for call, inner in found if call.output.numel() == source.numel()]
-    return [("norm" if call.norm else _kind(call, inner, source, layout), call.output) for call, inner in whole]
+    return [("norm" if call.norm else _kind(call, inner, source, layout), call) for call, inner in whole]
 
 
 def has_matrix(module: nn.Module) -> bool:
@@ -71,6 +73,10 @@ def has_matrix(module: nn.Module) -> bool:
 def is_bare(module: nn.Module) -> bool:
     """Whether a module is one matrix by itself, which may be a piece of a sublayer."""
     return next(module.children(), None) is None
+
+
+def _may_mix(call: Call, pieces: list[Call], source: Tensor, layout: Layout) -> bool:
+    return call.output.numel() == source.numel() and _kind(call, pieces, source, layout) == "attention"
 
 
 def _kind(call: Call, pieces: list[Call], source: Tensor, layout: Layout) -> str:

@@ -1,0 +1,160 @@
+"""What is read off a configuration of the library transformers, where weights and one run do not tell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from propagate.experts import Experts
+from propagate.model import ModelError
+from propagate.tracing import layers
+from propagate.tracing.find import is_norm
+from propagate.tracing.gains import Sizes
+from propagate.tracing.probe import Core
+
+TORCH_ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
+ACTIVATIONS = {
+    **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_python"), "gelu"),
+    "swish": "silu",
+    "relu2": "squared_relu",
+}
+"""Other names of activations, and of those that are near to one."""
+KNOWN = layers.ACTIVATIONS
+NEAR = 0.02
+"""Largest relative difference of what is one activation: GELU by tanh is GELU."""
+FIELDS = (
+    "hidden_act",
+    "activation_function",
+    "hidden_activation",
+    "dense_act_fn",
+    "activation",
+    "afn",
+    "mlp_hidden_act",
+)
+CHOSEN = ("num_experts_per_tok", "moe_topk", "top_k", "num_experts_per_token")
+
+
+def activation_of(block: nn.Module, inside: Mapping[str, Tensor], config: Any, *, gated: bool) -> str:
+    """The name of a block's activation: the function that takes what its matrices gave to what the last is given.
+
+    Where that was not seen, as in stacks of experts, it is the configuration's name.
+
+    Raises:
+        ModelError: for one that is not known, or where there is no name of one.
+    """
+    if isinstance(block, nn.TransformerEncoderLayer):
+        return _of_torch(block.activation)
+    if (seen := _seen_activation(inside, gated=gated)) is not None:
+        return seen
+    given = next((value for key in FIELDS if isinstance(value := getattr(config, key, None), str)), "")
+    name = ACTIVATIONS.get(given, given)
+    if name not in KNOWN:
+        raise ModelError(f"the activation {given!r} of {type(block).__name__} is not known here; say it with ffn=")
+    return name
+
+
+def _seen_activation(inside: Mapping[str, Tensor], *, gated: bool) -> str | None:
+    wrote, entry = inside.get("ffn_out"), inside.get("ffn_both", inside.get("ffn_in"))
+    if wrote is None or entry is None:
+        return None
+    gate, factor = inside.get("ffn_gate", entry), torch.ones(())
+    if gated:
+        gate, factor = (inside["ffn_gate"], entry) if "ffn_gate" in inside else entry.chunk(2, dim=-1)
+    if gate.numel() != wrote.numel():
+        return None
+    wrote, gate = wrote.reshape(gate.shape).double(), gate.double()
+    misses = {name: float((phi(gate) * factor - wrote).square().mean()) for name, phi in KNOWN.items()}
+    best = min(misses, key=lambda name: misses[name])
+    return best if misses[best] < NEAR**2 * float(wrote.square().mean()) else None
+
+
+def _of_torch(function: Any) -> str:
+    """Of an activation that torch was given as a function or a module."""
+    name = getattr(function, "__name__", type(function).__name__).lower()
+    if name not in TORCH_ACTIVATIONS or getattr(function, "approximate", "none") not in ("none", "tanh"):
+        raise ModelError(
+            f"the activation must be a function or module of torch that is known here"
+            f" ({', '.join(TORCH_ACTIVATIONS)}), got {function!r}"
+        )
+    return name
+
+
+def experts_of(config: Any, sizes: Sizes, router_std: float, unsaid: list[str]) -> Experts:
+    """Mixtral renormalises the gates of the chosen experts; Qwen3-MoE only if its configuration says so."""
+    top_k = next((value for key in CHOSEN if isinstance(value := getattr(config, key, None), int)), None)
+    if top_k is None:
+        raise ModelError("how many experts a token chooses was not found in the configuration; say it with ffn=")
+    factor = getattr(config, "routed_scaling_factor", 1.0) or 1.0
+    shared = sizes.shared // sizes.hidden if sizes.shared else 0
+    if sizes.shared and sizes.shared % sizes.hidden:
+        unsaid.append(f"shared experts of {sizes.shared} hidden units, where routed ones have {sizes.hidden}")
+    return Experts(
+        count=sizes.routed,
+        top_k=top_k,
+        router_std=router_std,
+        softmax="after" if getattr(config, "norm_topk_prob", True) else "before",
+        shared=shared,
+        gain=None if factor == 1 else float(factor),
+    )
+
+
+def inner_norms(block: nn.Module) -> tuple[str, ...]:
+    """Inner projections that pass a norm."""
+    paths = [path for path, part in block.named_modules() if is_norm(part) or "norm" in path.rpartition(".")[2]]
+    ends = {
+        "query": ("q_norm", "query_norm", "q_layernorm", "query_layernorm"),
+        "key": ("k_norm", "key_norm", "k_layernorm", "key_layernorm"),
+    }
+    return tuple(sorted(name for name, known in ends.items() if any(path.endswith(known) for path in paths)))
+
+
+def logit_factor(block: nn.Module, core: Core | None, plain: float | None) -> float:
+    """The factor on the logits, times the square root of the width of a head: 1 as a rule.
+
+    `plain` is the root mean square of queries as their matrix makes them, if no norm follows: OPT's kind scales them.
+    """
+    for part in block.modules():
+        own = getattr(part, "scaling", None)
+        size = next(
+            (s for n in ("head_dim", "head_size", "attention_head_size") if (s := getattr(part, n, None))), None
+        )
+        if isinstance(own, float) and isinstance(size, int) and core is None:
+            return own * math.sqrt(size)
+    if core is not None and plain:
+        before, usual = float(core.query.float().square().mean().sqrt()) / plain, core.size**-0.5
+        if abs(math.log(before / usual)) < 0.05:
+            return core.scale  # times 1 / sqrt(size), times sqrt(size)
+    return 1.0 if core is None else core.scale * math.sqrt(core.size)
+
+
+def turned(inside: Mapping[str, Tensor], core: Core | None) -> float | None:
+    """The share of coordinates of the last token's queries that positions have turned; None where it was not seen."""
+    if core is None or "query" not in inside or inside["query"].numel() != core.query.numel():
+        return None
+    after = core.query[0].transpose(-2, -3)  # (tokens, heads, size)
+    before = inside["query"].reshape(after.shape)
+    last = before[-1] * (after[-1].norm(dim=-1) / before[-1].norm(dim=-1))[:, None]
+    moved = (after[-1] - last).abs() > 1e-4 * last.abs().mean()
+    return float(moved.float().mean())
+
+
+def rope_of(config: Any, at: int, share: float | None, unsaid: list[str]) -> float | None:
+    """Base of the rotary positions of a block, if there are any and they turn whole heads.
+
+    `share` is how much of the heads was seen to be turned.
+    """
+    given = getattr(config, "rope_parameters", None) or {}
+    kinds = getattr(config, "layer_types", None)
+    if kinds and at < len(kinds) and isinstance(given.get(kinds[at]), dict):
+        given = given[kinds[at]]
+    if share == 0.0 or (share is None and not given):
+        return None
+    whole = given.get("rope_type", "default") == "default" and given.get("partial_rotary_factor", 1.0) == 1.0
+    if not whole or "rope_theta" not in given:
+        unsaid.append("rotary positions of parts of the heads, or rescaled ones")
+        return None
+    return float(given["rope_theta"])

@@ -20,8 +20,9 @@ from propagate.tracing.find import Blocks, blocks_of, unwrapped
 from propagate.tracing.gains import Sizes, gains_of, router_std, rows_of, sizes_of
 from propagate.tracing.layers import GATED, output_rms
 from propagate.tracing.layout import Axes
-from propagate.tracing.probe import Seen, inputs_for, is_centred, probed, rule
+from propagate.tracing.probe import Seen, inputs_for, probed, rule
 from propagate.tracing.recheck import misses
+from propagate.tracing.sums import is_centred
 from propagate.tracing.unread import unread
 from propagate.tracing.wiring import placement_of
 

@@ -23,7 +23,8 @@ from propagate.theory.gaussian.activations import ACTIVATIONS, Activation, gated
 from propagate.theory.gaussian.softmax import softmax_averages
 from propagate.theory.pairs.moments import Moments
 from propagate.theory.pairs.sublayers import attention, ffn
-from propagate.theory.reading.blocks import Applied, Block, Tape, alone, read
+from propagate.theory.reading.blocks import Applied, MomentAlgebra, alone, read
+from propagate.theory.reading.reader import Block
 
 q, gamma, T, gain = sp.symbols("q gamma T g", positive=True)
 c, rho = sp.symbols("c rho", real=True)
@@ -199,11 +200,11 @@ def test_ffn_is_the_proved_one(name: str) -> None:
 
 def test_norm_and_residual_sum_are_the_proved_ones() -> None:
     """alpha x + Attn(x), and a norm after it, read off the theory's tape."""
-    tape = Tape()
     sublayer = attention(T, sp.Integer(0), Gains(attention_out=gain))
     layer = Model("postnorm", depth=3).at(2)
-    block = Block(2, 3, False, False, tape, layer, lambda _, x: Applied(*sublayer(x, frozenset())))
-    found = read(lambda x: block.norm(alpha * x + block.attention(x)), tape, alone(STREAM))
+    algebra = MomentAlgebra(lambda _, x: Applied(*sublayer(x, frozenset())))
+    block = Block(2, 3, False, False, layer, algebra)
+    found = read(lambda x: block.norm(alpha * x + block.attention(x)), algebra, alone(STREAM))
     ((out,),), ((back_to_input,),) = found.output.joint, found.pull(alone(GRADIENT).joint)
     total = PROVED_STREAM.scaled(alpha**2) + maps.uniform_attention(PROVED_STREAM, gain**2, T)
     back = maps.norm_backward(PROVED_GRADIENT, total.variance)

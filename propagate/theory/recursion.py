@@ -24,7 +24,8 @@ from propagate.theory.gaussian.functions import Scalar
 from propagate.theory.legend import LEGEND, about
 from propagate.theory.pairs import gates
 from propagate.theory.pairs.moments import Combination, Joint, Moments, correlated, joint_moments
-from propagate.theory.reading.blocks import Applied, Block, Stream, Tape
+from propagate.theory.reading.blocks import Applied, MomentAlgebra
+from propagate.theory.reading.reader import Block, Stream, Tape
 from propagate.theory.tidy import tidy, unnamed
 from propagate.theory.tokens.apply import Setting, apply
 
@@ -205,7 +206,8 @@ def _recursion(model: Model, logit_std: float | str, index: int | None, depth: i
         definitions.clear()
         joint = _symbols(FORWARD, streams)
         entered = correlated(joint)
-        sources = [Stream(Combination.of(atom), block.tape) for atom in entered]
+        tape: Tape[Combination] = Tape()
+        sources = [Stream(Combination.of(atom), tape) for atom in entered]
         outputs, after = split(equations.block(join(sources, layout), block), Stream)
     except TypeError as error:  # SymPy's, when an equation asks whether a symbol is less than another
         if "truth value of Relational" not in str(error):
@@ -217,18 +219,17 @@ def _recursion(model: Model, logit_std: float | str, index: int | None, depth: i
     left = joint_moments([output.value for output in outputs])
     cotangents = _symbols(BACKWARD, streams)
     arriving = [Combination.of(atom) for atom in correlated(cotangents)]
-    back = joint_moments(block.tape.pull(outputs, arriving, sources))
+    back = joint_moments([g or Combination({}) for g in tape.pull(outputs, arriving, sources)])
     pairs = [*_pairs(joint, left), *_numbers(layout, after), *_pairs(cotangents, back)]
     arguments, results = tuple(a for a, _ in pairs), tuple(_primed(*pair) for pair in pairs)
     return Recursion(tuple(definitions), arguments, results, experts, about(logit_std, experts))
 
 
-def _entering(placement: Placement, block: Block) -> tuple[Layout, int]:
+def _entering(placement: Placement, block: Block[Combination]) -> tuple[Layout, int]:
     """What enters a block, as `embed` makes it: where streams stand, with symbols for numbers, and how many streams."""
     ((plain,),) = _symbols(FORWARD, 1)
     (token,) = correlated(((plain,),))
-    streams, layout = split(placement.embed(Stream(Combination.of(token), block.tape), block), Stream)
-    block.tape.steps.clear()
+    streams, layout = split(placement.embed(Stream(Combination.of(token), Tape()), block), Stream)
     if layout is None:
         return None, 1
     number = itertools.count(1)
@@ -283,7 +284,7 @@ def _block(
     definitions: list[Any],
     given_index: int | None,
     given_depth: int | None,
-) -> Block:
+) -> Block[Combination]:
     import sympy
 
     index = _symbol("l") if given_index is None else sympy.Integer(given_index)
@@ -297,17 +298,13 @@ def _block(
     beside = any(call.verb == "experts" for call in outline(model.equations, model.depth, given_index or 2))
     layer = layer_of(replace(parts, attention=attention), gains, model.width, tokens, model.normed, beside=beside)
     setting = Setting(model.width, tokens, layer.norm, head_size=math.inf)
-    return Block(
-        index=index,
-        depth=depth,
-        first=given_index == 1,
-        last=given_index is not None and given_index == given_depth,
-        tape=Tape(),
-        layer=layer,
-        apply_map=partial(_named_map, itertools.count(1), definitions, setting),
+    algebra = MomentAlgebra(
+        partial(_named_map, itertools.count(1), definitions, setting),
         norm_scale=partial(_norm_scale, itertools.count(1), definitions),
         uneven=model.uneven,
     )
+    last = given_index is not None and given_index == given_depth
+    return Block(index, depth, given_index == 1, last, layer, algebra)
 
 
 def _named_map(

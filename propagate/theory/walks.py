@@ -12,9 +12,10 @@ import numpy as np
 from propagate.model import Model
 from propagate.sublayers import FFN, Sublayer
 from propagate.theory.pairs import elementwise as pairs
-from propagate.theory.pairs.moments import Moments
-from propagate.theory.reading.blocks import Applied, Block, NotExchangeable, Tape
+from propagate.theory.pairs.moments import Combination, Moments
+from propagate.theory.reading.blocks import Applied, MomentAlgebra, NotExchangeable
 from propagate.theory.reading.network import Path, propagate_moments
+from propagate.theory.reading.reader import Block
 from propagate.theory.tokens import elementwise as grams
 from propagate.theory.tokens.apply import Setting, apply, attention_of, norm_scale
 from propagate.theory.tokens.experts import ROUTERS
@@ -104,7 +105,7 @@ def block_of(
     samples: int = 0,
     group: int = 0,
     resolved: bool = False,
-) -> Block:
+) -> Block[Combination]:
     """The block a placement's equations see at `index`: 0 for the embedding, depth + 1 for the readout."""
     layer, drawn = model.at(index), itertools.count()
     setting = Setting(model.width, model.tokens, layer.norm, head_size, samples)
@@ -116,19 +117,15 @@ def block_of(
             raise NotExchangeable
         return Applied(*apply(description, x, setting))
 
-    return Block(
-        index=index,
-        depth=model.depth,
-        first=index == 1,
-        last=index == model.depth,
-        tape=Tape(exact=exact or model.uneven),
-        layer=layer,
-        apply_map=apply_map,
+    algebra = MomentAlgebra(
+        apply_map,
         norm_scale=partial(norm_scale, layer.norm),
         tanh_map=grams.tanh if resolved else pairs.tanh,
         dropout=model.dropout,
         uneven=model.uneven,
+        exact=exact or model.uneven,
     )
+    return Block(index, model.depth, index == 1, index == model.depth, layer, algebra)
 
 
 def groups_of(model: Model, samples: int | None) -> list[Group]:

@@ -21,14 +21,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from propagate.layers import Layer
 from propagate.model import Model
-from propagate.sublayers import FFN, Sublayer
+from propagate.sublayers import FFN, Attention, Sublayer
 from propagate.theory.finite.responses import (
     COTANGENT,
     STATE,
@@ -55,115 +55,51 @@ from propagate.theory.gaussian.softmax import softmax_averages
 from propagate.theory.pairs.moments import Moments
 from propagate.theory.reading.blocks import Applied
 from propagate.theory.reading.network import Path
-from propagate.theory.reading.tape import sent_back
+from propagate.theory.reading.reader import Block, Made, Stream, Tape
 from propagate.theory.tokens.apply import Setting, apply
 
 RESIDUE = 1e-6  # spreads below it are what finite differences leave of zero
 
 
-Pull = Callable[[Terms], Terms]
-
-
-@dataclass(eq=False)
-class Tape:
-    """The steps of one block, as in `blocks.Tape`."""
-
-    noise: Noise
-    steps: list[tuple[Stream, Stream, Pull]] = field(default_factory=list)
-
-    def record(self, terms: Terms, *sources: tuple[Stream, Pull]) -> Stream:
-        stream = Stream(terms, self)
-        self.steps.extend((stream, source, pull) for source, pull in sources)
-        return stream
-
-    def pull(self, output: Stream, cotangent: Terms, source: Stream) -> Terms:
-        """The cotangent at `source`, from the one at `output`."""
-        return sent_back(self.steps, [(output, cotangent)], _sum)[source]
-
-
-def _sum(one: Terms, other: Terms) -> Terms:
-    total = dict(one)
-    for atom, coefficient in other.items():
-        total[atom] = total[atom] + coefficient if atom in total else coefficient
-    return total
-
-
-@dataclass(eq=False, slots=True)
-class Stream:
-    """A linear combination of atoms, with the arithmetic that placements use."""
-
-    terms: Terms
-    tape: Tape
-
-    def __add__(self, other: Stream) -> Stream:
-        return self.tape.record(_sum(self.terms, other.terms), (self, lambda g: g), (other, lambda g: g))
-
-    def __radd__(self, zero: int) -> Stream:
-        """`sum` of streams begins with 0."""
-        return self if zero == 0 else NotImplemented
-
-    def __neg__(self) -> Stream:
-        return self * -1
-
-    def __sub__(self, other: Stream) -> Stream:
-        return self + -other
-
-    def __mul__(self, factor: Any) -> Stream:
-        scale = factor if isinstance(factor, Response) else float(factor)
-
-        def scaled(terms: Terms) -> Terms:
-            return {atom: coefficient * scale for atom, coefficient in terms.items()}
-
-        return self.tape.record(scaled(self.terms), (self, scaled))
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, divisor: float) -> Stream:
-        return self.__mul__(1 / divisor)
-
-
 @dataclass(frozen=True, slots=True)
-class Block:
-    """What a placement's equations see, as far as `covered` lets them."""
+class EnergyAlgebra:
+    """What norms and sublayers do to energies that respond to noise, as far as `covered` lets them."""
 
     model: Model
-    index: int
-    first: bool
-    last: bool
-    tape: Tape
     layer: Layer
+    noise: Noise
 
-    @property
-    def depth(self) -> int:
-        return self.model.depth
-
-    def norm(self, x: Stream) -> Stream:
-        energies, tokens = self.tape.noise.energies(x.terms), self.model.tokens
+    def norm(self, x: Terms) -> Made[Terms]:
+        energies, tokens = self.noise.energies(x), self.model.tokens
         scale = ((energies.mean + energies.deviation * float(tokens - 1)) * (1 / tokens)).power(-0.5)
-        scaled: Stream = x.__mul__(scale)
-        return scaled
+        return x * scale, lambda g: g * scale
 
-    def attention(self, x: Stream) -> Stream:
-        return self._branch(x, self.layer.attention, self._attention_forward, self._attention_backward)
+    def sublayer(self, verb: str, description: Sublayer, x: Terms) -> Made[Terms]:
+        if isinstance(description, Attention):
+            return self._branch(x, description, self._attention_forward, self._attention_backward)
+        return self._branch(x, description, self._ffn_forward, self._ffn_backward)
 
-    def ffn(self, x: Stream) -> Stream:
-        return self._branch(x, self.layer.ffn, self._ffn_forward, self._ffn_backward)
+    def tanh(self, x: Terms) -> NoReturn:
+        raise NotImplementedError("covered refuses it")
+
+    def std(self, x: Terms) -> NoReturn:
+        raise NotImplementedError("covered refuses it")
 
     def _branch(
         self,
-        x: Stream,
+        x: Terms,
         description: Sublayer,
         forward_noise: Callable[[Moments], tuple[Array, Array]],
         backward_noise: Callable[[Moments, Moments], tuple[Array, Array]],
-    ) -> Stream:
+    ) -> Made[Terms]:
         """The noise is given as relative covariances: of its Gaussian matrices, and of its units, which meet again."""
-        noise, tokens = self.tape.noise, self.model.tokens
+        noise, tokens = self.noise, self.model.tokens
         setting = Setting(self.model.width, tokens, self.layer.norm)
 
         def sublayer(m: Moments) -> Applied:
             return Applied(*apply(description, m, setting))
 
-        entered = noise.energies(x.terms)
+        entered = noise.energies(x)
         at = to_moments(entered.mean.value, entered.deviation.value, tokens)
         gaussian, units = forward_noise(at)
         sources, root = noise.fresh(), root_of(units)
@@ -183,18 +119,18 @@ class Block:
             again = both[2:, :2] @ np.linalg.pinv(root.T)  # as far as the forward noise of the units is met again
             rest = root_of(both[2:, 2:] - again @ again.T)
             parts = ((root_of(gaussian), noise.fresh()), (again, sources), (rest, noise.fresh()))
-            return {Atom(noise.added(sent, *parts)): Response(1.0)}
+            return Terms({Atom(noise.added(sent, *parts)): Response(1.0)})
 
-        return self.tape.record({Atom(output): Response(1.0)}, (x, pull))
+        return Terms({Atom(output): Response(1.0)}), pull
 
     def _ffn_forward(self, x: Moments) -> tuple[Array, Array]:
-        model, noise, ffn = self.model, self.tape.noise, self._ffn
+        model, noise, ffn = self.model, self.noise, self._ffn
         variance = rounded(float(ffn.in_gain) ** 2 * x.variance)
         units = hidden_forward(ffn.activation, model.tokens, variance, self._distinct(x))
         return noise.gaussian(model.width), units / ffn.units
 
     def _ffn_backward(self, x: Moments, g: Moments) -> tuple[Array, Array]:
-        model, noise, ffn = self.model, self.tape.noise, self._ffn
+        model, noise, ffn = self.model, self.noise, self._ffn
         variance = rounded(float(ffn.in_gain) ** 2 * x.variance)
         units = hidden_backward(ffn.activation, model.tokens, variance, self._distinct(x), self._distinct(g))
         return noise.gaussian(model.width), units / ffn.units
@@ -206,7 +142,7 @@ class Block:
 
     def _attention_forward(self, x: Moments) -> tuple[Array, Array]:
         """The output matrix, the value matrix (whose two energies attention mixes) and the heads."""
-        model, noise = self.model, self.tape.noise
+        model, noise = self.model, self.noise
         gaussian = noise.gaussian(model.width)
         if model.tokens == 1:
             return 2 * gaussian, np.zeros((2, 2))
@@ -222,7 +158,7 @@ class Block:
         return gaussian + mixing @ gaussian @ mixing.T, heads
 
     def _attention_backward(self, x: Moments, g: Moments) -> tuple[Array, Array]:
-        model, gaussian = self.model, self.tape.noise.gaussian(self.model.width)
+        model, gaussian = self.model, self.noise.gaussian(self.model.width)
         if model.tokens == 1:
             return 2 * gaussian, np.zeros((4, 4))
         return 2 * gaussian, heads_backward(
@@ -321,12 +257,15 @@ def _read(
     g: Moments,
 ) -> Reading:
     noise = Noise(model.width, model.tokens)
-    block = Block(model, index, index == 1, index == model.depth, Tape(noise), model.at(index))
-    source = Stream({Atom(_seeded(x, STATE, model.tokens)): Response(1.0)}, block.tape)
+    layer, tape = model.at(index), Tape[Terms]()
+    block = Block(index, model.depth, index == 1, index == model.depth, layer, EnergyAlgebra(model, layer, noise))
+    source = Stream(Terms({Atom(_seeded(x, STATE, model.tokens)): Response(1.0)}), tape)
     output = equations(source, block)
-    left = noise.energies(output.terms)
-    cotangent: Terms = {Atom(_seeded(g, COTANGENT, model.tokens)): Response(1.0)}
-    back = noise.energies(block.tape.pull(output, cotangent, source))
+    left = noise.energies(output.value)
+    cotangent = Terms({Atom(_seeded(g, COTANGENT, model.tokens)): Response(1.0)})
+    (arrived,) = tape.pull([output], [cotangent], [source])
+    assert isinstance(arrived, Terms)
+    back = noise.energies(arrived)
     count = next(noise.sources)
     forward, backward = _matrix(left, count), _matrix(back, count)
     split = COTANGENT[-1] + 1

@@ -16,15 +16,16 @@ The result is a mean over samples, with its standard error; draws are the same i
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from propagate.model import Model
 from propagate.placement import Layout, join, split
 from propagate.scaling import Gains
+from propagate.sublayers import Attention, Sublayer
 from propagate.theory.finite.covered import has_tanh
 from propagate.theory.finite.perturbation import (
     COORDINATES,
@@ -41,80 +42,33 @@ from propagate.theory.finite.perturbed_attention import attention, matrix_of, mo
 from propagate.theory.finite.perturbed_dropout import dropout
 from propagate.theory.finite.perturbed_ffn import ffn
 from propagate.theory.finite.perturbed_tanh import tanh
-from propagate.theory.reading.tape import sent_back
-
-Cotangent = Any
-"""Vectors, or for a stream with directions of its own a `Returned`."""
-Pull = Callable[[Cotangent], Cotangent]
-
-
-@dataclass(eq=False)
-class Tape:
-    """The steps of one block, as in `blocks.Tape`."""
-
-    steps: list[tuple[Stream, Stream, Pull]] = field(default_factory=list)
-
-    def record(self, x: Array, *sources: tuple[Stream, Pull], apart: bool = False) -> Stream:
-        stream = Stream(x, self, apart)
-        self.steps.extend((stream, source, pull) for source, pull in sources)
-        return stream
-
-    def pull(
-        self, outputs: Sequence[Stream], cotangents: Sequence[Cotangent], sources: Sequence[Stream]
-    ) -> list[Array]:
-        """The cotangents at `sources`, from those at `outputs`."""
-        arrived = sent_back(self.steps, zip(outputs, cotangents, strict=True), _sum)
-        return [arrived[source] if source in arrived else 0 * source.x for source in sources]
-
-
-def _sum(x: Cotangent, y: Cotangent) -> Cotangent:
-    if isinstance(x, Returned):
-        return x + y
-    size = max(x.shape[-1], y.shape[-1])
-    return padded(x, size) + padded(y, size)
-
-
-@dataclass(eq=False, slots=True)
-class Stream:
-    """Vectors (evaluations, tokens, directions), with the arithmetic that placements use.
-
-    Attributes:
-        x: the vectors.
-        tape: of the block.
-        apart: whether they lie along directions of their own, as many as tokens, in place of the block's frame.
-    """
-
-    x: Array
-    tape: Tape
-    apart: bool = False
-    __array_ufunc__: ClassVar[None] = None  # an array times a stream is the stream's business
-
-    def __add__(self, other: Stream) -> Stream:
-        return self.tape.record(_sum(self.x, other.x), (self, lambda g: g), (other, lambda g: g))
-
-    def __radd__(self, zero: int) -> Stream:
-        """`sum` of streams begins with 0."""
-        return self if zero == 0 else NotImplemented
-
-    def __neg__(self) -> Stream:
-        return self * -1
-
-    def __sub__(self, other: Stream) -> Stream:
-        return self + -other
-
-    def __mul__(self, factor: Any) -> Stream:
-        scale = factor if isinstance(factor, np.ndarray) else float(factor)
-        return self.tape.record(self.x * scale, (self, lambda g: g * scale), apart=self.apart)
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, divisor: Any) -> Stream:
-        return self.__mul__(1 / divisor)
+from propagate.theory.reading.reader import Block, Made, Stream, Tape
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """What a placement's equations see, as far as `covered` lets them.
+class Vectors:
+    """What a stream, or a cotangent, is in all evaluations: (evaluations, tokens, directions).
+
+    Attributes:
+        x: the vectors.
+        apart: whether they lie along directions of their own, as many as tokens, in place of the block's frame; the
+            cotangents of such a stream are `Returned`.
+    """
+
+    x: Array
+    apart: bool = False
+
+    def __add__(self, other: Vectors) -> Vectors:
+        size = max(self.x.shape[-1], other.x.shape[-1])
+        return Vectors(padded(self.x, size) + padded(other.x, size))
+
+    def __mul__(self, factor: Any) -> Vectors:
+        return Vectors(self.x * (factor if isinstance(factor, np.ndarray) else float(factor)), self.apart)
+
+
+@dataclass(frozen=True, slots=True)
+class VectorAlgebra:
+    """What norms and sublayers do to vectors, as far as `covered` lets them.
 
     Attributes:
         constant: the vector that a LayerNorm removes.
@@ -123,29 +77,22 @@ class Block:
 
     model: Model
     index: int
-    first: bool
-    last: bool
-    tape: Tape
     frame: Frame
     gains: Gains
     constant: Array | None
     calls: Iterator[int] | None
 
-    @property
-    def depth(self) -> int:
-        return self.model.depth
-
-    def norm(self, x: Stream) -> Stream:
+    def norm(self, x: Vectors) -> Made[Vectors]:
         centred = self._centred(x.x)
         scale = 1 / np.sqrt((centred**2).sum(axis=-1, keepdims=True))
         y = centred * scale
 
-        def pull(g: Array) -> Array:
-            size = max(y.shape[-1], g.shape[-1])
-            along, g = padded(y, size), padded(g, size)
-            return self._centred(scale * (g - along * (g * along).sum(axis=-1, keepdims=True)))
+        def pull(cotangent: Vectors) -> Vectors:
+            size = max(y.shape[-1], cotangent.x.shape[-1])
+            along, g = padded(y, size), padded(cotangent.x, size)
+            return Vectors(self._centred(scale * (g - along * (g * along).sum(axis=-1, keepdims=True))))
 
-        return self.tape.record(y, (x, pull))
+        return Vectors(y), pull
 
     def _centred(self, x: Array) -> Array:
         if self.constant is None:
@@ -153,44 +100,47 @@ class Block:
         along = padded(self.constant, x.shape[-1])
         return np.asarray(x - (x @ along.swapaxes(1, 2)) @ along)
 
-    def attention(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
-        inside = self.model.inner_norms("attention", normed)
-        name = None if self.calls is None else (self.index, next(self.calls))
-        return self._branch(x, lambda entering: attention(self.model, self.gains, inside, name, self.frame, entering))
+    def sublayer(self, verb: str, description: Sublayer, x: Vectors) -> Made[Vectors]:
+        inside = frozenset(getattr(description, "normed", ()))
+        if isinstance(description, Attention):
+            name = None if self.calls is None else (self.index, next(self.calls))
+            return self._branch(x, lambda at: attention(self.model, self.gains, inside, name, self.frame, at))
+        return self._branch(x, lambda at: ffn(self.model, self.gains, inside, self.frame, at))
 
-    def ffn(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
-        inside = self.model.inner_norms("ffn", normed)
-        return self._branch(x, lambda entering: ffn(self.model, self.gains, inside, self.frame, entering))
-
-    def _branch(self, x: Stream, sublayer: Callable[[Array], tuple[Array, Callable[[Array], Returned]]]) -> Stream:
+    def _branch(
+        self, x: Vectors, sublayer: Callable[[Array], tuple[Array, Callable[[Array], Returned]]]
+    ) -> Made[Vectors]:
         if x.apart:
             y, returned = sublayer(x.x)
-            return self.tape.record(y, (x, returned))
+            return Vectors(y), lambda g: returned(g.x)
         lower, span = factored(x.x)
         y, pull = sublayer(lower)
-        return self._dropped(self.tape.record(y, (x, lambda g: pull(g).vectors(self.frame, span))))
-
-    def tanh(self, x: Stream) -> Stream:
-        y, pull = tanh(self.frame, x.x)
-        return self.tape.record(y, (x, pull), apart=True)
-
-    def _dropped(self, x: Stream) -> Stream:
         if self.model.dropout == 0:
-            return x
-        y, pull = dropout(self.model.dropout, self.frame, x.x)
-        return self.tape.record(y, (x, pull))
+            return Vectors(y), lambda g: Vectors(pull(g.x).vectors(self.frame, span))
+        y, pull_dropout = dropout(self.model.dropout, self.frame, y)
+        return Vectors(y), lambda g: Vectors(pull(pull_dropout(g.x)).vectors(self.frame, span))
 
-    def std(self, x: Stream) -> Array:
+    def tanh(self, x: Vectors) -> Made[Vectors]:
+        y, pull = tanh(self.frame, x.x)
+        return Vectors(y, apart=True), lambda returned: Vectors(pull(returned))
+
+    def std(self, x: Vectors) -> Array:
         return np.asarray(np.sqrt((x.x**2).sum(axis=(-1, -2), keepdims=True) / self.model.tokens))
 
 
 class Done(NamedTuple):
     """A block that was run forward, until the cotangent comes back."""
 
-    block: Block
-    entered: list[Stream]
-    left: list[Stream]
+    tape: Tape[Vectors]
+    frame: Frame
+    entered: list[Stream[Vectors]]
+    left: list[Stream[Vectors]]
     span: Array
+
+    def pull(self, arriving: list[Any]) -> list[Array]:
+        """The cotangents at the streams that entered."""
+        back = self.tape.pull(self.left, arriving, self.entered)
+        return [0 * x.value.x if g is None else g.x for g, x in zip(back, self.entered, strict=True)]
 
 
 class Grams(NamedTuple):
@@ -223,17 +173,17 @@ def evaluated(model: Model, noise: Noise, start: Array, cotangent: Array, *, thr
         done.append(found)
         several = len(found.left) > 1 or several
         if index <= model.depth:
-            forward.append([inner(stream.x, stream.x) for stream in found.left])
-    readout = inner(done[-1].left[0].x, done[-1].left[0].x)
+            forward.append([inner(stream.value.x, stream.value.x) for stream in found.left])
+    readout = inner(done[-1].left[0].value.x, done[-1].left[0].value.x)
     if not (several or through_readout):
         done.pop()
     arriving = [_entering(cotangent, done[-1])]
-    backward = [] if len(done) == model.depth + 2 else [[inner(g, g) for g in arriving]]
+    backward = [] if len(done) == model.depth + 2 else [[inner(g.x, g.x) for g in arriving if isinstance(g, Vectors)]]
     for before, found in zip(done[-2::-1], done[:0:-1], strict=True):
-        back = found.block.tape.pull(found.left, arriving, found.entered)
+        back = found.pull(arriving)
         backward.append([inner(g, g) for g in back])
-        arriving = _handed_on(back, found, before)
-    back = done[0].block.tape.pull(done[0].left, arriving, done[0].entered)
+        arriving = [*_handed_on(back, found, before, tokens)]
+    back = done[0].pull(arriving)
     return Grams(forward, backward[::-1], readout, inner(back[0], back[0]))
 
 
@@ -243,18 +193,19 @@ def _forward(
     placement, tokens = model.equations, model.tokens
     equations = {0: placement.embed, model.depth + 1: placement.readout}.get(index, placement.block)
     count = rows.shape[1] - (model.norm == "layer")
-    tape = Tape()
+    tape: Tape[Vectors] = Tape()
     constant = rows[:, count:] if model.norm == "layer" else None
     gains = model.gains(max(index, 1))
     calls = None if alike else itertools.count()
-    block = Block(model, index, index == 1, index == model.depth, tape, frame, gains, constant, calls)
-    entered = [Stream(rows[:, i : i + tokens], tape) for i in range(0, count, tokens)]
+    algebra = VectorAlgebra(model, index, frame, gains, constant, calls)
+    block = Block(index, model.depth, index == 1, index == model.depth, model.at(index), algebra)
+    entered = [Stream(Vectors(rows[:, i : i + tokens]), tape) for i in range(0, count, tokens)]
     left, layout = split(equations(join(entered, layout), block), Stream)
     if index > model.depth:  # nothing is handed on
-        return Done(block, entered, list(left), rows), layout, rows
-    kept = [stream.x for stream in left] + ([] if constant is None else [constant])
+        return Done(tape, frame, entered, list(left), rows), layout, rows
+    kept = [stream.value.x for stream in left] + ([] if constant is None else [constant])
     lower, span = factored(np.concatenate([frame.padded(x) for x in kept], axis=1))
-    return Done(block, entered, list(left), span), layout, lower
+    return Done(tape, frame, entered, list(left), span), layout, lower
 
 
 def is_exchangeable(gram: Array) -> bool:
@@ -267,23 +218,23 @@ def is_exchangeable(gram: Array) -> bool:
     return bool(np.allclose(gram, matrix_of(moments_of(gram), len(gram)), rtol=1e-9, atol=0.0))
 
 
-def _entering(cotangent: Array, last: Done) -> Cotangent:
+def _entering(cotangent: Array, last: Done) -> Vectors | Returned:
     """A cotangent of this Gram matrix, at the one stream that leaves a block."""
-    frame, factor, tokens = last.block.frame, root(cotangent), len(cotangent)
-    if not last.left[0].apart:
-        return factor @ frame.isometry(tokens)
+    frame, factor, tokens = last.frame, root(cotangent), len(cotangent)
+    if not last.left[0].value.apart:
+        return Vectors(factor @ frame.isometry(tokens))
     shape = 2 * frame.noise.pairs + 1, tokens, tokens
     return Returned(np.broadcast_to(factor, shape), np.zeros(shape), isotropic=True)
 
 
-def _handed_on(back: list[Array], found: Done, before: Done) -> list[Array]:
+def _handed_on(back: list[Array], found: Done, before: Done, tokens: int) -> list[Vectors]:
     """Cotangents in the frame of the block before: known along its output, isotropic elsewhere."""
     size = max(g.shape[-1] for g in back)
     rows = np.concatenate([padded(g, size) for g in back], axis=1)
     known, count = before.span.shape[1], rows.shape[1]
     lower, elsewhere = factored(np.concatenate([rows[..., known:], np.zeros((*rows.shape[:2], count))], axis=-1))
-    behind, frame, tokens = found.block.frame, before.block.frame, before.block.model.tokens
+    behind, frame = found.frame, before.frame
     of_elsewhere = behind.seen(np.concatenate([0 * rows[..., :known], elsewhere[..., : size - known]], axis=-1))
     along = rows[..., :known] @ before.span
     g = lower @ frame.isometry(count, without=before.span, coordinates=of_elsewhere) + frame.padded(along)
-    return [g[:, i : i + tokens] for i in range(0, count, tokens)]
+    return [Vectors(g[:, i : i + tokens]) for i in range(0, count, tokens)]

@@ -76,7 +76,24 @@ class Atom:
         self.energies = energies
 
 
-Terms = dict[Atom, Response]
+class Terms(dict[Atom, Response]):
+    """A linear combination of atoms: what a stream of fluctuating energies is made of.
+
+    Example: an atom of energies 1 and 2, times 3.
+        >>> atom = Atom(Energies(Response(1.0), Response(2.0)))
+        >>> (Terms({atom: Response(1.0)}) * 3.0 + Terms({atom: Response(0.5)}))[atom].value
+        3.5
+    """
+
+    def __add__(self, other: Terms) -> Terms:
+        total = Terms(self)
+        for atom, coefficient in other.items():
+            total[atom] = total[atom] + coefficient if atom in total else coefficient
+        return total
+
+    def __mul__(self, factor: Response | float) -> Terms:
+        scale = factor if isinstance(factor, Response) else float(factor)
+        return Terms({atom: coefficient * scale for atom, coefficient in self.items()})
 
 
 @dataclass(eq=False)

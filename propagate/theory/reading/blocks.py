@@ -6,22 +6,20 @@ joint moments, and cost grows linearly with depth.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from operator import add, methodcaller
-from typing import Any, ClassVar, NamedTuple
+from operator import methodcaller
+from typing import Any, NamedTuple
 
 from propagate.checks import ModelError
-from propagate.layers import Layer
 from propagate.placement import Layout, join, split
 from propagate.sublayers import Sublayer
 from propagate.theory.gaussian.functions import Scalar, sqrt
 from propagate.theory.pairs.elementwise import Split, tanh
 from propagate.theory.pairs.moments import NOTHING, Atom, Combination, Joint, Moments, correlated, joint_moments
 from propagate.theory.pairs.products import Met, Products, behind_elementwise, entering, parts, products
-from propagate.theory.reading.tape import sent_back
+from propagate.theory.reading.reader import Made, Stream, Tape
 
-Pull = Callable[[Combination], Combination]
 ZERO = Combination({})
 
 
@@ -68,183 +66,100 @@ class Call:
     arrived: list[tuple[Any, Any]] = field(default_factory=list)
 
 
-@dataclass(eq=False, slots=True)
-class Tape:
-    """The steps of one block: (a stream, one it was made from, how its cotangent reaches that one), in order.
-
-    `exact` says that the pull must see the very cotangents that arrive, for which two modes do not stand: because of
-    what they lack, or to tell what reaches each matrix.
-    """
-
-    exact: bool = False
-    steps: list[tuple[Stream, Stream, Pull]] = field(default_factory=list)
-    calls: list[Call] = field(default_factory=list)
-
-    def record(self, value: Combination, *sources: tuple[Stream, Pull]) -> Stream:
-        stream = Stream(value, self)
-        for source, pull in sources:
-            self.steps.append((stream, source, pull))
-        return stream
-
-    def pull(
-        self, outputs: Sequence[Stream], cotangents: Sequence[Combination], sources: Sequence[Stream]
-    ) -> list[Combination]:
-        """The cotangents at `sources`, from those at `outputs`."""
-        arrived = sent_back(self.steps, zip(outputs, cotangents, strict=True), add)
-        return [arrived.get(source, ZERO) for source in sources]
-
-
-def _same(cotangent: Combination) -> Combination:
-    return cotangent
-
-
-class Stream:
-    """A stream of moments, with the arithmetic that placements use."""
-
-    __slots__ = ("tape", "value")
-    __array_ufunc__: ClassVar[None] = None  # an array times a stream is the stream's business
-
-    def __init__(self, value: Combination, tape: Tape) -> None:
-        self.value = value
-        self.tape = tape
-
-    def __add__(self, other: Stream) -> Stream:
-        return self.tape.record(self.value + other.value, (self, _same), (other, _same))
-
-    def __radd__(self, zero: int) -> Stream:
-        """`sum` of streams begins with 0."""
-        return self if zero == 0 else NotImplemented
-
-    def __neg__(self) -> Stream:
-        return self * -1
-
-    def __sub__(self, other: Stream) -> Stream:
-        return self + -other
-
-    def __mul__(self, factor: Scalar) -> Stream:
-        return self.tape.record(self.value * factor, (self, lambda cotangent: cotangent * factor))
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, divisor: Scalar) -> Stream:
-        return self.__mul__(1 / divisor)
-
-
 @dataclass(frozen=True, slots=True)
-class Block:
-    """What a placement's equations see: the sublayers, the norm, and where in the network they are.
+class MomentAlgebra:
+    """What norms and sublayers do to linear combinations of atoms, whose second moments they map.
 
     RMSNorm and LayerNorm of a stream act alike in this limit: both divide by the root of the variance, because every
     branch's output has mean zero over coordinates. Only inside an FFN, where activations have a mean, do they differ.
 
     Attributes:
-        layer: what the block is made of.
         apply_map: what a description in force makes of moments, of the resolution that is being carried.
         norm_scale: what a norm multiplies a stream by, from its moments.
         tanh_map: the hyperbolic tangent of a stream.
         dropout: of the branches' outputs.
         uneven: whether anywhere in the network experts notice what second moments do not hold.
+        exact: whether pulls must see the very cotangents that arrive, for which two modes do not stand: because of what
+            they lack, or to tell what reaches each matrix.
+        calls: the records of the calls made, in order.
     """
 
-    index: Scalar
-    depth: Scalar
-    first: bool
-    last: bool
-    tape: Tape
-    layer: Layer
     apply_map: Callable[[Sublayer, Any], Applied]
     norm_scale: Callable[[Any], Scalar] = methodcaller("norm_scale")
     tanh_map: Callable[[Any], Split] = tanh
     dropout: float = 0.0
     uneven: bool = False
+    exact: bool = False
+    calls: list[Call] = field(default_factory=list)
 
-    def norm(self, x: Stream) -> Stream:
-        moments = x.value.moments()
+    def norm(self, x: Combination) -> Made[Combination]:
+        moments = x.moments()
         scale = self.norm_scale(moments)
-        value = x.value * scale
-        self.tape.calls.append(Call("norm", self.layer.norm, moments, value))
+        value = x * scale
+        self.calls.append(Call("norm", None, moments, value))
         if not self.uneven:
-            return self.tape.record(value, (x, lambda cotangent: cotangent * scale))
+            return value, lambda cotangent: cotangent * scale
         # one direction of very many, which only the gates of experts notice
-        return self.tape.record(value, (x, lambda cotangent: _orthogonal(cotangent * scale, x.value)))
+        return value, lambda cotangent: _orthogonal(cotangent * scale, x)
 
-    def attention(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
-        return self._branch("attention", self.layer.norming(self.layer.attention, normed), x)
-
-    def ffn(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
-        """The dense FFN or, where the placement calls no `experts`, the mixture of experts in its place."""
-        return self._branch("ffn", self.layer.norming(self.layer.ffn, normed), x)
-
-    def experts(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
-        return self._branch("experts", self.layer.norming(self.layer.mixture, normed), x)
-
-    def apply(self, description: Sublayer, x: Stream, normed: Sequence[str] = ()) -> Stream:
-        return self._branch(description.call, self.layer.in_force(description, normed), x)
-
-    def _branch(self, verb: str, description: Sublayer, x: Stream) -> Stream:
-        moments = x.value.moments()
+    def sublayer(self, verb: str, description: Sublayer, x: Combination) -> Made[Combination]:
+        moments = x.moments()
         applied = self.apply_map(description, moments)
-        atom, call = Atom(applied.output), Call(verb, description, moments, ZERO, applied.pull)
-        self.tape.calls.append(call)
+        atom = Atom(applied.output)
+        hands_on = not (isinstance(applied.kept, int | float) and applied.kept == 0)
+        value = Combination.of(atom) + x * applied.kept if hands_on else Combination.of(atom)
+        call = Call(verb, description, moments, self._dropped(value) if self.dropout else value, applied.pull)
+        self.calls.append(call)
+
+        def back(cotangent: Combination) -> Combination:
+            if self.dropout:
+                cotangent = self._dropped(cotangent)
+            arriving = cotangent.moments()
+            if arriving is NOTHING:
+                return ZERO
+            seen: tuple[Any, ...] = ()
+            if applied.through_gates:
+                seen = (parts(products(cotangent, cotangent), atom, x, self._odds),)
+            call.arrived.append((arriving, *(seen or (None,))))
+            sent = Combination.of(Atom(applied.pull(arriving, *seen)))
+            return sent + cotangent * applied.kept if hands_on else sent
+
+        return call.left, back
+
+    def tanh(self, x: Combination) -> Made[Combination]:
+        if not x.gaussian:
+            raise ModelError(
+                "tanh must be of a stream of Gaussian coordinates, but a tanh has gone into this one other than through"
+                " a sublayer's matrices (identity experts hand their input on)"
+            )
+        moments = x.moments()
+        slope, rest, pull, curvature = self.tanh_map(moments)
 
         def back(cotangent: Combination) -> Combination:
             arriving = cotangent.moments()
             if arriving is NOTHING:
                 return ZERO
-            if not applied.through_gates:
-                call.arrived.append((arriving, None))
-                return Combination.of(Atom(applied.pull(arriving)))
-            seen = parts(products(cotangent, cotangent), atom, x.value, self._odds)
-            call.arrived.append((arriving, seen))
-            return Combination.of(Atom(applied.pull(arriving, seen)))
-
-        made = self.tape.record(Combination.of(atom), (x, back))
-        if not (isinstance(applied.kept, int | float) and applied.kept == 0):
-            made = made + x * applied.kept
-        if self.dropout:
-            made = self._dropped(made)
-        call.left = made.value
-        return made
-
-    def tanh(self, x: Stream) -> Stream:
-        if not x.value.gaussian:
-            raise ModelError(
-                "tanh must be of a stream of Gaussian coordinates, but a tanh has gone into this one other than through"
-                " a sublayer's matrices (identity experts hand their input on)"
-            )
-        moments = x.value.moments()
-        slope, rest, pull, curvature = self.tanh_map(moments)
-
-        def pulled(cotangent: Combination) -> Combination:
-            arriving = cotangent.moments()
-            if arriving is NOTHING:
-                return ZERO
             atom = Atom(pull(arriving))
             if self.uneven and curvature is not None:
-                atom.products = {atom: behind_elementwise(x.value, arriving.entries(), *curvature())}
+                atom.products = {atom: behind_elementwise(x, arriving.entries(), *curvature())}
             linear: Combination = cotangent * slope
             return linear + Combination.of(atom)
 
-        value = x.value * slope + Combination.of(Atom(rest, gaussian=False))
-        self.tape.calls.append(Call("tanh", None, moments, value))
-        return self.tape.record(value, (x, pulled))
+        value = x * slope + Combination.of(Atom(rest, gaussian=False))
+        self.calls.append(Call("tanh", None, moments, value))
+        return value, back
 
-    def std(self, x: Stream) -> Scalar:
-        return x.value.moments().std()
+    def std(self, x: Combination) -> Scalar:
+        return x.moments().std()
 
     @property
     def _odds(self) -> Scalar:
         return self.dropout / (1 - self.dropout)
 
-    def _dropped(self, x: Stream) -> Stream:
+    def _dropped(self, x: Combination) -> Combination:
         """Dropout multiplies by masks of mean 1: it adds a stream uncorrelated with all else, also between tokens."""
-        odds = sqrt(self._odds)
-
-        def noisy(value: Combination) -> Combination:
-            moments = value.moments()
-            return value if moments is NOTHING else value + Combination.of(Atom(moments.unshared().times(odds)))
-
-        return self.tape.record(noisy(x.value), (x, noisy))
+        moments = x.moments()
+        return x if moments is NOTHING else x + Combination.of(Atom(moments.unshared().times(sqrt(self._odds))))
 
 
 def _orthogonal(cotangent: Combination, stream: Combination) -> Combination:
@@ -293,30 +208,31 @@ class BlockMap(NamedTuple):
     calls: list[Call]
 
 
-def read(equations: Callable[[Any], Any], tape: Tape, start: State) -> BlockMap:
+def read(equations: Callable[[Any], Any], algebra: MomentAlgebra, start: State) -> BlockMap:
     """Run equations on streams that start with the given moments, then their tape backward.
 
     Example:
-        >>> twice = read(lambda x: x + x, Tape(), alone(Moments(1.0, 0.5)))
+        >>> twice = read(lambda x: x + x, MomentAlgebra(NotImplemented), alone(Moments(1.0, 0.5)))
         >>> twice.output.joint[0][0], twice.pull(((Moments(1.0, 0.25),),))[0][0]
         (Moments(variance=4.0, deviation=2.0), Moments(variance=4.0, deviation=1.0))
     """
     entered = correlated(start.joint)
     for atom, gaussian in zip(entered, start.gaussian, strict=False):
         atom.gaussian = gaussian
+    tape: Tape[Combination] = Tape()
     sources = [Stream(Combination.of(atom), tape) for atom in entered]
     streams, layout = split(equations(join(sources, start.layout)), Stream)
     values = [stream.value for stream in streams]
 
     def pull(cotangents: Joint) -> Joint:
         arriving = [Combination.of(atom) for atom in correlated(cotangents)]
-        return joint_moments(tape.pull(streams, arriving, sources))
+        return joint_moments(_arrived(tape.pull(streams, arriving, sources)))
 
     def pull_lacking(cotangents: Joint, carried: Carried) -> tuple[Joint, Carried]:
         atoms = correlated(cotangents)
         for i, atom in enumerate(atoms):
             atom.products = {atoms[j]: known.along(values.__getitem__) for (k, j), known in carried.items() if k == i}
-        sent = tape.pull(streams, [Combination.of(atom) for atom in atoms], sources)
+        sent = _arrived(tape.pull(streams, [Combination.of(atom) for atom in atoms], sources))
         numbered = list(enumerate(sent))
         met: Met = {}
         return joint_moments(sent), {
@@ -325,13 +241,21 @@ def read(equations: Callable[[Any], Any], tape: Tape, start: State) -> BlockMap:
 
     skips = tuple(tuple(value.terms.get(atom, 0.0) for atom in entered) for value in values)
     output = State(joint_moments(values), layout, tuple(value.gaussian for value in values))
-    if len(sources) == len(streams) == 1 and isinstance(start.joint[0][0], Moments) and not tape.exact:
-        on_two_modes = _on_two_modes(pull, tape)
-        return BlockMap(output, on_two_modes, lambda cotangents, _: (on_two_modes(cotangents), {}), skips, tape.calls)
-    return BlockMap(output, pull, pull_lacking, skips, tape.calls)
+    if len(sources) == len(streams) == 1 and isinstance(start.joint[0][0], Moments) and not algebra.exact:
+        on_two_modes = _on_two_modes(pull, tape, algebra)
+        return BlockMap(
+            output, on_two_modes, lambda cotangents, _: (on_two_modes(cotangents), {}), skips, algebra.calls
+        )
+    return BlockMap(output, pull, pull_lacking, skips, algebra.calls)
 
 
-def _on_two_modes(pull: Callable[[Joint], Joint], tape: Tape) -> Callable[[Joint], Joint]:
+def _arrived(cotangents: list[Combination | None]) -> list[Combination]:
+    return [ZERO if cotangent is None else cotangent for cotangent in cotangents]
+
+
+def _on_two_modes(
+    pull: Callable[[Joint], Joint], tape: Tape[Combination], algebra: MomentAlgebra
+) -> Callable[[Joint], Joint]:
     """The pull of one exchangeable stream: linear in two numbers, so two pulls say it all, and the tape is emptied.
 
     Nothing of a block then outlives it, however deep the network.
@@ -339,7 +263,7 @@ def _on_two_modes(pull: Callable[[Joint], Joint], tape: Tape) -> Callable[[Joint
     ((shared,),) = pull(((Moments(1.0, 0.0),),))
     ((independent,),) = pull(((Moments(1.0, 1.0),),))
     tape.steps.clear()
-    for call in tape.calls:
+    for call in algebra.calls:
         call.arrived.clear()
 
     def combined(cotangents: Joint) -> Joint:

@@ -11,8 +11,9 @@ from propagate.experts import Experts
 from propagate.model import Model, ModelError
 from propagate.placement import Layout, check_streams
 from propagate.theory.gaussian.functions import Scalar
-from propagate.theory.pairs.moments import Joint
-from propagate.theory.reading.blocks import Block, BlockMap, Call, Carried, State, alone, read
+from propagate.theory.pairs.moments import Combination, Joint
+from propagate.theory.reading.blocks import BlockMap, Call, Carried, MomentAlgebra, State, alone, read
+from propagate.theory.reading.reader import Block
 
 
 class Path(NamedTuple):
@@ -47,7 +48,7 @@ def propagate_moments(
     model: Model,
     start: Any,
     cotangent: Any,
-    block_at: Callable[[int], Block],
+    block_at: Callable[[int], Block[Combination]],
     *,
     through_readout: bool = False,
 ) -> Path:
@@ -61,7 +62,7 @@ def propagate_moments(
     def block_map(equations: Callable[[Any, Any], Any], index: int, state: State) -> BlockMap:
         block = block_at(index)
         try:
-            return read(lambda streams: equations(streams, block), block.tape, state)
+            return read(lambda streams: equations(streams, block), _algebra(block), state)
         except (ZeroDivisionError, FloatingPointError):
             raise _of_nothing(model, index) from None
 
@@ -96,6 +97,11 @@ def propagate_moments(
         layouts=[state.layout for state in states],
         calls=[done.calls for done in (embed, *maps, readout)],
     )
+
+
+def _algebra(block: Block[Combination]) -> MomentAlgebra:
+    assert isinstance(block.algebra, MomentAlgebra)
+    return block.algebra
 
 
 def _of_nothing(model: Model, index: int) -> ModelError:

@@ -6,7 +6,7 @@ frozen dataclass on `Sublayer`; a witness that has no function for it says so by
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -259,6 +259,30 @@ class FFN(Sublayer):
         """Hidden width, once `fitted`."""
         assert self.hidden is not None
         return self.hidden
+
+
+def registered(registry: Mapping[Any, Any], description: Any) -> Any:
+    """The function registered for this very kind of description, or the one that refuses all others.
+
+    One that inherits from another kind may mean another thing: it needs a function of its own.
+
+    Args:
+        registry: of a `functools.singledispatch` function, `apply.registry`.
+        description: of a sublayer or a norm.
+
+    Example:
+        >>> from functools import singledispatch
+        >>> @singledispatch
+        ... def covers(description):
+        ...     return False
+        >>> @covers.register
+        ... def _(description: FFN):
+        ...     return True
+        >>> class Sparse(FFN): ...
+        >>> [registered(covers.registry, kind)(kind) for kind in (FFN(), Sparse())]
+        [True, False]
+    """
+    return registry.get(type(description), registry[object])
 
 
 def as_names(field: str, value: Any, allowed: Iterable[str]) -> tuple[str, ...]:

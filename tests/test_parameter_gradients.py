@@ -78,12 +78,12 @@ def test_theory_and_simulation_agree(name: str) -> None:
 
 def test_a_gradient_that_forgets_an_inner_norm_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a normed projection's matrix sees is another cotangent and, for what reads it, another input."""
-    right = theory.matrix_gradients
+    right = theory.gradients_of
 
-    def forgetful(description: Any, call: Call, g: Any, seen: Any, layer: Any) -> Any:
-        plain = description.with_(normed=())
+    def forgetful(call: Call, g: Any, seen: Any, layer: Any) -> Any:
+        plain = call.description.with_(normed=())
         pull = apply(plain, call.entered, Setting(layer.width, layer.tokens, layer.norm)).pull
-        return right(plain, dataclasses.replace(call, pull=pull), g, seen, layer)
+        return right(dataclasses.replace(call, description=plain, pull=pull), g, seen, layer)
 
     for case, known in (
         ("queries, keys and values normed", ["query", "key", "value", "attention_out"]),
@@ -92,7 +92,7 @@ def test_a_gradient_that_forgets_an_inner_norm_is_rejected(monkeypatch: pytest.M
         said, seen = both(case)
         with monkeypatch.context() as patched:
             model, options = CASES[case]
-            patched.setattr(theory, "matrix_gradients", forgetful)
+            patched.setattr(theory, "gradients_of", forgetful)
             wrong = pg.predict(model, include={"param_grad"}, **options, **start_of(model))
         quantities = [f"param_grad[{name}]" for name in known]
         judged = pg.compare(said.assign(param_grad=wrong.param_grad), seen).verdict.sel(quantity=quantities)

@@ -108,19 +108,19 @@ def test_masks_and_dropout_are_missed() -> None:
 def test_experts_that_see_all_tokens_and_routers_without_what_norms_take_are_rejected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    right = theory.matrix_gradients
+    right = theory.gradients_of
 
-    def all_tokens(description: Any, call: Call, *others: Any) -> Any:
+    def all_tokens(call: Call, *others: Any) -> Any:
         if isinstance(call.pull, MixturePull):
             ones = Gram(np.ones_like(call.entered.matrix), np.zeros_like(call.entered.matrix))
             call = dataclasses.replace(call, pull=dataclasses.replace(call.pull, overlap=ones))
-        return right(description, call, *others)
+        return right(call, *others)
 
     for wrong, name, known in (
-        (lambda *args: right(*args[:3], args[3] and Seen(), args[4]), "top 1 of 4", ["router"]),
+        (lambda call, g, seen, layer: right(call, g, seen and Seen(), layer), "top 1 of 4", ["router"]),
         (all_tokens, "shared and split experts", ["ffn_in", "ffn_gate", "ffn_out"]),
     ):
-        monkeypatch.setattr(theory, "matrix_gradients", wrong)
+        monkeypatch.setattr(theory, "gradients_of", wrong)
         found = scores(said(name), name)
         assert min(found[matrix] for matrix in known) > 4, (name, found)
 

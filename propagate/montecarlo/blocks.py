@@ -13,7 +13,7 @@ from propagate.layers import Layer
 from propagate.model import Model
 from propagate.montecarlo.backend import Array, Backend
 from propagate.montecarlo.normals import Normals
-from propagate.montecarlo.norms import exactly, norm, norm_of_kind
+from propagate.montecarlo.norms import norm, norm_of_kind
 from propagate.montecarlo.operators import NORMS, dropout, tanh
 from propagate.montecarlo.parameter_gradients import Norms
 from propagate.montecarlo.pulls import Pull, added
@@ -23,7 +23,7 @@ from propagate.montecarlo.sublayers import MATRICES as MATRICES
 from propagate.montecarlo.sublayers import Call, applied, site_of
 from propagate.montecarlo.sublayers import apply as apply
 from propagate.placement import Layout, join, split
-from propagate.sublayers import Sublayer
+from propagate.sublayers import Sublayer, registered
 
 Arrays = tuple[Array, ...]
 StatePull = Callable[[Arrays], Arrays]
@@ -145,7 +145,7 @@ class Block:
         return self.index == self.model.depth
 
     def norm(self, x: Stream) -> Stream:
-        function, kind = exactly(norm.registry, self.layer.norm), self.layer.norm
+        function, kind = registered(norm.registry, self.layer.norm), self.layer.norm
         if function is norm_of_kind and self.backend.name == "cupy":
             return x.of_parts(lambda *parts: NORMS[kind.kind](self.backend, *parts, eps=kind.eps))
         return x.apply(lambda value: function(kind, value, self.backend))

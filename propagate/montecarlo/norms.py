@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import singledispatch
 from typing import Any, NoReturn
 
@@ -16,19 +15,6 @@ from propagate.norms import Norm
 def refuse(description: Any) -> NoReturn:
     """ModelError: nothing is registered for this kind of description."""
     raise ModelError(f"simulation does not cover {type(description).__name__}: register a function for it")
-
-
-def exactly(registry: Mapping[Any, Any], description: Any) -> Any:
-    """The function registered for this very kind of description, or the one that refuses it.
-
-    One that inherits from another kind may mean another thing: it needs a function of its own.
-
-    Example:
-        >>> class Power(Norm): ...
-        >>> exactly(norm.registry, Norm()) is norm_of_kind, exactly(norm.registry, Power()) is norm_of_kind
-        (True, False)
-    """
-    return registry.get(type(description), registry[object])
 
 
 @singledispatch

@@ -13,10 +13,11 @@ from typing import Any
 from propagate.checks import ModelError
 from propagate.layers import Layer
 from propagate.montecarlo.backend import Array, Backend
-from propagate.montecarlo.norms import exactly, norm, refuse
+from propagate.montecarlo.norms import norm, refuse
 from propagate.montecarlo.parameter_gradients import Norms, Part, noting
 from propagate.montecarlo.pulls import Pull
 from propagate.montecarlo.samplers import Sampler
+from propagate.sublayers import registered
 
 MATRICES = 4  # sites in a range; a call begins one, and takes another when it has used it up
 CALLS = 16  # ranges that a block may use: one a sublayer call, one more for shared experts, one more for dropout
@@ -87,7 +88,7 @@ class Call:
 
     def norm(self, x: Array) -> tuple[Array, Pull]:
         """The block's norm along the last axis, and its pull."""
-        found: tuple[Array, Pull] = exactly(norm.registry, self.layer.norm)(self.layer.norm, x, self.backend)
+        found: tuple[Array, Pull] = registered(norm.registry, self.layer.norm)(self.layer.norm, x, self.backend)
         return found
 
     def inner_norm(self, description: Any, name: str, x: Array) -> tuple[Array, Pull]:
@@ -152,7 +153,7 @@ def apply(description: Any, x: Array, block: Call) -> tuple[Array, Pull]:
 
 def applied(description: Any, x: Array, block: Call) -> tuple[Array, Pull]:
     """`apply`, by the function of this very kind; ModelError where it gives no array of the shape of x."""
-    y, pull = exactly(apply.registry, description)(description, x, block)
+    y, pull = registered(apply.registry, description)(description, x, block)
     if y.shape != x.shape:
         raise ModelError(f"{type(description).__name__} must give an array of shape {x.shape}, got {y.shape}")
     return y, pull

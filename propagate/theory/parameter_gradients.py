@@ -29,7 +29,7 @@ from propagate.layers import Layer
 from propagate.model import Model, ModelError
 from propagate.norms import Norm
 from propagate.scaling import Number
-from propagate.sublayers import FFN, Attention, Sublayer
+from propagate.sublayers import FFN, Attention, Sublayer, registered
 from propagate.table import BY_MATRIX
 from propagate.theory.finite.allowances import matrix_allowances
 from propagate.theory.gaussian.activations import ACTIVATIONS, Activation
@@ -91,9 +91,15 @@ def block_gradients(layer: Layer, calls: Iterable[Call]) -> Norms:
     for call in calls:
         if isinstance(call.description, Sublayer):
             for g, seen in call.arrived:
-                for name, norm in matrix_gradients(call.description, call, g, seen, layer).items():
+                for name, norm in gradients_of(call, g, seen, layer).items():
                     total[name] = total.get(name, 0.0) + norm
     return total
+
+
+def gradients_of(call: Call, g: Any, seen: Any, layer: Layer) -> Norms:
+    """Of the matrices of one call, by what is registered for its description."""
+    found: Norms = registered(matrix_gradients.registry, call.description)(call.description, call, g, seen, layer)
+    return found
 
 
 @singledispatch

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from propagate.model import Model
-from propagate.sublayers import FFN, Sublayer
+from propagate.sublayers import FFN, Sublayer, registered
 from propagate.theory.pairs import elementwise as pairs
 from propagate.theory.pairs.moments import Combination, Moments
 from propagate.theory.reading.blocks import Applied, MomentAlgebra, NotExchangeable
@@ -112,20 +112,24 @@ def block_of(
 
     def apply_map(description: Sublayer, x: Any) -> Applied:
         if resolved and not isinstance(description, FFN):  # in which nothing is drawn
-            return Applied(*apply(description, x, replace(setting, seed=(index, next(drawn), group))))
+            return _applied(description, x, replace(setting, seed=(index, next(drawn), group)))
         if not (resolved or description.exchangeable(model.tokens)):
             raise NotExchangeable
-        return Applied(*apply(description, x, setting))
+        return _applied(description, x, setting)
 
     algebra = MomentAlgebra(
         apply_map,
-        norm_scale=partial(norm_scale, layer.norm),
+        norm_scale=partial(registered(norm_scale.registry, layer.norm), layer.norm),
         tanh_map=grams.tanh if resolved else pairs.tanh,
         dropout=model.dropout,
         uneven=model.uneven,
         exact=exact or model.uneven,
     )
     return Block(index, model.depth, index == 1, index == model.depth, layer, algebra)
+
+
+def _applied(description: Sublayer, x: Any, setting: Setting) -> Applied:
+    return Applied(*registered(apply.registry, description)(description, x, setting))
 
 
 def groups_of(model: Model, samples: int | None) -> list[Group]:

@@ -1,0 +1,134 @@
+"""Models of many architectures are read by what their blocks do, whatever they are called; what is not read is said."""
+
+from typing import Any
+
+import pytest
+
+import propagate as pg
+
+torch = pytest.importorskip("torch", reason="torch is absent: install the extra [torch]")
+transformers = pytest.importorskip("transformers", reason="transformers is absent: install the extra [text]")
+
+
+torch.set_num_threads(1)
+BERT: dict[str, Any] = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.1,
+    "pad_token_id": 0,
+}
+LLAMA = BERT | {"num_key_value_heads": 2, "head_dim": 8}
+GPT = {"vocab_size": 99, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.1}
+
+
+def make(name: str, seed: int = 0, **own: Any) -> Any:
+    torch.manual_seed(seed)
+    known = (
+        GPT if name in ("gptj", "gpt_bigcode", "gpt2") else {"n_layer": 2, "n_head": 4} if name == "bloom" else LLAMA
+    )
+    if name in ("bert", "gpt_neox", "opt", "falcon", "vit", "camembert", "bloom"):
+        known = BERT | (known if name == "bloom" else {})
+    config = transformers.AutoConfig.for_model(name, **(known | own))
+    return transformers.AutoModel.from_config(config).eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "placement", "causal"),
+    [
+        ("gpt_neox", {"use_parallel_residual": False}, "PreNorm", True),
+        ("gpt_neox", {"use_parallel_residual": True}, "ParallelPreNorm", True),
+        ("stablelm", {"use_parallel_residual": True}, "ParallelPreNorm", True),
+        ("opt", {"ffn_dim": 64, "word_embed_proj_dim": 32, "do_layer_norm_before": False}, "PostNorm", True),
+        ("bert", {"is_decoder": True}, "PostNorm", True),
+        ("bert", {}, "PostNorm", False),
+        ("falcon", {"parallel_attn": True}, "ParallelPreNorm", True),  # it adds to its FFN's output in place
+        ("falcon", {"parallel_attn": False}, "PreNorm", True),
+        ("bloom", {}, "PreNorm", True),  # its sublayers add the skip themselves
+        ("gptj", {"rotary_dim": 4}, "ParallelPreNorm", True),
+        ("gpt_bigcode", {}, "PreNorm", True),
+        ("cohere", {}, "ParallelPreNorm", True),
+        ("glm4", {}, "SandwichNorm", True),
+        ("olmo3", {}, "OLMo2", True),
+        ("phi3", {}, "PreNorm", True),
+        ("camembert", {}, "PostNorm", False),
+        ("vit", {"image_size": 16, "patch_size": 4}, "PreNorm", False),
+    ],
+)
+def test_placement_and_mask_are_those_that_the_configuration_makes(
+    name: str, own: dict[str, Any], placement: str, causal: bool
+) -> None:
+    model, said = pg.describe(make(name, **own), tokens=8)
+    assert (type(model.equations).__name__, model.causal) == (placement, causal)
+    assert not any("times the variance" in words for words in said), said
+
+
+def test_a_gate_has_a_gain_of_its_own() -> None:
+    module = make("llama")
+    with torch.no_grad():
+        for layer in module.layers:
+            layer.mlp.gate_proj.weight *= 5
+    ffn = pg.describe(module, tokens=8).model.at(1).ffn
+    assert ffn.gate_gain == pytest.approx(5, rel=0.1)
+    assert ffn.in_gain == pytest.approx(0.1 * 32**0.5, rel=0.1)
+
+
+def test_equations_that_no_placement_has_are_one() -> None:
+    module = make("granite", residual_multiplier=0.5)
+    model = pg.describe(module, tokens=8).model
+    assert repr(model.placement) == (
+        "AsRead(x + 0.5 attention1(norm(x)) + 0.5 ffn1(norm(x + 0.5 attention1(norm(x)))))"
+    )
+    ids = torch.randint(10, 99, (4, 8), generator=torch.Generator().manual_seed(0))
+    seen = pg.trace((make("granite", seed, residual_multiplier=0.5) for seed in range(8)), {"input_ids": ids})
+    assert pg.compare(pg.predict(model, **pg.start_of(seen)), seen).attrs["verdict"] != "disagrees"
+    wrong = pg.describe(make("granite", residual_multiplier=2.0), tokens=8).model
+    assert pg.compare(pg.predict(wrong, **pg.start_of(seen)), seen).attrs["verdict"] == "disagrees"
+
+
+def test_blocks_that_attend_to_a_window_are_told_from_those_that_do_not() -> None:
+    kinds = ["sliding_attention", "full_attention"]
+    model = pg.describe(make("gemma2", sliding_window=4, layer_types=kinds), tokens=8).model
+    assert [model.at(index).attention.window for index in (1, 2)] == [4, None]
+
+
+def test_logits_divided_by_the_index_of_their_block_are_read() -> None:
+    model = pg.describe(make("gpt2", scale_attn_by_inverse_layer_idx=True), tokens=8).model
+    assert [model.at(index).attention.logit_std for index in (1, 2)] == pytest.approx([1.0, 0.5])
+
+
+def test_what_is_read_wrongly_is_said_in_numbers() -> None:
+    """GPT-OSS clips and shifts what it gates; a model with another gain than the one that was read is found out."""
+    own = {"num_local_experts": 4, "num_experts_per_tok": 2, "hidden_size": 64, "initializer_range": 0.08}
+    said = pg.describe(make("gpt_oss", **own), tokens=8).unread
+    assert any(words.startswith("the ffn of block 1 writes") for words in said)
+    assert any("self_attn.sinks" in words and "parameters" in words for words in said)
+
+
+def test_a_field_that_nobody_looked_at_is_listed() -> None:
+    said = pg.describe(make("llama", stochastic_weather=0.25), tokens=8).unread
+    assert "fields of the configuration that were not looked at: stochastic_weather=0.25" in said
+
+
+def test_descriptions_may_be_given_in_place_of_what_would_be_read() -> None:
+    torch.manual_seed(0)
+
+    class Odd(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(16, 32), torch.nn.Linear(32, 16)
+
+        def forward(self, x: Any) -> Any:
+            return x * x + self.second(self.first(x).relu())
+
+    module = torch.nn.Sequential(Odd(), Odd())
+    with pytest.raises(pg.ModelError, match=r"what the matrix first\.weight of Odd does is not known"):
+        pg.describe(module, tokens=4)
+    attention, ffn = pg.Attention(heads=2), pg.FFN("relu", hidden=32, in_gain=0.5)
+    model, _ = pg.describe(module, tokens=4, placement="rezero", attention=attention, ffn=ffn)
+    assert (model.depth, model.width, model.at(2).ffn.in_gain, type(model.equations).__name__) == (2, 16, 0.5, "ReZero")
+    with pytest.raises(pg.ModelError, match="is no sum of the streams"):
+        pg.describe(module, tokens=4, attention=attention, ffn=ffn)

@@ -167,6 +167,18 @@ class Model:
         said = {name: value for name, value in (values | newer).items() if value is not None or name not in newer}
         return f"Model({', '.join(f'{name}={value!r}' for name, value in said.items())})"
 
+    def __str__(self) -> str:
+        """In a few lines: sizes, and what the blocks are made of, those alike together.
+
+        Example:
+            >>> print(Model("spannorm", depth=24, width=64, heads=4, activation="swiglu"))
+            SpanNorm(norm_first_skip=False), depth 24, width 64, tokens 32, norm rms
+            blocks 1 to 24: attention heads 4, head_size 16; ffn swiglu, hidden 256
+        """
+        from propagate.summary import summary
+
+        return summary(self)
+
     def __getstate__(self) -> dict[str, Any]:
         """What is sent to a worker: of `layers`, which may be a function that cannot be, what blocks have of it."""
         return self.__dict__ | {"layers": self._own or None}

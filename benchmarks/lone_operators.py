@@ -23,7 +23,7 @@ from scipy.special import ndtri
 
 from propagate.montecarlo.backend import Array, Backend
 from propagate.montecarlo.normals import Normals
-from propagate.montecarlo.operators import ACTIVATIONS, layer_norm, softmax
+from propagate.montecarlo.operators import layer_norm, operator_of, softmax
 
 BYTES = {"numpy": 3e8, "cupy": 6e9}  # of the arrays of a batch of draws, together
 UNITS = 2**12  # coordinates of a draw of elementwise functions
@@ -110,7 +110,7 @@ def elementwise(
     for normals in batches(backend, seed, draws, 6 * tokens * UNITS):
         shared, shared_cotangent = (_strata(backend, seed, normals.draws, site) for site in (0, 1))
         x = math.sqrt(correlation) * shared + math.sqrt(1 - correlation) * normals(2, (tokens, UNITS))
-        y, pull = ACTIVATIONS[name](backend, std * x)
+        y, pull = operator_of(name)(backend, std * x)
         forward.append(sums(backend, [y], tokens, about_mean=True))
         everywhere = backend.xp.zeros_like(x) + shared_cotangent
         back.append(sums(backend, [pull(g) for g in (everywhere, normals(3, (tokens, UNITS)))], tokens))

@@ -28,7 +28,7 @@ from lone_operators import Sums, attention, elementwise, linear, norm
 from timing import provenance, write
 
 from propagate.montecarlo.backend import Backend, choose_backend
-from propagate.theory.gaussian.activations import ACTIVATIONS
+from propagate.theory.gaussian.activations import maps_of
 from propagate.theory.pairs.drawn_tokens import attention_of_drawn_tokens, norm_of_drawn_tokens
 from propagate.theory.pairs.moments import Moments
 
@@ -58,7 +58,7 @@ def ours(operator: str, at: Place) -> dict[str, float]:
         out, pull = attention_of_drawn_tokens(at["tokens"], at["fan_in"], at["logit_std"] ** 2, x)
         out, back = out.times(at["value_std"]), pull(g.times(at["value_std"] * math.sqrt(at["fan_out"] / at["fan_in"])))
     else:
-        activation = ACTIVATIONS[operator]
+        activation = maps_of(operator)
         about_mean = activation.value(x.variance, x.variance)[1]  # the square of the mean is the value at correlation 0
         out = Moments(about_mean, activation.value(x.variance, x.deviation)[1])
         back = Moments(*activation.slope(x.variance, x.deviation)).product(g)

@@ -30,9 +30,9 @@ import numpy as np
 import xarray as xr
 
 import propagate as pg
+from propagate.cells import ACTIVATIONS
 from propagate.files import replace
 from propagate.norms import NORMS
-from propagate.sublayers import ACTIVATIONS
 
 OUT = Path(__file__).parent.parent / "propagate" / "data" / "validity.json"
 SIZE = {"depth": 1, "width": 512, "heads": 8}

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import propagate.placements  # noqa: F401  # registers those that come with the package
+from propagate.activations import Activation
 from propagate.experts import Experts
 from propagate.model import Model, ModelError
 from propagate.norms import Norm
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"  # the one place: pyproject.toml reads it
 __all__ = [
     "FFN",
+    "Activation",
     "Attention",
     "Divergence",
     "Experts",

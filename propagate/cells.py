@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from propagate.activations import ACTIVATIONS as KNOWN
+from propagate.checks import choice
 from propagate.model import Model, ModelError, as_placement
 from propagate.placement import Placement, placements
 from propagate.placements import ReZero
 from propagate.scaling import ScaleInit
-from propagate.sublayers import ACTIVATIONS
 
+ACTIVATIONS = ("linear", "relu", "squared_relu", "gelu", "silu", "tanh", "swiglu", "geglu")  # further ones by name
 MASKS = {"bidirectional": False, "causal": True}
 SCALINGS = {"none": None, "ScaleInit 1/2": ScaleInit(0.5)}
 AS_VERIFIED: dict[str, Placement] = {"rezero": ReZero(a=0.2)}  # its own a = 0 leaves nothing to measure
@@ -108,7 +110,7 @@ def cells_of(
     masks: Sequence[str] | None = None,
     scalings: Sequence[str] | None = None,
 ) -> list[Cell]:
-    """The cells of a selection; by default all.
+    """The cells of a selection; by default all, with the activations that `ACTIVATIONS` has.
 
     Raises:
         ModelError: for an unknown name.
@@ -121,12 +123,13 @@ def cells_of(
     kinds = [
         _known(field, given, allowed)
         for field, given, allowed in (
-            ("activation", activations, ACTIVATIONS),
             ("mask", masks, tuple(MASKS)),
             ("scaling", scalings, tuple(SCALINGS)),
         )
     ]
-    return [Cell(*labels) for labels in itertools.product(names, *kinds)]
+    for name in activations or ():
+        choice("activation", name, KNOWN)
+    return [Cell(*labels) for labels in itertools.product(names, activations or ACTIVATIONS, *kinds)]
 
 
 def _name_of(name: str) -> str:

@@ -47,7 +47,7 @@ class Model:
         width: coordinates of the residual stream.
         tokens: tokens in the sequence.
         heads: attention heads; they divide the width.
-        activation: "linear", "relu", "squared_relu", "gelu", "silu", "tanh", "swiglu" or "geglu".
+        activation: a name (see `propagate.activations.ACTIVATIONS`), or an `Activation` of your own.
         ffn_ratio: hidden width of the FFN over `width` (each half of a gated FFN has this width).
         norm: "rms" (RMSNorm) or "layer" (LayerNorm), without learned gain and bias, or a `Norm`.
         normed: inner projections that pass the norm in every sublayer, beside those that the placement names: any of
@@ -93,7 +93,7 @@ class Model:
     width: int = 512
     tokens: int = 32
     heads: int = 8
-    activation: str = "relu"
+    activation: Any = "relu"
     ffn_ratio: float = 4.0
     norm: str | Norm = "rms"
     normed: tuple[str, ...] = ()

@@ -10,11 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+from propagate.activations import as_activation
 from propagate.checks import ModelError, check_flag, choice, integer, number
 from propagate.masks import Mask, Visible, all_visible, visible
 from propagate.scaling import Gains, Number
-
-ACTIVATIONS = ("linear", "relu", "squared_relu", "gelu", "silu", "tanh", "swiglu", "geglu")
 
 
 @dataclass(frozen=True)
@@ -206,7 +205,7 @@ class FFN(Sublayer):
     """A feed-forward layer, W_out phi(W_in x), or W_out (phi(W_gate x) * W_in x) where the activation is gated.
 
     Attributes:
-        activation: its name.
+        activation: a name, or an `Activation` of your own.
         ratio: hidden width over the width of the stream (of each half where it is gated).
         hidden: hidden width in units, in place of `ratio`; None is round(ratio * width).
         in_gain: gain of the input matrices, of both where it is gated.
@@ -224,7 +223,7 @@ class FFN(Sublayer):
 
     inner_norms: ClassVar[tuple[str, ...]] = ("hidden",)
 
-    activation: str = "relu"
+    activation: Any = "relu"
     ratio: float = 4.0
     hidden: int | None = None
     in_gain: Number = 1.0
@@ -233,12 +232,14 @@ class FFN(Sublayer):
     normed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        choice("activation", self.activation, ACTIVATIONS)
+        object.__setattr__(self, "activation", as_activation(self.activation))
         object.__setattr__(self, "ratio", number("ffn_ratio", self.ratio, positive=True))
         if self.hidden is not None:
             object.__setattr__(self, "hidden", integer("hidden", self.hidden))
         for field, name in (("in_gain", "in_gain"), ("gate_gain", "gate_gain"), ("out_gain", "ffn_gain")):
             object.__setattr__(self, field, number(name, getattr(self, field), positive=False))
+        if self.gate_gain != 1 and not self.activation.gated:
+            raise ModelError(f"gate_gain must be 1 for {self.activation!r}, which has no gate, got {self.gate_gain!r}")
         object.__setattr__(self, "normed", as_names("normed", self.normed, self.inner_norms))
 
     def fitted(self, width: int, tokens: int) -> FFN:

@@ -11,7 +11,6 @@ import propagate as pg
 from propagate import Experts, Gains
 from propagate.montecarlo.backend import choose_backend
 from propagate.montecarlo.experts import gates as array_gates
-from propagate.theory.gaussian.activations import ACTIVATIONS
 from propagate.theory.pairs import experts as theory
 from propagate.theory.pairs.gates import Gates, gate_averages, gate_errors
 from propagate.theory.pairs.moments import Moments
@@ -126,7 +125,7 @@ def test_the_published_numbers() -> None:
         (1.0, 0.95, {"p": 0.4619, "kappa": 0.2879}),
         (2.0, 0.6, {"kappa": 0.1803}),
     ):
-        layer = theory.mixture(ACTIVATIONS["relu"], 1.0, 1.0, Experts(8, 2, router_std))
+        layer = theory.mixture("relu", 1.0, 1.0, Experts(8, 2, router_std))
         x, _, pull = layer(Moments(1.0, 1.0 - correlation))
         g = pull(Moments(1.0, 0.5), Seen())
         found = {"q": x.variance, "p": x.covariance, "gamma": g.variance, "kappa": g.covariance}
@@ -136,8 +135,8 @@ def test_the_published_numbers() -> None:
 
 def test_one_expert_that_is_always_chosen_is_a_dense_ffn() -> None:
     x, g = Moments(1.3, 0.4), Moments(0.7, 0.6)
-    dense_out, dense_pull = ffn(ACTIVATIONS["gelu"], Gains(ffn_in=0.8, ffn_out=1.2))(x)
-    out, kept, pull = theory.mixture(ACTIVATIONS["gelu"], 0.8, 1.2, Experts(1, 1))(x)
+    dense_out, dense_pull = ffn("gelu", Gains(ffn_in=0.8, ffn_out=1.2))(x)
+    out, kept, pull = theory.mixture("gelu", 0.8, 1.2, Experts(1, 1))(x)
     assert kept == 0
     assert tuple(out) == pytest.approx(tuple(dense_out), rel=1e-12)
     assert tuple(pull(g, Seen())) == pytest.approx(tuple(dense_pull(g)), rel=1e-12)
@@ -147,9 +146,9 @@ def test_compensated_splitting_keeps_the_variance_of_even_gates() -> None:
     """With nearly equal logits: s / k whatever the splitting; without the compensation it falls by its square."""
     for split in (1, 2, 4):
         even = Experts(8, 2, router_std=1e-4, split=split)
-        out = theory.mixture(ACTIVATIONS["relu"], 1.0, 1.0, even)(Moments(1.0, 1.0))[0]
+        out = theory.mixture("relu", 1.0, 1.0, even)(Moments(1.0, 1.0))[0]
         assert out.variance == pytest.approx(1 / 2, rel=1e-3)
-        bare = theory.mixture(ACTIVATIONS["relu"], 1.0, 1.0, dataclasses.replace(even, gain=1.0))
+        bare = theory.mixture("relu", 1.0, 1.0, dataclasses.replace(even, gain=1.0))
         assert bare(Moments(1.0, 1.0))[0].variance == pytest.approx(1 / 2 / split**2, rel=1e-3)
 
 

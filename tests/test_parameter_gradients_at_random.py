@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import propagate as pg
-from propagate.sublayers import ACTIVATIONS
+from propagate.cells import ACTIVATIONS
 from tests.own_placements import OWN
 
 CONFIGURATIONS = 40

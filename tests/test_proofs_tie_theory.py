@@ -19,10 +19,10 @@ from proofs.propositions import p03b_gelu, p05_small_logits, p11_swiglu
 from proofs.vocabulary import Domain, Equality, Quantity, check, step_of
 from propagate.model import Model
 from propagate.scaling import Gains
-from propagate.theory.gaussian.activations import ACTIVATIONS, Activation, gated
+from propagate.theory.gaussian.activations import Maps, gated, maps_of
 from propagate.theory.gaussian.softmax import softmax_averages
 from propagate.theory.pairs.moments import Moments
-from propagate.theory.pairs.sublayers import attention, ffn
+from propagate.theory.pairs.sublayers import attention, ffn, ffn_of
 from propagate.theory.reading.blocks import Applied, MomentAlgebra, alone, read
 from propagate.theory.reading.reader import Block
 
@@ -75,7 +75,7 @@ def equal_in_numbers(left: sp.Expr, right: sp.Expr, digits: int = 40) -> bool:
     return True
 
 
-ReLU, GELU, SQUARED = (ACTIVATIONS[name] for name in ("relu", "gelu", "squared_relu"))
+ReLU, GELU, SQUARED = (maps_of(name) for name in ("relu", "gelu", "squared_relu"))
 KERNELS: dict[str, tuple[Callable[..., Any], Callable[[sp.Expr], sp.Expr]]] = {
     "relu value": (ReLU.value, lambda r: gaussian.relu_kernel(q, r)),
     "relu slope": (ReLU.slope, lambda r: gaussian.relu_derivative_kernel(r)),
@@ -144,7 +144,7 @@ def test_silu_series_against_the_proofs_quadrature(variance: float) -> None:
     """No closed form: Hermite series against mpmath quadrature; the SwiGLU ratio follows proposition 11's formula."""
     kernel = float(gaussian.univariate(lambda u: gaussian.silu(u) ** 2, mpmath.mpf(variance)))
     slope = float(gaussian.univariate(lambda u: gaussian.silu_derivative(u) ** 2, mpmath.mpf(variance)))
-    silu, swiglu = ACTIVATIONS["silu"], ACTIVATIONS["swiglu"]
+    silu, swiglu = maps_of("silu"), maps_of("swiglu")
     assert silu.value(variance, 0.0)[0] == pytest.approx(kernel, rel=1e-12)
     assert silu.slope(variance, 0.0)[0] == pytest.approx(slope, rel=1e-12)
     ratio = variance * swiglu.slope(variance, 0.0)[0] / swiglu.value(variance, 0.0)[0]
@@ -155,8 +155,8 @@ def test_silu_series_against_the_proofs_quadrature(variance: float) -> None:
 def test_gate_is_the_proved_one() -> None:
     """SwiGLU's way back, in proposition 11's own symbols at unit variance."""
     K, dK = p11_swiglu.K, p11_swiglu.dK
-    gate = gated(Activation(lambda v, d: (K, sp.Integer(0)), lambda v, d: (dK, sp.Integer(0))))
-    _, pull = ffn(gate, Gains(ffn_out=gain))(Moments(sp.Integer(1), sp.Integer(0)))
+    gate = gated(Maps(lambda v, d: (K, sp.Integer(0)), lambda v, d: (dK, sp.Integer(0))))
+    _, pull = ffn_of(gate, gate.value(1.0, 0.0)[0], Gains(ffn_out=gain))(Moments(sp.Integer(1), sp.Integer(0)))
     back = exact(pull(Moments(gamma, sp.Integer(0))).variance)
     claim = step_of(p11_swiglu.PROPOSITION, "backward").right  # type: ignore[union-attr]
     claim = claim.subs({p11_swiglu.q: 1, p11_swiglu.s_f: gain**2, p11_swiglu.gamma: gamma})
@@ -187,7 +187,7 @@ def test_ffn_is_the_proved_one(name: str) -> None:
         "relu": (lambda r: gaussian.relu_kernel(one, r), gaussian.relu_derivative_kernel),
         "gelu": (lambda r: gaussian.gelu_kernel(one, r), lambda r: gaussian.gelu_derivative_kernel(one, r)),
     }[name]
-    out, pull = ffn(ACTIVATIONS[name], Gains(ffn_out=gain))(Moments(one, 1 - c))
+    out, pull = ffn(name, Gains(ffn_out=gain))(Moments(one, 1 - c))
     forward = maps.ffn(gain**2, value(c) / value(one))
     chi, ratio = slope(one) / value(one), slope(c) / slope(one)
     backward = maps.ffn_backward(PROVED_GRADIENT, gain**2, chi, ratio)

@@ -8,9 +8,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import propagate as pg
+from propagate.cells import ACTIVATIONS
 from propagate.norms import NORMS
 from propagate.placements import DeepNorm
-from propagate.sublayers import ACTIVATIONS
 from propagate.theory.pairs.moments import Joint, Moments
 from propagate.theory.walks import walk
 

@@ -10,8 +10,8 @@ import sympy
 from covering import pairwise
 
 import propagate as pg
+from propagate.activations import ACTIVATIONS
 from propagate.placements import ReZero
-from propagate.theory.gaussian.activations import ACTIVATIONS
 from propagate.theory.pairs.moments import Moments
 from propagate.theory.reading.network import Path
 from propagate.theory.walks import walk

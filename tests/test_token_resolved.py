@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 import propagate as pg
-from propagate.sublayers import ACTIVATIONS
+from propagate.cells import ACTIVATIONS
 from propagate.theory.gaussian import quadrature
 from propagate.theory.tokens import averages as gram_averages
 from propagate.theory.tokens.gram import Gram, distances
-from propagate.theory.tokens.kernels import KERNELS, gelu_pair, gelu_slope_pair
+from propagate.theory.tokens.kernels import gelu_pair, gelu_slope_pair, kernel_of
 from propagate.theory.tokens.softmax import Attention, Heads, heads, rotary_profiles
 from propagate.theory.walks import walk_grams
 
@@ -129,7 +129,7 @@ def test_a_vanishing_gradient_is_followed_far_below_rounding() -> None:
     np.testing.assert_allclose(float(found[0, 0]), 4.0, rtol=1e-5)  # the first gathers all of it
 
 
-DENSE = {name: KERNELS[name] for name in ("linear", "relu", "squared_relu", "gelu", "silu", "tanh")}
+DENSE = {name: kernel_of(name) for name in ("linear", "relu", "squared_relu", "gelu", "silu", "tanh")}
 PHI = {
     "linear": lambda u: u,
     "relu": lambda u: np.maximum(u, 0.0),
@@ -175,10 +175,10 @@ def test_gates_at_unequal_variances() -> None:
     """phi(u) w with w independent and distributed as u: G K forward, K + G S backward, entry by entry."""
     u = Gram.of(random_gram(1))
     for name, core in (("swiglu", "silu"), ("geglu", "gelu")):
-        value, slope = KERNELS[core].value(u), KERNELS[core].slope(u)
+        value, slope = kernel_of(core).value(u), kernel_of(core).slope(u)
         for found, expected in (
-            (KERNELS[name].value(u), u.matrix * value.matrix),
-            (KERNELS[name].slope(u), value.matrix + u.matrix * slope.matrix),
+            (kernel_of(name).value(u), u.matrix * value.matrix),
+            (kernel_of(name).slope(u), value.matrix + u.matrix * slope.matrix),
         ):
             np.testing.assert_allclose(found.matrix, expected, rtol=1e-12)
             np.testing.assert_allclose(found.deviation, distances(expected), atol=1e-12)
@@ -187,8 +187,8 @@ def test_gates_at_unequal_variances() -> None:
 def test_gelu_in_closed_form_is_its_series() -> None:
     u = Gram.of(random_gram(1))
     v, w = u.variance[:, None], u.variance[None, :]
-    np.testing.assert_allclose(KERNELS["gelu"].value(u).matrix, gelu_pair(v, w, u.matrix), rtol=1e-12)
-    np.testing.assert_allclose(KERNELS["gelu"].slope(u).matrix, gelu_slope_pair(v, w, u.matrix), rtol=1e-12)
+    np.testing.assert_allclose(kernel_of("gelu").value(u).matrix, gelu_pair(v, w, u.matrix), rtol=1e-12)
+    np.testing.assert_allclose(kernel_of("gelu").slope(u).matrix, gelu_slope_pair(v, w, u.matrix), rtol=1e-12)
 
 
 def test_distances_of_nearly_equal_tokens_of_unequal_variance() -> None:
@@ -199,7 +199,7 @@ def test_distances_of_nearly_equal_tokens_of_unequal_variance() -> None:
     for name in ("relu", "squared_relu", "gelu", "silu", "tanh"):
         step = (PHI[name](1.0001 * z) - PHI[name](0.9999 * z)) / 2e-4
         expected = 0.5e-20 * float(weight @ step**2)
-        assert KERNELS[name].value(u).deviation[0, 1] == pytest.approx(expected, rel=1e-4)
+        assert kernel_of(name).value(u).deviation[0, 1] == pytest.approx(expected, rel=1e-4)
 
 
 MASK = np.array([[1, 0, 0, 1], [1, 1, 0, 0], [0, 1, 1, 1], [0, 0, 0, 1]], dtype=bool)

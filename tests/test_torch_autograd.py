@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 import propagate as pg
+from propagate.cells import ACTIVATIONS
 from propagate.montecarlo.backend import Array, choose_backend
 from propagate.montecarlo.blocks import State, block_of, read_state
 from propagate.montecarlo.normals import Normals
-from propagate.montecarlo.operators import GATED, Pull, output_rms
+from propagate.montecarlo.operators import Pull, output_rms
 from propagate.montecarlo.samplers import dense
-from propagate.sublayers import ACTIVATIONS
 
 torch = pytest.importorskip("torch", reason="torch is absent: install the extra [torch]")
 
@@ -95,7 +95,7 @@ def copy(matrices: list[Array], network: Network) -> None:
                 fill_experts(sublayer.routed, next(waiting), next(waiting), gains, size, network.model.hidden)
                 if sublayer.experts.shared:
                     read = next(waiting)  # one FFN, as many times as wide: all gates, then all that they open
-                    halves = np.split(read, 2 if network.model.activation in GATED else 1, axis=1)
+                    halves = np.split(read, 2 if network.model.activation.gated else 1, axis=1)
                     parts = [np.split(half, len(sublayer.shared), axis=1) for half in halves]
                     read = np.concatenate([part for expert in zip(*parts, strict=True) for part in expert], axis=1)
                     fill_experts(sublayer.shared, read, next(waiting), gains, size, network.model.hidden)

@@ -12,8 +12,7 @@ import pytest
 import propagate as pg
 from propagate import verification
 from propagate.calibration import calibration
-from propagate.cells import verifiable
-from propagate.sublayers import ACTIVATIONS
+from propagate.cells import ACTIVATIONS, verifiable
 from propagate.verification import Cell, Settings, cells_of, verify
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"

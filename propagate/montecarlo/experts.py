@@ -11,7 +11,7 @@ import math
 from propagate.experts import Experts
 from propagate.montecarlo.backend import Array, Backend
 from propagate.montecarlo.ffn import activated, input_parts, norm_of_parts, output_gain, side_by_side
-from propagate.montecarlo.operators import GATED, softmax
+from propagate.montecarlo.operators import softmax
 from propagate.montecarlo.parameter_gradients import Part
 from propagate.montecarlo.pulls import Pull, summed
 from propagate.montecarlo.sublayers import Call, apply
@@ -67,7 +67,7 @@ def _routed(kind: Experts, x: Array, block: Call) -> tuple[Array, Pull]:
     # one after another, the gate's columns of an expert beside its other ones
     read = (
         input_parts(expert, hidden, "ffn") * count
-        if expert.activation in GATED
+        if expert.activation.gated
         else [Part("ffn_in", hidden * count, expert.in_gain)]
     )
     before, pull_in = block.matrix(x, sum(part.width for part in read), expert.in_gain, read)

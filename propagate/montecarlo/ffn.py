@@ -6,7 +6,7 @@ import math
 
 from propagate.montecarlo.backend import Array
 from propagate.montecarlo.cuda.weightless import Fused
-from propagate.montecarlo.operators import ACTIVATIONS, GATED, output_rms
+from propagate.montecarlo.operators import operator_of, output_rms
 from propagate.montecarlo.parameter_gradients import Part
 from propagate.montecarlo.pulls import Pull, chain
 from propagate.montecarlo.sublayers import Call, apply
@@ -48,19 +48,19 @@ def _one(kind: FFN, x: Array, block: Call, count: int, name: str) -> tuple[Array
 def input_parts(kind: FFN, hidden: int, name: str) -> list[Part]:
     """The input matrices, the gate's first where there is one."""
     parts = [Part(f"{name}_in", hidden, kind.in_gain)]
-    gated = kind.activation in GATED
-    return [Part(f"{name}_gate", hidden, kind.in_gain * kind.gate_gain), *parts] if gated else parts
+    return [Part(f"{name}_gate", hidden, kind.in_gain * kind.gate_gain), *parts] if kind.activation.gated else parts
 
 
 def output_gain(kind: FFN) -> float:
     """Of the output matrix: the constant that gives the output its size is in it, unless its input is normed."""
-    return kind.out_gain if "hidden" in kind.normed else kind.out_gain / output_rms(kind.activation)  # type: ignore[no-any-return]
+    gain: float = kind.out_gain
+    return gain if "hidden" in kind.normed else gain / output_rms(kind.activation)
 
 
 def activated(kind: FFN, before: Array, block: Call) -> tuple[Array, Pull]:
     """The activation of what the input matrices gave, drawn with one gain: the gate's own comes in here."""
-    operator = ACTIVATIONS[kind.activation]
-    if kind.activation not in GATED or kind.gate_gain == 1:
+    operator = operator_of(kind.activation)
+    if not kind.activation.gated or kind.gate_gain == 1:
         return operator(block.backend, before)
     gains = block.xp.asarray([kind.gate_gain, 1.0], dtype=before.dtype)
     factors = block.xp.repeat(gains, before.shape[-1] // 2)

@@ -11,7 +11,6 @@ import numpy as np
 from propagate.experts import Experts
 from propagate.model import Model
 from propagate.montecarlo.calls import called
-from propagate.montecarlo.operators import GATED
 from propagate.sublayers import FFN, Attention, Sublayer
 
 BATCH = 2**28  # bytes that a batch of draws may take on the host: small enough to stay near the caches
@@ -91,7 +90,7 @@ def _of(one: Sublayer, d: int, t: int) -> Numbers:
     if isinstance(one, FFN | Experts):
         expert, count = (one.expert, one.count + one.shared) if isinstance(one, Experts) else (one, 1)
         m = expert.units * count
-        n = m * (2 if expert.activation in GATED else 1)
+        n = m * (2 if expert.activation.gated else 1)
         return Numbers(d * n + m * d, t * (d + m), t * (d + n), 2 * t * n, wide=n)
     if isinstance(one, Attention):
         inside, both = one.inside, 2 * one.size * one.kv_heads

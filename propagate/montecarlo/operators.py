@@ -9,13 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache, reduce
+from itertools import pairwise
 from operator import add
 from statistics import NormalDist
 
 import numpy as np
 from scipy.integrate import quad
 
+from propagate.activations import Activation, as_activation
+from propagate.expressions import form
 from propagate.montecarlo.backend import Array, Backend, choose_backend
+from propagate.montecarlo.expressions import elementwise
 from propagate.montecarlo.pulls import Pull
 
 Operator = Callable[[Backend, Array], tuple[Array, Pull]]
@@ -198,7 +202,7 @@ def _on_any(host: Operator, device: str, name: str) -> Operator:
     return operator
 
 
-ACTIVATIONS: dict[str, Operator] = {
+OPERATORS: dict[str, Operator] = {
     "linear": linear,
     "relu": _on_any(relu, "activation", "relu"),
     "squared_relu": _on_any(squared_relu, "activation", "squared_relu"),
@@ -207,12 +211,29 @@ ACTIVATIONS: dict[str, Operator] = {
     "tanh": _on_any(tanh, "activation", "tanh"),
     "swiglu": _on_any(gated(silu), "gated", "silu"),
     "geglu": _on_any(gated(gelu), "gated", "gelu"),
+    "reglu": _on_any(gated(relu), "gated", "relu"),
+    "gated_squared_relu": _on_any(gated(squared_relu), "gated", "squared_relu"),
 }
-GATED = {"swiglu": "silu", "geglu": "gelu"}  # and the activation of the gate
+"""Forms that stand in for those made from the expression; tests tie them to it."""
 
 
-@lru_cache(maxsize=16)
-def output_rms(activation: str) -> float:
+@lru_cache(maxsize=64)
+def operator_of(activation: Activation | str) -> Operator:
+    """The operator of an activation; of a gated one, on gates and values side by side.
+
+    Example:
+        >>> elu = operator_of("elu")
+        >>> elu(choose_backend("numpy"), np.array([-100.0, 2.0]))[0].tolist()
+        [-1.0, 2.0]
+    """
+    activation = as_activation(activation)
+    if activation.shipped and activation.name in OPERATORS:
+        return OPERATORS[activation.name]
+    return gated(operator_of(activation.core)) if activation.gated else elementwise(activation)
+
+
+@lru_cache(maxsize=64)
+def output_rms(activation: Activation | str) -> float:
     """Root mean square of an activation's output at independent standard normal inputs.
 
     Example:
@@ -220,10 +241,12 @@ def output_rms(activation: str) -> float:
         0.5
     """
     host = choose_backend("numpy")
-    core = ACTIVATIONS[GATED.get(activation, activation)]  # E (silu(u) w)^2 = E silu(u)^2
+    kind = as_activation(activation).core  # E (silu(u) w)^2 = E silu(u)^2
+    core = operator_of(kind)
+    kinks = () if kind.shipped and kind.name in OPERATORS else form(kind).kinks
 
     def integrand(z: float) -> float:
         return float(core(host, np.array([z]))[0][0] ** 2) * math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
 
-    halves = [quad(integrand, *ends, epsabs=1e-13, epsrel=1e-13)[0] for ends in ((-12, 0), (0, 12))]
-    return math.sqrt(sum(halves))
+    ends = sorted({-12.0, 0.0, 12.0, *(kink for kink in kinks if abs(kink) < 12)})
+    return math.sqrt(sum(quad(integrand, *pair, epsabs=1e-13, epsrel=1e-13)[0] for pair in pairwise(ends)))

@@ -32,11 +32,11 @@ from propagate.scaling import Number
 from propagate.sublayers import FFN, Attention, Sublayer, registered
 from propagate.table import BY_MATRIX
 from propagate.theory.finite.allowances import matrix_allowances
-from propagate.theory.gaussian.activations import ACTIVATIONS, Activation
+from propagate.theory.gaussian.activations import Maps, maps_of
 from propagate.theory.pairs.moments import Moments
 from propagate.theory.reading.blocks import Call
 from propagate.theory.tokens.gram import Gram
-from propagate.theory.tokens.kernels import KERNELS, Kernel
+from propagate.theory.tokens.kernels import Kernel, kernel_of
 from propagate.theory.tokens.sublayers import of_means
 
 Array = NDArray[np.float64]
@@ -211,14 +211,15 @@ def _(description: Experts, call: Call, g: Any, seen: Any, layer: Layer) -> Norm
 
 def _kernel(ffn: FFN, x: Any) -> Kernel:
     """The activation's maps at the resolution of x."""
-    return KERNELS[ffn.activation] if isinstance(x, Gram) else _of_pairs(ACTIVATIONS[ffn.activation])
+    kind = ffn.activation, ffn.gate_gain
+    return kernel_of(*kind) if isinstance(x, Gram) else _of_pairs(maps_of(*kind))
 
 
-def _of_pairs(activation: Activation) -> Kernel:
+def _of_pairs(maps: Maps) -> Kernel:
     return Kernel(
-        lambda x: Moments(*activation.value(*x)),  # type: ignore[arg-type, return-value]
-        lambda x: Moments(*activation.slope(*x)),  # type: ignore[arg-type, return-value]
-        None if activation.gate is None else _of_pairs(activation.gate),
+        lambda x: Moments(*maps.value(*x)),  # type: ignore[arg-type, return-value]
+        lambda x: Moments(*maps.slope(*x)),  # type: ignore[arg-type, return-value]
+        None if maps.gate is None else _of_pairs(maps.gate),
     )
 
 
@@ -229,7 +230,7 @@ def _hidden(ffn: FFN, kernel: Kernel, before: Any, norm: Norm) -> tuple[Any, Any
     """
     value: Any = kernel.value(before)
     if "hidden" not in ffn.normed:
-        return value, 1 / math.sqrt(ACTIVATIONS[ffn.activation].value(1.0, 0.0)[0])
+        return value, 1 / math.sqrt(maps_of(ffn.activation).value(1.0, 0.0)[0])
     if norm.centred:  # which also takes the mean over hidden units out
         value = _less_mean(kernel, before, value)
     return value.times(value.norm_scale()), value.norm_scale()

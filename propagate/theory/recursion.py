@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from propagate.activations import Activation, as_activation
 from propagate.checks import number
 from propagate.experts import Experts
 from propagate.layers import layer_of
@@ -48,6 +49,7 @@ class Recursion:
             `gamma`, `kappa` of the cotangent at the stream that leaves.
         results: for each argument the same moment at the other end, as an equation for its name with a prime.
         about: what attention is assumed to be, and with which arguments `predict` uses the same map.
+        activation: that `mish_value(q, p)` and its like are averages of.
         experts: whose gates `gate_routed(v, c)` and its like are averages over (`theory.gates.symbols`).
 
     Where several streams enter, `q12` is the joint moment of streams 1 and 2, and so on. Numbers that pass from block
@@ -63,6 +65,7 @@ class Recursion:
     results: tuple[sympy.Eq, ...]
     experts: Experts | None = None
     about: str = ""
+    activation: Activation | str = "relu"
 
     def result(self, name: str) -> sympy.Expr:
         """The right side for one argument, by the argument's name.
@@ -130,8 +133,9 @@ class Recursion:
         missing = used - set(self.arguments)
         if missing:
             raise ModelError(f"lambdify needs values for {', '.join(sorted(map(str, missing)))}")
+        named = _named(as_activation(self.activation), self.experts)
         function: Callable[..., tuple[float, ...]] = sympy.lambdify(
-            self.arguments, sides, [_named(self.experts), "math"], cse=lambda reduced: (steps[::-1], reduced)
+            self.arguments, sides, [named, "math"], cse=lambda reduced: (steps[::-1], reduced)
         )
         return function
 
@@ -147,7 +151,7 @@ class Recursion:
 def recursion(
     placement: str | Placement | Model,
     *,
-    activation: str = "relu",
+    activation: str | Activation = "relu",
     norm: str = "rms",
     logit_std: float | str = 0.0,
     scaling: Scaling | None = None,
@@ -222,7 +226,7 @@ def _recursion(model: Model, logit_std: float | str, index: int | None, depth: i
     back = joint_moments([g or Combination({}) for g in tape.pull(outputs, arriving, sources)])
     pairs = [*_pairs(joint, left), *_numbers(layout, after), *_pairs(cotangents, back)]
     arguments, results = tuple(a for a, _ in pairs), tuple(_primed(*pair) for pair in pairs)
-    return Recursion(tuple(definitions), arguments, results, experts, about(logit_std, experts))
+    return Recursion(tuple(definitions), arguments, results, experts, about(logit_std, experts), model.activation)
 
 
 def _entering(placement: Placement, block: Block[Combination]) -> tuple[Layout, int]:
@@ -364,7 +368,7 @@ def _logit_variance(logit_std: float | str) -> Any:
     return sympy.nsimplify(logit_std, rational=True) ** 2
 
 
-def _named(experts: Experts | None) -> dict[str, Callable[..., float]]:
+def _named(activation: Activation, experts: Experts | None) -> dict[str, Callable[..., float]]:
     """Numeric values of the functions that stand where there is no closed form."""
 
     def average(field: str) -> Callable[..., float]:
@@ -378,7 +382,10 @@ def _named(experts: Experts | None) -> dict[str, Callable[..., float]]:
         return at
 
     named = {f"softmax_{field}": average(field) for field in softmax.SoftmaxAverages._fields}
-    for name, kind in activations.ACTIVATIONS.items():
-        named |= {f"{name}_value": kernel(kind.value), f"{name}_slope": kernel(kind.slope)}
-        named[f"{name}_mean_slope"] = partial(activations.mean_slope, name)
+    core = activation.core
+    kind = activations.maps_of(core)
+    named |= {f"{core.name}_value": kernel(kind.value), f"{core.name}_slope": kernel(kind.slope)}
+    tanh = activations.maps_of("tanh")  # of a stream
+    named |= {"tanh_value": kernel(tanh.value), "tanh_slope": kernel(tanh.slope)}
+    named["tanh_mean_slope"] = partial(activations.mean_slope, "tanh")
     return named if experts is None else named | gates.named(experts)

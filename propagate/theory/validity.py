@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from propagate.activations import Activation
 from propagate.experts import Experts
 from propagate.layers import Layer
 from propagate.model import Model, ModelError
@@ -127,7 +128,7 @@ class Uses:
     """
 
     attention: list[tuple[float, float]] = field(default_factory=list)
-    ffn: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    ffn: dict[Activation, list[float]] = field(default_factory=lambda: defaultdict(list))
     free: dict[str, int] = field(default_factory=dict)
     eps: float = 0.0
     tanh: bool = False
@@ -158,7 +159,7 @@ class Uses:
     def _add_ffn(self, ffn: FFN, x: Any) -> None:
         variance = ffn.in_gain * ffn.in_gain * _averages(x)[0]
         ends = [variance] if isinstance(variance, float) else [float(variance.min()), float(variance.max())]
-        self.ffn[ffn.activation] += ends
+        self.ffn[ffn.activation] += [end * gain * gain for end in ends for gain in {1.0, ffn.gate_gain}]
 
 
 def warn_of_uses(model: Model, uses: Uses, *, wide: bool = False) -> None:
@@ -240,18 +241,18 @@ def _of_attention(tokens: int, uses: list[tuple[float, float]], kind: str) -> st
     return ""
 
 
-def _of_ffn(kind: str, variances: list[float]) -> str:
+def _of_ffn(kind: Activation, variances: list[float]) -> str:
     if "ffn" not in _stored():
         return ""
     found = _stored()["ffn"]
     axes = found["axes"]
-    if kind not in axes["activation"]:
-        return f"the FFN with activation {kind} has no measured errors"
-    error = _certain_errors("ffn").max(axis=(-1, -2))[axes["activation"].index(kind)]
+    error = _certain_errors("ffn").max(axis=(-1, -2))
+    measured = kind in axes["activation"]
+    error = error[axes["activation"].index(kind)] if measured else error.max(axis=0)
     smallest, largest = min(axes["input_variance"]), max(axes["input_variance"])
     if kind in SCALE_FREE or (min(variances) >= smallest and max(variances) <= largest):
         return ""
-    place = f"at width {found['width']}"
+    place = f"at width {found['width']}{'' if measured else ' with other activations'}"
     end, used = (-1, max(variances)) if max(variances) > largest else (0, min(variances))
     return (
         f"the FFN's pre-activations reach a variance of {used:.3g}, verified from {smallest:g} to {largest:g};"

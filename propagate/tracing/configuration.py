@@ -23,7 +23,7 @@ ACTIVATIONS = {
     "relu2": "squared_relu",
 }
 """Other names of activations, and of those that are near to one."""
-KNOWN = layers.ACTIVATIONS
+KNOWN = (*layers.FUNCTIONS, "quick_gelu", "mish", "elu", "softplus")
 NEAR = 0.02
 """Largest relative difference of what is one activation: GELU by tanh is GELU."""
 FIELDS = (
@@ -67,7 +67,7 @@ def _seen_activation(inside: Mapping[str, Tensor], *, gated: bool) -> str | None
     if gate.numel() != wrote.numel():
         return None
     wrote, gate = wrote.reshape(gate.shape).double(), gate.double()
-    misses = {name: float((phi(gate) * factor - wrote).square().mean()) for name, phi in KNOWN.items()}
+    misses = {name: float((layers.function_of(name)(gate) * factor - wrote).square().mean()) for name in KNOWN}
     best = min(misses, key=lambda name: misses[name])
     return best if misses[best] < NEAR**2 * float(wrote.square().mean()) else None
 

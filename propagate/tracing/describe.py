@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from propagate.activations import GATES
 from propagate.experts import Experts
 from propagate.model import Model, ModelError, as_placement
 from propagate.norms import Norm
@@ -18,7 +19,7 @@ from propagate.sublayers import FFN, Attention
 from propagate.tracing.configuration import activation_of, experts_of, inner_norms, logit_factor, rope_of, turned
 from propagate.tracing.find import Blocks, blocks_of, unwrapped
 from propagate.tracing.gains import Sizes, gains_of, router_std, rows_of, sizes_of
-from propagate.tracing.layers import GATED, output_rms
+from propagate.tracing.layers import output_rms
 from propagate.tracing.layout import Axes
 from propagate.tracing.probe import Seen, inputs_for, probed, rule
 from propagate.tracing.recheck import misses
@@ -155,7 +156,7 @@ def _read(
     sizes = sizes_of(block, rows, seen.core, config)
     core, gated = (
         activation_of(block, seen.inside, config, gated=sizes.gated),
-        {plain: name for name, plain in GATED.items()},
+        {plain: name for name, plain in GATES.items()},
     )
     if sizes.gated and core not in gated:
         raise ModelError(f"no gated activation of {core!r} is known, of {', '.join(gated)} only")

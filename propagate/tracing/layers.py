@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from propagate import sublayers
+from propagate.activations import Activation, as_activation
 from propagate.model import ModelError
 from propagate.norms import Norm
+from propagate.tracing.expressions import on_tensors
 from propagate.tracing.setting import Setting, apply, check_fields
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda x: x,
     "relu": functional.relu,
     "squared_relu": lambda x: functional.relu(x).square(),
@@ -27,10 +29,21 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
     "tanh": torch.tanh,
 }
+"""Forms that stand in for those made from the expression; tests tie them to it."""
 ATTENTION_FIELDS = frozenset({"heads", "key_value_heads", "head_size", "causal", "window", "mask", "rope", "logit_std"})
 ATTENTION_FIELDS |= {"query_gain", "key_gain", "value_gain", "out_gain", "normed"}
 """What the modules here follow of an attention's description; with anything else it is refused."""
-GATED = {"swiglu": "silu", "geglu": "gelu"}
+
+
+def function_of(activation: Activation | str) -> Callable[[Tensor], Tensor]:
+    """What an activation makes of its argument, or a gated one of its gate's.
+
+    Example:
+        >>> function_of("reglu")(torch.tensor([-1.0, 2.0])).tolist()
+        [0.0, 2.0]
+    """
+    core = as_activation(activation).core
+    return FUNCTIONS[core.name] if core.shipped and core.name in FUNCTIONS else on_tensors(core)
 
 
 def _normal(weight: Tensor, generator: torch.Generator) -> None:
@@ -162,8 +175,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, ffn: sublayers.FFN, block: Setting) -> None:
         super().__init__()
-        self.gated = ffn.activation in GATED
-        self.activation = GATED.get(ffn.activation, ffn.activation)
+        self.gated = ffn.activation.gated
+        self.activation = ffn.activation.core
         gains = (ffn.in_gain * ffn.gate_gain, ffn.in_gain) if self.gated else (ffn.in_gain,)
         self.read = Projection(block.width, ffn.units * len(gains), *gains, law=block.weights)
         self.inner = block.inner_norm(ffn.units, wanted="hidden" in ffn.normed)
@@ -172,7 +185,7 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(block.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        phi, hidden = ACTIVATIONS[self.activation], self.read(x)
+        phi, hidden = function_of(self.activation), self.read(x)
         if self.gated:
             gate, linear = hidden.chunk(2, dim=-1)
             return _tensor(self.dropout(self.write(self.inner(phi(gate) * linear))))
@@ -198,8 +211,8 @@ def _(norm: Norm, block: Setting) -> nn.Module:
     return (nn.LayerNorm if norm.centred else nn.RMSNorm)(block.width, eps=norm.eps)
 
 
-@lru_cache(maxsize=16)
-def output_rms(activation: str) -> float:
+@lru_cache(maxsize=64)
+def output_rms(activation: Activation | str) -> float:
     """Root mean square of an activation's output at standard normal input.
 
     Example:
@@ -208,7 +221,7 @@ def output_rms(activation: str) -> float:
     """
     z = torch.linspace(-12, 12, 48_001, dtype=torch.float64, device="cpu")  # 0, ReLU's kink, is a node
     density = torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-    return math.sqrt(torch.trapezoid(ACTIVATIONS[activation](z) ** 2 * density, z).item())
+    return math.sqrt(torch.trapezoid(function_of(activation)(z) ** 2 * density, z).item())
 
 
 def _seen(attention: sublayers.Attention, tokens: int) -> Tensor:

@@ -33,15 +33,21 @@ drift is derived in `bias`, and the spread between networks in `fluctuations`, w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from propagate.activations import Activation
 from propagate.experts import Experts
 from propagate.layers import Layer
 from propagate.model import Model
 from propagate.sublayers import FFN
+from propagate.theory.gaussian.activations import CLOSED
+from propagate.theory.gaussian.expressions import functions
+from propagate.theory.gaussian.panels import mean_square
 
 DRIFT = 1.0
 LEAK = 1.0
@@ -176,12 +182,26 @@ def _experts(layer: Layer) -> list[tuple[FFN, int]]:
 def _of_unit(expert: tuple[FFN, int]) -> float:
     """Relative variance of a hidden unit, over their number."""
     ffn, _ = expert
-    return WILD_UNITS.get(ffn.activation, 1.0) / ffn.units
+    return _wildness(ffn.activation) / ffn.units
 
 
 def _over_blocks(values: Sequence[float], like: Array) -> Array:
     """A number for each of the blocks along the first axis of an array."""
     return np.array(values, dtype=float).reshape(-1, *(1,) * (like.ndim - 1))
+
+
+@lru_cache(maxsize=64)
+def _wildness(activation: Activation) -> float:
+    """How much the squares of hidden units differ, over those of a ReLU. (E phi^4 / (E phi^2)^2 is 6 of a ReLU, 17 and
+    23 of those listed as 3.)
+    """
+    if activation.shipped and activation.name in WILD_UNITS:
+        return WILD_UNITS[activation.name]
+    if activation.shipped and activation.name in CLOSED:
+        return 1.0
+    kinked = functions(activation.core).kinked[0]
+    fourth = mean_square(replace(kinked, f=lambda z: kinked.f(z) ** 2), 1.0) * (3.0 if activation.gated else 1.0)
+    return max(fourth / mean_square(kinked, 1.0) ** 2 / 7, 1.0)
 
 
 def call_allowances(forward: Array, width: int) -> Array:

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, NoReturn
 
 from propagate.model import Model, ModelError
 from propagate.placement import split
-from propagate.theory.finite.units import KNOWN
 from propagate.theory.tokens.gram import Gram
 
 NORM, TANH = "a norm", "tanh"
@@ -143,9 +142,8 @@ def check_covered(model: Model, what: str) -> bool:
     path by path.
 
     Raises:
-        ModelError: for an activation whose units are not known, weights that are not normal, rotary positions, experts,
-            LayerNorm of hidden units; and for tanh with dropout or beside LayerNorm, or of which anything but a
-            sublayer or the output head is made.
+        ModelError: for weights that are not normal, rotary positions, experts, LayerNorm of hidden units; and for tanh
+            with dropout or beside LayerNorm, or of which anything but a sublayer or the output head is made.
 
     Example: several streams, and tanh of one, are followed by samples.
         >>> check_covered(Model("prenorm", depth=2), "bias"), check_covered(Model("residual", depth=2), "bias")
@@ -157,8 +155,6 @@ def check_covered(model: Model, what: str) -> bool:
     for name, plain in (("experts", None), ("rope", None)):
         if getattr(model, name) != plain:
             raise ModelError(f"{what} needs {name}={plain}, got {getattr(model, name)!r}")
-    if model.activation not in KNOWN:
-        raise ModelError(f"{what} covers {', '.join(sorted(KNOWN))}, got activation={model.activation!r}")
     if model.weights != "normal":
         raise ModelError(f"{what} needs weights='normal', got {model.weights!r}")
     met = _met(model, what)

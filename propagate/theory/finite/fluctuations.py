@@ -126,13 +126,14 @@ class EnergyAlgebra:
     def _ffn_forward(self, x: Moments) -> tuple[Array, Array]:
         model, noise, ffn = self.model, self.noise, self._ffn
         variance = rounded(float(ffn.in_gain) ** 2 * x.variance)
-        units = hidden_forward(ffn.activation, model.tokens, variance, self._distinct(x))
+        units = hidden_forward(ffn.activation, model.tokens, variance, self._distinct(x), float(ffn.gate_gain))
         return noise.gaussian(model.width), units / ffn.units
 
     def _ffn_backward(self, x: Moments, g: Moments) -> tuple[Array, Array]:
         model, noise, ffn = self.model, self.noise, self._ffn
         variance = rounded(float(ffn.in_gain) ** 2 * x.variance)
-        units = hidden_backward(ffn.activation, model.tokens, variance, self._distinct(x), self._distinct(g))
+        kind = ffn.activation, model.tokens, variance, self._distinct(x), self._distinct(g)
+        units = hidden_backward(*kind, float(ffn.gate_gain))
         return noise.gaussian(model.width), units / ffn.units
 
     @property

@@ -17,14 +17,16 @@ from functools import lru_cache
 
 import numpy as np
 
+from propagate.activations import Activation
 from propagate.model import Model, ModelError
 from propagate.scaling import Gains
 from propagate.theory.finite.perturbation import Array, Frame, Returned, inner, root
-from propagate.theory.finite.units import ELEMENTWISE, GATES
-from propagate.theory.gaussian.activations import ACTIVATIONS, silu, silu_slope, tanh_slope
+from propagate.theory.finite.units import ELEMENTWISE, pointwise
+from propagate.theory.gaussian.activations import maps_of, silu, silu_slope, tanh_slope
+from propagate.theory.gaussian.expressions import functions
 from propagate.theory.gaussian.quadrature import LARGEST_SERIES, Elementwise, coefficients
 from propagate.theory.tokens.gram import Gram
-from propagate.theory.tokens.kernels import KERNELS
+from propagate.theory.tokens.kernels import CLOSED, kernel_of
 
 Pull = Callable[[Array], Returned]
 UNITS = 64  # hidden units that make one sample of their fluctuation; any number has the right covariance
@@ -35,6 +37,7 @@ SMOOTH: dict[str, tuple[Elementwise, Elementwise]] = {
     "silu": (silu, silu_slope),
     "tanh": (np.tanh, tanh_slope),
 }
+"""Forms that stand in for those made from the expression."""
 
 
 def ffn(model: Model, gains: Gains, inside: frozenset[str], frame: Frame, x: Array) -> tuple[Array, Pull]:
@@ -48,17 +51,18 @@ def ffn(model: Model, gains: Gains, inside: frozenset[str], frame: Frame, x: Arr
     noise, tokens, ratio, normed = frame.noise, model.tokens, model.hidden / model.width, "hidden" in inside
     gain, few = float(gains.ffn_in), math.sqrt(1 / (ratio * UNITS))  # `few` times e: for a sum of UNITS units
     power = float(gains.ffn_out) ** 2
-    scale, out = (1.0, math.sqrt(power)) if normed else (power / ACTIVATIONS[model.activation].value(1.0, 0.0)[0], 1.0)
+    scale, out = (1.0, math.sqrt(power)) if normed else (power / maps_of(model.activation).value(1.0, 0.0)[0], 1.0)
+    gate_gain = float(gains.ffn_gate)
     preactivations = gain * gain * inner(x, x)
-    value, slope = (scale * found for found in _kernels(model.activation, preactivations))
-    normals, h, slopes = _units(model, gain * x[-1].T, scale, noise.random, (noise.pairs, UNITS))
-    _, strangers, strangers_slopes = _units(model, gain * x[-1].T, scale, noise.random, (1, STRANGERS))
+    value, slope = (scale * found for found in _kernels(model.activation, preactivations, gate_gain))
+    normals, h, slopes = _units(model, gate_gain, gain * x[-1].T, scale, noise.random, (noise.pairs, UNITS))
+    _, strangers, strangers_slopes = _units(model, gate_gain, gain * x[-1].T, scale, noise.random, (1, STRANGERS))
     gram_h = value + few * noise.odd(_products(h, h) - UNITS * value[-1])
     size = 1 / np.sqrt(np.diagonal(gram_h, axis1=1, axis2=2))[..., None] if normed else np.ones((len(x), tokens, 1))
     root_h = root(size * gram_h * size.swapaxes(1, 2))
     image = frame.image(tokens)
     basis = size[-1] * np.linalg.pinv(root_h[-1].T, rcond=1e-10)
-    bent = scale * _bent(model.activation, preactivations[-1])
+    bent = scale * _bent(model.activation, preactivations[-1], gate_gain)
 
     def pull(g: Array) -> Returned:
         g = out * size * g
@@ -88,31 +92,40 @@ def _products(one: Array, other: Array) -> Array:
 
 
 def _units(
-    model: Model, upper: Array, scale: float, random: np.random.Generator, number: tuple[int, int]
+    model: Model, gate_gain: float, upper: Array, scale: float, random: np.random.Generator, number: tuple[int, int]
 ) -> tuple[list[Array], Array, list[Array]]:
     """Hidden units in the limit: the normals behind each input matrix, the values, and the slopes by each."""
     shape, size = (*number, model.tokens), math.sqrt(scale)
-    gate = GATES.get(model.activation)
-    phi, slope = ELEMENTWISE[gate or model.activation]
+    phi, slope = pointwise(model.activation)
     z = random.standard_normal(shape)
     u = z @ upper
-    if gate is None:
+    if not model.activation.gated:
         return [z], size * phi(u), [size * slope(u)]
     factor = random.standard_normal(shape)
     w = factor @ upper
-    return [z, factor], size * phi(u) * w, [size * slope(u) * w, size * phi(u)]
+    opened = phi(gate_gain * u)
+    return [z, factor], size * opened * w, [size * gate_gain * slope(gate_gain * u) * w, size * opened]
 
 
-def _kernels(activation: str, u: Array) -> tuple[Array, Array]:
+def _kernels(activation: Activation, u: Array, gate_gain: float) -> tuple[Array, Array]:
     """E phi(u_t) phi(u_s) and the factor of the cotangents' Gram matrix, to second order about the last evaluation."""
-    if activation in GATES:
-        value, slope = _kernels(GATES[activation], u)
-        return u * value, value + u * slope
-    if activation in SMOOTH:
-        phi, derivative = SMOOTH[activation]
-        return _series(phi, u), _series(derivative, u)
-    kernel, gram = KERNELS[activation], Gram.of(u)
+    if activation.gated:
+        power = gate_gain * gate_gain
+        value, slope = _kernels(activation.core, power * u, 1.0)
+        return u * value, value + power * u * slope
+    smooth = _smooth(activation)
+    if smooth is not None:
+        return _series(smooth[0], u), _series(smooth[1], u)
+    kernel, gram = kernel_of(activation), Gram.of(u)
     return kernel.value(gram).matrix, kernel.slope(gram).matrix
+
+
+def _smooth(activation: Activation) -> tuple[Elementwise, Elementwise] | None:
+    """An activation and its slope, where they have a Hermite series."""
+    if activation.shipped and activation.name in CLOSED:
+        return SMOOTH.get(activation.name)
+    found = functions(activation)
+    return (found.value, found.slope) if found.smooth else None
 
 
 def _series(phi: Elementwise, u: Array) -> Array:
@@ -144,27 +157,27 @@ def _coefficients(phi: Elementwise, at: tuple[float, ...]) -> Array:
     return coefficients(phi, around.ravel()).reshape(3, len(at), -1).swapaxes(1, 2)
 
 
-def _bent(activation: str, u: Array) -> Array:
+def _bent(activation: Activation, u: Array, gate_gain: float) -> Array:
     """E phi''(u_t) phi(u_s), (tokens, tokens)."""
     own, others = np.diagonal(u), u[~np.eye(len(u), dtype=bool)]
     if _alike(own) and (len(u) == 1 or _alike(others)):
-        alone, pair = _bent_pair(activation, float(own[0]), float(u[0, -1]))
+        alone, pair = _bent_pair(activation, float(own[0]), float(u[0, -1]), gate_gain)
         return pair + (alone - pair) * np.eye(len(u))
-    return _differentiated(activation, u)
+    return _differentiated(activation, u, gate_gain)
 
 
 @lru_cache(maxsize=1024)
-def _bent_pair(activation: str, variance: float, covariance: float) -> tuple[float, float]:
-    own, other = _differentiated(activation, np.array([[variance, covariance], [covariance, variance]]))[0]
+def _bent_pair(activation: Activation, variance: float, covariance: float, gate_gain: float) -> tuple[float, float]:
+    own, other = _differentiated(activation, np.array([[variance, covariance], [covariance, variance]]), gate_gain)[0]
     return float(own), float(other)
 
 
-def _differentiated(activation: str, u: Array) -> Array:
+def _differentiated(activation: Activation, u: Array, gate_gain: float) -> Array:
     """From the derivatives of E phi(u_t)^2 and of E phi(u_t) phi(u_s) by the variance of u_t.
 
     The latter is half of what is wanted; the former is E phi'^2 more.
     """
-    kernel, tokens = KERNELS[activation], len(u)
+    kernel, tokens = kernel_of(activation, gate_gain), len(u)
     steps = 1e-5 * np.diagonal(u)
     moved = steps[:, None, None] * (np.eye(tokens)[:, :, None] * np.eye(tokens)[:, None, :])
     up, down = (kernel.value(Gram.of(u + sign * moved)).matrix for sign in (1, -1))

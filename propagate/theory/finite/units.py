@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import erf, expit
 
+from propagate.activations import Activation, as_activation
+from propagate.theory.gaussian.expressions import functions
 from propagate.theory.pairs.moments import Moments
 
 Array = NDArray[np.float64]
@@ -40,8 +42,21 @@ ELEMENTWISE: dict[str, tuple[Elementwise, Elementwise]] = {
     "silu": (lambda u: np.asarray(u * expit(u)), lambda u: np.asarray(expit(u) * (1 + u * expit(-u)))),
     "tanh": (np.tanh, lambda u: np.asarray(1 - np.tanh(u) ** 2)),
 }
-GATES = {"swiglu": "silu", "geglu": "gelu"}
-KNOWN = frozenset(ELEMENTWISE) | frozenset(GATES)
+
+
+def pointwise(activation: Activation) -> tuple[Elementwise, Elementwise]:
+    """What an activation makes of its argument, or a gated one of its gate's, and the slope.
+
+    Example:
+        >>> value, slope = pointwise(as_activation("leaky_relu"))
+        >>> value(np.array([-1.0, 2.0])).tolist(), slope(np.array([-1.0, 2.0])).tolist()
+        ([-0.01, 2.0], [0.01, 1.0])
+    """
+    core = activation.core
+    if core.shipped and core.name in ELEMENTWISE:
+        return ELEMENTWISE[core.name]
+    found = functions(core)
+    return found.value, found.slope
 
 
 def rounded(value: float) -> float:
@@ -70,14 +85,17 @@ def _possible(share: float, tokens: int) -> float:
 
 
 @lru_cache(maxsize=1024)
-def hidden_forward(activation: str, tokens: int, variance: float, distinct: float) -> Array:
+def hidden_forward(
+    activation: Activation | str, tokens: int, variance: float, distinct: float, gate_gain: float = 1.0
+) -> Array:
     """Covariance of one hidden unit's two energies, relative to their means, shape (2, 2).
 
     Args:
-        activation: its name.
+        activation: its name, or an `Activation`.
         tokens: of the sequence.
         variance: of a pre-activation.
         distinct: 1 - correlation of two tokens' pre-activations.
+        gate_gain: a further gain on a gate's own pre-activation.
 
     Example: a linear unit is Gaussian: 2 for the mean mode, and 2 / (tokens - 1) for the deviations.
         >>> found = hidden_forward("linear", 5, 1.0, 1.0)
@@ -85,13 +103,20 @@ def hidden_forward(activation: str, tokens: int, variance: float, distinct: floa
         True
     """
     u, w, _ = (math.sqrt(variance) * z for z in _tokens(tokens, (distinct, distinct, distinct)))
-    if activation in GATES:
-        return _relative(_energies(ELEMENTWISE[GATES[activation]][0](u) * w))
-    return _relative(_energies(ELEMENTWISE[activation][0](u)))
+    activation = as_activation(activation)
+    value, _ = pointwise(activation)
+    return _relative(_energies(value(gate_gain * u) * w if activation.gated else value(u)))
 
 
 @lru_cache(maxsize=1024)
-def hidden_backward(activation: str, tokens: int, variance: float, distinct: float, grad_distinct: float) -> Array:
+def hidden_backward(
+    activation: Activation | str,
+    tokens: int,
+    variance: float,
+    distinct: float,
+    grad_distinct: float,
+    gate_gain: float = 1.0,
+) -> Array:
     """The same of one hidden unit's two energies and of the two that it sends back, shape (4, 4).
 
     They are correlated: a unit that answers strongly sends back strongly. `grad_distinct` is 1 - correlation of two
@@ -104,10 +129,11 @@ def hidden_backward(activation: str, tokens: int, variance: float, distinct: flo
     """
     u, w, g = _tokens(tokens, (distinct, distinct, grad_distinct))
     u, w = math.sqrt(variance) * u, math.sqrt(variance) * w
-    if activation in GATES:
-        value, slope = ELEMENTWISE[GATES[activation]]
-        return _relative(_energies(value(u) * w), _energies(slope(u) * w * g) + _energies(value(u) * g))
-    value, slope = ELEMENTWISE[activation]
+    activation = as_activation(activation)
+    value, slope = pointwise(activation)
+    if activation.gated:
+        opened, bent = value(gate_gain * u), gate_gain * slope(gate_gain * u)
+        return _relative(_energies(opened * w), _energies(bent * w * g) + _energies(opened * g))
     return _relative(_energies(value(u)), _energies(slope(u) * g))
 
 

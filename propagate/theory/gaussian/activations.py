@@ -1,22 +1,25 @@
 """What an activation does to the second moments of two tokens, and its derivative to those of their gradients.
 
 For jointly Gaussian (u, v) of variance q and covariance p, K(q, p) = E phi(u) phi(v) and, by Price's theorem,
-dK/dp = E phi'(u) phi'(v) =: S(q, p). An `Activation` gives both at p = q and their drop from there to
-p = q - deviation. The drop is computed without cancellation, so that the collapse of tokens onto one another is
-followed to any depth.
+dK/dp = E phi'(u) phi'(v) =: S(q, p). `Maps` are both at p = q and their drop from there to p = q - deviation. The drop
+is computed without cancellation, so that the collapse of tokens onto one another is followed to any depth.
 
-Sources: ReLU and its square, Cho & Saul (2009), arc-cosine kernels of order 1 and 2. GELU, Price's theorem (see
-proofs). SiLU and tanh by quadrature.
+They are made from the activation's expression: by Hermite series where it is smooth (`quadrature`), over panels where
+it has kinks (`panels`). Closed forms stand in for some. Their sources: ReLU and its square, Cho & Saul (2009),
+arc-cosine kernels of order 1 and 2. GELU, Price's theorem (see proofs).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
+from propagate.activations import Activation, as_activation
 from propagate.theory.gaussian import quadrature
+from propagate.theory.gaussian.expressions import functions
 from propagate.theory.gaussian.functions import (
     Scalar,
     angle,
@@ -28,28 +31,30 @@ from propagate.theory.gaussian.functions import (
     sine_less_angle_cosine,
     sqrt,
 )
+from propagate.theory.gaussian.panels import Kinked, drop, mean_square
 from propagate.theory.gaussian.quadrature import Array, Elementwise
 
 Pair = tuple[Scalar, Scalar]
+LEAK, RELU = 1e-2, 0.99 * 0.99  # weights of the linear part and of the ReLU in a leaky ReLU's second moments
 
 
 @dataclass(frozen=True)
-class Activation:
+class Maps:
     """An activation's second-moment maps, at pre-activation variance q and deviation q - p.
 
     Attributes:
         value: (q, q - p) -> (K(q, q), K(q, q) - K(q, p)).
         slope: (q, q - p) -> (S(q, q), S(q, q) - S(q, p)).
-        gate: for a gated activation, that of its gate.
+        gate: for a gated activation, that of its gate, at the moments of its input, before the gate's own gain.
 
     Example:
-        >>> ACTIVATIONS["relu"].value(1.0, 0.0), ACTIVATIONS["relu"].slope(1.0, 0.0)
+        >>> maps_of("relu").value(1.0, 0.0), maps_of("relu").slope(1.0, 0.0)
         ((0.5, 0.0), (0.5, 0.0))
     """
 
     value: Callable[[Scalar, Scalar], Pair]
     slope: Callable[[Scalar, Scalar], Pair]
-    gate: Activation | None = None
+    gate: Maps | None = None
 
 
 def _linear_value(variance: Scalar, deviation: Scalar) -> Pair:
@@ -119,25 +124,76 @@ def _gelu_slope(variance: Scalar, deviation: Scalar) -> Pair:
     return quadrant1 + scale * s * m1 / root1**3, quadrant_drop + scale * drop
 
 
-def _by_quadrature(phi: Elementwise, derivative: Elementwise, name: str) -> Activation:
-    def maps(which: int, label: str) -> Callable[[Scalar, Scalar], Pair]:
+def _leaky_relu_value(variance: Scalar, deviation: Scalar) -> Pair:
+    value, drop = _relu_value(variance, deviation)  # z / 100 + 0.99 relu(z), and E u relu(v) = p / 2
+    return LEAK * variance + RELU * value, LEAK * deviation + RELU * drop
+
+
+def _leaky_relu_slope(variance: Scalar, deviation: Scalar) -> Pair:
+    slope, drop = _relu_slope(variance, deviation)
+    return LEAK + RELU * slope, RELU * drop
+
+
+def by_series(phi: Elementwise, derivative: Elementwise, name: str) -> Maps:
+    """The maps of a function that is analytic near the real line, by Hermite series and, at large variance, on a plane.
+
+    Example:
+        >>> round(by_series(silu, silu_slope, "silu").value(1.0, 0.0)[0], 5)
+        0.35578
+    """
+
+    def maps(which: int) -> Callable[[float, float], tuple[float, float]]:
         def at(variance: float, deviation: float) -> tuple[float, float]:
             if variance > quadrature.LARGEST_SERIES:
                 return quadrature.on_plane((phi, derivative)[which], variance, deviation)
             series = quadrature.series_of(phi, float(variance))[which]
             return series.total, series.drop(deviation / variance)
 
-        def apply(variance: Scalar, deviation: Scalar) -> Pair:
-            if is_plain(variance, deviation):
-                return at(variance, deviation)
-            if is_symbolic(variance, deviation):
-                return _symbolic_pair(f"{name}_{label}", variance, deviation)
-            found = np.vectorize(at, otypes=[float, float])(variance, deviation)
-            return found[0], found[1]
+        return at
 
-        return apply
+    return Maps(_on_any(maps(0), f"{name}_value"), _on_any(maps(1), f"{name}_slope"))
 
-    return Activation(value=maps(0, "value"), slope=maps(1, "slope"))
+
+def by_panels(value: Kinked, slope: Kinked, name: str) -> Maps:
+    """The maps of a function with kinks.
+
+    Example:
+        >>> elu = by_quadrature(as_activation("elu"))
+        >>> round(elu.value(1.0, 0.0)[0], 5)
+        0.64495
+    """
+
+    def maps(kinked: Kinked) -> Callable[[float, float], tuple[float, float]]:
+        @lru_cache(maxsize=4096)
+        def at(variance: float, deviation: float) -> tuple[float, float]:
+            quadrature.check_reach(name, variance)
+            return mean_square(kinked, variance), drop(kinked, variance, variance, deviation)
+
+        return at
+
+    return Maps(_on_any(maps(value), f"{name}_value"), _on_any(maps(slope), f"{name}_slope"))
+
+
+def _on_any(at: Callable[[float, float], tuple[float, float]], name: str) -> Callable[[Scalar, Scalar], Pair]:
+    """Of plain numbers, arrays, and SymPy expressions, of which they are named functions."""
+
+    def apply(variance: Scalar, deviation: Scalar) -> Pair:
+        if is_plain(variance, deviation):
+            return at(variance, deviation)
+        if is_symbolic(variance, deviation):
+            return _symbolic_pair(name, variance, deviation)
+        found = np.vectorize(at, otypes=[float, float])(variance, deviation)
+        return found[0], found[1]
+
+    return apply
+
+
+def by_quadrature(activation: Activation) -> Maps:
+    """The maps of an activation that is not gated, from its expression alone."""
+    found = functions(activation)
+    if found.smooth:
+        return by_series(found.value, found.slope, activation.name)
+    return by_panels(*found.kinked, activation.name)
 
 
 def mean_slope(name: str, variance: Scalar) -> Scalar:
@@ -165,29 +221,38 @@ def _symbolic_pair(name: str, variance: Scalar, deviation: Scalar) -> Pair:
     return at_one, at_one - function(variance, sympy.simplify(variance - deviation))
 
 
-def gated(activation: Activation) -> Activation:
-    """The gate phi(u) w with an independent, equally distributed linear w (arXiv:2002.05202): SwiGLU from SiLU, GEGLU
-    from GELU.
+def gated(gate: Maps, gain: Scalar = 1.0) -> Maps:
+    """A hidden unit phi(gain u) w with an independent linear w, distributed as u (arXiv:2002.05202): SwiGLU from SiLU,
+    GEGLU from GELU.
 
-    Its cotangent returns along two uncorrelated paths, the gate's (p S) and the linear factor's (K).
+    Its cotangent returns along two uncorrelated paths, the gate's (gain^2 p S) and the linear factor's (K).
 
     Example:
-        >>> value, slope = ACTIVATIONS["swiglu"].value(1.0, 0.0)[0], ACTIVATIONS["swiglu"].slope(1.0, 0.0)[0]
+        >>> value, slope = maps_of("swiglu").value(1.0, 0.0)[0], maps_of("swiglu").slope(1.0, 0.0)[0]
         >>> round(slope / value, 4)
         2.0666
     """
+    power = gain * gain
+    gate = gate if gain == 1 else _scaled(gate, power)
 
     def value(variance: Scalar, deviation: Scalar) -> Pair:
-        at_one, drop = activation.value(variance, deviation)
+        at_one, drop = gate.value(variance, deviation)
         return at_one * variance, at_one * deviation + drop * (variance - deviation)
 
     def slope(variance: Scalar, deviation: Scalar) -> Pair:
-        value1, value_drop = activation.value(variance, deviation)
-        slope1, slope_drop = activation.slope(variance, deviation)
+        value1, value_drop = gate.value(variance, deviation)
+        slope1, slope_drop = gate.slope(variance, deviation)
+        if gain != 1:
+            slope1, slope_drop = power * slope1, power * slope_drop
         drop = value_drop + deviation * slope1 + (variance - deviation) * slope_drop
         return value1 + variance * slope1, drop
 
-    return Activation(value, slope, gate=activation)
+    return Maps(value, slope, gate=gate)
+
+
+def _scaled(maps: Maps, power: Scalar) -> Maps:
+    """At an input of `power` times the variance."""
+    return Maps(lambda q, d: maps.value(power * q, power * d), lambda q, d: maps.slope(power * q, power * d))
 
 
 def _logistic(x: Array) -> Array:
@@ -224,15 +289,33 @@ def tanh_slope(x: Array) -> Array:
     return np.asarray(1 - np.tanh(x) ** 2)
 
 
-_SILU = _by_quadrature(silu, silu_slope, "silu")
-_GELU = Activation(_gelu_value, _gelu_slope)
-ACTIVATIONS = {
-    "linear": Activation(_linear_value, _linear_slope),
-    "relu": Activation(_relu_value, _relu_slope),
-    "squared_relu": Activation(_squared_relu_value, _squared_relu_slope),
-    "gelu": _GELU,
-    "silu": _SILU,
-    "tanh": _by_quadrature(np.tanh, tanh_slope, "tanh"),
-    "swiglu": gated(_SILU),
-    "geglu": gated(_GELU),
+CLOSED = {
+    "linear": Maps(_linear_value, _linear_slope),
+    "relu": Maps(_relu_value, _relu_slope),
+    "squared_relu": Maps(_squared_relu_value, _squared_relu_slope),
+    "leaky_relu": Maps(_leaky_relu_value, _leaky_relu_slope),
+    "gelu": Maps(_gelu_value, _gelu_slope),
+    "silu": by_series(silu, silu_slope, "silu"),
+    "tanh": by_series(np.tanh, tanh_slope, "tanh"),
 }
+"""Forms that stand in for quadrature of the expression; tests tie them to it."""
+
+
+@lru_cache(maxsize=256)
+def maps_of(activation: Activation | str, gate_gain: Scalar = 1.0) -> Maps:
+    """The maps of an activation; of a gated one, with a further gain on the gate's own input.
+
+    Raises:
+        ModelError: for an unknown name, or an expression that changes too fast for the quadrature.
+
+    Example: a gate that is wide open or closed is a ReLU's.
+        >>> from math import isclose
+        >>> sharp = maps_of("swiglu", 30.0).value(1.0, 0.0)[0] / 900
+        >>> isclose(sharp, maps_of("reglu").value(1.0, 0.0)[0], rel_tol=2e-3)
+        True
+    """
+    activation = as_activation(activation)
+    core = activation.core
+    found = CLOSED.get(core.name) if core.shipped else None
+    found = found or by_quadrature(core)
+    return gated(found, gate_gain) if activation.gated else found

@@ -56,8 +56,10 @@ def _hermite_basis(terms: int, step: float) -> tuple[Array, Array]:
     return z, basis * (root_density * step)
 
 
-def coefficients(phi: Elementwise, variances: Array) -> Array:
+def coefficients(phi: Elementwise, variances: Array, *, ending: bool = True) -> Array:
     """Hermite coefficients of phi(sqrt(variance) z), a row for each variance, as many as any of them needs.
+
+    Without `ending` as many as there are, which is 128 up to variance 1.
 
     Example: z^2 has the coefficients 1 and sqrt(2) of degrees 0 and 2.
         >>> coefficients(np.square, np.array([1.0])).round(12).tolist()
@@ -66,6 +68,8 @@ def coefficients(phi: Elementwise, variances: Array) -> Array:
     octave = max(0, math.ceil(math.log2(max(float(variances.max()), 1.0))))
     z, basis = _hermite_basis(128 * 2**octave, 0.04 * 2 ** (-octave / 2))
     rows = phi(np.sqrt(variances)[:, None] * z) @ basis.T
+    if not ending:
+        return np.asarray(rows)
     squares = rows**2
     needed = (squares > 1e-22 * squares.sum(axis=1, keepdims=True)).any(axis=0)
     return np.asarray(rows[:, : int(np.flatnonzero(needed)[-1]) + 1])
@@ -123,13 +127,18 @@ def square_on_line(f: Elementwise, variance: float) -> float:
         >>> round(square_on_line(lambda u: u, 100.0), 9)
         100.0
     """
-    if not variance <= LARGEST_VARIANCE:
-        raise ModelError(
-            f"{f.__name__.removesuffix('_slope')} reads a variance of {variance:.3g}, and covers up to"
-            f" {LARGEST_VARIANCE:g}: lower the variance of the stream that it reads, or the gain before it"
-        )
+    check_reach(f.__name__.removesuffix("_slope"), variance)
     u, weight = _gaussian(variance)
     return float(weight @ f(u) ** 2)
+
+
+def check_reach(name: str, variance: float) -> None:
+    """ModelError for a variance above `LARGEST_VARIANCE`, or none."""
+    if not variance <= LARGEST_VARIANCE:
+        raise ModelError(
+            f"{name} reads a variance of {variance:.3g}, and covers up to {LARGEST_VARIANCE:g}: lower the variance of"
+            " the stream that it reads, or the gain before it"
+        )
 
 
 def drop_on_plane(f: Elementwise, first: float, second: float, deviation: float) -> float:

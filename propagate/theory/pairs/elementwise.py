@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from propagate.theory.gaussian.activations import ACTIVATIONS, mean_slope
+from propagate.theory.gaussian.activations import maps_of, mean_slope
 from propagate.theory.gaussian.functions import Scalar
 from propagate.theory.pairs.moments import Moments
 
@@ -40,8 +40,8 @@ def tanh(x: Moments) -> Split:
         >>> round(found.slope, 4), found.rest.variance < 1e-6
         (0.9902, True)
     """
-    value, value_drop = ACTIVATIONS["tanh"].value(x.variance, x.deviation)
-    square_slope, slope_drop = ACTIVATIONS["tanh"].slope(x.variance, x.deviation)
+    value, value_drop = maps_of("tanh").value(x.variance, x.deviation)
+    square_slope, slope_drop = maps_of("tanh").slope(x.variance, x.deviation)
     slope = mean_slope("tanh", x.variance)
     linear = slope * slope
 

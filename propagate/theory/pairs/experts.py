@@ -27,8 +27,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from propagate.activations import Activation
 from propagate.experts import Experts
-from propagate.theory.gaussian.activations import Activation
+from propagate.theory.gaussian.activations import maps_of
 from propagate.theory.gaussian.functions import Scalar
 from propagate.theory.pairs.gates import gate_averages
 from propagate.theory.pairs.moments import Moments
@@ -61,31 +62,36 @@ class MixturePull:
 
 @lru_cache(maxsize=256)
 def mixture(
-    activation: Activation, gain_in: Scalar, gain_out: Scalar, experts: Experts, *, centred: bool = False
+    activation: Activation | str,
+    gain_in: Scalar,
+    gain_out: Scalar,
+    experts: Experts,
+    *,
+    gate_gain: Scalar = 1.0,
+    centred: bool = False,
 ) -> Mixture:
     """A mixture of FFNs, each with the gains of a dense one, and the mean weight of its identity experts apart.
 
     With "hidden" normed each expert's hidden units are, as in `sublayers.ffn`.
 
     Example: of two experts one is chosen, so that the mixture is as large as a dense FFN.
-        >>> from propagate.theory.gaussian.activations import ACTIVATIONS
-        >>> one_of_two = mixture(ACTIVATIONS["relu"], 1.0, 0.5, Experts(count=2, top_k=1))
+        >>> one_of_two = mixture("relu", 1.0, 0.5, Experts(count=2, top_k=1))
         >>> output, kept, pull = one_of_two(Moments(1.0, 0.0))
         >>> round(output.variance, 9), kept
         (0.25, 0.0)
     """
-    size = activation.value(1.0, 0.0)[0]
+    maps, size = maps_of(activation, gate_gain), maps_of(activation).value(1.0, 0.0)[0]
     cut, shared = 1 / experts.split, experts.shared
     router_variance = experts.router_std**2
 
     def apply(x: Moments, normed: frozenset[str] = frozenset()) -> tuple[Moments, Scalar, Pull]:
         entering = x.times(gain_in)
-        value = Moments(*activation.value(entering.variance, entering.deviation))
+        value = Moments(*maps.value(entering.variance, entering.deviation))
         if "hidden" in normed and centred:
-            value = Moments(activation.value(entering.variance, entering.variance)[1], value.deviation)
+            value = Moments(maps.value(entering.variance, entering.variance)[1], value.deviation)
         power = gain_out * gain_out / (value.variance if "hidden" in normed else size)
         value = _weighted(value, power)
-        slope = Moments(*activation.slope(entering.variance, entering.deviation))
+        slope = Moments(*maps.slope(entering.variance, entering.deviation))
         slope = _weighted(slope, power * gain_in * gain_in)
         gates = gate_averages(experts, router_variance * x.variance, x.deviation / x.variance)
         routed = _weighted(value, cut)

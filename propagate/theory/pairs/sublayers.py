@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from propagate.activations import Activation
 from propagate.scaling import Gains
-from propagate.theory.gaussian.activations import Activation
+from propagate.theory.gaussian.activations import Maps, maps_of
 from propagate.theory.gaussian.finite_heads import HeadAverages, head_averages
 from propagate.theory.gaussian.functions import Scalar, inverse, is_plain
 from propagate.theory.gaussian.normed_heads import NormedHeads, check_normed, normed_averages
@@ -29,30 +30,34 @@ NOTHING: frozenset[str] = frozenset()
 
 
 @lru_cache(maxsize=256)
-def ffn(activation: Activation, gains: Gains, *, centred: bool = False) -> Sublayer:
-    """A feed-forward layer W_out phi(W_in x); its output has variance ffn_out^2 at ffn_in = 1 and unit variance.
+def ffn(activation: Activation | str, gains: Gains, *, centred: bool = False) -> Sublayer:
+    """A feed-forward layer W_out phi(W_in x); its output has variance ffn_out^2 at unit variance and inner gains 1.
 
     With "hidden" normed the output has variance ffn_out^2 whatever enters. A LayerNorm (`centred`) then also removes
     the mean of phi over the hidden units, so the tokens' correlation falls; an RMSNorm keeps it.
 
     Example: ReLU on uncorrelated tokens leaves them correlated by 1/pi, but for LayerNorm.
-        >>> from propagate.theory.gaussian.activations import ACTIVATIONS
-        >>> relu, x = ACTIVATIONS["relu"], Moments(2.0, 2.0)
-        >>> ffn(relu, Gains(ffn_out=0.5))(x, NOTHING)[0].variance
+        >>> x = Moments(2.0, 2.0)
+        >>> ffn("relu", Gains(ffn_out=0.5))(x, NOTHING)[0].variance
         0.5
-        >>> [round(ffn(relu, Gains(), centred=c)(x, frozenset({"hidden"}))[0].covariance, 4) for c in (False, True)]
+        >>> [round(ffn("relu", Gains(), centred=c)(x, frozenset({"hidden"}))[0].covariance, 4) for c in (False, True)]
         [0.3183, 0.0]
     """
+    return ffn_of(maps_of(activation, gains.ffn_gate), maps_of(activation).value(1.0, 0.0)[0], gains, centred=centred)
+
+
+def ffn_of(maps: Maps, size: Scalar, gains: Gains, *, centred: bool = False) -> Sublayer:
+    """The same from an activation's maps, with the gate's gain in them, and its mean square at unit variance."""
     scale_in, power = gains.ffn_in * gains.ffn_in, gains.ffn_out * gains.ffn_out
-    plain_scale = power / activation.value(1.0, 0.0)[0]
+    plain_scale = power / size
 
     def apply(x: Moments, normed: frozenset[str] = NOTHING) -> tuple[Moments, Pull]:
         variance, deviation = scale_in * x.variance, scale_in * x.deviation
-        value, value_drop = activation.value(variance, deviation)
-        slope, slope_drop = activation.slope(variance, deviation)
+        value, value_drop = maps.value(variance, deviation)
+        slope, slope_drop = maps.slope(variance, deviation)
         if "hidden" in normed:
             if centred:
-                value = activation.value(variance, variance)[1]  # less the value at correlation 0, the squared mean
+                value = maps.value(variance, variance)[1]  # less the value at correlation 0, the squared mean
             scale_out = power / value
         else:
             scale_out = plain_scale

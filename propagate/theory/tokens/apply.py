@@ -14,7 +14,6 @@ from propagate.experts import Experts
 from propagate.norms import Norm
 from propagate.scaling import Gains
 from propagate.sublayers import FFN, Attention
-from propagate.theory.gaussian.activations import ACTIVATIONS
 from propagate.theory.pairs import experts as pair_experts
 from propagate.theory.pairs import sublayers as pairs
 from propagate.theory.reading.blocks import Applied
@@ -104,24 +103,25 @@ def _(description: FFN, x: Any, setting: Setting) -> Applied:
     centred, normed = setting.norm.centred, frozenset(description.normed)
     if not isinstance(x, Gram):
         return Applied(*_ffn(description, centred=centred)(x, normed))
-    gains = (description.in_gain, description.out_gain)
-    return Applied(*grams.ffn(description.activation, *gains, centred=centred)(x, normed))
+    kind, gate_gain = (description.activation, description.in_gain, description.out_gain), description.gate_gain
+    return Applied(*grams.ffn(*kind, gate_gain=gate_gain, centred=centred)(x, normed))
 
 
 @lru_cache(maxsize=256)
 def _ffn(description: FFN, *, centred: bool) -> pairs.Sublayer:
     gains = Gains(ffn_in=description.in_gain, ffn_gate=description.gate_gain, ffn_out=description.out_gain)
-    return pairs.ffn(ACTIVATIONS[description.activation], gains, centred=centred)
+    return pairs.ffn(description.activation, gains, centred=centred)
 
 
 @apply.register
 def _(description: Experts, x: Any, setting: Setting) -> Applied:
     ffn, centred = description.expert, setting.norm.centred
-    gains, normed = (ffn.in_gain, ffn.out_gain, description), frozenset(ffn.normed)
+    kind, normed = (ffn.activation, ffn.in_gain, ffn.out_gain, description), frozenset(ffn.normed)
+    further = {"gate_gain": ffn.gate_gain, "centred": centred}
     if isinstance(x, Gram):
-        mixture = gram_experts.mixture(ffn.activation, *gains, setting.seed, centred=centred)
+        mixture = gram_experts.mixture(*kind, setting.seed, **further)
     else:
-        mixture = pair_experts.mixture(ACTIVATIONS[ffn.activation], *gains, centred=centred)
+        mixture = pair_experts.mixture(*kind, **further)
     output, kept, pull = mixture(x, normed)
     return Applied(output, pull, kept, through_gates=True)
 

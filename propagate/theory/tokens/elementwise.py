@@ -5,7 +5,7 @@ from __future__ import annotations
 from propagate.theory.gaussian.activations import mean_slope
 from propagate.theory.pairs.elementwise import Split
 from propagate.theory.tokens.gram import Entries, Gram
-from propagate.theory.tokens.kernels import KERNELS
+from propagate.theory.tokens.kernels import kernel_of
 from propagate.theory.tokens.tanh_pairs import tanh_second_pair, tanh_third_pair
 
 
@@ -19,8 +19,8 @@ def tanh(x: Gram) -> Split:
     """
     slope = mean_slope("tanh", x.variance)
     of_slopes = Gram.exchangeable(1.0, 0.0, x.matrix.shape[-1]).scaled(slope, slope)
-    rest = KERNELS["tanh"].slope(x).less(of_slopes)
-    return Split(slope, KERNELS["tanh"].value(x).less(x.times(slope)), rest.product, lambda: curvature(x))
+    rest = kernel_of("tanh").slope(x).less(of_slopes)
+    return Split(slope, kernel_of("tanh").value(x).less(x.times(slope)), rest.product, lambda: curvature(x))
 
 
 def curvature(x: Gram) -> tuple[Entries, Entries]:
@@ -29,7 +29,7 @@ def curvature(x: Gram) -> tuple[Entries, Entries]:
     Example: of the same token they are the derivative of E tanh'(x)^2 by its variance.
         >>> import numpy as np
         >>> third, second = curvature(Gram.of([[4.0]]))
-        >>> [slope] = np.diff([KERNELS["tanh"].slope(Gram.of([[q]])).matrix[0, 0] for q in (3.99, 4.01)]) / 0.02
+        >>> [slope] = np.diff([kernel_of("tanh").slope(Gram.of([[q]])).matrix[0, 0] for q in (3.99, 4.01)]) / 0.02
         >>> (third.matrix + second.matrix).round(5).tolist(), slope.round(5).tolist()
         ([[-0.02965]], -0.02965)
     """

@@ -32,12 +32,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from propagate.activations import Activation
 from propagate.experts import Experts
 from propagate.theory.pairs.experts import Mixture, MixturePull
 from propagate.theory.pairs.moments import NOTHING
 from propagate.theory.pairs.products import Part, Seen
 from propagate.theory.tokens.gram import Array, Gram
-from propagate.theory.tokens.kernels import KERNELS
+from propagate.theory.tokens.kernels import kernel_of
 from propagate.theory.tokens.softmax import SEED, root
 from propagate.theory.tokens.sublayers import of_means
 
@@ -73,7 +74,14 @@ def routing(experts: Experts, x: Gram, seed: Sequence[int]) -> Routing:
 
 
 def mixture(
-    activation: str, gain_in: float, gain_out: float, experts: Experts, seed: Sequence[int], *, centred: bool = False
+    activation: Activation | str,
+    gain_in: float,
+    gain_out: float,
+    experts: Experts,
+    seed: Sequence[int],
+    *,
+    gate_gain: float = 1.0,
+    centred: bool = False,
 ) -> Mixture:
     """A mixture of FFNs, each with the gains of a dense one, and every token's weight of its identity experts apart.
 
@@ -84,8 +92,8 @@ def mixture(
         >>> output.matrix.tolist(), kept
         ([[[0.25, 0.0], [0.0, 0.25]]], 0.0)
     """
-    kernel, count = KERNELS[activation], experts.routed
-    plain = float(kernel.value(Gram.of(np.eye(1))).matrix[0, 0]) ** -0.5
+    kernel, count = kernel_of(activation, gate_gain), experts.routed
+    plain = float(kernel_of(activation).value(Gram.of(np.eye(1))).matrix[0, 0]) ** -0.5
     router_variance = experts.router_std**2
 
     def apply(x: Gram, normed: frozenset[str] = frozenset()) -> tuple[Gram, Array | float, object]:

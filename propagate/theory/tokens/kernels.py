@@ -6,7 +6,8 @@ a kernel is a function from the pre-activations' `Gram` to the `Gram` of phi(u),
 Linear, ReLU and its square in closed form (arc-cosine kernels, Cho & Saul 2009, times powers of the tokens' standard
 deviations). Smooth activations by Mehler's formula, K_ts = sum_n a_n(q_t) a_n(q_s) c_ts^n with a_n(q) the Hermite
 coefficients of phi(sqrt(q) z); distances as sum_n (a_n(q_t) - a_n(q_s))^2 / 2 + a_n(q_t) a_n(q_s) (1 - c_ts^n), whose
-terms do not cancel. Closed forms of GELU and tanh for unequal variances take over where the series would be long.
+terms do not cancel. Closed forms of GELU and tanh for unequal variances take over where the series would be long. Those
+with kinks pair by pair, over panels (`kinked`).
 """
 
 from __future__ import annotations
@@ -14,15 +15,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy.special import ndtr
 
+from propagate.activations import Activation, as_activation
 from propagate.theory.gaussian import quadrature
-from propagate.theory.gaussian.activations import ACTIVATIONS, Pair, silu, silu_slope, tanh_slope
+from propagate.theory.gaussian.activations import LEAK, RELU, Pair, maps_of, silu, silu_slope, tanh_slope
+from propagate.theory.gaussian.expressions import functions
 from propagate.theory.gaussian.functions import angle, sine_less_angle_cosine
 from propagate.theory.gaussian.quadrature import Array, Elementwise
 from propagate.theory.tokens.gram import Gram, distances
+from propagate.theory.tokens.kinked import map_of
 from propagate.theory.tokens.tanh_pairs import of_one_variance, slope_of_one_variance, tanh_pair, tanh_slope_pair
 
 Map = Callable[[Gram], Gram]
@@ -39,10 +44,10 @@ class Kernel:
     Attributes:
         value: Gram of u -> Gram of phi(u).
         slope: Gram of u -> Gram of phi'(u), by which the cotangents' second moments are multiplied entry by entry.
-        gate: for a gated activation, that of its gate.
+        gate: for a gated activation, that of its gate, of the Gram of its input, before the gate's own gain.
 
     Example:
-        >>> KERNELS["relu"].value(Gram.of([[1.0, 0.0], [0.0, 4.0]])).matrix.round(4).tolist()
+        >>> kernel_of("relu").value(Gram.of([[1.0, 0.0], [0.0, 4.0]])).matrix.round(4).tolist()
         [[0.5, 0.3183], [0.3183, 2.0]]
     """
 
@@ -86,6 +91,14 @@ def _squared_relu_value(u: Gram) -> Gram:
 
 def _squared_relu_slope(u: Gram) -> Gram:
     return _relu_value(u).weighted(4.0)  # the derivative of relu(u)^2 is 2 relu(u)
+
+
+def _leaky_relu_value(u: Gram) -> Gram:
+    return u.weighted(LEAK).plus(_relu_value(u).weighted(RELU))
+
+
+def _leaky_relu_slope(u: Gram) -> Gram:
+    return _ones(u).weighted(LEAK).plus(_relu_slope(u).weighted(RELU))
 
 
 def gelu_pair(s: Array, t: Array, a: Array) -> Array:
@@ -220,21 +233,24 @@ def smooth(phi: Elementwise, derivative: Elementwise) -> Kernel:
     return Kernel(_by_series(phi, _by_plane(phi)), _by_series(derivative, _by_plane(derivative)))
 
 
-def gated(kernel: Kernel) -> Kernel:
-    """The gate phi(u) w with an independent, equally distributed linear w (arXiv:2002.05202).
+def gated(gate: Kernel, gain: float = 1.0) -> Kernel:
+    """A hidden unit phi(gain u) w with an independent linear w, distributed as u (arXiv:2002.05202).
 
-    Its cotangent returns along two uncorrelated paths, the gate's (G S) and the linear factor's (K).
+    Its cotangent returns along two uncorrelated paths, the gate's (gain^2 G S) and the linear factor's (K).
 
     Example:
-        >>> one = Gram.of([[1.0]])
-        >>> swiglu = gated(KERNELS["silu"])
+        >>> one, swiglu = Gram.of([[1.0]]), kernel_of("swiglu")
         >>> round(float(swiglu.slope(one).matrix[0, 0] / swiglu.value(one).matrix[0, 0]), 4)
         2.0666
     """
+    power = float(gain * gain)
+    opened = gate
+    if power != 1:
+        opened = Kernel(lambda u: gate.value(u.weighted(power)), lambda u: gate.slope(u.weighted(power)))
     return Kernel(
-        lambda u: u.product(kernel.value(u)),
-        lambda u: kernel.value(u).plus(u.product(kernel.slope(u))),
-        gate=kernel,
+        lambda u: u.product(opened.value(u)),
+        lambda u: opened.value(u).plus(u.product(opened.slope(u)).weighted(power)),
+        gate=opened,
     )
 
 
@@ -246,22 +262,44 @@ def _gelu_slope(x: Array) -> Array:
     return np.asarray(ndtr(x) + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi))
 
 
-_SILU = smooth(silu, silu_slope)
-_PAIRS = ACTIVATIONS["gelu"]
-_GELU = Kernel(
-    _by_series(_gelu, _closed(gelu_pair, _PAIRS.value)),
-    _by_series(_gelu_slope, _closed(gelu_slope_pair, _PAIRS.slope)),
-)
-KERNELS = {
+_PAIRS = maps_of("gelu")
+CLOSED = {
     "linear": Kernel(_same, _ones),
     "relu": Kernel(_relu_value, _relu_slope),
     "squared_relu": Kernel(_squared_relu_value, _squared_relu_slope),
-    "gelu": _GELU,
-    "silu": _SILU,
+    "leaky_relu": Kernel(_leaky_relu_value, _leaky_relu_slope),
+    "gelu": Kernel(
+        _by_series(_gelu, _closed(gelu_pair, _PAIRS.value)),
+        _by_series(_gelu_slope, _closed(gelu_slope_pair, _PAIRS.slope)),
+    ),
+    "silu": smooth(silu, silu_slope),
     "tanh": Kernel(
         _by_series(np.tanh, _closed(tanh_pair, of_one_variance), 8.0),
         _by_series(tanh_slope, _closed(tanh_slope_pair, slope_of_one_variance), 8.0),
     ),
-    "swiglu": gated(_SILU),
-    "geglu": gated(_GELU),
 }
+"""Forms that stand in for quadrature of the expression; tests tie them to it."""
+
+
+def by_quadrature(activation: Activation) -> Kernel:
+    """The kernel of an activation that is not gated, from its expression alone."""
+    found = functions(activation)
+    if found.smooth:
+        return smooth(found.value, found.slope)
+    value, slope = (map_of(kinked, activation.name) for kinked in found.kinked)
+    return Kernel(value, slope)
+
+
+@lru_cache(maxsize=256)
+def kernel_of(activation: Activation | str, gate_gain: float = 1.0) -> Kernel:
+    """The kernel of an activation; of a gated one, with a further gain on the gate's own input. Raises as `maps_of`.
+
+    Example:
+        >>> kernel_of("reglu").value(Gram.of([[2.0]])).matrix.round(9).tolist()
+        [[2.0]]
+    """
+    activation = as_activation(activation)
+    core = activation.core
+    found = CLOSED.get(core.name) if core.shipped else None
+    found = found or by_quadrature(core)
+    return gated(found, gate_gain) if activation.gated else found

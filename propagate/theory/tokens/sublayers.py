@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
-from propagate.theory.gaussian.activations import ACTIVATIONS
+from propagate.activations import Activation
+from propagate.theory.gaussian.activations import maps_of
 from propagate.theory.gaussian.normed_heads import check_normed
 from propagate.theory.gaussian.normed_values import similarity_loss, similarity_slope
 from propagate.theory.pairs.sublayers import AttentionPull
@@ -23,7 +24,7 @@ from propagate.theory.tokens import drawn_heads
 from propagate.theory.tokens.averages import Projected
 from propagate.theory.tokens.drawn_heads import Norms
 from propagate.theory.tokens.gram import Gram
-from propagate.theory.tokens.kernels import KERNELS, Kernel
+from propagate.theory.tokens.kernels import Kernel, kernel_of
 from propagate.theory.tokens.softmax import Attention, heads
 
 Pull: TypeAlias = Callable[[Gram], Gram]
@@ -37,8 +38,10 @@ class Sublayer(Protocol):
     def __call__(self, x: Gram, normed: frozenset[str] = NOTHING) -> tuple[Gram, Pull]: ...
 
 
-def ffn(activation: str, gain_in: float, gain_out: float, *, centred: bool = False) -> Sublayer:
-    """A feed-forward layer W_out phi(W_in x); its output has variance gain_out^2 at gain_in = 1 and unit variance.
+def ffn(
+    activation: Activation | str, gain_in: float, gain_out: float, *, gate_gain: float = 1.0, centred: bool = False
+) -> Sublayer:
+    """A feed-forward layer W_out phi(W_in x); its output has variance gain_out^2 at unit variance and inner gains 1.
 
     With "hidden" normed each token's output has variance gain_out^2 whatever enters. A LayerNorm (`centred`) then also
     removes the mean of phi over the hidden units.
@@ -47,8 +50,8 @@ def ffn(activation: str, gain_in: float, gain_out: float, *, centred: bool = Fal
         >>> ffn("linear", 1.0, 0.5)(Gram.of([[[4.0]]]))[0].matrix.tolist()
         [[[1.0]]]
     """
-    kernel = KERNELS[activation]
-    scale_in, power, plain = gain_in * gain_in, gain_out * gain_out, ACTIVATIONS[activation].value(1.0, 0.0)[0]
+    kernel = kernel_of(activation, gate_gain)
+    scale_in, power, plain = gain_in * gain_in, gain_out * gain_out, maps_of(activation).value(1.0, 0.0)[0]
 
     def apply(x: Gram, normed: frozenset[str] = NOTHING) -> tuple[Gram, Pull]:
         before = x.weighted(scale_in)

@@ -131,4 +131,6 @@ def norms_of_nothing(placement: Placement, depth: int, silent: Callable[[int], f
         state = equations(state, block)
         if any(call.of_nothing for call in block.made if call.verb in ("norm", "std")):
             return index
+        if not isinstance(state, Stream | tuple):
+            return None  # not a placement's to return: whoever runs it says so
     return None

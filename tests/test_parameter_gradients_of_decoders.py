@@ -47,7 +47,7 @@ def arguments(name: str, **changes: Any) -> tuple[pg.Model, dict[str, Any]]:
     start = start or {"covariance": 0.3}
     return pg.Model(placement, **SIZES | fields | changes), start | {
         "grad_covariance": 0.2,
-        "parameter_gradients": True,
+        "include": ["param_grad"],
     }
 
 

@@ -220,9 +220,9 @@ def test_paths_are_the_sums_of_the_derivation(frequencies: tuple[float, ...]) ->
     query, key, value = x, Gram.of(random_gram(8, 4)[None]), Gram.of(random_gram(9, 4)[None])
     kind = Attention(rows, 1.7, frequencies, 2, (1, 0))
     drawn = heads(query, key, kind)
-    excess = np.repeat(drawn.excess[:, :, :1], 6, axis=2).astype(float)  # the same weights for each frequency
-    excess -= excess.sum(axis=-1, keepdims=True) * drawn.uniform[:, None, :]
-    one = drawn.uniform + excess[0, :, 0]
+    excess = np.repeat(drawn.excess[:, :1], 6, axis=1).astype(float)  # the same weights for each frequency
+    excess -= excess.sum(axis=-1, keepdims=True) * drawn.uniform
+    one = drawn.uniform + excess[0, 0]
     same = Heads(drawn.uniform, excess, drawn.moments)
     queries, keys = gram_averages.logits(same, gram_averages.Projected(query, key, value), g, kind)
     jacobian = np.array([np.diag(row) - np.outer(row, row) for row in one])
@@ -249,8 +249,7 @@ def test_logits_have_the_covariance_of_the_derivation() -> None:
     x, other = (Gram.of(np.repeat(random_gram(seed, 3)[None], 8, axis=0)) for seed in (4, 5))
     kind = Attention(((True,) * 3,) * 3, 2.0, THETA, 20000, (1, 0))
     half, _ = _wide(x.matrix, other.matrix, kind)
-    drawn = np.concatenate([half, -half], axis=2)
-    flat = drawn.transpose(0, 2, 1, 3).reshape(-1, 9)
+    flat = np.concatenate([half, -half], axis=1).reshape(-1, 9)
     seen = (flat.T @ flat / len(flat)).reshape(3, 3, 3, 3).transpose(0, 2, 1, 3)
     plain = 2.0 * np.einsum("tp,sr->tpsr", x.matrix[0], other.matrix[0])
     error = np.abs(plain).max() * np.sqrt(2 / (len(flat) / 2))

@@ -33,11 +33,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from propagate.theory.tokens import triangular
 from propagate.theory.tokens.gram import Array, Gram, centred, distances, means
 from propagate.theory.tokens.softmax import Attention, Heads, turns
+from propagate.theory.tokens.triangular import Ends
 
 Drawn = NDArray[Any]
-"""Of the precision of the drawn excess, (replicas, tokens, samples, tokens) if not said otherwise."""
+"""Of the precision of the drawn excess, (replicas, samples, tokens, tokens) if not said otherwise."""
 
 
 class Projected(NamedTuple):
@@ -57,12 +59,13 @@ def output(drawn: Heads, x: Gram) -> Gram:
         >>> output(heads(one, one, Attention(((True,),), 1.0, (), 2, (1, 0))), one).matrix.tolist()
         [[[4.0]]]
     """
-    uniform, excess = drawn.uniform, drawn.excess
-    rest = uniform / 2 + excess.mean(axis=2, dtype=np.float64)
+    uniform, excess, ends = drawn.uniform, drawn.excess, drawn.ends
+    rest = uniform / 2 + excess.mean(axis=1, dtype=np.float64)
     inner, scale = scaled(centred(x.deviation), excess)
-    spread = scale * _over_columns(excess, _in_rows(excess, inner[:, None]))
+    spread = scale * _mean(triangular.of_rows(excess, inner[:, None], ends))
     spread = (spread + spread.swapaxes(-1, -2)) / 2
-    matrix, apart = (_both(uniform @ part @ rest.swapaxes(-1, -2)) for part in x)
+    made = triangular.times(uniform, np.stack(x), ends)
+    matrix, apart = _both(triangular.times_transposed(made, rest, ends))
     apart = apart - means(np.diagonal(apart, axis1=-2, axis2=-1)) + distances(spread)
     return Gram(matrix + spread, np.maximum(apart, 0.0))
 
@@ -76,29 +79,31 @@ def values(drawn: Heads, g: Gram) -> Gram:
         >>> values(heads(two, two, Attention(((True, True), (False, True)), 0.0, (), 2, (1, 0))), first).matrix.tolist()
         [[[0.25, 0.25], [0.25, 0.25]]]
     """
-    uniform, excess = drawn.uniform, drawn.excess
-    mean = excess.mean(axis=2, dtype=np.float64)
+    uniform, excess, ends = drawn.uniform, drawn.excess, drawn.ends
+    mean = excess.mean(axis=1, dtype=np.float64)
     shares, correlations, reach = _by_size(excess, uniform, g)
-    spread = reach * _over_rows(shares, _mix(correlations, shares))
+    spread = reach * _mean(triangular.of_columns(shares, correlations[:, None], ends))
     spread = (spread + spread.swapaxes(-1, -2)) / 2
-    apart = uniform - 1 / len(uniform)  # 0 where all tokens see all
-    matrix, of_distances = (_both((part / 2 + mean).swapaxes(-1, -2) @ (g.matrix @ part)) for part in (uniform, apart))
+    apart = uniform - uniform[:, -1:]  # 0 where all tokens see all
+    parts = np.stack([uniform, apart])[:, None]
+    made = triangular.after(g.matrix, parts, ends)
+    matrix, of_distances = _both(triangular.transposed_times(parts / 2 + mean, made, ends))
     return Gram(matrix + spread, distances(of_distances + spread))
 
 
 def logits(drawn: Heads, x: Projected, g: Gram, kind: Attention) -> tuple[Gram, Gram]:
     """Cotangents at queries and keys, less the factor tau. One sample of each pair serves."""
-    a = drawn.excess[:, :, : -(-drawn.excess.shape[2] // 2)] + drawn.uniform.astype(drawn.excess.dtype)[:, None, :]
+    a = drawn.excess[:, : -(-drawn.excess.shape[1] // 2)] + drawn.uniform.astype(drawn.excess.dtype)
     v, size = scaled(centred(x.value.deviation), a)
     of_queries, of_keys = drawn.moments()
     (other, other_size), (own, own_size) = scaled(of_keys, a), scaled(of_queries, a)
     shares, correlations, reach = _by_size(a, drawn.uniform, g)
     shared = correlations[:, None] * own
     queries, keys = np.zeros_like(g.matrix), np.zeros_like(g.matrix)
-    for some, turn, sign, share in _turned(kind, len(a), a.shape[2]):
-        one, single = Jacobians.of(a[:, :, some], v), turn.astype(a.dtype)[:, None]
+    for some, turn, sign, share in _turned(kind, *a.shape[:2]):
+        one, single = Jacobians.of(a[:, some], v, drawn.ends), turn.astype(a.dtype)[:, None]
         queries += share * turn * query_average(one, _some(other, some) * single, sign)
-        keys += share * turn * key_average(one, shares[:, :, some], _some(shared, some) * single, sign)
+        keys += share * turn * key_average(one, shares[:, some], _some(shared, some) * single, sign)
     queries, keys = size * other_size * queries, size * own_size * reach * keys
     return Gram.of(queries).product(g), Gram.of(keys)
 
@@ -127,33 +132,43 @@ class Jacobians(NamedTuple):
         weights: A.
         v: V, (replicas, tokens, tokens).
         seen: A V.
-        met: A V A^T, (replicas, samples, tokens, tokens).
+        met: A V A^T.
+        ends: of blocks of the weights' rows, see `triangular`.
     """
 
     weights: Drawn
     v: Drawn
     seen: Drawn
     met: Drawn
+    ends: Ends
 
     @classmethod
-    def of(cls, a: Drawn, v: Drawn) -> Jacobians:
-        seen = _in_rows(a, v[:, None])
-        return cls(a, v, seen, a.swapaxes(1, 2) @ seen.transpose(0, 2, 3, 1))
+    def of(cls, a: Drawn, v: Drawn, ends: Ends) -> Jacobians:
+        seen = triangular.times(a, v[:, None], ends)
+        return cls(a, v, seen, triangular.rows_met(seen, a, ends), ends)
 
 
 def query_average(j: Jacobians, other: Drawn, sign: int = 1) -> Array:
     """E sum_ss' (J_t V J_t')_ss' other_ss', for `other` (replicas, samples or 1, tokens, tokens), sign-symmetric."""
-    a, seen = j.weights, _in_rows(j.weights, other)
-    half = _over_columns(_in_rows(a, j.v[:, None] * other) / 2 - j.seen * seen, a)
-    met = j.met * (seen.swapaxes(1, 2) @ a.transpose(0, 2, 3, 1))
-    return np.asarray(half + sign * half.swapaxes(-1, -2) + met.mean(axis=1, dtype=np.float64))
+    a, seen = j.weights, triangular.times(j.weights, other, j.ends)
+    half = triangular.times(a, j.v[:, None] * other, j.ends)
+    half /= 2
+    half -= j.seen * seen
+    half = _mean(triangular.times_transposed(half, a, j.ends))
+    met = triangular.rows_met(seen, a, j.ends, sign)
+    met *= j.met
+    return np.asarray(half + sign * half.swapaxes(-1, -2) + _mean(met))
 
 
 def key_average(j: Jacobians, shares: Drawn, shared: Drawn, sign: int = 1) -> Array:
     """E sum_tt' shared_tt' (J_t V J_t')_ss', `shared` like `other`; `shares` weights times the tokens' sizes."""
-    mixed = _mix(shared, shares)
-    half = _over_rows(shares, _mix(shared * j.met, shares) / 2 - j.seen * mixed)
-    return np.asarray(j.v * _over_rows(shares, mixed) + half + sign * half.swapaxes(-1, -2))
+    mixed = triangular.after(shared, shares, j.ends)
+    half = triangular.after(shared * j.met, shares, j.ends)
+    half /= 2
+    half -= j.seen * mixed
+    half = _mean(triangular.transposed_times(shares, half, j.ends))
+    together = _mean(triangular.columns_met(mixed, shares, j.ends, sign))
+    return np.asarray(j.v * together + half + sign * half.swapaxes(-1, -2))
 
 
 def scaled(matrix: Array, like: Drawn) -> tuple[Drawn, Array]:
@@ -178,7 +193,7 @@ def _by_size(a: Drawn, uniform: Array, g: Gram) -> tuple[Drawn, Drawn, Array]:
     share = np.divide(size[:, :, None], reach[:, None, :], out=np.zeros_like(g.matrix), where=reach[:, None, :] > 0)
     product = size[:, :, None] * size[:, None, :]
     correlations = np.divide(g.matrix, product, out=np.zeros_like(g.matrix), where=product > 0)
-    shares = a * np.minimum(share, 1.0).astype(a.dtype)[:, :, None, :]
+    shares = a * np.minimum(share, 1.0).astype(a.dtype)[:, None]
     return shares, correlations.astype(a.dtype), reach[:, :, None] * reach[:, None, :]
 
 
@@ -186,30 +201,6 @@ def _both(matrix: Array) -> Array:
     return np.asarray(matrix + matrix.swapaxes(-1, -2))
 
 
-def _over_columns(left: Drawn, right: Drawn) -> Array:
-    """Mean over samples of L R^T, for (replicas, tokens, samples, tokens)."""
-    replicas, tokens, samples = left.shape[:3]
-    flat = (replicas, tokens, -1)
-    return np.asarray(left.reshape(flat) @ right.reshape(flat).swapaxes(-1, -2) / samples, dtype=np.float64)
-
-
-def _over_rows(left: Drawn, right: Drawn) -> Array:
-    """Mean over samples of L^T R."""
-    replicas, tokens, samples = left.shape[:3]
-    flat = (replicas, -1, tokens)
-    return np.asarray(left.reshape(flat).swapaxes(-1, -2) @ right.reshape(flat) / samples, dtype=np.float64)
-
-
-def _mix(matrix: Drawn, a: Drawn) -> Drawn:
-    """M A in every sample, M one matrix a replica or one a sample."""
-    if matrix.ndim == a.ndim and matrix.shape[1] > 1:
-        return np.asarray((matrix @ a.swapaxes(1, 2)).swapaxes(1, 2))
-    replicas, tokens = a.shape[:2]
-    return np.asarray((matrix.reshape(replicas, tokens, tokens) @ a.reshape(replicas, tokens, -1)).reshape(a.shape))
-
-
-def _in_rows(a: Drawn, matrix: Drawn) -> Drawn:
-    """A M in every sample."""
-    if matrix.shape[1] == 1:
-        return np.asarray((a.reshape(len(a), -1, a.shape[-1]) @ matrix[:, 0]).reshape(a.shape))
-    return np.asarray((a.swapaxes(1, 2) @ matrix).swapaxes(1, 2))
+def _mean(matrices: Drawn) -> Array:
+    """Over samples."""
+    return np.asarray(matrices.mean(axis=1), dtype=np.float64)

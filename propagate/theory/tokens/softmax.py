@@ -39,6 +39,7 @@ from scipy.special import gammaincinv, ndtri
 from propagate.model import ModelError
 from propagate.theory.gaussian.softmax import LARGEST_SPREAD
 from propagate.theory.tokens.gram import Array, Gram, centred
+from propagate.theory.tokens.triangular import Ends, blocks, ends_of
 
 Single = NDArray[np.float32]
 
@@ -101,7 +102,7 @@ class Heads(NamedTuple):
 
     Attributes:
         uniform: weights of equal logits, (tokens, tokens); rows sum to 1.
-        excess: what the drawn weights are more, (replicas, tokens, samples, tokens); rows sum to 0. The first half of
+        excess: what the drawn weights are more, (replicas, samples, tokens, tokens); rows sum to 0. The first half of
             the samples has one of each pair.
         moments: second moments over a head's coordinates of the queries and of the keys (less their mean, without
             rotary positions), each (replicas, samples, tokens, tokens): of the first half of the samples, or with one
@@ -111,6 +112,11 @@ class Heads(NamedTuple):
     uniform: Array
     excess: NDArray[Any]
     moments: Callable[[], tuple[NDArray[Any], NDArray[Any]]]
+
+    @property
+    def ends(self) -> Ends:
+        """Of blocks of tokens that see no later block."""
+        return ends_of(self.uniform)
 
 
 def heads(query: Gram, key: Gram, attention: Attention) -> Heads:
@@ -130,7 +136,7 @@ def heads(query: Gram, key: Gram, attention: Attention) -> Heads:
     of_keys = key.matrix if attention.frequencies else centred(key.deviation)
     replicas, tokens = query.matrix.shape[:2]
     if attention.exact:
-        none = np.zeros((replicas, tokens, 1, tokens), dtype=np.float32)
+        none = np.zeros((replicas, 1, tokens, tokens), dtype=np.float32)
         return Heads(uniform, none, lambda: (query.matrix[:, None], of_keys[:, None]))
     _check_spread(query, of_keys, attention)
     drawn = _wide if attention.frequencies or attention.head_size == math.inf else _finite
@@ -142,18 +148,26 @@ def excess(half: NDArray[Any], uniform: Array) -> NDArray[Any]:
     """What softmax weights of logits, and then of their opposites, are more than the uniform ones.
 
     Args:
-        half: (..., tokens, pairs, tokens).
+        half: (..., pairs, tokens, tokens); what is said of tokens that are not seen does not matter.
         uniform: (tokens, tokens), 0 where a token is not seen.
 
     Example: of nearly equal logits, which a softmax less 1/2 would lose in single precision.
-        >>> half = np.array([[[0.0, 4e-9]], [[0.0, 2e-9]]], dtype=np.float32)
-        >>> [float(f"{x:.5g}") for x in excess(half, np.full((2, 2), 0.5))[:, 0, 1]]
+        >>> half = np.array([[[0.0, 4e-9], [0.0, 2e-9]]], dtype=np.float32)
+        >>> [float(f"{x:.5g}") for x in excess(half, np.full((2, 2), 0.5))[0, :, 1]]
         [1e-09, 5e-10]
     """
-    pairs, kind = half.shape[-2], half.dtype
-    found = np.empty((*half.shape[:-2], 2 * pairs, half.shape[-1]), dtype=kind)
-    one, opposite = found[..., :pairs, :], found[..., pairs:, :]
-    seen, shares = (uniform > 0).astype(kind)[:, None, :], uniform.astype(kind)[:, None, :]
+    *leading, pairs, tokens, _ = half.shape
+    found = np.zeros((*leading, 2 * pairs, tokens, tokens), dtype=half.dtype)
+    for start, end in blocks(ends_of(uniform)):
+        of_rows = found[..., start:end, :end]
+        _excess(half[..., start:end, :end], uniform[start:end, :end].astype(half.dtype), of_rows)
+    return found
+
+
+def _excess(half: NDArray[Any], shares: NDArray[Any], found: NDArray[Any]) -> None:
+    """`excess` of some rows, into `found`."""
+    pairs = half.shape[-3]
+    one, opposite, seen = found[..., :pairs, :, :], found[..., pairs:, :, :], shares > 0
     largest = max(float(half.max()), -float(half.min()))
     if largest < _SMALL:  # exp - 1 of logits less their mean
         for part, logits in ((one, half), (opposite, -half)):
@@ -162,18 +176,17 @@ def excess(half: NDArray[Any], uniform: Array) -> NDArray[Any]:
         found -= mean
         found *= shares
         found /= 1 + mean
-        return found
+        return
     if largest < _LARGE:
         np.exp(half, out=one)
         np.divide(1, one, out=opposite)
     else:
         for part, logits in ((one, half), (opposite, -half)):
-            visible = np.where(seen > 0, logits, -np.inf)
+            visible = np.where(seen, logits, -np.inf)
             np.exp(visible - visible.max(axis=-1, keepdims=True), out=part)
     found *= seen
     found /= found.sum(axis=-1, keepdims=True)
     found -= shares
-    return found
 
 
 def _check_spread(query: Gram, of_keys: Array, attention: Attention) -> None:
@@ -188,7 +201,7 @@ def _check_spread(query: Gram, of_keys: Array, attention: Attention) -> None:
 
 
 def _finite(query: Array, key: Array, attention: Attention) -> tuple[Single, Any]:
-    """Logits (replicas, tokens, pairs, tokens) of heads of a finite size, and their moments."""
+    """Logits (replicas, pairs, tokens, tokens) of heads of a finite size, and their moments."""
     (replicas, tokens), size = query.shape[:2], int(attention.head_size)
     draw, pairs = np.random.default_rng([SEED, *attention.seed]), attention.samples // 2
     shared = min(size, tokens)
@@ -200,9 +213,7 @@ def _finite(query: Array, key: Array, attention: Attention) -> tuple[Single, Any
     queries = _of_mean_first(query)[:, None] @ lower * np.float32(size**-0.5)
     to_keys = factor(key).astype(np.float32)[:, None]
     keys = to_keys @ directions
-    half = np.empty((replicas, tokens, pairs, tokens), dtype=np.float32)
-    scale = np.float32(attention.logit_variance**0.5)
-    np.matmul(scale * queries, keys.swapaxes(-1, -2), out=half.swapaxes(1, 2))
+    half = (np.float32(attention.logit_variance**0.5) * queries) @ keys.swapaxes(-1, -2)
 
     def moments() -> tuple[Single, Single]:
         of_keys = keys @ keys.swapaxes(-1, -2)
@@ -224,13 +235,12 @@ def _wide(query: Array, key: Array, attention: Attention) -> tuple[Single, Any]:
     def gaussian() -> Single:
         normals = _normals(draw, (replicas, tokens, pairs, tokens))
         normals[:, 0] = _stratified(draw, (replicas, pairs, tokens))
-        mixed = normals.reshape(replicas, tokens * pairs, tokens) @ keys.swapaxes(-1, -2)
-        return np.asarray((queries @ mixed.reshape(replicas, tokens, -1)).reshape(normals.shape))
+        return np.asarray(queries[:, None] @ normals.swapaxes(1, 2) @ keys[:, None].swapaxes(-1, -2))
 
     if attention.frequencies:
-        half = np.zeros((replicas, tokens, pairs, tokens), dtype=np.float32)
+        half = np.zeros((replicas, pairs, tokens, tokens), dtype=np.float32)
         for profile in rotary_profiles(attention.frequencies, tokens):
-            half += profile.astype(np.float32)[:, None, :] * gaussian()
+            half += profile.astype(np.float32) * gaussian()
     else:
         half = gaussian()
     half *= attention.logit_variance**0.5

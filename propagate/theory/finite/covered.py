@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NoReturn
 
+from propagate.layers import Layer
 from propagate.model import Model, ModelError
+from propagate.norms import Norm
 from propagate.placement import split
+from propagate.sublayers import FFN, Attention, Sublayer
 from propagate.theory.tokens.gram import Gram
 
 NORM, TANH = "a norm", "tanh"
@@ -52,12 +55,14 @@ class Block:
     Attributes:
         what: who asks: "bias" or "fluctuations".
         met: filled with what is used beside sublayers alone; of it the closed form of the fluctuations covers norms.
+        called: filled with the sublayers that it calls, as in force.
     """
 
     model: Model
     index: int
     what: str
     met: set[str] = field(default_factory=set)
+    called: list[Sublayer] = field(default_factory=list)
 
     @property
     def depth(self) -> int:
@@ -71,15 +76,27 @@ class Block:
     def last(self) -> bool:
         return self.index == self.model.depth
 
+    @property
+    def layer(self) -> Layer:
+        return self.model.at(self.index)
+
     def norm(self, x: Stream) -> Stream:
+        self._normed()
         self.met.add(NORM)
         return self._straight(x)
 
     def attention(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
-        return self._sublayer("attention", normed)
+        return self._sublayer(self.layer.norming(self.layer.attention, normed))
 
     def ffn(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
-        return self._sublayer("ffn", normed)
+        return self._sublayer(self.layer.norming(self.layer.ffn, normed))
+
+    def experts(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
+        return self._sublayer(self.layer.mixture)
+
+    def apply(self, description: Sublayer, x: Stream, normed: Sequence[str] = ()) -> Stream:
+        self.met.add("sublayers of a block's own")
+        return self._sublayer(self.layer.in_force(description, normed))
 
     def tanh(self, x: Stream) -> Stream:
         if self.model.dropout > 0:
@@ -92,13 +109,21 @@ class Block:
         self.met.add("a stream's size")
         return 1.0
 
-    def _sublayer(self, name: str, normed: Sequence[str]) -> Stream:
-        inside = self.model.inner_norms(name, normed)
-        if "hidden" in inside and self.model.norm == "layer":
-            self.refuse("LayerNorm of hidden units")
-        if inside:
+    def _sublayer(self, kind: Sublayer) -> Stream:
+        of_kind = COVERED.get(type(kind))
+        if of_kind is None:
+            self.refuse(f"{type(kind).__name__}")
+        of_kind(self, kind)
+        self.called.append(kind)
+        if getattr(kind, "normed", ()):
+            self._normed()
             self.met.add("norms inside sublayers")
         return Stream(self)
+
+    def _normed(self) -> None:
+        norm = self.layer.norm
+        if type(norm) is not Norm or norm.eps != 0:
+            self.refuse("a norm with eps" if type(norm) is Norm else type(norm).__name__)
 
     def _straight(self, x: Stream) -> Stream:
         if x.bent:
@@ -109,6 +134,27 @@ class Block:
         raise ModelError(f"{self.what} does not cover {what}, got {self.model.placement!r}")
 
 
+def _cover_attention(block: Block, kind: Attention) -> None:
+    model = block.model
+    if kind.rope is not None:
+        raise ModelError(f"{block.what} needs rope=None, got {kind.rope!r}")
+    if kind.inside != model.width:
+        block.refuse(f"heads whose size is not width / heads ({kind.size} for {model.width} / {kind.heads})")
+    if not kind.exchangeable(model.tokens) or kind.kv_heads != kind.heads:
+        block.met.add("heads that share keys, or a mask")
+
+
+def _cover_ffn(block: Block, kind: FFN) -> None:
+    if "hidden" in kind.normed and block.layer.norm.centred:
+        block.refuse("LayerNorm of hidden units")
+
+
+COVERED: dict[type, Callable[[Block, Any], None]] = {Attention: _cover_attention, FFN: _cover_ffn}
+"""What is asked of each sublayer; others are refused."""
+GAINS = {Attention: {"value_gain": "value_gain", "out_gain": "attention_gain"}, FFN: {"out_gain": "ffn_gain"}}
+"""Those without which a branch is 0, and what errors call them."""
+
+
 def check_sampled(model: Model, what: str, start: Gram, cotangent: Gram) -> None:
     """ModelError where samples have nothing to be relative to: a branch, or the mean over tokens, that is 0.
 
@@ -117,15 +163,11 @@ def check_sampled(model: Model, what: str, start: Gram, cotangent: Gram) -> None
         Traceback (most recent call last):
         propagate.checks.ModelError: ffn_gain must be positive for bias, got 0 in block 1
     """
-    for index in range(1, model.depth + 1):
-        gains = model.gains(index)
-        for name, gain in (
-            ("value_gain", gains.value),
-            ("attention_gain", gains.attention_out),
-            ("ffn_gain", gains.ffn_out),
-        ):
-            if gain == 0:
-                raise ModelError(f"{name} must be positive for {what}, got 0 in block {index}")
+    for block in _read(model, what)[1:-1]:
+        for kind in block.called:
+            for gain, name in GAINS[type(kind)].items():
+                if getattr(kind, gain) == 0:
+                    raise ModelError(f"{name} must be positive for {what}, got 0 in block {block.index}")
     covariance = float(start.matrix[0, -1])
     if model.tokens > 1 and start.matrix.mean() <= FAINT * start.variance.mean():
         raise ModelError(f"covariance must lie above -variance / (tokens - 1) for {what}, got {covariance!r}")
@@ -142,8 +184,9 @@ def check_covered(model: Model, what: str) -> bool:
     path by path.
 
     Raises:
-        ModelError: for weights that are not normal, rotary positions, experts, LayerNorm of hidden units; and for tanh
-            with dropout or beside LayerNorm, or of which anything but a sublayer or the output head is made.
+        ModelError: for weights that are not normal, rotary positions, experts, LayerNorm of hidden units, norms with
+            eps, heads whose size is not width / heads, sublayers and norms of one's own; and for tanh with dropout or
+            beside LayerNorm, or of which anything but a sublayer or the output head is made.
 
     Example: several streams, and tanh of one, are followed by samples.
         >>> check_covered(Model("prenorm", depth=2), "bias"), check_covered(Model("residual", depth=2), "bias")
@@ -152,16 +195,15 @@ def check_covered(model: Model, what: str) -> bool:
         Traceback (most recent call last):
         propagate.checks.ModelError: bias does not cover tanh of a stream with dropout, got DyT(alpha=0.5)
     """
-    for name, plain in (("experts", None), ("rope", None)):
-        if getattr(model, name) != plain:
-            raise ModelError(f"{what} needs {name}={plain}, got {getattr(model, name)!r}")
+    for parts in model.parts:
+        if parts.experts is not None:
+            raise ModelError(f"{what} needs experts=None, got {parts.experts!r}")
     if model.weights != "normal":
         raise ModelError(f"{what} needs weights='normal', got {model.weights!r}")
     met = _met(model, what)
-    if model.norm == "layer" and met >= {NORM, TANH}:
+    if any(parts.norm.centred for parts in model.parts) and met >= {NORM, TANH}:
         raise ModelError(f"{what} does not cover tanh of a stream beside norm='layer', got {model.placement!r}")
-    plain = model.exchangeable and model.kv_heads == model.heads and model.dropout == 0
-    return plain and not met - {NORM}
+    return model.dropout == 0 and not met - {NORM}
 
 
 def has_tanh(model: Model) -> bool:
@@ -175,18 +217,21 @@ def has_tanh(model: Model) -> bool:
 
 
 def _met(model: Model, what: str) -> set[str]:
-    """What the placement's equations use; ModelError at what is not covered."""
-    placement, met = model.equations, set[str]()
-    block = Block(model, 0, what, met)
-    state = placement.embed(Stream(block), block)
-    for index in range(model.depth + 1):
-        if index:
-            block = Block(model, index, what, met)
+    """What the placement's equations use beside sublayers; ModelError at what is not covered."""
+    return set[str]().union(*(block.met for block in _read(model, what)))
+
+
+def _read(model: Model, what: str) -> list[Block]:
+    """The embedding, the blocks and the readout, once their equations have been read."""
+    placement, blocks = model.equations, [Block(model, index, what) for index in range(model.depth + 2)]
+    state = placement.embed(Stream(blocks[0]), blocks[0])
+    for block in blocks[:-1]:
+        if block.index:
             state = placement.block(state, block)
         streams, _ = split(state, Stream)
         if len(streams) > 1:
-            met.add("several streams")
+            block.met.add("several streams")
         if any(stream.bent for stream in streams):
             block.refuse(BENT)
-    placement.readout(state, Block(model, model.depth + 1, what, met))
-    return met
+    placement.readout(state, blocks[-1])
+    return blocks

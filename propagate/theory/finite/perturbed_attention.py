@@ -21,15 +21,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from propagate.model import Model
-from propagate.scaling import Gains
+from propagate.norms import Norm
+from propagate.sublayers import Attention
 from propagate.theory.finite.perturbation import Array, Frame, Noise, Returned, inner, root
 from propagate.theory.finite.perturbed_heads import Heads, Normals
-from propagate.theory.pairs import sublayers
 from propagate.theory.pairs.moments import Moments
-from propagate.theory.tokens import sublayers as gram_sublayers
+from propagate.theory.tokens.apply import Setting, apply
 from propagate.theory.tokens.gram import Gram
-from propagate.theory.tokens.softmax import REPLICAS, Attention, default_samples
+from propagate.theory.tokens.softmax import REPLICAS, default_samples
 
 Pull = Callable[[Array], Returned]
 ROWS = 128  # of the attention weights that make one sample, at least
@@ -37,25 +36,27 @@ SINGULAR = 1e-7  # of h's largest direction: what is smaller is none
 
 
 def attention(
-    model: Model, gains: Gains, inside: frozenset[str], name: tuple[int, int] | None, frame: Frame, x: Array
+    kind: Attention, norm: Norm, width: int, name: tuple[int, int] | None, frame: Frame, x: Array
 ) -> tuple[Array, Pull]:
     """Output, as vectors, and pull.
 
     Args:
-        model, gains: the network, and of the block.
-        inside: names of the inner projections that are normed.
+        kind: as in force in the block.
+        norm: of its inner projections.
+        width: of the stream.
         name: of this call, for its draws in the limit where tokens differ; None where they are exchangeable.
         frame: of the block.
         x: components of what enters along as many directions as there are tokens.
     """
-    noise, tokens, out = frame.noise, model.tokens, float(gains.attention_out)
-    limit = _limit(model, gains, inside - {"heads"}, name, inner(x, x)[-1])
-    heads = Heads.drawn(model, gains, inside, noise.random, noise.pairs, ROWS)
+    noise, tokens, out = frame.noise, x.shape[-2], float(kind.out_gain)
+    heads_normed = "heads" in kind.normed
+    limit = _limit(kind, Setting(width, tokens, norm), name, inner(x, x)[-1])
+    heads = Heads.drawn(kind, tokens, noise.random, noise.pairs, ROWS, centred=norm.centred)
     up, down, here = (heads.run(at) for at in (x[: noise.pairs], x[noise.pairs : -1], x[-1:]))
     gram = _answer(noise, heads.count, limit[0], *(inner(run.output, run.output) for run in (up, down, here)))
     scale = np.ones((len(gram), tokens, 1))
-    if "heads" in inside:
-        gram = gram * (1 - noise.square * (model.norm == "layer"))  # which takes one of the directions away
+    if heads_normed:
+        gram = gram * (1 - noise.square * norm.centred)  # which takes one of the directions away
         scale = 1 / np.sqrt(np.diagonal(gram, axis1=1, axis2=2))[..., None]
         gram = scale * gram * scale.swapaxes(1, 2)
     root_h, image = root(gram), frame.image(tokens)
@@ -64,7 +65,7 @@ def attention(
     def pull(g: Array) -> Returned:
         g = out * scale * g
         arrived, met = root(inner(g, g)), inner(image, g)
-        along_itself = np.eye(tokens) * (root_h @ met) if "heads" in inside else 0 * met
+        along_itself = np.eye(tokens) * (root_h @ met) if heads_normed else 0 * met
         known = basis @ met - scale[-1] * along_itself
         r = heads.cotangents(noise.random)
         lost = basis @ noise.random.standard_normal((noise.pairs, tokens, tokens)) @ arrived[-1].T
@@ -75,7 +76,7 @@ def attention(
         ]
         plain, less = here.pull(fresh), here.pull(lost.swapaxes(1, 2) @ here.output)
         gram = _answer(noise, heads.count, limit[1](inner(g, g)[-1]), *map(_gram, (*sent, plain)))
-        gone = _gram(less) / heads.count + gram[-1] * ("heads" in inside and model.norm == "layer")
+        gone = _gram(less) / heads.count + gram[-1] * (heads_normed and norm.centred)
         gram = gram - noise.square * np.concatenate([gone, gone, gone[:1]])
         size = noise.small / math.sqrt(heads.count)
         met_again = known[: noise.pairs] - size * basis @ basis.T @ inner(here.output, fresh)
@@ -99,20 +100,16 @@ def _answer(noise: Noise, coordinates: int, limit: Array, up: Array, down: Array
 
 
 def _limit(
-    model: Model, gains: Gains, inside: frozenset[str], name: tuple[int, int] | None, x: Array
+    kind: Attention, setting: Setting, name: tuple[int, int] | None, x: Array
 ) -> tuple[Array, Callable[[Array], Array]]:
     """Of the heads' joint output: its Gram matrix (tokens, tokens) in the limit, and the way back, from the input's."""
-    tokens, square, centred = model.tokens, model.logit_std**2, model.norm == "layer"
-    gains = replace(gains, attention_out=1.0)
+    heads = kind.with_(out_gain=1.0, normed=tuple(part for part in kind.normed if part != "heads"))
     if name is None:
-        output, pull = sublayers.attention(tokens, square, gains, model.head_size, centred=centred)(
-            moments_of(x), inside
-        )
+        tokens = setting.tokens
+        output, pull = apply(heads, moments_of(x), setting)[:2]
         return matrix_of(output, tokens), lambda g: matrix_of(pull(moments_of(g)), tokens)
-    kind = Attention(model.visible, square, (), default_samples(tokens) // REPLICAS, name, model.head_size)
-    of_gains = {name: getattr(gains, name) for name in ("query", "key", "value")}
-    resolved = gram_sublayers.attention(kind, **of_gains, centred=centred)
-    gram, back = resolved(_repeated(x), inside)
+    drawn = replace(setting, samples=default_samples(setting.tokens) // REPLICAS, seed=name)
+    gram, back = apply(heads, _repeated(x), drawn)[:2]
     return gram.matrix.mean(axis=0), lambda g: np.asarray(back(_repeated(g)).matrix.mean(axis=0))
 
 

@@ -18,8 +18,8 @@ from functools import lru_cache
 import numpy as np
 
 from propagate.activations import Activation
-from propagate.model import Model, ModelError
-from propagate.scaling import Gains
+from propagate.checks import ModelError
+from propagate.sublayers import FFN
 from propagate.theory.finite.perturbation import Array, Frame, Returned, inner, root
 from propagate.theory.finite.units import ELEMENTWISE, pointwise
 from propagate.theory.gaussian.activations import maps_of, silu, silu_slope, tanh_slope
@@ -40,29 +40,29 @@ SMOOTH: dict[str, tuple[Elementwise, Elementwise]] = {
 """Forms that stand in for those made from the expression."""
 
 
-def ffn(model: Model, gains: Gains, inside: frozenset[str], frame: Frame, x: Array) -> tuple[Array, Pull]:
+def ffn(kind: FFN, width: int, frame: Frame, x: Array) -> tuple[Array, Pull]:
     """Output, as vectors, and pull, of an input with components x along as many directions as there are tokens.
 
-    `inside` may name the hidden units, whose norm is RMSNorm.
+    A norm of hidden units is RMSNorm.
 
     Raises:
         ModelError: where a smooth activation's series does not reach the variance that enters.
     """
-    noise, tokens, ratio, normed = frame.noise, model.tokens, model.hidden / model.width, "hidden" in inside
-    gain, few = float(gains.ffn_in), math.sqrt(1 / (ratio * UNITS))  # `few` times e: for a sum of UNITS units
-    power = float(gains.ffn_out) ** 2
-    scale, out = (1.0, math.sqrt(power)) if normed else (power / maps_of(model.activation).value(1.0, 0.0)[0], 1.0)
-    gate_gain = float(gains.ffn_gate)
+    noise, tokens, ratio, normed = frame.noise, x.shape[-2], kind.units / width, "hidden" in kind.normed
+    gain, few = float(kind.in_gain), math.sqrt(1 / (ratio * UNITS))  # `few` times e: for a sum of UNITS units
+    power = float(kind.out_gain) ** 2
+    scale, out = (1.0, math.sqrt(power)) if normed else (power / maps_of(kind.activation).value(1.0, 0.0)[0], 1.0)
+    gate_gain = float(kind.gate_gain)
     preactivations = gain * gain * inner(x, x)
-    value, slope = (scale * found for found in _kernels(model.activation, preactivations, gate_gain))
-    normals, h, slopes = _units(model, gate_gain, gain * x[-1].T, scale, noise.random, (noise.pairs, UNITS))
-    _, strangers, strangers_slopes = _units(model, gate_gain, gain * x[-1].T, scale, noise.random, (1, STRANGERS))
+    value, slope = (scale * found for found in _kernels(kind.activation, preactivations, gate_gain))
+    normals, h, slopes = _units(kind, gain * x[-1].T, scale, noise.random, (noise.pairs, UNITS))
+    _, strangers, strangers_slopes = _units(kind, gain * x[-1].T, scale, noise.random, (1, STRANGERS))
     gram_h = value + few * noise.odd(_products(h, h) - UNITS * value[-1])
     size = 1 / np.sqrt(np.diagonal(gram_h, axis1=1, axis2=2))[..., None] if normed else np.ones((len(x), tokens, 1))
     root_h = root(size * gram_h * size.swapaxes(1, 2))
     image = frame.image(tokens)
     basis = size[-1] * np.linalg.pinv(root_h[-1].T, rcond=1e-10)
-    bent = scale * _bent(model.activation, preactivations[-1], gate_gain)
+    bent = scale * _bent(kind.activation, preactivations[-1], gate_gain)
 
     def pull(g: Array) -> Returned:
         g = out * size * g
@@ -92,14 +92,15 @@ def _products(one: Array, other: Array) -> Array:
 
 
 def _units(
-    model: Model, gate_gain: float, upper: Array, scale: float, random: np.random.Generator, number: tuple[int, int]
+    kind: FFN, upper: Array, scale: float, random: np.random.Generator, number: tuple[int, int]
 ) -> tuple[list[Array], Array, list[Array]]:
     """Hidden units in the limit: the normals behind each input matrix, the values, and the slopes by each."""
-    shape, size = (*number, model.tokens), math.sqrt(scale)
-    phi, slope = pointwise(model.activation)
+    shape, size = (*number, len(upper)), math.sqrt(scale)
+    gate_gain = float(kind.gate_gain)
+    phi, slope = pointwise(kind.activation)
     z = random.standard_normal(shape)
     u = z @ upper
-    if not model.activation.gated:
+    if not kind.activation.gated:
         return [z], size * phi(u), [size * slope(u)]
     factor = random.standard_normal(shape)
     w = factor @ upper

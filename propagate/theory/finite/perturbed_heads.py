@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from propagate.model import Model
-from propagate.scaling import Gains
+from propagate.masks import Visible
+from propagate.sublayers import Attention
 from propagate.theory.finite.perturbation import Array, inner
 
 PROJECTIONS = ("query", "key", "value")
@@ -44,34 +44,34 @@ class Heads:
     turned so that keys and values lie along the first ones, and what queries have elsewhere along as many more.
 
     Attributes:
-        model: the network.
-        gains: of the block.
-        inside: which of the projections are normed.
+        kind: the attention, as in force in the block.
+        tokens: their number.
+        centred: whether norms inside take a mean out.
         samples, groups: their numbers.
         normals: rows of the three matrices, (samples, tokens, coordinates of all groups' queries, keys or values).
     """
 
-    model: Model
-    gains: Gains
-    inside: frozenset[str]
+    kind: Attention
+    tokens: int
+    centred: bool
     samples: int
     groups: int
     normals: Normals
 
     @classmethod
     def drawn(
-        cls, model: Model, gains: Gains, inside: frozenset[str], random: np.random.Generator, samples: int, rows: int
+        cls, kind: Attention, tokens: int, random: np.random.Generator, samples: int, rows: int, *, centred: bool
     ) -> Heads:
         """With at least so many rows of attention weights in each sample.
 
         Example: two heads of four coordinates each.
-            >>> model = Model("prenorm", depth=1, width=16, tokens=3, heads=4)
-            >>> heads = Heads.drawn(model, Gains(), frozenset(), np.random.default_rng(0), samples=5, rows=6)
+            >>> kind = Attention(heads=4).fitted(width=16, tokens=3)
+            >>> heads = Heads.drawn(kind, 3, np.random.default_rng(0), samples=5, rows=6, centred=False)
             >>> heads.run(np.eye(3)[None]).output.shape, heads.count
             ((5, 3, 8), 8)
         """
-        groups = math.ceil(rows / (model.tokens * model.heads // model.kv_heads))
-        heads = cls(model, gains, inside, samples, groups, {})
+        groups = math.ceil(rows / (tokens * kind.heads // kind.kv_heads))
+        heads = cls(kind, tokens, centred, samples, groups, {})
         choosing, giving = heads._free("query", "key"), heads._free("value")
         heads.normals["query"] = heads._anywhere(random, choosing)
         heads.normals["key"], heads.normals["value"] = (heads._within(random, free) for free in (choosing, giving))
@@ -80,12 +80,16 @@ class Heads:
     @property
     def shared(self) -> int:
         """Heads of a group."""
-        return self.model.heads // self.model.kv_heads
+        return self.kind.heads // self.kind.kv_heads
 
     @property
     def count(self) -> int:
         """Coordinates of a sample's heads together."""
-        return self.groups * self.shared * self.model.head_size
+        return self.groups * self.shared * self.kind.size
+
+    @property
+    def _visible(self) -> Visible:
+        return self.kind.visible(self.tokens)
 
     def cotangents(self, random: np.random.Generator) -> Array:
         """Standard normals of the outputs' shape, that know nothing of them."""
@@ -93,14 +97,14 @@ class Heads:
 
     def _free(self, *names: str) -> int:
         """Coordinates of a head that a LayerNorm leaves to these projections."""
-        return self.model.head_size - (self.model.norm == "layer" and bool(self.inside & set(names)))
+        return self.kind.size - (self.centred and bool(set(self.kind.normed) & set(names)))
 
     def _turned(self, free: int) -> bool:
         """Heads that share keys cannot be turned one by one."""
-        return self.shared == 1 and free > 2 * self.model.tokens
+        return self.shared == 1 and free > 2 * self.tokens
 
     def _anywhere(self, random: np.random.Generator, free: int) -> Array:
-        tokens, heads = self.model.tokens, self.groups * self.shared
+        tokens, heads = self.tokens, self.groups * self.shared
         if not self._turned(free):
             return random.standard_normal((self.samples, tokens, heads * free))
         along = random.standard_normal((self.samples, heads, tokens, tokens))
@@ -109,13 +113,13 @@ class Heads:
     def _within(self, random: np.random.Generator, free: int) -> Array:
         """Likewise for every group, along the first directions if any are left out."""
         if not self._turned(free):
-            return random.standard_normal((self.samples, self.model.tokens, self.groups * free))
+            return random.standard_normal((self.samples, self.tokens, self.groups * free))
         lower = self._lower(random, self.groups, free)
         return _flat(np.concatenate([lower, np.zeros_like(lower)], axis=-1))
 
     def _lower(self, random: np.random.Generator, heads: int, size: int) -> Array:
         """Standard normals of so many columns, turned into as many as there are rows (Bartlett)."""
-        tokens = np.arange(self.model.tokens)
+        tokens = np.arange(self.tokens)
         found = np.tril(random.standard_normal((self.samples, heads, len(tokens), len(tokens))), -1)
         found[..., tokens, tokens] = np.sqrt(random.chisquare(size - tokens, (self.samples, heads, len(tokens))))
         return found
@@ -128,10 +132,10 @@ class Heads:
         """At tokens (samples or 1, tokens, tokens)."""
         (q, pull_q), (k, pull_k), (v, pull_v) = (self._projected(name, tokens) for name in PROJECTIONS)
         q, k, v = self._by_head(q, self.shared), self._by_head(k, 1), self._by_head(v, 1)
-        factor = self.model.logit_std / math.sqrt(self.model.head_size)
+        factor = self.kind.logit_std / math.sqrt(self.kind.size)
         weights = factor * (q @ k.swapaxes(-1, -2))
-        if not self.model.exchangeable:
-            weights = np.where(self.model.visible, weights, -np.inf)
+        if not self.kind.exchangeable(self.tokens):
+            weights = np.where(self._visible, weights, -np.inf)
         weights -= weights.max(axis=-1, keepdims=True)
         np.exp(weights, out=weights)
         weights /= weights.sum(axis=-1, keepdims=True)
@@ -147,11 +151,11 @@ class Heads:
             return {"query": pull_q(_joined(given @ k)), "key": pull_k(_joined(key))}
 
         def returned(mixing: Array) -> Array:
-            if "value" in self.inside:
+            if "value" in self.kind.normed:
                 return self.with_input(pull(mixing @ output))
             mixed = mixing[:, None, None] @ weights
             along = (weights.swapaxes(-1, -2) @ mixed).sum(axis=(1, 2)).swapaxes(1, 2)
-            square = self.model.head_size * float(self.gains.value) ** 2
+            square = self.kind.size * float(self.kind.value_gain) ** 2
             found = square * tokens.swapaxes(1, 2) @ along
             gram = square * tokens @ tokens.swapaxes(1, 2)
             chosen_too = 0.0 if factor == 0 else self.with_input(chosen(mixed @ gram[:, None, None]))
@@ -168,10 +172,10 @@ class Heads:
     def _projected(self, name: str, tokens: Array) -> tuple[Array, Callable[[Array], Array]]:
         """Queries, keys or values, normed head by head or times their gain, and the pull."""
         x = tokens @ self.normals[name]
-        if name not in self.inside:
-            gain = float(getattr(self.gains, name))
+        if name not in self.kind.normed:
+            gain = float(getattr(self.kind, f"{name}_gain"))
             return (x, lambda g: g) if gain == 1 else (gain * x, lambda g: gain * g)
-        heads, size = self.groups * (self.shared if name == "query" else 1), self.model.head_size
+        heads, size = self.groups * (self.shared if name == "query" else 1), self.kind.size
         x = x.reshape(*x.shape[:2], heads, -1)
         scale = np.sqrt(size / (x**2).sum(axis=-1, keepdims=True))
         y = scale * x

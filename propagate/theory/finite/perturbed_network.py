@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from propagate.layers import Layer
 from propagate.model import Model
 from propagate.placement import Layout, join, split
-from propagate.scaling import Gains
-from propagate.sublayers import Attention, Sublayer
+from propagate.sublayers import FFN, Attention, Sublayer
 from propagate.theory.finite.covered import has_tanh
 from propagate.theory.finite.perturbation import (
     COORDINATES,
@@ -71,14 +71,15 @@ class VectorAlgebra:
     """What norms and sublayers do to vectors, as far as `covered` lets them.
 
     Attributes:
-        constant: the vector that a LayerNorm removes.
+        layer: what the block is made of.
+        constant: the vector that a LayerNorm removes; None where none does.
         calls: numbers the attentions where tokens differ; None where they are exchangeable.
     """
 
     model: Model
     index: int
     frame: Frame
-    gains: Gains
+    layer: Layer
     constant: Array | None
     calls: Iterator[int] | None
 
@@ -95,17 +96,18 @@ class VectorAlgebra:
         return Vectors(y), pull
 
     def _centred(self, x: Array) -> Array:
-        if self.constant is None:
+        if self.constant is None or not self.layer.norm.centred:
             return x
         along = padded(self.constant, x.shape[-1])
         return np.asarray(x - (x @ along.swapaxes(1, 2)) @ along)
 
     def sublayer(self, verb: str, description: Sublayer, x: Vectors) -> Made[Vectors]:
-        inside = frozenset(getattr(description, "normed", ()))
+        width, norm, frame = self.model.width, self.layer.norm, self.frame
         if isinstance(description, Attention):
             name = None if self.calls is None else (self.index, next(self.calls))
-            return self._branch(x, lambda at: attention(self.model, self.gains, inside, name, self.frame, at))
-        return self._branch(x, lambda at: ffn(self.model, self.gains, inside, self.frame, at))
+            return self._branch(x, lambda at: attention(description, norm, width, name, frame, at))
+        assert isinstance(description, FFN)  # all else is not `covered`
+        return self._branch(x, lambda at: ffn(description, width, frame, at))
 
     def _branch(
         self, x: Vectors, sublayer: Callable[[Array], tuple[Array, Callable[[Array], Returned]]]
@@ -162,7 +164,7 @@ def evaluated(model: Model, noise: Noise, start: Array, cotangent: Array, *, thr
     rows = np.broadcast_to(root(start), (2 * noise.pairs + 1, tokens, tokens))
     frame = Frame(noise, 0, np.zeros((2 * noise.pairs, 0, COORDINATES)) if has_tanh(model) else None)
     frame.isometry(tokens)
-    if model.norm == "layer":
+    if _centred(model):
         constant = frame.isometry(1)
         rows = np.concatenate([frame.padded(rows), constant], axis=1)
     layout: Layout = None
@@ -192,13 +194,12 @@ def _forward(
 ) -> tuple[Done, Layout, Array]:
     placement, tokens = model.equations, model.tokens
     equations = {0: placement.embed, model.depth + 1: placement.readout}.get(index, placement.block)
-    count = rows.shape[1] - (model.norm == "layer")
+    count = rows.shape[1] - _centred(model)
     tape: Tape[Vectors] = Tape()
-    constant = rows[:, count:] if model.norm == "layer" else None
-    gains = model.gains(max(index, 1))
+    constant, layer = rows[:, count:] if _centred(model) else None, model.at(index)
     calls = None if alike else itertools.count()
-    algebra = VectorAlgebra(model, index, frame, gains, constant, calls)
-    block = Block(index, model.depth, index == 1, index == model.depth, model.at(index), algebra)
+    algebra = VectorAlgebra(model, index, frame, layer, constant, calls)
+    block = Block(index, model.depth, index == 1, index == model.depth, layer, algebra)
     entered = [Stream(Vectors(rows[:, i : i + tokens]), tape) for i in range(0, count, tokens)]
     left, layout = split(equations(join(entered, layout), block), Stream)
     if index > model.depth:  # nothing is handed on
@@ -206,6 +207,10 @@ def _forward(
     kept = [stream.value.x for stream in left] + ([] if constant is None else [constant])
     lower, span = factored(np.concatenate([frame.padded(x) for x in kept], axis=1))
     return Done(tape, frame, entered, list(left), span), layout, lower
+
+
+def _centred(model: Model) -> bool:
+    return any(parts.norm.centred for parts in model.parts)
 
 
 def is_exchangeable(gram: Array) -> bool:

@@ -103,6 +103,9 @@ class Activation:
     def __hash__(self) -> int:
         return hash(self._key)
 
+    def __str__(self) -> str:
+        return self.name
+
     def __repr__(self) -> str:
         if self.shipped:
             return repr(self.name)

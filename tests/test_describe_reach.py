@@ -100,6 +100,14 @@ def test_logits_divided_by_the_index_of_their_block_are_read() -> None:
     assert [model.at(index).attention.logit_std for index in (1, 2)] == pytest.approx([1.0, 0.5])
 
 
+def test_logits_that_a_model_computes_itself_are_read() -> None:
+    """GPT-Neo does not divide them by the root of the width of a head, Gemma2 by another root."""
+    own = {"num_layers": 2, "num_heads": 4, "attention_types": [[["global"], 2]]}
+    assert pg.describe(make("gpt_neo", **own), tokens=8).model.logit_std == pytest.approx(8**0.5, rel=1e-3)
+    kind = pg.describe(make("gemma2", query_pre_attn_scalar=32), tokens=8).model
+    assert kind.logit_std == pytest.approx(0.5, rel=0.02)  # the cap bends it
+
+
 def test_what_is_read_wrongly_is_said_in_numbers() -> None:
     """GPT-OSS clips and shifts what it gates; a model with another gain than the one that was read is found out."""
     own = {"num_local_experts": 4, "num_experts_per_tok": 2, "hidden_size": 64, "initializer_range": 0.08}

@@ -197,7 +197,7 @@ def _attention(at: int, seen: Seen, sizes: Sizes, config: Any, tokens: int, unsa
         key_value_heads=None if sizes.kv_heads == sizes.heads else sizes.kv_heads,
         head_size=None if sizes.heads * sizes.head_size == sizes.width else sizes.head_size,
         rope=rope,
-        logit_std=round(logit_factor(block, seen.core, plain), 6),
+        logit_std=round(logit_factor(block, seen.core, plain), 5),
         **fields,
     )
 

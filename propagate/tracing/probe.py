@@ -34,6 +34,10 @@ INSIDE = ("query", "ffn_gate", "ffn_in", "ffn_both", "ffn_out")
 """Matrices whose outputs, and of the last whose inputs, are looked at."""
 
 
+PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm)
+SOFTMAXES = (functional.softmax, torch.softmax, Tensor.softmax)
+
+
 class Core(NamedTuple):
     """Softmax attention as torch was asked for it.
 
@@ -87,6 +91,7 @@ class Cores(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.found: list[Core] = []
+        self._product: tuple[Tensor, Tensor] | None = None  # queries, and they times the keys
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -97,7 +102,26 @@ class Cores(TorchFunctionMode):
             )
             scale = kwargs.get("scale") or query.shape[-1] ** -0.5
             self.found.append(Core(query.detach(), scale, _is_bias(mask)))
-        return func(*args, **kwargs)
+        output = func(*args, **kwargs)
+        if func in PRODUCTS and args[0].dim() == 4 and output.shape[-1] == output.shape[-2]:
+            self._product = args[0].detach(), output.detach().clone()
+        elif func in SOFTMAXES and self._product is not None and args[0].shape == self._product[1].shape:
+            self.found.append(_written_out(*self._product, args[0].detach()))
+            self._product = None
+        return output
+
+
+def _written_out(query: Tensor, product: Tensor, logits: Tensor) -> Core:
+    """Attention whose logits a model computes itself: the last token's, as a multiple of products.
+
+    With a bias on them that multiple is not told apart from it, and the usual one is taken.
+    """
+    x, y = product[..., -1, :].double(), logits[..., -1, :].double()
+    seen = y > torch.finfo(logits.dtype).min / 4
+    x, y = x[seen] - x[seen].mean(), y[seen] - y[seen].mean()
+    scale = float((x @ y) / (x @ x))
+    biased = not bool((y - scale * x).norm() <= 0.05 * y.norm())
+    return Core(query, query.shape[-1] ** -0.5 if biased else scale, biased)
 
 
 def _is_bias(mask: Tensor | None) -> bool:

@@ -233,7 +233,7 @@ def _hidden(ffn: FFN, kernel: Kernel, before: Any, norm: Norm) -> tuple[Any, Any
         return value, 1 / math.sqrt(maps_of(ffn.activation).value(1.0, 0.0)[0])
     if norm.centred:  # which also takes the mean over hidden units out
         value = _less_mean(kernel, before, value)
-    return value.times(value.norm_scale()), value.norm_scale()
+    return value.times(value.norm_scale(norm.eps)), value.norm_scale(norm.eps)
 
 
 def _less_mean(kernel: Kernel, before: Any, value: Any) -> Any:

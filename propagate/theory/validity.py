@@ -189,8 +189,8 @@ def _of_eps(share: float) -> str:
     if share < LARGEST_EPS:
         return ""
     return (
-        f"an inner norm's eps is up to {_percent(share)} of what it divides by, and theory takes it for 0 there: by so"
-        " much the squares of what is normed are too large"
+        f"eps is up to {_percent(share)} of what a norm inside a head divides by: theory takes it beside the mean"
+        " square of a head, from which single heads differ"
     )
 
 

@@ -69,6 +69,7 @@ def mixture(
     *,
     gate_gain: Scalar = 1.0,
     centred: bool = False,
+    eps: float = 0.0,
 ) -> Mixture:
     """A mixture of FFNs, each with the gains of a dense one, and the mean weight of its identity experts apart.
 
@@ -89,7 +90,7 @@ def mixture(
         value = Moments(*maps.value(entering.variance, entering.deviation))
         if "hidden" in normed and centred:
             value = Moments(maps.value(entering.variance, entering.variance)[1], value.deviation)
-        power = gain_out * gain_out / (value.variance if "hidden" in normed else size)
+        power = gain_out * gain_out / (value.variance + eps if "hidden" in normed else size)
         value = _weighted(value, power)
         slope = Moments(*maps.slope(entering.variance, entering.deviation))
         slope = _weighted(slope, power * gain_in * gain_in)

@@ -30,11 +30,12 @@ NOTHING: frozenset[str] = frozenset()
 
 
 @lru_cache(maxsize=256)
-def ffn(activation: Activation | str, gains: Gains, *, centred: bool = False) -> Sublayer:
+def ffn(activation: Activation | str, gains: Gains, *, centred: bool = False, eps: float = 0.0) -> Sublayer:
     """A feed-forward layer W_out phi(W_in x); its output has variance ffn_out^2 at unit variance and inner gains 1.
 
-    With "hidden" normed the output has variance ffn_out^2 whatever enters. A LayerNorm (`centred`) then also removes
-    the mean of phi over the hidden units, so the tokens' correlation falls; an RMSNorm keeps it.
+    With "hidden" normed the output has variance ffn_out^2 whatever enters, but for the norm's `eps`. A LayerNorm
+    (`centred`) then also removes the mean of phi over the hidden units, so the tokens' correlation falls; an RMSNorm
+    keeps it.
 
     Example: ReLU on uncorrelated tokens leaves them correlated by 1/pi, but for LayerNorm.
         >>> x = Moments(2.0, 2.0)
@@ -43,10 +44,11 @@ def ffn(activation: Activation | str, gains: Gains, *, centred: bool = False) ->
         >>> [round(ffn("relu", Gains(), centred=c)(x, frozenset({"hidden"}))[0].covariance, 4) for c in (False, True)]
         [0.3183, 0.0]
     """
-    return ffn_of(maps_of(activation, gains.ffn_gate), maps_of(activation).value(1.0, 0.0)[0], gains, centred=centred)
+    size = maps_of(activation).value(1.0, 0.0)[0]
+    return ffn_of(maps_of(activation, gains.ffn_gate), size, gains, centred=centred, eps=eps)
 
 
-def ffn_of(maps: Maps, size: Scalar, gains: Gains, *, centred: bool = False) -> Sublayer:
+def ffn_of(maps: Maps, size: Scalar, gains: Gains, *, centred: bool = False, eps: float = 0.0) -> Sublayer:
     """The same from an activation's maps, with the gate's gain in them, and its mean square at unit variance."""
     scale_in, power = gains.ffn_in * gains.ffn_in, gains.ffn_out * gains.ffn_out
     plain_scale = power / size
@@ -58,7 +60,7 @@ def ffn_of(maps: Maps, size: Scalar, gains: Gains, *, centred: bool = False) -> 
         if "hidden" in normed:
             if centred:
                 value = maps.value(variance, variance)[1]  # less the value at correlation 0, the squared mean
-            scale_out = power / value
+            scale_out = power / (value + eps)
         else:
             scale_out = plain_scale
         scale = scale_in * scale_out
@@ -91,7 +93,13 @@ class AttentionPull:
 
 @lru_cache(maxsize=256)
 def attention(
-    tokens: Scalar, logit_variance: Scalar, gains: Gains, head_size: float = math.inf, *, centred: bool = False
+    tokens: Scalar,
+    logit_variance: Scalar,
+    gains: Gains,
+    head_size: float = math.inf,
+    *,
+    centred: bool = False,
+    eps: float = 0.0,
 ) -> Sublayer:
     """Softmax self-attention over all tokens, in heads of `head_size` coordinates.
 
@@ -99,6 +107,7 @@ def attention(
     row have a common part, which the softmax ignores; what is left has variance logit_variance * variance * deviation,
     and two rows' logits are correlated as the tokens are. A normed projection has variance 1 in place of its gain
     squared times the input's variance; each head has norms of its own, LayerNorms if `centred` (see `normed_heads`).
+    Their `eps` is taken beside the mean square of a head.
 
     Backward, the cotangent returns through the values, the queries and the keys. Those three are uncorrelated. The sum
     over tokens of the keys' cotangent vanishes unless they are normed: that path then lives in the token-deviation mode
@@ -116,13 +125,13 @@ def attention(
     without = NormedHeads(tokens, head_size, query=False, key=False, centred=centred)
 
     def apply(x: Moments, normed: frozenset[str] = NOTHING) -> tuple[Moments, Pull]:
-        powers = projection_powers(gains, x, normed) if normed else plain
+        powers = projection_powers(gains, x, normed, eps) if normed else plain
         pull_values: Pull = _same
         values, inner = x, powers.value
         small = normed if head_size != math.inf else NOTHING  # what is normed in heads that are not taken for wide
         if "value" in small:
             values, pull_values = normed_values(x, head_size - centred)
-            inner = 1.0
+            inner = powers.value * x.variance
         if tokens == 1:  # nothing to choose from: attention is a linear layer
             paths = AttentionPaths(values, lambda g: Cotangents(g, NONE, NONE))
         else:
@@ -130,7 +139,7 @@ def attention(
             norms = replace(without, query="query" in small, key="key" in small) if small else without
             paths = attention_paths(tokens, power, x, norms, values)
         if "heads" in normed:
-            inner = inner * inverse(inner * paths.output.variance)
+            inner = inner * inverse(inner * paths.output.variance + eps)
         power = out * inner
 
         def pull(g: Moments) -> Moments:
@@ -161,7 +170,7 @@ class Powers(NamedTuple):
     value: Scalar
 
 
-def projection_powers(gains: Gains, x: Moments, normed: frozenset[str]) -> Powers:
+def projection_powers(gains: Gains, x: Moments, normed: frozenset[str], eps: float = 0.0) -> Powers:
     """Of a normed projection so much that its variance is 1; of the others the gain's square.
 
     Raises:
@@ -172,7 +181,7 @@ def projection_powers(gains: Gains, x: Moments, normed: frozenset[str]) -> Power
         Powers(query=9.0, key=0.25, value=1.0)
     """
     squares = {name: getattr(gains, name) * getattr(gains, name) for name in Powers._fields}
-    return Powers(*(s * inverse(s * x.variance) if name in normed else s for name, s in squares.items()))
+    return Powers(*(s * inverse(s * x.variance + eps) if name in normed else s for name, s in squares.items()))
 
 
 class Cotangents(NamedTuple):

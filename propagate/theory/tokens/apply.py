@@ -74,15 +74,24 @@ def apply(description: Any, x: Any, setting: Setting) -> Any:
     raise ModelError(f"theory does not cover {type(description).__name__}, got {description!r}")
 
 
+def _inner(setting: Setting, normed: frozenset[str]) -> dict[str, Any]:
+    """What inner norms are; ModelError for one of a user's own, whose action inside a sublayer is not known."""
+    if not normed:
+        return {"centred": False, "eps": 0.0}
+    if type(setting.norm) is not Norm:
+        raise ModelError(f"theory does not cover {type(setting.norm).__name__} inside a sublayer, got {setting.norm!r}")
+    return {"centred": setting.norm.centred, "eps": setting.norm.eps}
+
+
 @apply.register
 def _(description: Attention, x: Any, setting: Setting) -> Applied:
-    size, centred = setting.head_size or description.size, setting.norm.centred
-    normed = frozenset(description.normed)
+    size, normed = setting.head_size or description.size, frozenset(description.normed)
+    inner = _inner(setting, normed)
     if not isinstance(x, Gram):
-        return Applied(*_attention(description, setting.tokens, size, centred=centred)(x, normed))
+        return Applied(*_attention(description, setting.tokens, size, **inner)(x, normed))
     kind = attention_of(description, setting)
     gains = {name: getattr(description, f"{name}_gain") for name in ("query", "key", "value", "out")}
-    return Applied(*grams.attention(kind, **gains, centred=centred)(x, normed))
+    return Applied(*grams.attention(kind, **gains, **inner)(x, normed))
 
 
 def attention_of(description: Attention, setting: Setting) -> softmax.Attention:
@@ -93,31 +102,32 @@ def attention_of(description: Attention, setting: Setting) -> softmax.Attention:
 
 
 @lru_cache(maxsize=256)
-def _attention(description: Attention, tokens: Any, size: float, *, centred: bool) -> pairs.Sublayer:
+def _attention(description: Attention, tokens: Any, size: float, *, centred: bool, eps: float) -> pairs.Sublayer:
     gains = Gains(description.query_gain, description.key_gain, description.value_gain, description.out_gain)
-    return pairs.attention(tokens, description.logit_std**2, gains, size, centred=centred)
+    return pairs.attention(tokens, description.logit_std**2, gains, size, centred=centred, eps=eps)
 
 
 @apply.register
 def _(description: FFN, x: Any, setting: Setting) -> Applied:
-    centred, normed = setting.norm.centred, frozenset(description.normed)
+    normed = frozenset(description.normed)
+    inner = _inner(setting, normed)
     if not isinstance(x, Gram):
-        return Applied(*_ffn(description, centred=centred)(x, normed))
+        return Applied(*_ffn(description, **inner)(x, normed))
     kind, gate_gain = (description.activation, description.in_gain, description.out_gain), description.gate_gain
-    return Applied(*grams.ffn(*kind, gate_gain=gate_gain, centred=centred)(x, normed))
+    return Applied(*grams.ffn(*kind, gate_gain=gate_gain, **inner)(x, normed))
 
 
 @lru_cache(maxsize=256)
-def _ffn(description: FFN, *, centred: bool) -> pairs.Sublayer:
+def _ffn(description: FFN, *, centred: bool, eps: float) -> pairs.Sublayer:
     gains = Gains(ffn_in=description.in_gain, ffn_gate=description.gate_gain, ffn_out=description.out_gain)
-    return pairs.ffn(description.activation, gains, centred=centred)
+    return pairs.ffn(description.activation, gains, centred=centred, eps=eps)
 
 
 @apply.register
 def _(description: Experts, x: Any, setting: Setting) -> Applied:
-    ffn, centred = description.expert, setting.norm.centred
+    ffn = description.expert
     kind, normed = (ffn.activation, ffn.in_gain, ffn.out_gain, description), frozenset(ffn.normed)
-    further = {"gate_gain": ffn.gate_gain, "centred": centred}
+    further = {"gate_gain": ffn.gate_gain, **_inner(setting, normed)}
     if isinstance(x, Gram):
         mixture = gram_experts.mixture(*kind, setting.seed, **further)
     else:

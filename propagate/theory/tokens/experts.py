@@ -82,6 +82,7 @@ def mixture(
     *,
     gate_gain: float = 1.0,
     centred: bool = False,
+    eps: float = 0.0,
 ) -> Mixture:
     """A mixture of FFNs, each with the gains of a dense one, and every token's weight of its identity experts apart.
 
@@ -103,7 +104,7 @@ def mixture(
         value = kernel.value(entering)
         if "hidden" in normed and centred:
             value = value.less(of_means(kernel, entering))
-        scale = gain_out * (value.norm_scale() if "hidden" in normed else plain)
+        scale = gain_out * (value.norm_scale(eps) if "hidden" in normed else plain)
         value, slope = value.times(scale), kernel.slope(entering).times(scale * gain_in)
         routed, overlap = value.weighted(1 / experts.split), _of_vectors(own)
         output = routed.product(overlap).plus(value.weighted(experts.shared))

@@ -8,7 +8,9 @@ Averages over attention weights are in `tokens.averages`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import reduce
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -39,7 +41,13 @@ class Sublayer(Protocol):
 
 
 def ffn(
-    activation: Activation | str, gain_in: float, gain_out: float, *, gate_gain: float = 1.0, centred: bool = False
+    activation: Activation | str,
+    gain_in: float,
+    gain_out: float,
+    *,
+    gate_gain: float = 1.0,
+    centred: bool = False,
+    eps: float = 0.0,
 ) -> Sublayer:
     """A feed-forward layer W_out phi(W_in x); its output has variance gain_out^2 at unit variance and inner gains 1.
 
@@ -59,7 +67,7 @@ def ffn(
         scale: Any = plain**-0.5
         if "hidden" in normed:
             value = value.less(of_means(kernel, before)) if centred else value
-            scale = value.norm_scale()
+            scale = value.norm_scale(eps)
 
         def pull(g: Gram) -> Gram:
             return kernel.slope(before).product(g.times(scale)).weighted(scale_in * power)
@@ -88,6 +96,7 @@ def attention(
     value: float = 1.0,
     out: float = 1.0,
     centred: bool = False,
+    eps: float = 0.0,
 ) -> Sublayer:
     """Softmax self-attention, with the gains of its four projections.
 
@@ -107,26 +116,29 @@ def attention(
     def apply(x: Gram, normed: frozenset[str] = NOTHING) -> tuple[Gram, Pull]:
         gains = {"query": query, "key": key, "value": value}
         scales: dict[str, Any] = {
-            name: gain * x.times(gain).norm_scale() if name in normed else gain for name, gain in gains.items()
+            name: gain * x.times(gain).norm_scale(eps) if name in normed else gain for name, gain in gains.items()
         }
         seen = Projected(*(x.times(scales[name]) for name in gains))
         small = normed if kind.head_size != np.inf else NOTHING  # what is normed in heads that are not taken for wide
         pull_values: Pull = _same
-        values = seen.value
+        values, used = seen.value, kind
         if "value" in small:
             values, pull_values = normed_values(seen.value, kind.head_size - centred)
+            values = values.times(np.sqrt(seen.value.variance))  # which beside eps is a bit below 1
         if kind.exact or not (kind.frequencies or small & {"query", "key"}) or kind.head_size == np.inf:
             ways = _of_gaussian_logits(kind, seen, values)
         else:
-            ways = _of_drawn_heads(kind, seen, values, Norms("query" in small, "key" in small, centred))
+            norms = Norms("query" in small, "key" in small, centred)
+            used = _less_logits(kind, seen, norms)
+            ways = _of_drawn_heads(used, seen, values, norms)
         together = ways.output
-        inner = together.norm_scale() if "heads" in normed else 1.0
+        inner = together.norm_scale(eps) if "heads" in normed else 1.0
 
         def paths(g: Gram) -> dict[str, Gram]:
             value, *logits = ways.pull(g.times(out * inner))
             sent = {"value": pull_values(value).times(scales["value"])}
             for name, way in zip(("query", "key"), logits, strict=False):
-                sent[name] = way.times(scales[name]).weighted(kind.logit_variance)
+                sent[name] = way.times(scales[name]).weighted(used.logit_variance)
             return sent
 
         read = together.times(inner)
@@ -184,6 +196,13 @@ def normed_values(x: Gram, free: float) -> tuple[Gram, Pull]:
     drop, slope = similarity_loss(free, loss), similarity_slope(free, loss)
     own = similarity_slope(free, 0.0)
     return Gram(1 - drop, drop), Gram(slope, own - slope).product
+
+
+def _less_logits(kind: Attention, seen: Projected, norms: Norms) -> Attention:
+    """Logits of normed queries and keys, whose size beside eps is a bit below 1: of the mean over tokens."""
+    parts = [part for part, wanted in ((seen.query, norms.query), (seen.key, norms.key)) if wanted]
+    share = math.prod(float(part.variance.mean()) for part in parts)
+    return replace(kind, logit_variance=kind.logit_variance * share)
 
 
 def _same(x: Gram) -> Gram:

@@ -153,8 +153,10 @@ class _Description:
         if callable(getattr(value, "gains", None)):
             self.packages.add(_top(kind.__module__))
         if dataclasses.is_dataclass(value):
-            fields = {field.name: self.of(getattr(value, field.name)) for field in dataclasses.fields(value)}
-            return {"class": self.of_class(kind), "fields": fields}
+            return {
+                "class": self.of_class(kind),
+                "fields": {name: self.of(one) for name, one in _stated(value).items()},
+            }
         if self.by_name(kind.__module__):
             return {"class": _name(kind), "value": ADDRESS.sub("", repr(value))}
         if id(value) in self.met:
@@ -203,6 +205,14 @@ def _fields(kind: type) -> list[str]:
     fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
     given = [(field.name, field.type, field.default, field.default_factory) for field in fields]
     return [ADDRESS.sub("", repr(field)) for field in given]
+
+
+def _stated(value: Any) -> dict[str, Any]:
+    """A dataclass's fields, as the instance would be pickled: of a function that was evaluated, what came of it."""
+    state = value.__getstate__()
+    known = state if isinstance(state, dict) else {}
+    names = [field.name for field in dataclasses.fields(value)]
+    return {name: known[name] if name in known else getattr(value, name) for name in names}
 
 
 def _members(kind: type) -> dict[str, Any]:

@@ -25,7 +25,7 @@ SAFE = (36.0, 12.0, 4.0, 1.0)
 FARTHEST = 300.0  # nine standard deviations of the largest variance
 ROUGH = ("floor", "ceiling", "frac", "Mod", "DiracDelta", "Derivative", "Integral", "Subs", "AppliedUndef")
 NEAR = 1e-9  # a side of a kink
-NOTHING = 1e-12  # rounding of what is 0
+ROUNDING = 1e-12  # rounding of what is 0
 STEEP = 1e3  # a slope beside a kink that counts as unbounded
 MOST_KINKS = 32
 GRIDS = (20_001, 14_143)
@@ -146,7 +146,7 @@ def _form(name: str, expression: sympy.Expr) -> Form:
         single = np.abs(safe[0](at.astype(np.float32)))
     if not np.isfinite(single).all():
         raise refused(f"not overflow in single precision within |z| = {FARTHEST:g}")
-    if not np.abs(safe[0](at)).max() > NOTHING:
+    if not np.abs(safe[0](at)).max() > ROUNDING:
         raise refused("differ from 0 somewhere")
     for kink in kinks:
         sides = np.array([kink - NEAR, kink + NEAR])

@@ -88,10 +88,10 @@ def _error_of_tables(calls: Sequence[Call], tokens: int, head_size: float | None
         if isinstance(call.description, Attention) and tokens > 1 and head_size != math.inf:
             normed, x = {"query", "key"} & set(call.description.normed), call.entered
             gains = call.description.query_gain * call.description.key_gain
-            spread = (call.description.logit_std * gains) ** 2 * x.variance * x.deviation
+            of_logits = (call.description.logit_std * gains) ** 2 * x.variance * x.deviation
             loss = x.deviation / x.variance
             size = head_size or call.description.size
-            errors.append(RELATIVE_ERROR if normed else relative_error(size, spread, 1 - loss))
+            errors.append(RELATIVE_ERROR if normed else relative_error(size, of_logits, 1 - loss))
     return max(errors)
 
 

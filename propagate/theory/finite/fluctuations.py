@@ -42,7 +42,6 @@ from propagate.theory.finite.responses import (
     to_energies,
     to_moments,
 )
-from propagate.theory.finite.responses import root as root_of
 from propagate.theory.finite.units import (
     distinct_share,
     heads_backward,
@@ -51,6 +50,7 @@ from propagate.theory.finite.units import (
     hidden_forward,
     rounded,
 )
+from propagate.theory.gaussian.roots import symmetric_root
 from propagate.theory.gaussian.softmax import softmax_averages
 from propagate.theory.pairs.moments import Moments
 from propagate.theory.reading.blocks import Applied
@@ -102,10 +102,10 @@ class EnergyAlgebra:
         entered = noise.energies(x)
         at = to_moments(entered.mean.value, entered.deviation.value, tokens)
         gaussian, units = forward_noise(at)
-        sources, root = noise.fresh(), root_of(units)
+        sources, root = noise.fresh(), symmetric_root(units)
         output = noise.added(
             mapped(lambda m: sublayer(m).output, entered, tokens),
-            (root_of(gaussian), noise.fresh()),
+            (symmetric_root(gaussian), noise.fresh()),
             (root, sources),
         )
 
@@ -117,8 +117,8 @@ class EnergyAlgebra:
             sent = Energies(*(a + b + -b.value for a, b in zip(by_cotangent, by_state, strict=True)))
             gaussian, both = backward_noise(at, g)
             again = both[2:, :2] @ np.linalg.pinv(root.T)  # as far as the forward noise of the units is met again
-            rest = root_of(both[2:, 2:] - again @ again.T)
-            parts = ((root_of(gaussian), noise.fresh()), (again, sources), (rest, noise.fresh()))
+            rest = symmetric_root(both[2:, 2:] - again @ again.T)
+            parts = ((symmetric_root(gaussian), noise.fresh()), (again, sources), (rest, noise.fresh()))
             return Terms({Atom(noise.added(sent, *parts)): Response(1.0)})
 
         return Terms({Atom(output): Response(1.0)}), pull
@@ -147,8 +147,8 @@ class EnergyAlgebra:
         gaussian = noise.gaussian(model.width)
         if model.tokens == 1:
             return 2 * gaussian, np.zeros((2, 2))
-        spread = self._logit_std**2 * x.variance * x.deviation
-        second, overlap, _, _ = softmax_averages(model.tokens, spread, x.covariance / x.variance)
+        of_logits = self._logit_std**2 * x.variance * x.deviation
+        second, overlap, _, _ = softmax_averages(model.tokens, of_logits, x.covariance / x.variance)
         tokens, (mean, deviation) = model.tokens, to_energies(x, model.tokens)
         own = deviation * (second - overlap)  # of the deviations at the output
         variance = mean / tokens + deviation * second

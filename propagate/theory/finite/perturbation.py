@@ -27,6 +27,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from propagate.theory.gaussian.roots import symmetric_root
+
 Array = NDArray[np.float64]
 SINGULAR = 1e-5  # of the largest pivot: below it a triangular root is not smooth in what is rounded
 COORDINATES = 64  # that make one sample of the fluctuations of their means; any number has the right covariance
@@ -186,15 +188,10 @@ def root(gram: Array) -> Array:
     try:
         lower = np.linalg.cholesky(gram)
     except np.linalg.LinAlgError:
-        return _symmetric_root(gram)
+        return symmetric_root(gram)
     pivots = np.diagonal(lower, axis1=-2, axis2=-1)
     regular = (pivots.min(axis=-1) > SINGULAR * pivots.max(axis=-1)).all()
-    return np.asarray(lower, float) if regular else _symmetric_root(gram)
-
-
-def _symmetric_root(gram: Array) -> Array:
-    values, vectors = np.linalg.eigh(gram)
-    return np.asarray((vectors * np.sqrt(np.maximum(values, 0.0))[..., None, :]) @ vectors.swapaxes(-1, -2))
+    return np.asarray(lower, float) if regular else symmetric_root(gram)
 
 
 def factored(x: Array) -> tuple[Array, Array]:

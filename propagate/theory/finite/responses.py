@@ -149,17 +149,6 @@ class Noise:
         return np.diag([2.0, 2.0 / self.others]) / coordinates
 
 
-def root(covariance: Array) -> Array:
-    """A matrix whose product with its transpose is the covariance.
-
-    Example:
-        >>> root(np.diag([4.0, 0.0])).round(12).tolist()[0]
-        [0.0, 2.0]
-    """
-    values, vectors = np.linalg.eigh(covariance)
-    return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0)))
-
-
 def to_moments(mean: float, deviation: float, tokens: int) -> Moments:
     """Moments of floats from the two energies.
 

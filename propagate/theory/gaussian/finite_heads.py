@@ -58,13 +58,13 @@ class HeadAverages(NamedTuple):
     key_cross: Scalar
 
 
-def head_averages(tokens: Scalar, head_size: float, spread_squared: Scalar, correlation: Scalar) -> HeadAverages:
+def head_averages(tokens: Scalar, head_size: float, variance: Scalar, correlation: Scalar) -> HeadAverages:
     """Averages over the weights of heads of `head_size` coordinates, infinity included.
 
     Args:
         tokens: two or more.
         head_size: coordinates of a head, 1 or more; of infinitely many no fluctuation is left.
-        spread_squared: expected variance of the part of the logits that the softmax sees. What finite heads add is
+        variance: expected one of the part of the logits that the softmax sees. What finite heads add is
             integrated up to a spread of 3, in small heads to less, and sampled beyond; tabulated up to 8.
         correlation: of the queries of two tokens, -1 / (tokens - 1) to 1.
 
@@ -72,48 +72,48 @@ def head_averages(tokens: Scalar, head_size: float, spread_squared: Scalar, corr
         >>> [round(head_averages(16, size, 2.0, 0.0).overlap, 4) for size in (64, 8)]
         [0.0007, 0.0049]
     """
-    wide = softmax_averages(tokens, spread_squared, correlation)
+    wide = softmax_averages(tokens, variance, correlation)
     second, overlap, own, cross = wide
     if head_size == math.inf:
         return HeadAverages(second, overlap, own, cross, own, correlation * cross)
-    if is_plain(spread_squared, correlation):
-        a, b, c, d, e, f = _added(tokens, head_size, spread_squared, correlation)
+    if is_plain(variance, correlation):
+        a, b, c, d, e, f = _added(tokens, head_size, variance, correlation)
     else:
         columns = np.vectorize(lambda v, c: tuple(_added(tokens, head_size, v, c)), otypes=[float] * 6)
-        a, b, c, d, e, f = columns(spread_squared, correlation)
+        a, b, c, d, e, f = columns(variance, correlation)
     return HeadAverages(second + a, overlap + b, own + c, cross + d, own + e, correlation * cross + f)
 
 
-def _added(tokens: int, head_size: float, spread_squared: float, correlation: float) -> list[float]:
+def _added(tokens: int, head_size: float, variance: float, correlation: float) -> list[float]:
     """What finite heads add to each of `HeadAverages`."""
-    if spread_squared <= 0 or tokens == 1:
+    if variance <= 0 or tokens == 1:
         return [0.0] * 6
-    spread = math.sqrt(spread_squared)
-    if _are_sampled(head_size, spread_squared, correlation):
-        return sampled_excess(tokens, head_size, spread, correlation)
-    top, spreads, correlations = next(patch for patch in _PATCHES if spread <= patch[0] * (1 + 1e-9))
+    std = math.sqrt(variance)
+    if _are_sampled(head_size, variance, correlation):
+        return sampled_excess(tokens, head_size, std, correlation)
+    top, spreads, correlations = next(patch for patch in _PATCHES if std <= patch[0] * (1 + 1e-9))
     few = 2 if tokens < 4 or head_size <= 16 else 0  # singularities are nearer
     spreads, correlations = spreads + few, correlations + few
     in_correlation, at_one = _series(tokens, head_size, top, spreads, correlations)
-    a = chebyshev_terms(min(2 * spread_squared / top**2, 2.0) - 1, spreads)
+    a = chebyshev_terms(min(2 * variance / top**2, 2.0) - 1, spreads)
     b = chebyshev_terms(min(2 * correlation, 2.0) - 1, correlations)
     overlap, query, key = in_correlation.dot(a).reshape(3, -1).dot(b).tolist()
     second, query_own, key_own = at_one.dot(a).tolist()
-    return [spread_squared * second, spread_squared * overlap, query_own, query, key_own, key]
+    return [variance * second, variance * overlap, query_own, query, key_own, key]
 
 
-def _are_sampled(head_size: float, spread_squared: Scalar, correlation: Scalar) -> Any:
-    return (correlation < 0) | (spread_squared > min(_PATCHES[-1][0] ** 2, math.sqrt(head_size)))
+def _are_sampled(head_size: float, variance: Scalar, correlation: Scalar) -> Any:
+    return (correlation < 0) | (variance > min(_PATCHES[-1][0] ** 2, math.sqrt(head_size)))
 
 
-def relative_error(head_size: float, spread_squared: Scalar, correlation: Scalar) -> float:
+def relative_error(head_size: float, variance: Scalar, correlation: Scalar) -> float:
     """Relative standard error of the averages: 0 where they are integrated, as measured where heads are drawn.
 
     Example:
         >>> relative_error(4, 1.0, 0.5), relative_error(4, 9.0, 0.5)
         (0.0, 0.003)
     """
-    if head_size == math.inf or not np.any((spread_squared > 0) & _are_sampled(head_size, spread_squared, correlation)):
+    if head_size == math.inf or not np.any((variance > 0) & _are_sampled(head_size, variance, correlation)):
         return 0.0
     return 0.003 if head_size > 2 else 0.01
 
@@ -125,7 +125,7 @@ _INDEX = np.arange(16.0)
 def _series(tokens: int, head_size: float, top: float, spreads: int, correlations: int) -> tuple[Array, Array]:
     """Chebyshev coefficients of the excess over wide heads, (3 correlations, spreads), and those at correlation 1.
 
-    Of overlap / spread^2, of its derivative by the correlation, and of key_cross; even in spread / top on [-1, 1], in
+    Of overlap / std^2, of its derivative by the correlation, and of key_cross; even in std / top on [-1, 1], in
     2 correlation - 1 on [-1, 1].
     """
     angle_s = (np.arange(spreads) + 0.5) * np.pi / (2 * spreads)
@@ -143,12 +143,12 @@ def _series(tokens: int, head_size: float, top: float, spreads: int, correlation
     return found.reshape(-1, spreads), np.ascontiguousarray(found.sum(axis=1))
 
 
-def _excess(tokens: int, head_size: float, spread: float, correlations: Array) -> Array:
-    """(2, correlations): E O / spread^2 and E q_tu F, each less its value at the expected q."""
-    integrals = _Integrals(tokens, spread)
+def _excess(tokens: int, head_size: float, std: float, correlations: Array) -> Array:
+    """(2, correlations): E O / std^2 and E q_tu F, each less its value at the expected q."""
+    integrals = _Integrals(tokens, std)
     c = correlations[:, None, None]
-    size, size_weight = _chi_squared(head_size, _nodes(head_size, spread))
-    turn, turn_weight = _normal(head_size, 2 * _nodes(head_size, spread) - 1)
+    size, size_weight = _chi_squared(head_size, _nodes(head_size, std))
+    turn, turn_weight = _normal(head_size, 2 * _nodes(head_size, std) - 1)
     rest, rest_weight = _chi_squared(head_size - 1, 2, over=head_size)
     one = np.ones(len(correlations))
     total = -np.stack(integrals(1.0, one, correlations)) * [[1.0], [1.0]] * [one, correlations]
@@ -159,12 +159,12 @@ def _excess(tokens: int, head_size: float, spread: float, correlations: Array) -
         mean = weight * turn_weight[:, None] * rest_weight
         total[0] += (mean * overlap.reshape(other.shape)).sum(axis=(1, 2))
         total[1] += (mean * (joint.ravel() * slope).reshape(other.shape)).sum(axis=(1, 2))
-    return np.asarray(total / [[spread**2], [1.0]])
+    return np.asarray(total / [[std**2], [1.0]])
 
 
-def _nodes(head_size: float, spread: float) -> int:
+def _nodes(head_size: float, std: float) -> int:
     """The wider the logits fluctuate, the more nodes."""
-    return min(2 + int(3 * spread**2 / math.sqrt(head_size)) + int(head_size < 16), 6)
+    return min(2 + int(3 * std**2 / math.sqrt(head_size)) + int(head_size < 16), 6)
 
 
 def _chi_squared(freedom: float, nodes: int, over: float | None = None) -> tuple[Array, Array]:
@@ -187,15 +187,15 @@ def _normal(head_size: float, nodes: int) -> tuple[Array, Array]:
 
 
 class _Integrals:
-    """E a . a' and E tr(J J') of two rows whose logits have variances and a covariance in units of spread^2.
+    """E a . a' and E tr(J J') of two rows whose logits have variances and a covariance in units of std^2.
 
     As `softmax._integrals`, for rows of different spread, and coarser: what is used are differences.
     """
 
-    def __init__(self, tokens: int, spread: float) -> None:
-        self.tokens, self.spread = tokens, spread
-        self.x, self.root, self.hermite = hermite_basis(28 + int(8 * spread**2))
-        self.rate = np.exp(np.arange(-math.log(tokens) - 8 - 4 * spread, 7 * spread + 4, _STEP))
+    def __init__(self, tokens: int, std: float) -> None:
+        self.tokens, self.std = tokens, std
+        self.x, self.root, self.hermite = hermite_basis(28 + int(8 * std**2))
+        self.rate = np.exp(np.arange(-math.log(tokens) - 8 - 4 * std, 7 * std + 4, _STEP))
 
     def __call__(self, variance: float, others: Array, joint: Array) -> tuple[Array, Array]:
         size = np.sqrt(variance * others)
@@ -229,7 +229,7 @@ class _Integrals:
 
     def _rows(self, variances: Array, rate: Array) -> Array:
         """(rows, 3, rates, Hermite functions): exp(-y), y exp(-y) and its slope by the logit, y = rate exp(logit)."""
-        growth = np.exp(self.spread * np.sqrt(variances)[:, None, None] * self.x)
+        growth = np.exp(self.std * np.sqrt(variances)[:, None, None] * self.x)
         y = np.minimum(rate[:, None] * growth, 1e20)  # exp(-1e20) is 0
         zeroth = np.exp(-y) * self.root
         first = y * zeroth

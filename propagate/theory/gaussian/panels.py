@@ -75,14 +75,14 @@ def drop(kinked: Kinked, first: float, second: float, deviation: float) -> float
         along = 0.0
     else:
         along = together / outer
-        spread = math.sqrt(outer)
+        std = math.sqrt(outer)
         crossings = [(a + b if by_sum else a - b) / 2 for a in kinked.kinks for b in kinked.kinks]
-        reach = TAIL * spread
-        length = min(kinked.panel / (1 + abs(along)), 1.5 * spread)
+        reach = TAIL * std
+        length = min(kinked.panel / (1 + abs(along)), 1.5 * std)
         low = 0.0 if along == 0 and not by_sum else -reach  # even in the half difference
         edges = np.concatenate([_even(low, reach, length), np.clip([*crossings, 0.0], low, reach)])
         places, weights = _nodes(np.sort(edges))
-        weights = weights * np.exp(-places * places / (2 * outer)) / (math.sqrt(2 * math.pi) * spread)
+        weights = weights * np.exp(-places * places / (2 * outer)) / (math.sqrt(2 * math.pi) * std)
         weights = weights * (2 if low == 0 else 1)
         kept = weights > 0
         places, weights = places[kept], weights[kept]
@@ -105,16 +105,16 @@ def _inner(kinked: Kinked, outer: Array, centre: Array, variance: float, by_sum:
     if variance <= 0:
         s, h = (outer, centre) if by_sum else (centre, outer)
         return np.asarray((kinked.f(s + h) - kinked.f(s - h)) ** 2)
-    spread = math.sqrt(variance)
-    reach = TAIL * spread
+    std = math.sqrt(variance)
+    reach = TAIL * std
     low, high = (centre - reach)[:, None], (centre + reach)[:, None]
-    regular = centre[:, None] + _even(-reach, reach, min(kinked.panel, 1.5 * spread))
+    regular = centre[:, None] + _even(-reach, reach, min(kinked.panel, 1.5 * std))
     kinks, o = np.array(kinked.kinks)[None, :], outer[:, None]
     ends = [kinks - o, o - kinks] if by_sum else [kinks - o, kinks + o]
     edges = np.sort(np.concatenate([regular, *(np.clip(end, low, high) for end in ends)], axis=1), axis=1)
     x, weight = _nodes(edges)
     away = x - centre[:, None]
-    weight = weight * np.exp(-away * away / (2 * variance)) / (math.sqrt(2 * math.pi) * spread)
+    weight = weight * np.exp(-away * away / (2 * variance)) / (math.sqrt(2 * math.pi) * std)
     s, h = (np.broadcast_to(o, x.shape), x) if by_sum else (x, np.broadcast_to(o, x.shape))
     return np.asarray((weight * _differences(kinked, s, h) ** 2).sum(axis=1))
 

@@ -27,13 +27,13 @@ TERMS = 4, 5  # in the spread, in the angle
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
-def sampled_excess(tokens: int, size: float, spread: float, correlation: float) -> list[float]:
+def sampled_excess(tokens: int, size: float, std: float, correlation: float) -> list[float]:
     """What finite heads add to each of `HeadAverages`; the first time in a patch it takes one or two seconds.
 
     Args:
         tokens: two or more.
         size: coordinates of a head.
-        spread: standard deviation of the logits that is expected.
+        std: standard deviation of the logits that is expected.
         correlation: of two tokens' queries.
 
     Example: chance correlations between the queries of small heads.
@@ -42,26 +42,26 @@ def sampled_excess(tokens: int, size: float, spread: float, correlation: float) 
     """
     loss = max(1 - correlation, ALIKE)
     heads = NormedHeads(tokens, size, query=False, key=False, centred=False)
-    patch = next((patch for patch in pairwise(EDGES) if spread <= patch[1] * (1 + 1e-9)), None)
+    patch = next((patch for patch in pairwise(EDGES) if std <= patch[1] * (1 + 1e-9)), None)
     if patch is None:
-        second, overlap, *slopes = _drawn(heads, spread, loss)
+        second, overlap, *slopes = _drawn(heads, std, loss)
         return [loss * second, loss * overlap, *slopes]
     of_one, of_difference = _fitted(heads, *patch)
-    in_spread, in_both = _basis(heads, patch, np.array([spread]), np.array([loss]))
-    one = in_spread[0] @ of_one
+    in_std, in_both = _basis(heads, patch, np.array([std]), np.array([loss]))
+    one = in_std[0] @ of_one
     second, query_own, key_own = one.tolist()
     overlap, query_cross, key_cross = (one - in_both[0] @ of_difference).tolist()
-    return [spread**2 * second, spread**2 * overlap, query_own, query_cross, key_own, key_cross]
+    return [std**2 * second, std**2 * overlap, query_own, query_cross, key_own, key_cross]
 
 
 @lru_cache(maxsize=1024)
-def _drawn(heads: NormedHeads, spread: float, loss: float) -> list[float]:
-    return list(excess_of_draws(heads, spread**2 / loss, loss, 0)[:6].tolist())
+def _drawn(heads: NormedHeads, std: float, loss: float) -> list[float]:
+    return list(excess_of_draws(heads, std**2 / loss, loss, 0)[:6].tolist())
 
 
 @lru_cache(maxsize=64)
 def _fitted(heads: NormedHeads, low: float, high: float) -> tuple[Array, Array]:
-    """Coefficients (terms, 3): of one row's averages, and of what those of two rows are less; as a share of spread^2
+    """Coefficients (terms, 3): of one row's averages, and of what those of two rows are less; as a share of std^2
     where they are of the weights themselves.
     """
     i = np.arange(PLACES) + 0.5
@@ -71,8 +71,8 @@ def _fitted(heads: NormedHeads, low: float, high: float) -> tuple[Array, Array]:
     drawn = np.array([excess_of_draws(heads, s * s / loss, loss, k, share=2)[:6] for k, (s, loss) in places])
     drawn[:, :2] *= (losses / spreads**2)[:, None]
     one, two = drawn[:, ::2], drawn[:, 1::2]
-    in_spread, in_both = _basis(heads, (low, high), spreads, losses)
-    return np.linalg.lstsq(in_spread, one)[0], np.linalg.lstsq(in_both, one - two)[0]
+    in_std, in_both = _basis(heads, (low, high), spreads, losses)
+    return np.linalg.lstsq(in_std, one)[0], np.linalg.lstsq(in_both, one - two)[0]
 
 
 def _basis(heads: NormedHeads, patch: tuple[float, float], spreads: Array, losses: Array) -> tuple[Array, Array]:
@@ -80,7 +80,7 @@ def _basis(heads: NormedHeads, patch: tuple[float, float], spreads: Array, losse
     low, high = patch
     x = np.clip((2 * spreads - low - high) / (high - low), -1, 1)
     angle = np.arccos(np.clip(1 - losses, -1, 1)) / math.acos(-1 / (heads.tokens - 1))
-    in_spread = np.asarray(np.polynomial.chebyshev.chebvander(x, TERMS[0] - 1), dtype=float)
+    in_std = np.asarray(np.polynomial.chebyshev.chebvander(x, TERMS[0] - 1), dtype=float)
     in_angle = losses[:, None] * np.polynomial.chebyshev.chebvander(np.clip(2 * angle - 1, -1, 1), TERMS[1] - 1)
-    both = [in_spread[:, i] * in_angle[:, j] for i in range(TERMS[0] - 1) for j in range(TERMS[1] - i)]
-    return in_spread, np.stack(both, axis=1)
+    both = [in_std[:, i] * in_angle[:, j] for i in range(TERMS[0] - 1) for j in range(TERMS[1] - i)]
+    return in_std, np.stack(both, axis=1)

@@ -1,6 +1,6 @@
 """Averages of a softmax over Gaussian logits, exact for any number of tokens.
 
-Two rows a, a' of attention weights come from logits that are standard normal times `spread`, and correlated with
+Two rows a, a' of attention weights come from logits that are standard normal times `std`, and correlated with
 `correlation` between the rows, independent between tokens. With S_k = sum_s a_s^k and B = sum_s a_s a'_s:
 
     second = E S_2                    overlap = E B
@@ -53,8 +53,8 @@ class SoftmaxAverages(NamedTuple):
 UNIFORM = SoftmaxAverages(0.0, 0.0, 0.0, 0.0)
 
 
-def softmax_averages(tokens: Scalar, spread_squared: Scalar, correlation: Scalar) -> SoftmaxAverages:
-    """The averages for logits of variance `spread_squared`, in excess of their uniform values.
+def softmax_averages(tokens: Scalar, variance: Scalar, correlation: Scalar) -> SoftmaxAverages:
+    """The averages for logits of variance `variance`, in excess of their uniform values.
 
     Up to a spread of 2 and for correlations in [0, 1] they are read off a Chebyshev series, made once for each number
     of tokens and good to about 1e-6 of the excess; elsewhere they are integrated afresh (milliseconds).
@@ -67,34 +67,34 @@ def softmax_averages(tokens: Scalar, spread_squared: Scalar, correlation: Scalar
         >>> round(1 / 16 + second, 5), round(1 / 16 + overlap, 5)
         (0.13245, 0.09211)
     """
-    if is_plain(spread_squared, correlation):
-        return _numeric(tokens, spread_squared, correlation)
-    if is_symbolic(tokens, spread_squared, correlation):
-        return _symbolic(tokens, spread_squared, correlation)
+    if is_plain(variance, correlation):
+        return _numeric(tokens, variance, correlation)
+    if is_symbolic(tokens, variance, correlation):
+        return _symbolic(tokens, variance, correlation)
     columns = np.vectorize(lambda v, c: tuple(_numeric(tokens, v, c)), otypes=[float] * 4)
-    return SoftmaxAverages(*columns(spread_squared, correlation))
+    return SoftmaxAverages(*columns(variance, correlation))
 
 
-def _numeric(tokens: int, spread_squared: float, correlation: float) -> SoftmaxAverages:
-    if spread_squared <= 0 or tokens == 1:
+def _numeric(tokens: int, variance: float, correlation: float) -> SoftmaxAverages:
+    if variance <= 0 or tokens == 1:
         return UNIFORM
-    spread, correlation = math.sqrt(spread_squared), min(max(correlation, -1.0), 1.0)  # rounding apart
-    if not spread <= LARGEST_SPREAD:
+    std, correlation = math.sqrt(variance), min(max(correlation, -1.0), 1.0)  # rounding apart
+    if not std <= LARGEST_SPREAD:
         raise ModelError(
-            f"attention's logits reach a standard deviation of {spread:.3g}; the theory covers up to {LARGEST_SPREAD:g}"
+            f"attention's logits reach a standard deviation of {std:.3g}; the theory covers up to {LARGEST_SPREAD:g}"
             " (lower logit_std, or the variance that enters)"
         )
     few = 6 if tokens < 4 else 0  # the fewer the tokens, the nearer the singularities
     for top, *terms in _PATCHES:
-        if spread <= top * (1 + 1e-9) and 0 <= correlation <= 1:
+        if std <= top * (1 + 1e-9) and 0 <= correlation <= 1:
             terms = [terms[0] + few, terms[1] + few]
-            a = chebyshev_terms(min(2 * spread_squared / top**2, 2.0) - 1, terms[0])
+            a = chebyshev_terms(min(2 * variance / top**2, 2.0) - 1, terms[0])
             b = chebyshev_terms(2 * correlation - 1, terms[1])
             values = _chebyshev(tokens, top, *terms).dot(a).reshape(4, -1).dot(b)
-            return SoftmaxAverages(*[spread_squared * value for value in values.tolist()])
-    if spread > WIDE:
-        return _in_excess(tokens, *integrate_wide(tokens, spread, correlation))
-    return _integrals(tokens, spread, np.array([correlation]))[0]
+            return SoftmaxAverages(*[variance * value for value in values.tolist()])
+    if std > WIDE:
+        return _in_excess(tokens, *integrate_wide(tokens, std, correlation))
+    return _integrals(tokens, std, np.array([correlation]))[0]
 
 
 def _in_excess(tokens: int, second: float, overlap: float, self_slope: float, cross_slope: float) -> SoftmaxAverages:
@@ -107,7 +107,7 @@ _INDEX = np.arange(32.0)
 
 @lru_cache(maxsize=64)
 def _chebyshev(tokens: int, top: float, spreads: int, correlations: int) -> Array:
-    """Coefficients of averages / spread^2, even in spread / top on [-1, 1], in 2 correlation - 1 on [-1, 1].
+    """Coefficients of averages / std^2, even in std / top on [-1, 1], in 2 correlation - 1 on [-1, 1].
 
     Of shape (averages times correlations, spreads): small arrays are multiplied fastest when they are matrices.
     """
@@ -122,23 +122,23 @@ def _chebyshev(tokens: int, top: float, spreads: int, correlations: int) -> Arra
     return np.ascontiguousarray(np.einsum("ki,lj,ijm->mlk", to_s, to_c, values).reshape(-1, spreads))
 
 
-def _symbolic(tokens: Scalar, spread_squared: Scalar, correlation: Scalar) -> SoftmaxAverages:
+def _symbolic(tokens: Scalar, variance: Scalar, correlation: Scalar) -> SoftmaxAverages:
     """Named functions of (tokens, logit variance, correlation), which `recursion` knows how to evaluate."""
     import sympy
 
-    if spread_squared == 0:
+    if variance == 0:
         return UNIFORM
     names = [f"softmax_{name}" for name in SoftmaxAverages._fields]
-    return SoftmaxAverages(*(sympy.Function(name)(tokens, spread_squared, correlation) for name in names))
+    return SoftmaxAverages(*(sympy.Function(name)(tokens, variance, correlation) for name in names))
 
 
-def _integrals(tokens: int, spread: float, correlations: Array) -> list[SoftmaxAverages]:
+def _integrals(tokens: int, std: float, correlations: Array) -> list[SoftmaxAverages]:
     """Direct quadrature at one spread, of at most `WIDE` or so, and several correlations."""
-    nodes, step, margin = _resolution(spread)
+    nodes, step, margin = _resolution(std)
     x, weight, hermite = hermite_basis(nodes)
-    log_rate = np.arange(-math.log(tokens) - margin, 6 * spread + 5, step)
+    log_rate = np.arange(-math.log(tokens) - margin, 6 * std + 5, step)
     rate = np.exp(log_rate)
-    growth = np.exp(spread * x)
+    growth = np.exp(std * x)
     # moments[k][i] = E exp(k z - rate_i e^z), one row of Hermite nodes an i
     laplace = [np.exp(-np.outer(rate, growth)) * weight]
     for _ in range(4):
@@ -175,15 +175,15 @@ def _integrals(tokens: int, spread: float, correlations: Array) -> list[SoftmaxA
     return results
 
 
-def _resolution(spread: float) -> tuple[int, float, float]:
+def _resolution(std: float) -> tuple[int, float, float]:
     """Hermite nodes, the step of log(rate), and how far below the rate of uniform weights that begins.
 
     Of small spreads, errors are to be small next to their square; at wide ones 2e-7 is enough. Nodes by the dozen, as
     many spreads share theirs.
     """
-    if spread <= _PATCHES[-1][0]:
-        return 32 + int(24 * spread**2), _STEP, 24 + 4 * spread
-    return 48 + 12 * math.ceil(spread**2), 0.45, 16 + 4 * spread
+    if std <= _PATCHES[-1][0]:
+        return 32 + int(24 * std**2), _STEP, 24 + 4 * std
+    return 48 + 12 * math.ceil(std**2), 0.45, 16 + 4 * std
 
 
 def degrees_of(nodes: int, correlation: float) -> int:

@@ -1,6 +1,6 @@
 """The averages of `softmax.py` for widely spread logits, where Hermite nodes would be too many.
 
-With u = log(rate), every integrand is made of Phi_a(u) = E x^a exp(-x), x = exp(u + spread h), h a standard normal:
+With u = log(rate), every integrand is made of Phi_a(u) = E x^a exp(-x), x = exp(u + std h), h a standard normal:
 smooth and bounded at any spread. Two correlated rows share a part m of their normals, z = sqrt(c) m + sqrt(1 - c) h;
 given m their terms are independent, and m only shifts u. So Phi_a is tabulated once, and the mean over m is a matrix
 product.
@@ -18,7 +18,7 @@ _STEP = 0.35  # of u; exponentially accurate, as in softmax.py
 _TAIL = 8.5  # standard deviations
 
 
-def integrate_wide(tokens: int, spread: float, correlation: float) -> tuple[float, float, float, float]:
+def integrate_wide(tokens: int, std: float, correlation: float) -> tuple[float, float, float, float]:
     """`second`, `overlap`, `self_slope`, `cross_slope` of `softmax.py`, themselves and not in excess of uniform.
 
     Example: the wider the logits, the nearer a row of attention comes to a single token.
@@ -28,14 +28,14 @@ def integrate_wide(tokens: int, spread: float, correlation: float) -> tuple[floa
     """
     from scipy.interpolate import CubicSpline  # a third of a second, which few calls need
 
-    u = np.arange(-_TAIL * spread - 26, _TAIL * spread + 5, _STEP)
-    phi = [_phi(a, u, spread) for a in range(5)]
+    u = np.arange(-_TAIL * std - 26, _TAIL * std + 5, _STEP)
+    phi = [_phi(a, u, std) for a in range(5)]
     rest1, rest2 = _power(phi[0], tokens - 1), _power(phi[0], tokens - 2)
     second = tokens * np.sum(phi[2] * rest1) * _STEP
     third = tokens * np.sum(phi[3] / 2 * rest1) * _STEP
     squared = tokens * np.sum(phi[4] / 6 * rest1 + (tokens - 1) * phi[2] ** 2 / 6 * rest2) * _STEP
 
-    shared, own = spread * math.sqrt(abs(correlation)), spread * math.sqrt(1 - abs(correlation))
+    shared, own = std * math.sqrt(abs(correlation)), std * math.sqrt(1 - abs(correlation))
     m, weight = _normal(shared)
     wide = np.arange(u[0] - _TAIL * shared - 1, u[-1] + _TAIL * shared + 1, 0.05)
     left, right = [], []
@@ -56,19 +56,19 @@ def integrate_wide(tokens: int, spread: float, correlation: float) -> tuple[floa
     )
 
 
-def _phi(a: int, u: Array, spread: float) -> Array:
-    """E x^a exp(-x) with x = exp(u + spread h)."""
-    h, weight = _normal(spread)
+def _phi(a: int, u: Array, std: float) -> Array:
+    """E x^a exp(-x) with x = exp(u + std h)."""
+    h, weight = _normal(std)
     out = np.empty_like(u)
     for start in range(0, len(u), 256):  # bounded memory
-        log_x = np.minimum(u[start : start + 256, None] + spread * h, 50.0)  # exp(-exp(50)) is 0
+        log_x = np.minimum(u[start : start + 256, None] + std * h, 50.0)  # exp(-exp(50)) is 0
         out[start : start + 256] = np.exp(a * log_x - np.exp(log_x)) @ weight
     return out
 
 
-def _normal(spread: float) -> tuple[Array, Array]:
-    """Points and weights for a standard normal, fine enough for functions of spread times it."""
-    step = min(0.4, _STEP / max(spread, 1e-12))
+def _normal(std: float) -> tuple[Array, Array]:
+    """Points and weights for a standard normal, fine enough for functions of std times it."""
+    step = min(0.4, _STEP / max(std, 1e-12))
     count = math.ceil(_TAIL / step)
     points = np.arange(-count, count + 1) * step
     weight = np.exp(-points * points / 2)

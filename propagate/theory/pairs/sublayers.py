@@ -26,7 +26,7 @@ from propagate.theory.pairs.moments import Moments
 
 Pull = Callable[[Moments], Moments]
 Sublayer = Callable[[Moments, frozenset[str]], tuple[Moments, Pull]]
-NOTHING: frozenset[str] = frozenset()
+NO_NORMS: frozenset[str] = frozenset()
 
 
 @lru_cache(maxsize=256)
@@ -39,7 +39,7 @@ def ffn(activation: Activation | str, gains: Gains, *, centred: bool = False, ep
 
     Example: ReLU on uncorrelated tokens leaves them correlated by 1/pi, but for LayerNorm.
         >>> x = Moments(2.0, 2.0)
-        >>> ffn("relu", Gains(ffn_out=0.5))(x, NOTHING)[0].variance
+        >>> ffn("relu", Gains(ffn_out=0.5))(x, NO_NORMS)[0].variance
         0.5
         >>> [round(ffn("relu", Gains(), centred=c)(x, frozenset({"hidden"}))[0].covariance, 4) for c in (False, True)]
         [0.3183, 0.0]
@@ -53,7 +53,7 @@ def ffn_of(maps: Maps, size: Scalar, gains: Gains, *, centred: bool = False, eps
     scale_in, power = gains.ffn_in * gains.ffn_in, gains.ffn_out * gains.ffn_out
     plain_scale = power / size
 
-    def apply(x: Moments, normed: frozenset[str] = NOTHING) -> tuple[Moments, Pull]:
+    def apply(x: Moments, normed: frozenset[str] = NO_NORMS) -> tuple[Moments, Pull]:
         variance, deviation = scale_in * x.variance, scale_in * x.deviation
         value, value_drop = maps.value(variance, deviation)
         slope, slope_drop = maps.slope(variance, deviation)
@@ -117,18 +117,18 @@ def attention(
         ModelError: of the map, for norms in heads so small that the mean square of the gradient is infinite.
 
     Example: uniform attention averages over tokens, so all outputs are alike.
-        >>> attention(4, 0.0, Gains())(Moments(1.0, 1.0), NOTHING)[0]
+        >>> attention(4, 0.0, Gains())(Moments(1.0, 1.0), NO_NORMS)[0]
         Moments(variance=0.25, deviation=0.0)
     """
     out = gains.attention_out * gains.attention_out
-    plain = projection_powers(gains, Moments(1.0, 1.0), NOTHING)
+    plain = projection_powers(gains, Moments(1.0, 1.0), NO_NORMS)
     without = NormedHeads(tokens, head_size, query=False, key=False, centred=centred)
 
-    def apply(x: Moments, normed: frozenset[str] = NOTHING) -> tuple[Moments, Pull]:
+    def apply(x: Moments, normed: frozenset[str] = NO_NORMS) -> tuple[Moments, Pull]:
         powers = projection_powers(gains, x, normed, eps) if normed else plain
         pull_values: Pull = _same
         values, inner = x, powers.value
-        small = normed if head_size != math.inf else NOTHING  # what is normed in heads that are not taken for wide
+        small = normed if head_size != math.inf else NO_NORMS  # what is normed in heads that are not taken for wide
         if "value" in small:
             values, pull_values = normed_values(x, head_size - centred)
             inner = powers.value * x.variance
@@ -228,8 +228,8 @@ def attention_paths(
         *averages, mean_own, mean_cross = normed_averages(heads, of_unit, x.deviation * inverse(x.variance))
         found = HeadAverages(*averages)
     else:
-        spread = logit_variance * x.variance * x.deviation
-        found = head_averages(tokens, heads.size if heads else math.inf, spread, x.covariance / x.variance)
+        of_logits = logit_variance * x.variance * x.deviation
+        found = head_averages(tokens, heads.size if heads else math.inf, of_logits, x.covariance / x.variance)
     second, overlap = found.second, found.overlap
     mean_mode = values.mean_mode(tokens)
 

@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from propagate.theory.gaussian.roots import symmetric_root
 from propagate.theory.tokens.gram import Array, Gram, centred, distances
-from propagate.theory.tokens.softmax import SEED, Attention, root
+from propagate.theory.tokens.softmax import SEED, Attention
 
 COTANGENTS = 3  # drawn for each head's weights
 NEGLIGIBLE = 1e-12  # relative differences of variances that are rounding
@@ -101,7 +102,7 @@ def to_logits(drawn: Drawn, values: Gram, g: Gram, attention: Attention, norms: 
     draw = np.random.default_rng([SEED + 3, *attention.seed])
     scale = np.sqrt(g.variance)[..., None]
     alike = np.divide(g.matrix, scale * scale.swapaxes(-1, -2), out=np.zeros_like(g.matrix), where=g.matrix != 0)
-    left, right = scale * root(alike), root(centred(values.deviation))
+    left, right = scale * symmetric_root(alike), symmetric_root(centred(values.deviation))
     sent = []
     for _ in range(COTANGENTS):
         arrived = left[:, None] @ draw.standard_normal(a.shape) @ right[:, None]

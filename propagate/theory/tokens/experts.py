@@ -34,12 +34,13 @@ import numpy as np
 
 from propagate.activations import Activation
 from propagate.experts import Experts
+from propagate.theory.gaussian.roots import symmetric_root
 from propagate.theory.pairs.experts import Mixture, MixturePull
 from propagate.theory.pairs.moments import NOTHING
 from propagate.theory.pairs.products import Part, Seen
 from propagate.theory.tokens.gram import Array, Gram
 from propagate.theory.tokens.kernels import kernel_of
-from propagate.theory.tokens.softmax import SEED, root
+from propagate.theory.tokens.softmax import SEED
 from propagate.theory.tokens.sublayers import of_means
 
 ROUTERS = 64  # replicas, each with a router of its own in every sublayer
@@ -62,7 +63,7 @@ def routing(experts: Experts, x: Gram, seed: Sequence[int]) -> Routing:
     """
     draw = np.random.default_rng([SEED + 2, *seed])
     normals = draw.standard_normal((*x.matrix.shape[:-1], experts.candidates))
-    logits = experts.router_std * (root(x.matrix) @ normals)
+    logits = experts.router_std * (symmetric_root(x.matrix) @ normals)
     dropped = experts.candidates - experts.chosen
     least = np.partition(logits, dropped, axis=-1)[..., dropped, None]
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))

@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 from scipy.special import gammaincinv, ndtri
 
 from propagate.model import ModelError
+from propagate.theory.gaussian.roots import symmetric_root
 from propagate.theory.gaussian.softmax import LARGEST_SPREAD
 from propagate.theory.tokens.gram import Array, Gram, centred
 from propagate.theory.tokens.triangular import Ends, blocks, ends_of
@@ -298,7 +299,7 @@ def factor(matrix: Array) -> Array:
     try:
         return np.asarray(np.linalg.cholesky(matrix / np.where(scale > 0, scale, 1.0) + ridge) * np.sqrt(scale))
     except np.linalg.LinAlgError:
-        return root(matrix)
+        return symmetric_root(matrix)
 
 
 @lru_cache(maxsize=16)
@@ -336,15 +337,3 @@ def turns(attention: Attention, groups: int, replicas: int) -> Iterator[tuple[Ar
     for chosen in order.T:
         angle = frequencies[chosen][:, None, None] * lag
         yield np.cos(angle), np.sin(angle)
-
-
-def root(matrix: Array) -> Array:
-    """Symmetric root of a positive semi-definite matrix: the one root that no convention of a solver enters.
-
-    Example:
-        >>> root(np.diag([4.0, 9.0])).tolist()
-        [[2.0, 0.0], [0.0, 3.0]]
-    """
-    values, vectors = np.linalg.eigh(matrix)
-    roots = np.sqrt(np.maximum(values, 0.0))[..., None, :]
-    return np.asarray((vectors * roots) @ vectors.swapaxes(-1, -2))

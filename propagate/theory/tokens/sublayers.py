@@ -20,7 +20,7 @@ from propagate.activations import Activation
 from propagate.theory.gaussian.activations import maps_of
 from propagate.theory.gaussian.normed_heads import check_normed
 from propagate.theory.gaussian.normed_values import similarity_loss, similarity_slope
-from propagate.theory.pairs.sublayers import AttentionPull
+from propagate.theory.pairs.sublayers import NO_NORMS, AttentionPull
 from propagate.theory.tokens import averages as gram_averages
 from propagate.theory.tokens import drawn_heads
 from propagate.theory.tokens.averages import Projected
@@ -30,14 +30,13 @@ from propagate.theory.tokens.kernels import Kernel, kernel_of
 from propagate.theory.tokens.softmax import Attention, heads
 
 Pull: TypeAlias = Callable[[Gram], Gram]
-NOTHING: frozenset[str] = frozenset()
 KEPT = 2**19  # numbers, 2 megabytes a sublayer
 
 
 class Sublayer(Protocol):
     """A map from its input's Gram matrix, and the names of its inner projections that are normed."""
 
-    def __call__(self, x: Gram, normed: frozenset[str] = NOTHING) -> tuple[Gram, Pull]: ...
+    def __call__(self, x: Gram, normed: frozenset[str] = NO_NORMS) -> tuple[Gram, Pull]: ...
 
 
 def ffn(
@@ -61,7 +60,7 @@ def ffn(
     kernel = kernel_of(activation, gate_gain)
     scale_in, power, plain = gain_in * gain_in, gain_out * gain_out, maps_of(activation).value(1.0, 0.0)[0]
 
-    def apply(x: Gram, normed: frozenset[str] = NOTHING) -> tuple[Gram, Pull]:
+    def apply(x: Gram, normed: frozenset[str] = NO_NORMS) -> tuple[Gram, Pull]:
         before = x.weighted(scale_in)
         value = kernel.value(before)
         scale: Any = plain**-0.5
@@ -113,13 +112,13 @@ def attention(
         [[[1.0, 0.5], [0.5, 0.5]]]
     """
 
-    def apply(x: Gram, normed: frozenset[str] = NOTHING) -> tuple[Gram, Pull]:
+    def apply(x: Gram, normed: frozenset[str] = NO_NORMS) -> tuple[Gram, Pull]:
         gains = {"query": query, "key": key, "value": value}
         scales: dict[str, Any] = {
             name: gain * x.times(gain).norm_scale(eps) if name in normed else gain for name, gain in gains.items()
         }
         seen = Projected(*(x.times(scales[name]) for name in gains))
-        small = normed if kind.head_size != np.inf else NOTHING  # what is normed in heads that are not taken for wide
+        small = normed if kind.head_size != np.inf else NO_NORMS  # what is normed in heads that are not taken for wide
         pull_values: Pull = _same
         values, used = seen.value, kind
         if "value" in small:

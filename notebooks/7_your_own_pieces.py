@@ -26,6 +26,7 @@ from IPython.display import display
 from tour import size
 
 import propagate as pg
+from propagate.tracing.layers import Projection  # a linear map that knows its initialisation
 
 plt.style.use("propagate.propagate")
 sizes = {"depth": size(6, fast=2), "width": size(512, fast=128), "tokens": 8, "heads": size(8, fast=2)}
@@ -37,9 +38,9 @@ def confront(model):
     said = pg.predict(model, start)
     seen = pg.simulate(model, start, draws=size(64, fast=6), backend="numpy", progress=False)
     verdict = pg.compare(said, seen)
-    smallest = float(verdict.resolution.max())
-    print(f"{verdict.attrs['verdict']}: largest |z| {float(verdict.worst_z.max()):.1f};", end=" ")
-    print(f"an error of {smallest:.0%} would have been rejected everywhere")
+    print(f"{verdict.attrs['verdict']}: largest |z| {float(verdict.worst_z.max()):.1f}", end="; ")
+    detectable = verdict.detectable.sel(quantity="grad_variance")
+    print(f"a gradient variance {float(detectable.max()):.0%} off would have been rejected in any block")
     return said, seen
 
 
@@ -155,8 +156,8 @@ convolved = confront(model)
 class ConvolutionModule(torch.nn.Module):
     def __init__(self, conv, block):
         super().__init__()
-        self.here = block.matrix(block.width, conv.gain)
-        self.before = block.matrix(block.width, conv.before)
+        self.here = Projection(block.width, block.width, conv.gain, law=block.weights)
+        self.before = Projection(block.width, block.width, conv.before, law=block.weights)
 
     def forward(self, x):
         return self.here(x) + torch.nn.functional.pad(self.before(x)[..., :-1, :], (0, 0, 1, 0))

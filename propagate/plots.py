@@ -50,6 +50,13 @@ def style() -> AbstractContextManager[None]:
     return context
 
 
+class Picture(Figure):
+    """A figure that a notebook shows, whichever backend is or is not loaded."""
+
+    def _repr_png_(self) -> bytes:
+        return render(self, "png")
+
+
 def panels(rows: int, columns: int, *, width: float = PAGE, height: float = 2.8, **options: Any) -> tuple[Figure, Any]:
     """A figure and its axes, shape (rows, columns); sizes in inches.
 
@@ -58,7 +65,7 @@ def panels(rows: int, columns: int, *, width: float = PAGE, height: float = 2.8,
         >>> axes.shape
         (1, 2)
     """
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Picture(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 

@@ -43,7 +43,7 @@ def faults(notebook: Any) -> list[str]:
     return found
 
 
-def test_there_are_six() -> None:
+def test_there_are_seven() -> None:
     assert [text.stem for text in TEXTS] == [
         "1_ten_minutes",
         "2_variance_plots",
@@ -51,6 +51,7 @@ def test_there_are_six() -> None:
         "4_how_deep",
         "5_experts_and_real_models",
         "6_width_one_million",
+        "7_your_own_pieces",
     ]
 
 

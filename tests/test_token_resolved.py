@@ -1,6 +1,7 @@
 """Token-resolved theory against itself: the exchangeable pair, explicit sums, brute-force integrals, symmetries."""
 
 import dataclasses
+import gc
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 import propagate as pg
 from propagate.cells import ACTIVATIONS
 from propagate.theory.gaussian import quadrature
+from propagate.theory.pairs.moments import Atom
+from propagate.theory.reading.blocks import BlockMap
 from propagate.theory.tokens import averages as gram_averages
 from propagate.theory.tokens.gram import Gram, distances
 from propagate.theory.tokens.kernels import gelu_pair, gelu_slope_pair, kernel_of
@@ -341,3 +344,22 @@ def test_dropout_is_not_forgotten_where_tokens_are_resolved() -> None:
     for name in ("variance", "deviation", "grad_variance", "grad_deviation"):
         assert np.allclose(pair[name], resolved[name], rtol=1e-9)
         assert not np.allclose(pair[name], without[name], rtol=1e-2)
+
+
+def test_a_walk_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its Gram matrices go with its path, without the collector of cycles; kept by a tape, they would stay."""
+
+    def alive() -> int:
+        before = sum(isinstance(kept, Atom) for kept in gc.get_objects())
+        model = pg.Model("prenorm", depth=2, tokens=4, causal=True, activation="swiglu")
+        walk_grams(model, *[Gram.of(np.eye(4))] * 2)
+        return sum(isinstance(kept, Atom) for kept in gc.get_objects()) - before
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert alive() == 0
+        monkeypatch.setattr(BlockMap, "forget", lambda done: None)
+        assert alive() >= 2  # at least one of each block
+    finally:
+        gc.enable()

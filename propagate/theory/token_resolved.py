@@ -19,7 +19,7 @@ from propagate.theory.parameter_gradients import Norms, block_gradients, gradien
 from propagate.theory.reading.network import Path
 from propagate.theory.tokens.gram import Array, Gram
 from propagate.theory.validity import Uses
-from propagate.theory.walks import groups_of, repeated, replicas_of, walk_grams
+from propagate.theory.walks import Group, groups_of, repeated, replicas_of, walk_grams
 
 TOKEN_COLUMNS = {"variance": "token_variance", "grad_variance": "grad_token_variance"}
 
@@ -45,7 +45,8 @@ def found(
     indices, replicas = range(1, model.depth + 1), replicas_of(model)
     of_groups = list[dict[str, Array]]()
     norms, calls = list[list[Norms]](), list[dict[str, Array]]()
-    for group in groups_of(model, samples):
+
+    def add(group: Group) -> None:  # of whose path nothing else stays in memory
         path = walk_grams(
             model,
             start,
@@ -64,6 +65,8 @@ def found(
         if "calls" in include:
             calls.append(call_moments(path.calls[1:-1], partial(_numbers, ends[0])))
 
+    for group in groups_of(model, samples):
+        add(group)
     several = "kept" in of_groups[0]
     of_replicas = _joined(of_groups)
     skip, kept = of_replicas.pop("skip_gain").mean(axis=1), of_replicas.pop("kept", np.ones((1, 1))).mean(axis=1)

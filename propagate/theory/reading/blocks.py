@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from operator import methodcaller
 from typing import Any, NamedTuple
 
@@ -199,6 +200,7 @@ class BlockMap(NamedTuple):
         pull_lacking: the same together with what cotangents lack along streams, which only experts notice.
         skips: entry (i, j) is the factor with which stream j reaches stream i along skips alone, branches left out.
         calls: the records of its calls, in order.
+        forget: when no more is to be pulled. A tape and its streams refer to one another and would stay in memory.
     """
 
     output: State
@@ -206,6 +208,7 @@ class BlockMap(NamedTuple):
     pull_lacking: Callable[[Joint, Carried], tuple[Joint, Carried]]
     skips: tuple[tuple[Scalar, ...], ...]
     calls: list[Call]
+    forget: Callable[[], None]
 
 
 def read(equations: Callable[[Any], Any], algebra: MomentAlgebra, start: State) -> BlockMap:
@@ -243,14 +246,17 @@ def read(equations: Callable[[Any], Any], algebra: MomentAlgebra, start: State) 
     output = State(joint_moments(values), layout, tuple(value.gaussian for value in values))
     if len(sources) == len(streams) == 1 and isinstance(start.joint[0][0], Moments) and not algebra.exact:
         on_two_modes = _on_two_modes(pull, tape, algebra)
-        return BlockMap(
-            output, on_two_modes, lambda cotangents, _: (on_two_modes(cotangents), {}), skips, algebra.calls
-        )
-    return BlockMap(output, pull, pull_lacking, skips, algebra.calls)
+        lacking = partial(_lacking_nothing, on_two_modes)
+        return BlockMap(output, on_two_modes, lacking, skips, algebra.calls, tape.steps.clear)
+    return BlockMap(output, pull, pull_lacking, skips, algebra.calls, tape.steps.clear)
 
 
 def _arrived(cotangents: list[Combination | None]) -> list[Combination]:
     return [ZERO if cotangent is None else cotangent for cotangent in cotangents]
+
+
+def _lacking_nothing(pull: Callable[[Joint], Joint], cotangents: Joint, _: Carried) -> tuple[Joint, Carried]:
+    return pull(cotangents), {}
 
 
 def _on_two_modes(

@@ -87,12 +87,15 @@ def propagate_moments(
     for done in reversed(maps):
         arrived, carried = pulled(done, backward[-1], carried)
         backward.append(arrived)
+    embedding = embed.pull(backward[-1])[0][0]
+    for done in (embed, *maps, readout):
+        done.forget()
     return Path(
         forward=[state.joint for state in states],
         backward=backward[::-1],
         skips=[done.skips for done in maps],
         readout=readout.output.joint[0][0],
-        embedding=embed.pull(backward[-1])[0][0],
+        embedding=embedding,
         readout_skips=readout.skips[0],
         layouts=[state.layout for state in states],
         calls=[done.calls for done in (embed, *maps, readout)],

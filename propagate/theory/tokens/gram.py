@@ -76,7 +76,9 @@ class Gram(NamedTuple):
         apart = weight * self.deviation
         a, b, v = np.broadcast_arrays(left, right, self.variance)
         if left is right:  # the same sum, in fewer steps
-            apart += _differences(a) * _differences(a * v) / 2
+            unequal = _differences(a / 2)
+            unequal *= _differences(a * v)
+            apart += unequal
         else:
             apart += ((a * v)[..., :, None] * _differences(b) - (b * v)[..., None, :] * _differences(a)) / 2
         return Gram(weight * self.matrix, apart)
@@ -105,11 +107,12 @@ class Gram(NamedTuple):
             [[0.0, 1.5], [1.5, 0.0]]
         """
         v, w = self.variance, other.variance
-        apart = (
-            _differences(v) * _differences(w) / 4
-            + self.deviation * means(w)
-            + other.deviation * (means(v) - self.deviation)
-        )
+        apart = means(v) - self.deviation
+        apart *= other.deviation
+        apart += self.deviation * means(w)
+        unequal = _differences(v / 4)
+        unequal *= _differences(w)
+        apart += unequal
         return Gram(self.matrix * other.matrix, apart)
 
     def unshared(self) -> Gram:
@@ -191,7 +194,8 @@ def centred(deviation: Array) -> Array:
 
 def means(v: Array) -> Array:
     """Of each pair of a vector's entries."""
-    return np.asarray((v[..., :, None] + v[..., None, :]) / 2)
+    half = v / 2
+    return np.asarray(half[..., :, None] + half[..., None, :])
 
 
 def _differences(v: Array) -> Array:

@@ -35,6 +35,7 @@ ALIKE = 1e-8  # relative difference of two variances whose square is below round
 SAME = 1e-15
 """Relative difference of variances, by rounding alone, that counts as none: its square is of no distance's order."""
 CHUNK = 2**14  # correlations taken together: so many stay in a cache
+ROWS = 32  # at most: the blocks that a symmetric matrix is made of
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,19 @@ class Kernel:
     value: Map
     slope: Map
     gate: Kernel | None = None
+    together: Callable[[Gram], tuple[Gram, Callable[[], Gram]]] | None = None
+
+    @property
+    def at(self) -> Callable[[Gram], tuple[Gram, Callable[[], Gram]]]:
+        """From the Gram of u to that of phi(u), and that of phi'(u) for when it is asked for.
+
+        Example:
+            >>> one, swiglu = Gram.of([[1.0]]), kernel_of("swiglu", 2.0)
+            >>> value, slope = swiglu.at(one)
+            >>> bool(value.matrix == swiglu.value(one).matrix), bool(slope().matrix == swiglu.slope(one).matrix)
+            (True, True)
+        """
+        return self.together or (lambda u: (self.value(u), lambda: self.slope(u)))
 
 
 def _same(u: Gram) -> Gram:
@@ -143,7 +157,7 @@ def _series(phi: Elementwise, u: Gram) -> Gram:
     variance = u.variance
     largest = float(variance.max())
     if largest - float(variance.min()) <= SAME * largest:
-        return _of_one_variance(quadrature.coefficients(phi, np.array([largest]))[0], u.loss_of_correlation())
+        return _of_one_variance(phi, largest, u.loss_of_correlation())
     variances, index = np.unique(variance, return_inverse=True)
     of_each = quadrature.coefficients(phi, variances)
     loss = u.loss_of_correlation()
@@ -159,25 +173,34 @@ def _series(phi: Elementwise, u: Gram) -> Gram:
     return Gram(value, drop + loss * falls)
 
 
-def _of_one_variance(coefficients: Array, loss: Array) -> Gram:
+def _of_one_variance(phi: Elementwise, variance: float, loss: Array) -> Gram:
     """The drop is the sum over degrees of a^2 (1 - c^n): the loss times a polynomial in the correlation.
 
     Even degrees give (1 - c^2) times a polynomial in c^2, odd ones the loss and c times another: all activations have
     hardly any degrees of one parity but the first or the second, and powers of c^2 are half as many.
     """
-    squares = coefficients**2
-    total = squares.sum()
-    even, odd = (_sums_above(squares[parity::2], total) for parity in (0, 1))
-    flat = loss.reshape(-1)
-    drop = np.empty_like(flat)
-    for start in range(0, len(flat), CHUNK):
-        lost = flat[start : start + CHUNK]
+    total, even, odd = _sums_of_parities(phi, variance)
+    drop, tokens = np.empty_like(loss), loss.shape[-1]
+    rows = max(min(CHUNK * tokens // loss.size, ROWS), 1)
+    for start in range(0, tokens, rows):  # on and below the diagonal
+        some, before = slice(start, start + rows), slice(start)
+        lost = loss[..., some, : start + rows]
         c = 1 - lost
         square = c * c
-        falls = _polynomial(even, square) + c * _polynomial(odd, square)
-        drop[start : start + CHUNK] = lost * (float(odd[:1].sum()) + (2 - lost) * falls)
-    of_pairs = drop.reshape(loss.shape)
-    return Gram(total - of_pairs, of_pairs)
+        falls = _polynomial(odd, square)
+        falls *= c
+        falls += _polynomial(even, square)
+        drop[..., some, : start + rows] = lost * (float(odd[:1].sum()) + (2 - lost) * falls)
+        drop[..., before, some] = drop[..., some, before].swapaxes(-1, -2)
+    return Gram(total - drop, drop)
+
+
+@lru_cache(maxsize=256)
+def _sums_of_parities(phi: Elementwise, variance: float) -> tuple[float, Array, Array]:
+    """Of the squared Hermite coefficients all, and `_sums_above` of the even and of the odd degrees."""
+    squares = quadrature.coefficients(phi, np.array([variance]))[0] ** 2
+    total = float(squares.sum())
+    return total, _sums_above(squares[::2], total), _sums_above(squares[1::2], total)
 
 
 def _sums_above(squares: Array, total: float) -> Array:
@@ -247,11 +270,12 @@ def gated(gate: Kernel, gain: float = 1.0) -> Kernel:
     opened = gate
     if power != 1:
         opened = Kernel(lambda u: gate.value(u.weighted(power)), lambda u: gate.slope(u.weighted(power)))
-    return Kernel(
-        lambda u: u.product(opened.value(u)),
-        lambda u: opened.value(u).plus(u.product(opened.slope(u)).weighted(power)),
-        gate=opened,
-    )
+
+    def together(u: Gram) -> tuple[Gram, Callable[[], Gram]]:
+        value = opened.value(u)
+        return u.product(value), lambda: value.plus(u.product(opened.slope(u)).weighted(power))
+
+    return Kernel(lambda u: together(u)[0], lambda u: together(u)[1](), gate=opened, together=together)
 
 
 def _gelu(x: Array) -> Array:

@@ -62,14 +62,14 @@ def ffn(
 
     def apply(x: Gram, normed: frozenset[str] = NO_NORMS) -> tuple[Gram, Pull]:
         before = x.weighted(scale_in)
-        value = kernel.value(before)
+        value, slope = kernel.at(before)
         scale: Any = plain**-0.5
         if "hidden" in normed:
             value = value.less(of_means(kernel, before)) if centred else value
             scale = value.norm_scale(eps)
 
         def pull(g: Gram) -> Gram:
-            return kernel.slope(before).product(g.times(scale)).weighted(scale_in * power)
+            return slope().product(g.times(scale)).weighted(scale_in * power)
 
         return value.times(scale).weighted(power), pull
 

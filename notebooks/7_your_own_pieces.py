@@ -175,3 +175,10 @@ pg.plot(*tables[:2], *convolved)
 # %% [markdown]
 # Lines are theory with the band that a network of this width may stray, points are random networks. What you
 # registered here is found by `compare`, `first_divergence` and `trace` as the package's own pieces are.
+#
+# ## What to try next
+#
+# - Tell `Rotated` to norm the attention's input by `block.tanh`, and see which witness refuses what, in words.
+# - Give `Convolution` the `alike = True` that it does not deserve: theory then keeps two numbers where tokens differ,
+#   and the simulation says so.
+# - `pg.Model("rotated", depth=6, norm=pg.Norm(eps=0.1))`: where does eps begin to matter?

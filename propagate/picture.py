@@ -56,10 +56,10 @@ def plot(*tables: xr.Dataset, quantities: Collection[str] = SHOWN) -> Figure:
                 if name in table:
                     _draw(axis, name, table, colours[_label(table)])
             axis.set_title(name)
+            axis.set_xlabel("block")
             axis.xaxis.get_major_locator().set_params(integer=True)
             if QUANTITIES[name].positive:
                 axis.set_yscale("log")
-        figure.supxlabel(plots.BLOCK_AXIS, fontsize="medium")
         handles = [plots.entry(label, color=colour, linewidth=2.5) for label, colour in colours.items()]
         handles += [plots.entry("theory"), plots.entry("measured", linestyle="none", marker="o", markersize=3.4)]
         plots.legend(figure, handles)

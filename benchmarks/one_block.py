@@ -50,7 +50,7 @@ def seconds_in_worker(model: Model, precision: str, draws: int, repeats: int) ->
 
 def maps(model: Model) -> list[tuple[int, int]]:
     """Fan-in and fan-out of a block's four maps (of an FFN without a gate)."""
-    d, n = model.width, model.hidden
+    d, n = model.width, model.at(1).ffn.units
     return [(d, 3 * d), (d, d), (d, n), (n, d)]
 
 

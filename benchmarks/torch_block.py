@@ -51,7 +51,7 @@ def block(model: Model, x: Tensor, weight_gradient: bool) -> Tensor:
     """PostNorm or SpanNorm, an interior block."""
     y = norm(x + attention(x, model.heads, weight_gradient))
     skip = {"PostNorm": y, "SpanNorm": x}[type(model.equations).__name__]
-    return norm(skip + ffn(y, model.hidden, weight_gradient))
+    return norm(skip + ffn(y, model.at(2).ffn.units, weight_gradient))
 
 
 def there_and_back(

@@ -12,11 +12,10 @@ from propagate.checks import check_flag as check_flag
 from propagate.checks import choice, integer, number
 from propagate.experts import Experts
 from propagate.layers import Layer, Parts, layer_of, parts_by_block
-from propagate.masks import Visible
 from propagate.norms import Norm, as_norm
 from propagate.outline import norms_of_nothing, outline
 from propagate.placement import Placement, placement
-from propagate.scaling import Gains, Scaling
+from propagate.scaling import Scaling
 from propagate.sublayers import FFN, Attention, as_names
 
 WEIGHTS = ("normal", "uniform", "truncated_normal", "orthogonal")
@@ -84,8 +83,9 @@ class Model:
         ModelError: names the field, the value and what is allowed.
 
     Example:
-        >>> Model("spannorm", depth=24).gains(1)
-        Gains(query=1.0, key=1.0, value=1.0, attention_out=1.0, ffn_in=1.0, ffn_gate=1.0, ffn_out=1.0)
+        >>> from propagate.scaling import ScaleInit
+        >>> round(Model("spannorm", depth=24, scaling=ScaleInit(0.5)).at(1).ffn.out_gain, 3)
+        0.204
     """
 
     placement: str | Placement
@@ -223,48 +223,6 @@ class Model:
     def uneven(self) -> bool:
         """Whether any block has experts. Asked at every block, it looks through all of them once."""
         return any(parts.experts is not None for parts in self._parts)
-
-    # In transit: what is read off block 1 below is read off `at(index)` by everything that lands.
-
-    def gains(self, index: int) -> Gains:
-        """Gains of block `index` (1 ... depth): of its descriptions, the placement and the scaling together."""
-        layer = self.at(index)
-        attention, ffn = layer.attention, layer.ffn.expert if isinstance(layer.ffn, Experts) else layer.ffn
-        return Gains(
-            attention.query_gain,
-            attention.key_gain,
-            attention.value_gain,
-            attention.out_gain,
-            ffn.in_gain,
-            ffn.gate_gain,
-            ffn.out_gain,
-        )
-
-    def inner_norms(self, sublayer: str, normed: Any = ()) -> frozenset[str]:
-        layer = self.at(1)
-        kind: Any = getattr(layer, sublayer)
-        found = layer.norming(kind, normed)
-        return frozenset((found.expert if isinstance(found, Experts) else found).normed)
-
-    @property
-    def visible(self) -> Visible:
-        return self.at(1).attention.visible(self.tokens)
-
-    @property
-    def frequencies(self) -> tuple[float, ...]:
-        return self.at(1).attention.frequencies
-
-    @property
-    def head_size(self) -> int:
-        return self.at(1).attention.size
-
-    @property
-    def hidden(self) -> int:
-        return self.at(1).dense.fitted(self.width, self.tokens).units
-
-    @property
-    def kv_heads(self) -> int:
-        return self.at(1).attention.kv_heads
 
     @property
     def equations(self) -> Placement:

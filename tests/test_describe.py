@@ -47,13 +47,14 @@ def test_sizes_and_initial_gains_are_read(name: str, placement: str, activation:
     assert (model.depth, model.width, model.heads, model.tokens, model.ffn_ratio) == (4, 128, 2, 8, 4.0)
     assert (model.activation, model.norm, model.causal) == (activation, norm, causal)
     std = 0.02 * 128**0.5
-    assert model.gains(2).value == pytest.approx(std, rel=0.02)
-    assert model.gains(2).ffn_in == pytest.approx(std, rel=0.02)
-    assert model.gains(2).query == pytest.approx(std, rel=0.02)
-    assert model.gains(2).key == pytest.approx(std, rel=0.02)
+    layer = model.at(2)
+    assert layer.attention.value_gain == pytest.approx(std, rel=0.02)
+    assert layer.ffn.in_gain == pytest.approx(std, rel=0.02)
+    assert layer.attention.query_gain == pytest.approx(std, rel=0.02)
+    assert layer.attention.key_gain == pytest.approx(std, rel=0.02)
     assert model.logit_std == 1.0
     scaled = 8**-0.5 if name == "GPT-2" else 1.0  # GPT-2 divides its output matrices by sqrt(2 depth)
-    assert model.gains(2).attention_out == pytest.approx(std * scaled, rel=0.02)
+    assert layer.attention.out_gain == pytest.approx(std * scaled, rel=0.02)
 
 
 def test_what_build_made_describes_itself() -> None:
@@ -75,7 +76,7 @@ def test_what_could_not_be_read_is_said() -> None:
     with torch.no_grad():
         other.layers[2].self_attn.q_proj.weight *= 3
     read = pg.describe(other).model
-    assert read.gains(3).query == pytest.approx(3 * read.gains(2).query, rel=0.05)
+    assert read.at(3).attention.query_gain == pytest.approx(3 * read.at(2).attention.query_gain, rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["Mixtral", "Qwen3-MoE"])

@@ -103,12 +103,13 @@ def test_wrong_formulas_are_rejected() -> None:
     """A gain left outside of the matrix; tokens taken for independent."""
     model, _ = CASES["deepnorm"]
     said, seen = both("deepnorm")
-    gains = model.gains(1)
+    layer = model.at(1)
+    gains = {"value": layer.attention.value_gain, "attention_out": layer.attention.out_gain}
+    gains |= {"ffn_in": layer.ffn.in_gain, "ffn_gate": layer.ffn.in_gain, "ffn_out": layer.ffn.out_gain}
     names = ["value", "attention_out", "ffn_in", "ffn_gate", "ffn_out"]
     outside = said.assign(param_grad=said.param_grad.copy())
     for name in names:
-        gain = getattr(gains, name.replace("gate", "in"))
-        outside.param_grad.loc[{"matrix": name}] = outside.param_grad.sel(matrix=name) * gain**2
+        outside.param_grad.loc[{"matrix": name}] = outside.param_grad.sel(matrix=name) * gains[name] ** 2
     judged = pg.compare(outside, seen).verdict == "disagrees"
     assert judged.sel(quantity=[f"param_grad[{name}]" for name in names]).all()
 

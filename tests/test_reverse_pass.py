@@ -82,7 +82,7 @@ def test_masks_windows_and_rotary_positions(seen, logit_std: float, backend: Bac
     changed = x.copy()
     changed[:, 1] += 1
     moved = backend.to_host(abs(block(changed)[0] - block(x)[0])).max(axis=(0, 2)) > 0
-    assert moved.tolist() == (model.visible[:, 1] | (np.arange(5) == 1)).tolist()
+    assert moved.tolist() == (model.at(2).attention.visible(5)[:, 1] | (np.arange(5) == 1)).tolist()
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)

@@ -82,39 +82,40 @@ def copy(matrices: list[Array], network: Network) -> None:
             projection.weight.copy_(torch.from_numpy(matrix.T))
 
     for block in (network.embed, *network.blocks, network.readout):
-        gains = network.model.gains(max(block.index, 1))
+        layer = network.model.at(block.index)
+        heads, dense = layer.attention, getattr(layer.ffn, "expert", layer.ffn)
         for sublayer in block.sublayers.values():
             if isinstance(sublayer, FeedForward):
-                fill(sublayer.read, gains.ffn_in)
+                fill(sublayer.read, dense.in_gain)
                 normed = not isinstance(sublayer.inner, torch.nn.Identity)
-                fill(sublayer.write, gains.ffn_out / (1 if normed else output))
+                fill(sublayer.write, dense.out_gain / (1 if normed else output))
             elif isinstance(sublayer, Mixture):
                 normed = not isinstance(sublayer.routed[0].inner, torch.nn.Identity)
                 size = 1 if normed else output
                 fill(sublayer.router, sublayer.experts.router_std)
-                fill_experts(sublayer.routed, next(waiting), next(waiting), gains, size, network.model.hidden)
+                fill_experts(sublayer.routed, next(waiting), next(waiting), dense, size)
                 if sublayer.experts.shared:
                     read = next(waiting)  # one FFN, as many times as wide: all gates, then all that they open
                     halves = np.split(read, 2 if network.model.activation.gated else 1, axis=1)
                     parts = [np.split(half, len(sublayer.shared), axis=1) for half in halves]
                     read = np.concatenate([part for expert in zip(*parts, strict=True) for part in expert], axis=1)
-                    fill_experts(sublayer.shared, read, next(waiting), gains, size, network.model.hidden)
+                    fill_experts(sublayer.shared, read, next(waiting), dense, size)
             elif isinstance(sublayer, Attention | UniformAttention):
-                logits = [] if isinstance(sublayer, UniformAttention) else [gains.query, gains.key]
-                fill(sublayer.read, *logits, gains.value)
-                fill(sublayer.write, gains.attention_out)
+                logits = [] if isinstance(sublayer, UniformAttention) else [heads.query_gain, heads.key_gain]
+                fill(sublayer.read, *logits, heads.value_gain)
+                fill(sublayer.write, heads.out_gain)
     assert next(waiting, None) is None
 
 
-def fill_experts(experts: Any, read: Array, write: Array, gains: Any, output: float, hidden: int) -> None:
-    """Matrices that experts share side by side, cut up; `hidden` is the uncut expert's hidden width."""
-    root = np.sqrt(len(write) / hidden)  # the simulation's entries have variance 1 over all hidden units together
+def fill_experts(experts: Any, read: Array, write: Array, uncut: pg.FFN, output: float) -> None:
+    """Matrices that experts share side by side, cut up."""
+    root = np.sqrt(len(write) / uncut.units)  # the simulation's entries have variance 1 over all hidden units together
     for expert, own, back in zip(
         experts, np.split(read, len(experts), axis=1), np.split(write, len(experts)), strict=True
     ):
         with torch.no_grad():
-            expert.read.weight.copy_(torch.from_numpy(own.T * gains.ffn_in))
-            expert.write.weight.copy_(torch.from_numpy(back.T * root * gains.ffn_out / output))
+            expert.read.weight.copy_(torch.from_numpy(own.T * uncut.in_gain))
+            expert.write.weight.copy_(torch.from_numpy(back.T * root * uncut.out_gain / output))
 
 
 def both(model: pg.Model) -> tuple[tuple[Array, Array], tuple[Array, Array]]:

@@ -6,6 +6,7 @@ WEIGHTS := build/weights
 export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
+unexport PYTHONDONTWRITEBYTECODE  # some containers set it: every process would compile NumPy, SymPy and torch anew
 MAKEFLAGS += --jobs=2
 
 .PHONY: figures test test-slow lint types docs notebooks lab weights measure-text clean

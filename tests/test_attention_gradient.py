@@ -111,7 +111,7 @@ SAMPLED = {1: (2e-3, 7e-3, 7e-3), 4: (3e-3, 3e-3, 4e-3)}
     ("tokens", "n", "spread", "correlation", "sampled"),
     [
         pytest.param(8, 4, 1.2, 0.0, False, marks=pytest.mark.slow),
-        (8, 16, 1.5, 0.5, False),
+        pytest.param(8, 16, 1.5, 0.5, False, marks=pytest.mark.slow),
         (2, 3, 0.9, 0.8, False),
         pytest.param(8, 4, 4.0, 0.3, True, marks=pytest.mark.slow),
         (2, 4, 2.0, -0.9, True),

@@ -54,8 +54,8 @@ def sampled(model: Model, backend: Backend, name: str, seed: int) -> dict[str, n
     return run(model, backend, name, seed, range(DRAWS), start, through_readout=True)
 
 
-SLOW = {"prenorm relu", "prenorm more tokens"}
-"""What the others have too: a PreNorm, a ReLU, several heads, fewer hidden units than tokens' directions."""
+SLOW = {"prenorm relu", "prenorm more tokens", "postnorm relu", "spannorm swiglu"}
+"""What the others have too, or what controls below need: a ReLU, several heads, fewer hidden units than directions."""
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in NETWORKS])

@@ -72,10 +72,7 @@ def measured_products(kind: Experts, correlation: float) -> dict[str, np.ndarray
 @pytest.mark.parametrize("correlation", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize(
     "kind",
-    [
-        pytest.param(kind, id=name, marks=SLOW[name])
-        for name, kind in KINDS.items()
-    ],
+    [pytest.param(kind, id=name, marks=SLOW[name]) for name, kind in KINDS.items()],
 )
 def test_averages_over_gates_are_those_of_the_arrays(kind: Experts, correlation: float) -> None:
     said = gate_averages(kind, kind.router_std**2, 1 - correlation)

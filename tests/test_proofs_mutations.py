@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import sympy as sp
-from proof_mutations import Mutant, binding, mutants, sample, with_conclusion, with_steps
+from proof_mutations import Mutant, binding, in_conclusion, mutants, sample, step_deleted, with_conclusion, with_steps
 
 from proofs import axioms, runner
 from proofs.induction import Bounds
@@ -52,6 +52,15 @@ def test_a_sample_of_changes_is_rejected(proposition: Proposition) -> None:
     candidates = sample(proposition, 1, 1)
     assert len(candidates) >= 7
     assert survivors(candidates, proposition) == []
+
+
+@pytest.mark.parametrize("name", ["small_logits", "placements"])
+def test_two_changes_of_the_lengthy_ones_are_rejected(name: str) -> None:
+    """A claim that no step makes, a step gone: found by what rests on what, before any step is discharged."""
+    [proposition] = runner.select([name])
+    assert disconnected(proposition, axioms.ALL) == ""
+    changes = [next(in_conclusion(proposition, "coefficient")), next(step_deleted(proposition))]
+    assert survivors(changes, proposition) == []
 
 
 @pytest.mark.slow

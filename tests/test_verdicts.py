@@ -13,7 +13,6 @@ from propagate.cells import AS_VERIFIED
 from propagate.scores import score
 from tests.own_placements import OWN
 
-DRAWS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 SIZE = {"depth": 2, "width": 192, "tokens": 4, "heads": 16, "ffn_ratio": 1.0}
 START = {"covariance": 0.3, "grad_covariance": 0.2}
 
@@ -22,24 +21,28 @@ def measured(model: pg.Model, draws: int) -> xr.Dataset:
     return pg.simulate(model, draws=draws, seed=draws, backend="numpy", progress=False, **START)
 
 
-@pytest.mark.parametrize("placement", OWN)
-def test_a_theory_a_quarter_off_is_never_said_to_agree(placement: str) -> None:
+@pytest.mark.parametrize(
+    ("placement", "draws"),
+    [
+        pytest.param(name, draws, marks=[pytest.mark.slow] * (name != "prenorm" and draws not in (2, 16)))
+        for name in OWN
+        for draws in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+    ],
+)
+def test_a_theory_a_quarter_off_is_never_said_to_agree(placement: str, draws: int) -> None:
     """One quantity at a time, up or down; covariances where they are a quarter of the variance or more."""
     model = pg.Model(AS_VERIFIED.get(placement, placement), **SIZE)
-    said = pg.predict(model, **START)
-    for draws in DRAWS if placement == "prenorm" else (2, 16):
-        seen = measured(model, draws)
-        assert pg.compare(said, seen).attrs["verdict"] != "disagrees", (draws, placement)
-        for factor, name in ((1.25, "grad_variance"), (0.75, "deviation"), (1.25, "variance"), (0.75, "covariance")):
-            verdict = pg.compare(said.assign({name: said[name] * factor}), seen)
-            assert verdict.attrs["verdict"] != "agrees", (draws, placement, name, factor)
-            assert verdict.attrs["first_divergence"] or verdict.attrs["cannot_tell"]
+    said, seen = pg.predict(model, **START), measured(model, draws)
+    assert pg.compare(said, seen).attrs["verdict"] != "disagrees"
+    for factor, name in ((1.25, "grad_variance"), (0.75, "deviation"), (1.25, "variance"), (0.75, "covariance")):
+        verdict = pg.compare(said.assign({name: said[name] * factor}), seen)
+        assert verdict.attrs["verdict"] != "agrees", (name, factor)
+        assert verdict.attrs["first_divergence"] or verdict.attrs["cannot_tell"]
 
 
-def test_enough_draws_do_tell() -> None:
+def test_enough_draws_do_tell(tables: tuple[xr.Dataset, xr.Dataset]) -> None:
     """Where the allowance is small, 64 draws say agrees of the right theory and disagrees of the wrong ones."""
-    model = pg.Model("deepnorm", **SIZE | {"tokens": 8})
-    said, seen = pg.predict(model, **START), measured(model, 64)
+    said, seen = tables
     assert pg.compare(said, seen).attrs["verdict"] == "agrees", pg.compare(said, seen).attrs["cannot_tell"]
     for name in ("variance", "covariance", "deviation", "grad_variance", "grad_deviation"):
         assert pg.compare(said.assign({name: said[name] * 1.25}), seen).attrs["verdict"] == "disagrees", name
@@ -88,7 +91,13 @@ def agreeing(said: xr.Dataset, seen: xr.Dataset) -> float:
     return float(((abs(judged.z) < 4) & (judged.unresolved <= 0.2)).mean())
 
 
-@pytest.mark.parametrize("draws", [2, 3, 4, 5, 7, 10, 16, 25, 40, 64])
+@pytest.mark.parametrize(
+    "draws",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] * (n not in (2, 4, 10, 64)))
+        for n in (2, 3, 4, 5, 7, 10, 16, 25, 40, 64)
+    ],
+)
 def test_no_noise_and_no_allowance_makes_a_quarter_agree(draws: int) -> None:
     for noise in (0.003, 0.03, 0.1, 0.3):
         for allowance in (0.0, 0.01, 0.03):
@@ -99,7 +108,7 @@ def test_no_noise_and_no_allowance_makes_a_quarter_agree(draws: int) -> None:
         assert agreeing(*synthetic(draws, 0.1, 0.01, seed=draws)) == 1
 
 
-@pytest.mark.parametrize("draws", [2, 3, 8])
+@pytest.mark.parametrize("draws", [2, pytest.param(3, marks=pytest.mark.slow), 8])
 def test_a_right_theory_is_rejected_no_more_often_than_is_said(draws: int) -> None:
     """Welch's effective degrees of freedom, the usual approximation, reject far more often than they say."""
     random = np.random.default_rng(draws)
@@ -118,11 +127,17 @@ def test_a_right_theory_is_rejected_no_more_often_than_is_said(draws: int) -> No
         assert (welch > limit).mean() > 2 * chance + noise
 
 
+@pytest.fixture(scope="module")
+def tables() -> tuple[xr.Dataset, xr.Dataset]:
+    """Of a theory and its measurement."""
+    model = pg.Model("deepnorm", **SIZE | {"tokens": 8})
+    return pg.predict(model, **START), measured(model, 64)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("name", ["variance", "covariance", "deviation", "grad_variance"])
-def test_what_is_no_number_never_agrees(name: str, value: float) -> None:
-    model = pg.Model("deepnorm", **SIZE | {"tokens": 8})
-    said, seen = pg.predict(model, **START), measured(model, 64)
+def test_what_is_no_number_never_agrees(name: str, value: float, tables: tuple[xr.Dataset, xr.Dataset]) -> None:
+    said, seen = tables
     nothing = xr.full_like(said[name], value)
     spoilt = seen.assign({key: nothing for key in (name, f"log_{name}") if key in seen})
     unsaid = pg.compare(said.assign({name: nothing}), seen).verdict.sel(quantity=name)

@@ -16,7 +16,7 @@ from propagate.cells import ACTIVATIONS, verifiable
 from propagate.verification import Cell, Settings, cells_of, verify
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
-SETTINGS = Settings(width=128, depth=4, tokens=8, heads=2, draws=32, backend="numpy")
+SETTINGS = Settings(width=128, depth=3, tokens=4, heads=2, draws=32, backend="numpy")
 SCALINGS = ["none", "ScaleInit 1/2"]
 FAST = [
     *cells_of(["spannorm", "postnorm"], ["gelu"], ["bidirectional"], SCALINGS),

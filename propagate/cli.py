@@ -196,12 +196,12 @@ def _simulated(model: Model, start: dict[str, Any], run: dict[str, Any], through
     from contextlib import nullcontext
 
     import propagate as pg
-    from propagate.montecarlo.workers import ended_at_once
+    from propagate.checks import integer
+    from propagate.montecarlo.workers import MOST_WORKERS, ended_at_once
 
     options = {**start, **run, "through_readout": through_readout}
     workers = options.pop("workers")
-    if workers < 1:
-        raise ModelError(f"workers must be at least 1, got {workers}")
+    integer("workers", workers, at_most=MOST_WORKERS)
     with nullcontext() if workers == 1 else pg.process_pool(workers) as pool, ended_at_once(pool):
         return pg.simulate(model, **options, executor=pool)
 

@@ -87,11 +87,11 @@ def verify(
 @contextmanager
 def _pool(workers: int) -> Iterator[Any]:
     """None, or processes with one thread each."""
+    from propagate.checks import integer
     from propagate.figures import one_thread
-    from propagate.montecarlo.workers import ended_at_once
+    from propagate.montecarlo.workers import MOST_WORKERS, ended_at_once
 
-    if workers < 1:
-        raise ModelError(f"workers must be at least 1, got {workers}")
+    integer("workers", workers, at_most=MOST_WORKERS)
     if workers == 1:
         yield None
         return

@@ -10,6 +10,8 @@ from propagate.checks import ModelError, choice, integer, number
 from propagate.scaling import Gains
 from propagate.sublayers import FFN, Sublayer
 
+MOST = 4096  # candidates of a router: averages over them take arrays of their number squared
+
 
 @dataclass(frozen=True)
 class Experts(Sublayer):
@@ -62,6 +64,7 @@ class Experts(Sublayer):
         choice("experts.softmax", self.softmax, ("after", "before"))
         if self.gain is not None:
             object.__setattr__(self, "gain", number("experts.gain", self.gain, positive=False))
+        integer("experts.count * split + identity", self.candidates, at_most=MOST)
         most = self.candidates // self.split
         integer("experts.top_k", self.top_k, at_most=most)
         if not (self.ffn is None or isinstance(self.ffn, FFN)):

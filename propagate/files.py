@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import tempfile
@@ -40,6 +41,58 @@ def replace(path: str | os.PathLike[str], content: bytes) -> Path:
 
 
 _MODE = 0o644  # of a new file
+_SEAL = 64  # letters of a SHA-256
+
+
+def sealed(content: bytes) -> bytes:
+    """The content with its SHA-256 behind it, which archives and netCDF files may have: their readers do not see it.
+
+    Example:
+        >>> unsealed(sealed(b"draws"))
+        b'draws'
+    """
+    return content + hashlib.sha256(content).hexdigest().encode()
+
+
+def unsealed(content: bytes) -> bytes | None:
+    """What was sealed; None if a bit of it has changed.
+
+    Example:
+        >>> unsealed(b"D" + sealed(b"draws")[1:]) is None
+        True
+    """
+    inner, seal = content[:-_SEAL], content[-_SEAL:]
+    return inner if hashlib.sha256(inner).hexdigest().encode() == seal else None
+
+
+def read_whole(path: str | os.PathLike[str], what: str, most: int = 2**32) -> bytes:
+    """The content of a regular file.
+
+    Args:
+        path: of the file.
+        what: names it in the error.
+        most: bytes; a longer file is no result of ours.
+
+    Raises:
+        ModelError: for what cannot be read, is no regular file, or is too long.
+
+    Example:
+        >>> read_whole("/dev/zero", "checkpoint")
+        Traceback (most recent call last):
+        propagate.checks.ModelError: checkpoint must be a regular file, got '/dev/zero'
+    """
+    given = os.fspath(path)
+    try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise ModelError(f"{what} must be a regular file, got {given!r}")
+        if found.st_size > most:
+            raise ModelError(f"{what} must be at most {most} bytes long, got {given!r} of {found.st_size}")
+        return Path(path).read_bytes()
+    except ModelError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{what} {given!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def check_writable(path: str | os.PathLike[str] | None, what: str) -> None:

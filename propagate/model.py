@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
+from propagate.checks import WHOLE, choice, integer, number, shown
 from propagate.checks import ModelError as ModelError
 from propagate.checks import check_flag as check_flag
-from propagate.checks import choice, integer, number
 from propagate.experts import Experts
 from propagate.layers import Layer, Parts, layer_of, parts_by_block
 from propagate.norms import Norm, as_norm
 from propagate.outline import norms_of_nothing, outline
 from propagate.placement import Placement, placement
-from propagate.scaling import Scaling
+from propagate.scaling import Gains, Scaling, checked_gains
 from propagate.sublayers import FFN, Attention, as_names
 
+DEEPEST = 10**6  # blocks: a prediction of so many takes minutes
 WEIGHTS = ("normal", "uniform", "truncated_normal", "orthogonal")
 SHORTHAND = {
     "attention": {
@@ -121,13 +122,14 @@ class Model:
         set_ = object.__setattr__
         set_(self, "placement", as_placement(self.placement))
         for field in ("depth", "width", "tokens"):
-            set_(self, field, integer(field, getattr(self, field)))
+            most = {"depth": DEEPEST}.get(field, WHOLE)
+            set_(self, field, integer(field, getattr(self, field), at_most=most))
         choice("weights", self.weights, WEIGHTS)
         set_(self, "dropout", number("dropout", self.dropout, positive=False))
         if self.dropout >= 1:
-            raise ModelError(f"dropout must be below 1, got {self.dropout!r}")
+            raise ModelError(f"dropout must be below 1, got {shown(self.dropout)}")
         if self.scaling is not None and not callable(getattr(self.scaling, "gains", None)):
-            raise ModelError(f"scaling must be None or have gains(index, depth), got {self.scaling!r}")
+            raise ModelError(f"scaling must be None or have gains(index, depth), got {shown(self.scaling)}")
         known = dict.fromkeys((*Attention.inner_norms, *FFN.inner_norms))
         set_(self, "normed", as_names("normed", self.normed, known))
         attention = self._described("attention", Attention, SHORTHAND["attention"])
@@ -149,14 +151,16 @@ class Model:
         if given is None:
             found = kind(**{name: getattr(self, short) for short, name in shorthand.items()})
         elif not isinstance(given, kind):
-            raise ModelError(f"{field} must be None or a propagate.{kind.__name__}, got {given!r}")
+            raise ModelError(f"{field} must be None or a propagate.{kind.__name__}, got {shown(given)}")
         else:
             found = given
         defaults = {one.name: one.default for one in dataclasses.fields(self)}
         for short, name in shorthand.items():
             value, own = getattr(self, short), getattr(found, name)
-            if given is not None and value not in (defaults[short], own):
-                raise ModelError(f"{short} must be left out beside {field}=, which has {name}={own!r}, got {value!r}")
+            if given is not None and not (_same(value, defaults[short]) or _same(value, own)):
+                raise ModelError(
+                    f"{short} must be left out beside {field}=, which has {name}={own!r}, got {shown(value)}"
+                )
             object.__setattr__(self, short, own)
         return found
 
@@ -201,9 +205,11 @@ class Model:
 
     def _layer(self, index: int) -> Layer:
         parts = self._parts[min(index, self.depth) - 1]
-        gains = self.equations.gains(index, self.depth)
-        if self.scaling is not None:
-            gains = gains * self.scaling.gains(index, self.depth)
+        gains = Gains()
+        for source in (self.equations, self.scaling):
+            if source is not None:
+                whose = f"gains({index}, {self.depth}) of {shown(source)}"
+                gains = gains * checked_gains(whose, source.gains(index, self.depth))
         beside = parts.experts is not None and any(
             call.verb == "experts" for call in outline(self.equations, self.depth, index)
         )
@@ -231,6 +237,11 @@ class Model:
         return self.placement
 
 
+def _same(value: Any, other: Any) -> bool:
+    """Whether two values of a field are the same one; an array is no other's equal."""
+    return value is other or (value == other) is True
+
+
 def check_norms(model: Model) -> None:
     """ModelError where a placement norms what a gain of 0 leaves nothing of.
 
@@ -249,7 +260,7 @@ def check_norms(model: Model) -> None:
 def check_model(model: Any) -> None:
     """ModelError unless it is a Model."""
     if not isinstance(model, Model):
-        raise ModelError(f"model must be a propagate.Model, got {model!r}")
+        raise ModelError(f"model must be a propagate.Model, got {shown(model)}")
 
 
 def as_placement(value: Any) -> Placement:
@@ -257,8 +268,5 @@ def as_placement(value: Any) -> Placement:
     if isinstance(value, Placement):
         return value
     if not isinstance(value, str):
-        raise ModelError(f"placement must be a name or a Placement instance, got {value!r}")
-    try:
-        return placement(value)
-    except (LookupError, TypeError) as error:
-        raise ModelError(str(error)) from None
+        raise ModelError(f"placement must be a name or a Placement instance, got {shown(value)}")
+    return placement(value)

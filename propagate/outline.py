@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
-from propagate.placement import Placement
+from propagate.placement import Placement, check_factor, check_streams, check_term, split
 from propagate.sublayers import Sublayer
 
 
@@ -34,16 +34,23 @@ class Stream:
     __array_ufunc__: ClassVar[None] = None  # an array times a stream is the stream's business
 
     def __add__(self, other: Any) -> Stream:
-        return Stream(self.zero and (other == 0 if isinstance(other, int) else other.zero))
+        check_term(self, other)
+        return Stream(self.zero and other.zero)
 
-    __radd__ = __sub__ = __add__
+    __sub__ = __add__
+
+    def __radd__(self, zero: int) -> Stream:
+        """`sum` of streams begins with 0."""
+        return self if zero == 0 else self + zero
 
     def __mul__(self, factor: Any) -> Stream:
+        check_factor(self, factor)
         return Stream(self.zero or (isinstance(factor, int | float) and factor == 0))
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: Any) -> Stream:
+        check_factor(self, divisor)
         return self
 
     def __neg__(self) -> Stream:
@@ -125,10 +132,17 @@ def norms_of_nothing(placement: Placement, depth: int, silent: Callable[[int], f
         3
     """
     state: Any = Stream()
+    streams = 1
     for index in range(depth + 2):
         equations = {0: placement.embed, depth + 1: placement.readout}.get(index, placement.block)
         block = Block(index, depth, silent(index))
         state = equations(state, block)
+        found = len(split(state, Stream)[0])
+        if index > 0:
+            last = index == depth + 1
+            part = "readout" if last else "block"
+            check_streams(placement, part, found=found, expected=1 if last else streams)
+        streams = found
         if any(call.of_nothing for call in block.made if call.verb in ("norm", "std")):
             return index
         if not isinstance(state, Stream | tuple):

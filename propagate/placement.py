@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self, TypeVar, dataclass_transform
 
+from propagate.checks import ModelError, shown
 from propagate.scaling import Gains, Number
 
 EQUATIONS = "propagate.placements"  # the module of the placements that come with the package
@@ -169,24 +170,26 @@ def placement(name: str) -> Placement:
     """The placement registered under `name`, with its default fields; case, spaces and hyphens are ignored.
 
     Raises:
-        LookupError: for an unknown name, with the nearest names.
-        TypeError: for a placement whose fields have no defaults; pass an instance instead.
+        ModelError: for an unknown name, with the nearest names, or a placement whose fields have no defaults; pass an
+            instance instead.
 
     Example:
         >>> placement("Peri-LN"), placement("sandwich")
         (PeriLN(), SandwichNorm())
     """
+    if not isinstance(name, str):
+        raise ModelError(f"placement must be a name, got {shown(name)}")
     key = _key(name)
     if key not in _REGISTRY:
         near = difflib.get_close_matches(key, _REGISTRY, n=3, cutoff=0.4)
         ours = sorted(name for name, kind in _REGISTRY.items() if kind.__module__ == "propagate.placements")
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(ours)}"
-        raise LookupError(f"unknown placement {name!r}; {hint}")
+        raise ModelError(f"unknown placement {name!r}; {hint}")
     kind = _REGISTRY[key]
     fields = dataclasses.fields(kind)  # type: ignore[arg-type]  # every subclass is made a dataclass on registration
     required = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
     if required:
-        raise TypeError(f"placement {name!r} needs {', '.join(required)}; pass an instance, {kind.__name__}(...)")
+        raise ModelError(f"placement {name!r} needs {', '.join(required)}; pass an instance, {kind.__name__}(...)")
     return kind()
 
 
@@ -198,7 +201,7 @@ def split(state: Any, kind: type) -> tuple[tuple[Any, ...], Layout]:
     """The streams of a state, instances of `kind`, in order, and the layout they stand in.
 
     Raises:
-        TypeError: for what is neither a stream nor a tuple of streams and numbers.
+        ModelError: for what is neither a stream nor a tuple of streams and numbers.
 
     Example: strings for streams.
         >>> split("x", str), split(("x", 2.0, "y"), str)
@@ -209,15 +212,36 @@ def split(state: Any, kind: type) -> tuple[tuple[Any, ...], Layout]:
     leaves = state if isinstance(state, tuple) else ()
     streams = tuple(leaf for leaf in leaves if isinstance(leaf, kind))
     if not streams or any(leaf is None or isinstance(leaf, tuple | list) for leaf in leaves):
-        raise TypeError(f"a placement must return one stream, or a tuple of streams and numbers, got {state!r}")
+        raise ModelError(f"a placement must return one stream, or a tuple of streams and numbers, got {shown(state)}")
     return streams, tuple(None if isinstance(leaf, kind) else leaf for leaf in leaves)
 
 
 def check_streams(placement: Placement, part: str, *, found: int, expected: int) -> None:
-    """TypeError unless a part of a placement returned as many streams as it must."""
+    """ModelError unless a part of a placement returned as many streams as it must."""
     if found != expected:
         rule = "join them into one stream" if part == "readout" else f"return as many as embed, {expected}"
-        raise TypeError(f"{type(placement).__name__}.{part} returned {found} streams and must {rule}")
+        raise ModelError(f"{type(placement).__name__}.{part} returned {found} streams and must {rule}")
+
+
+def check_term(stream: Any, other: Any) -> None:
+    """ModelError where something else than a stream is added to a stream."""
+    if not isinstance(other, type(stream)):
+        raise ModelError(f"to a stream a placement must add a stream, got {shown(other)}")
+
+
+def check_factor(stream: Any, factor: Any) -> None:
+    """ModelError where a stream is multiplied by a stream: no witness has a law of products coordinate by coordinate.
+
+    Example: strings for streams.
+        >>> check_factor("x", 2.0)
+        >>> check_factor("x", "y")
+        Traceback (most recent call last):
+        propagate.checks.ModelError: a placement must multiply a stream by a number, got a stream: sublayers do more
+    """
+    if isinstance(factor, type(stream)):
+        raise ModelError("a placement must multiply a stream by a number, got a stream: sublayers do more")
+    if factor is None or isinstance(factor, str | bytes | bool | complex | tuple | list | dict):
+        raise ModelError(f"a placement must multiply a stream by a number, got {shown(factor)}")
 
 
 def join(streams: Sequence[Any], layout: Layout) -> Any:

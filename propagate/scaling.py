@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, Protocol
 
+from propagate.checks import ModelError, choice, number, shown
+
+STEEPEST = 10  # exponent of ScaleInit: of a hundred blocks' gain it leaves 1e-20
 Number = Any  # an int, a float or a SymPy expression: the equations do not care which
 
 
@@ -51,6 +54,25 @@ class Gains:
         )
 
 
+def checked_gains(whose: str, gains: Any) -> Gains:
+    """The gains of one block, as a placement or a scaling gave them.
+
+    Raises:
+        ModelError: unless they are Gains of finite numbers of at least 0.
+
+    Example:
+        >>> checked_gains("Mine().gains(1, 4)", Gains(value=float("nan")))
+        Traceback (most recent call last):
+        propagate.checks.ModelError: value of Mine().gains(1, 4) must be finite, got nan
+    """
+    if not isinstance(gains, Gains):
+        raise ModelError(f"{whose} must give propagate.Gains, got {shown(gains)}")
+    for name, value in gains.__dict__.items():
+        if not (type(value) is float and value == 1.0):
+            number(f"{name} of {whose}", value, positive=False)
+    return gains
+
+
 class Scaling(Protocol):
     """Anything with `gains(index, depth)` is a scaling."""
 
@@ -71,7 +93,7 @@ class ScaleInit:
         per: `n` counts "block"s (n = depth) or "sublayer"s (n = 2 depth).
 
     Raises:
-        ValueError: for an exponent that is not finite or a `per` that is not one of the two.
+        ModelError: for an exponent that is no number between -10 and 10, or a `per` that is not one of the two.
 
     Example:
         >>> ScaleInit(exponent=0.5).gains(index=1, depth=16).ffn_out
@@ -83,11 +105,14 @@ class ScaleInit:
 
     def __post_init__(self) -> None:
         if isinstance(self.exponent, bool) or not isinstance(self.exponent, int | float):
-            raise ValueError(f"ScaleInit.exponent must be a number, got {self.exponent!r}")
+            raise ModelError(f"ScaleInit.exponent must be a number, got {shown(self.exponent)}")
         if not abs(self.exponent) < float("inf"):
-            raise ValueError(f"ScaleInit.exponent must be finite, got {self.exponent!r}")
-        if self.per not in ("block", "sublayer"):
-            raise ValueError(f'ScaleInit.per must be "block" or "sublayer", got {self.per!r}')
+            raise ModelError(f"ScaleInit.exponent must be finite, got {shown(self.exponent)}")
+        if abs(self.exponent) > STEEPEST:
+            raise ModelError(
+                f"ScaleInit.exponent must lie between -{STEEPEST} and {STEEPEST}, got {shown(self.exponent)}"
+            )
+        choice("ScaleInit.per", self.per, ("block", "sublayer"))
 
     def gains(self, index: Number, depth: Number) -> Gains:
         count = depth if self.per == "block" else 2 * depth

@@ -8,11 +8,19 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from propagate.checks import ModelError, check_flag, choice
+from propagate.checks import ModelError, check_flag, choice, shown
 from propagate.table import BY_MATRIX, JOINED, STREAM
 
 if TYPE_CHECKING:
     import xarray as xr
+
+
+IN_PLACE_OF = {
+    "gram": ("variance", "covariance"),
+    "grad_gram": ("grad_variance", "grad_covariance"),
+    "inputs": ("variance", "covariance", "gram"),
+}
+"""Fields of a Start that say all that others would."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +62,24 @@ class Start:
         """
         said = cls(**given)
         if start is None:
-            return said
+            return said._once()
         if not isinstance(start, Start | Mapping):
-            raise ModelError(f"start must be a propagate.Start, got {start!r}")
+            raise ModelError(f"start must be a propagate.Start, got {shown(start)}")
         unknown = [name for name in start if name not in given]
         if unknown:
-            raise ModelError(f"start must hold {', '.join(given)}, got {unknown[0]!r}")
+            raise ModelError(f"start must hold {', '.join(given)}, got {shown(unknown[0])}")
         twice = [name for name in start if name in said]
         if twice:
             raise ModelError(f"{twice[0]} must be given in start or beside it, not in both")
-        return cls(**{**given, **start})
+        return cls(**{**given, **{name: start[name] for name in start}})._once()
+
+    def _once(self) -> Start:
+        """Itself; ModelError where two fields say the same end."""
+        for whole, parts in IN_PLACE_OF.items():
+            twice = [name for name in self if name in parts]
+            if getattr(self, whole) is not None and twice:
+                raise ModelError(f"{whole} stands in place of {twice[0]}: give one of them, not both")
+        return self
 
     def keys(self) -> list[str]:
         """Names of the fields that are not as by default."""
@@ -88,7 +104,7 @@ def included(include: Collection[str], known: tuple[str, ...], **flags: bool | N
         ['calls', 'param_grad']
     """
     if isinstance(include, str) or not isinstance(include, Collection):
-        raise ModelError(f"include must be a set of names, got {include!r}")
+        raise ModelError(f"include must be a set of names, got {shown(include)}")
     for name in include:
         choice("include", name, known)
     asked = set(include)
@@ -102,7 +118,7 @@ def included(include: Collection[str], known: tuple[str, ...], **flags: bool | N
 
 
 def _same(value: Any, default: Any) -> bool:
-    return value is default or (isinstance(value, int | float) and value == default)
+    return value is default or (isinstance(value, int | float) and value is not True and value == default)
 
 
 def start_of(measured: xr.Dataset) -> Start:
@@ -119,6 +135,8 @@ def start_of(measured: xr.Dataset) -> Start:
         >>> bool((predict(model, start_of(first)).grad_variance == first.grad_variance).all())
         True
     """
+    if not hasattr(measured, "data_vars") or "block" not in measured.dims:
+        raise ModelError(f"start_of needs a table of predict, simulate or trace, got {shown(measured)}")
     ends = {"variance": 0, "covariance": 0, "grad_variance": -1, "grad_covariance": -1}
     if STREAM in measured.dims:
         measured = measured.sel({STREAM: JOINED})

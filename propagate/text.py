@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from propagate.model import ModelError, as_placement
-from propagate.placement import Placement, join, split
+from propagate.placement import Placement, check_factor, check_term, join, split
 
 DEPTH = 24  # of the example, where equations must know which block they are in
 
@@ -33,11 +33,12 @@ class Stream:
     name: str = ""
 
     def __add__(self, other: Stream) -> Stream:
+        check_term(self, other)
         return Stream([*self._terms(), *other._terms()])
 
     def __radd__(self, zero: int) -> Stream:
         """`sum` of streams begins with 0."""
-        return self if zero == 0 else NotImplemented
+        return self if zero == 0 else self + zero  # type: ignore[operator]  # which is refused
 
     def __neg__(self) -> Stream:
         return self * -1
@@ -46,11 +47,13 @@ class Stream:
         return self + -other
 
     def __mul__(self, factor: Any) -> Stream:
+        check_factor(self, factor)
         return Stream([(factor * own, stream) for own, stream in self._terms()])
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: Any) -> Stream:
+        check_factor(self, divisor)
         return self.__mul__(1 / divisor)
 
     def _terms(self) -> list[tuple[Any, Stream]]:

@@ -13,7 +13,6 @@ told: see `compare`.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,8 +27,7 @@ from propagate.cells import AS_VERIFIED, SCALINGS
 from propagate.cells import Cell as Cell
 from propagate.cells import Settings as Settings
 from propagate.cells import cells_of as cells_of
-from propagate.files import replace
-from propagate.identity import described, differences, digest
+from propagate.identity import described, digest
 from propagate.model import Model, ModelError, as_placement
 from propagate.outline import outline
 from propagate.placement import Placement
@@ -37,6 +35,7 @@ from propagate.quantities import QUANTITIES
 from propagate.scaling import ScaleInit
 from propagate.table import provenance
 from propagate.verdicts import CANNOT_TELL, DISAGREES
+from propagate.verification_files import read_results, read_table, write_results, write_table
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -142,15 +141,18 @@ def verify(
     cells, settings = cells_of() if cells is None else cells, settings or Settings()
     for cell in cells:
         cell.model(settings)  # refuses before any work starts
-    known, texts = _stored(out, settings, cells) if out else ({}, {})
+    texts = {name: text for cell in cells for name, text in _text_of(cell).items()} if out else {}
+    known: dict[Cell, dict[str, Any]] = {}
+    if out:
+        known, texts = read_results(out, settings, texts)
     todo = [cell for cell in cells if cell not in known]
     for cell, row in _rows(todo, settings, tables, executor):
         known[cell] = row
         if out:
-            _store(out, Report(settings, tuple(known.values())), texts)
+            _write(out, Report(settings, tuple(known.values())), texts)
         report(row)
     if out and known:
-        _store(out, Report(settings, tuple(known.values())), texts)
+        _write(out, Report(settings, tuple(known.values())), texts)
     return Report(settings, tuple(known[cell] for cell in cells))
 
 
@@ -172,18 +174,15 @@ def judged(settings: Settings, cell: Cell, tables: Path | None = None) -> dict[s
 
 def measured(settings: Settings, cell: Cell, tables: Path | None = None) -> xr.Dataset:
     """The cell's simulation, from the folder of tables if it is there."""
-    import xarray as xr
-
     import propagate as pg
 
     path = None if tables is None else tables / table_name(settings, cell)
     if path and path.exists():
-        return xr.load_dataset(path, engine="scipy")
+        return read_table(path, settings.depth)
     model, seed = cell.model(settings), cell.seed(settings.seed)
     found = pg.simulate(model, seed=seed, progress=False, **settings.start, **settings.run)
     if path:
-        long = {"seed": str(found.attrs["seed"])}  # more digits than the file format has
-        replace(path, bytes(found.assign_attrs(long).to_netcdf(engine="scipy")))
+        write_table(path, found)
     return found
 
 
@@ -309,33 +308,11 @@ def _differ(one: xr.Dataset, other: xr.Dataset) -> bool:
     return False
 
 
-def _stored(path: Path, settings: Settings, cells: Sequence[Cell]) -> tuple[dict[Cell, dict[str, Any]], dict[str, Any]]:
-    """The rows in the file, and the texts that they and the cells are drawn from."""
-    texts = {name: text for cell in cells for name, text in _text_of(cell).items()}
-    if not path.exists():
-        return {}, texts
-    try:
-        content = json.loads(path.read_bytes())
-        stored, rows = content["settings"], content["rows"]
-        found = {Cell(*(row[field.name] for field in dataclasses.fields(Cell))): row for row in rows if row["verdict"]}
-    except (ValueError, KeyError, TypeError):
-        raise ModelError(f"out must be a file of results, or a new one, got {str(path)!r}") from None
-    if stored != asdict(settings):
-        names = [name for name, value in asdict(settings).items() if stored.get(name) != value]
-        raise ModelError(f"out must be a new file: {str(path)!r} holds results of another {', '.join(names)}")
-    drawn = content.get("drawn from", {})
-    held = {"propagate", *(name for cell in found for name in (cell.placement, cell.scaling))}
-    there, now = ({name: side.get(name) for name in texts if name in held} for side in (drawn, texts))
-    if apart := differences(there, json.loads(json.dumps(now))):
-        raise ModelError(f"out must be a new file: {str(path)!r} holds results that differ in {'; '.join(apart)}")
-    return found, drawn | texts
-
-
-def _store(path: Path, report: Report, texts: dict[str, Any]) -> None:
+def _write(path: Path, report: Report, texts: dict[str, Any]) -> None:
     content = {
         "settings": asdict(report.settings),
         "summary": report.summary,
         "drawn from": texts,
         "rows": report.rows,
     }
-    replace(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_results(path, content)

@@ -88,5 +88,5 @@ def test_text_recursion_and_diagram() -> None:
         pg.recursion(kind(), activation="linear").lambdify(T=4, g_a=1.0, g_f=1.0) for kind in (WithDifferences, InSums)
     ]
     assert steps[0](1.0, 0.3, 1.0, 0.2) == pytest.approx(steps[1](1.0, 0.3, 1.0, 0.2))
-    with pytest.raises(TypeError):
+    with pytest.raises(pg.ModelError, match="add a stream, got 1"):
         pg.predict(pg.Model(type("AddsOne", (pg.Placement,), {"block": lambda self, x, block: 1 + x})(), **SIZE))

@@ -151,7 +151,7 @@ class ReturnsNothing(pg.Placement):
 def test_wrong_returns_are_refused(name: str) -> None:
     small = pg.Model(name, depth=2, width=8, tokens=2, heads=1)
     for verb in (lambda: pg.predict(small), lambda: pg.simulate(small, draws=2, backend="numpy")):
-        with pytest.raises(TypeError, match="stream"):
+        with pytest.raises(pg.ModelError, match="stream"):
             verb()
 
 

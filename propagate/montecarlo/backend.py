@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from propagate.checks import choice
 from propagate.model import ModelError
 
 Array = Any  # a numpy.ndarray or a cupy.ndarray: the code does not care which
@@ -61,10 +62,8 @@ def choose_backend(name: str = "auto", precision: str = "float64") -> Backend:
         >>> choose_backend("numpy").name
         'numpy'
     """
-    if name not in BACKENDS:
-        raise ModelError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
-    if precision not in PRECISIONS:
-        raise ModelError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    choice("backend", name, BACKENDS)
+    choice("precision", precision, PRECISIONS)
     missing = _why_no_cupy() if name != "numpy" else "not asked for"
     if name == "cupy" and missing:
         raise ModelError(f"backend 'cupy' is not available: {missing}; use 'numpy' or 'auto'")

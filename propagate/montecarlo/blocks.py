@@ -22,7 +22,7 @@ from propagate.montecarlo.sublayers import CALLS as CALLS
 from propagate.montecarlo.sublayers import MATRICES as MATRICES
 from propagate.montecarlo.sublayers import Call, applied, site_of
 from propagate.montecarlo.sublayers import apply as apply
-from propagate.placement import Layout, join, split
+from propagate.placement import Layout, check_factor, check_term, join, split
 from propagate.sublayers import Sublayer, registered
 
 Arrays = tuple[Array, ...]
@@ -95,16 +95,18 @@ class Stream:
         return self._derive((value,), (self, pull))
 
     def __add__(self, other: Stream) -> Stream:
+        check_term(self, other)
         return self._derive((self.value, other.value), (self, lambda g: g), (other, lambda g: g))
 
     def __mul__(self, factor: float | Array) -> Stream:
+        check_factor(self, factor)
         return self.apply(lambda x: (x * factor, lambda g: g * factor))
 
     __rmul__ = __mul__
 
     def __radd__(self, zero: int) -> Stream:
         """`sum` of streams begins with 0."""
-        return self if zero == 0 else NotImplemented
+        return self if zero == 0 else self + zero  # type: ignore[operator]  # which is refused
 
     def __neg__(self) -> Stream:
         return self * -1
@@ -113,6 +115,7 @@ class Stream:
         return self + -other
 
     def __truediv__(self, divisor: float | Array) -> Stream:
+        check_factor(self, divisor)
         return self * (1 / divisor)
 
 

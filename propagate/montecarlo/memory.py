@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +19,14 @@ ONE_DRAW = 2**31  # bytes that one draw may take on the host before its blocks a
 
 @dataclass(frozen=True)
 class Plan:
-    """Draws at a time, and blocks at a time that are remembered; where these are not all, blocks are run twice."""
+    """Draws at a time, and blocks at a time that are remembered; where these are not all, blocks are run twice.
+
+    `taken` is how many bytes a draw takes.
+    """
 
     batch: int
     segment: int
+    taken: int = field(default=0, compare=False, repr=False)
 
 
 def plan(model: Model, backend: str, precision: str, sampler: str, *, batch: int, one_draw: int) -> Plan:
@@ -46,7 +50,7 @@ def plan(model: Model, backend: str, precision: str, sampler: str, *, batch: int
     if remembered * model.depth + passing > one_draw:
         segment = min(model.depth, max(1, math.isqrt(model.depth * stream // remembered)))
     taken = remembered * segment + passing + stream * math.ceil(model.depth / segment)
-    return Plan(max(1, batch // taken), segment)
+    return Plan(max(1, batch // taken), segment, taken)
 
 
 class Numbers(NamedTuple):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from propagate.checks import integer
+from propagate.checks import check_memory, integer, memory_of_host, shown
 from propagate.experts import Experts
 from propagate.identity import described, simulation_digest
 from propagate.model import Model, ModelError, check_flag, check_model, check_norms
@@ -24,7 +24,7 @@ from propagate.montecarlo.memory import BATCH, ONE_DRAW, plan
 from propagate.montecarlo.norms import norm
 from propagate.montecarlo.run import SAMPLERS, Network, run_halving
 from propagate.montecarlo.starts import start_of
-from propagate.montecarlo.statistics import Summary
+from propagate.montecarlo.statistics import Summary, check_finite
 from propagate.montecarlo.sublayers import apply
 from propagate.montecarlo.workers import in_order
 from propagate.start import Start, included
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 CROSSOVER = 8  # coordinates a token, from which on "auto" takes the weightless sampler
+MOST_DRAWS = 10**9
+ROOTS = 6  # arrays of tokens by tokens that a start is made with
 TASKS = 32  # batches that a run is cut into for an executor, at least: enough to keep several workers busy
 
 
@@ -127,12 +129,12 @@ def simulate(
     if progress is not None:
         check_flag("progress", progress)
     if not isinstance(executor, Executor | None):
-        raise ModelError(f"executor must be a concurrent.futures.Executor, got {executor!r}")
+        raise ModelError(f"executor must be a concurrent.futures.Executor, got {shown(executor)}")
     if not isinstance(checkpoint, str | os.PathLike | None):
-        raise ModelError(f"checkpoint must be a file's path, got {checkpoint!r}")
+        raise ModelError(f"checkpoint must be a file's path, got {shown(checkpoint)}")
     where = executor.submit(_place, backend, precision).result() if executor else _place(backend, precision)
-    draws = integer("draws", draws, at_least=2)
-    seed = integer("seed", seed, at_least=0)
+    draws = integer("draws", draws, at_least=2, at_most=MOST_DRAWS)
+    seed = integer("seed", seed, at_least=0, at_most=2**128 - 1)
     sampler_name = _sampler(sampler, model)
     given = Start.of(
         start,
@@ -144,11 +146,13 @@ def simulate(
         grad_gram=grad_gram,
         inputs=inputs,
     )
-    entering = start_of(model, given)
     if memory is not None:
         integer("memory", memory, at_least=1)
     limits = {"batch": memory or where.batch, "one_draw": memory or where.one_draw}
     planned = plan(model, where.backend, precision, sampler_name, **limits)
+    size = f"one draw of depth={model.depth}, width={model.width}, tokens={model.tokens}"
+    check_memory(size, planned.taken + ROOTS * 8 * model.tokens**2, where.most)
+    entering = start_of(model, given)
     batch = min(planned.batch, math.ceil(draws / TASKS)) if executor else planned.batch
     network = Network(
         model,
@@ -162,12 +166,13 @@ def simulate(
         BY_MATRIX in asked,
     )
     identity = _identity(network) if checkpoint is not None else {}
-    summary = Summary() if checkpoint is None else load(checkpoint, identity)
+    summary = Summary() if checkpoint is None else load(checkpoint, identity, model.depth + 1)
     if summary.draws > draws:
         raise ModelError(f"draws must be at least the {summary.draws} that the checkpoint holds, got {draws}")
-    batches = [range(first, min(first + batch, draws)) for first in range(summary.draws, draws, batch)]
+    batches = (range(first, min(first + batch, draws)) for first in range(summary.draws, draws, batch))
     with _progress(progress, draws, summary.draws) as advance:
         for some, moments in in_order(executor, partial(run_halving, network), batches):
+            check_finite(moments, some)
             summary.add(moments)
             if checkpoint is not None:
                 save(checkpoint, identity, summary)
@@ -192,27 +197,28 @@ def simulate(
 
 @dataclass(frozen=True)
 class Place:
-    """Where a worker computes, and the bytes that a batch and a single draw may take there by default."""
+    """Where a worker computes, the bytes that a batch and a single draw may take by default, and all there are."""
 
     backend: str
     device: str
     batch: int
     one_draw: int
+    most: int
 
 
 def _place(backend: str, precision: str) -> Place:
     chosen = choose_backend(backend, precision)
     if chosen.name == "numpy":
-        return Place(chosen.name, chosen.device, BATCH, ONE_DRAW)
+        return Place(chosen.name, chosen.device, BATCH, ONE_DRAW, memory_of_host())
     pool = chosen.xp.get_default_memory_pool()  # what CuPy holds for its next arrays is free too
     half = int(chosen.xp.cuda.Device().mem_info[0] + pool.free_bytes()) // 2
-    return Place(chosen.name, chosen.device, half, half)
+    return Place(chosen.name, chosen.device, half, half, 2 * half)
 
 
 def _sampler(name: str, model: Model) -> str:
     """The sampler of that name; "auto" takes the one that costs less."""
-    if name != "auto" and name not in SAMPLERS:
-        raise ModelError(f"sampler must be one of auto, {', '.join(SAMPLERS)}, got {name!r}")
+    if not isinstance(name, str) or name not in ("auto", *SAMPLERS):
+        raise ModelError(f"sampler must be one of auto, {', '.join(SAMPLERS)}, got {shown(name)}")
     if name == "weightless" and model.weights != "normal":
         raise ModelError(
             f"sampler 'weightless' needs weights='normal', got {model.weights!r}; take sampler 'dense' or 'auto'"

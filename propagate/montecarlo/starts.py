@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from propagate import start
+from propagate.arrays import check_size, moment, real_array, second_moments
 from propagate.model import Model, ModelError
 from propagate.montecarlo.backend import Array
 from propagate.montecarlo.factor import factor
@@ -85,53 +86,26 @@ def with_gram(root: NDArray[np.float64], normals: Normals, site: int, width: int
 def start_of(model: Model, given: start.Start) -> Start:
     """What enters a network, checked. See `simulate` for the errors raised."""
     gram, grad_gram, inputs = given.gram, given.grad_gram, given.inputs
-    if gram is not None and inputs is not None:
-        raise ModelError("give gram or inputs, not both")
     if grad_gram is None:
         cotangent_root = _root(
             "grad_variance", "grad_covariance", given.grad_variance, given.grad_covariance, model.tokens
         )
     else:
-        cotangent_root = gram_root(_second_moments("grad_gram", grad_gram, model.tokens))
+        cotangent_root = gram_root(second_moments("grad_gram", grad_gram, model.tokens, positive=False))
     if inputs is not None:
-        array = _finite("inputs", inputs, (model.tokens, model.width))
+        array = real_array("inputs", inputs, (model.tokens, model.width))
+        check_size("inputs", np.sqrt((array * array).mean(axis=-1)))
         if not (array != 0).any(axis=-1).all():
             raise ModelError("inputs must hold no token that is zero everywhere: a norm would divide by zero")
         return Start(cotangent_root, np.eye(model.tokens), array)
     if gram is None:
         return Start(cotangent_root, _root("variance", "covariance", given.variance, given.covariance, model.tokens))
-    matrix = _second_moments("gram", gram, model.tokens)
-    if not (matrix.diagonal() > 0).all():
-        raise ModelError("gram must have a positive diagonal: a norm would divide by zero")
-    return Start(cotangent_root, gram_root(matrix))
-
-
-def _second_moments(name: str, value: Any, tokens: int) -> Floats:
-    matrix = _finite(name, value, (tokens, tokens))
-    if not np.allclose(matrix, matrix.T) or np.linalg.eigvalsh(matrix)[0] < -1e-9 * np.trace(matrix):
-        raise ModelError(f"{name} must be symmetric and positive semi-definite")
-    return matrix
-
-
-def _finite(name: str, value: Any, shape: tuple[int, int]) -> Floats:
-    try:
-        array = np.asarray(value, dtype=float)
-    except (TypeError, ValueError):
-        raise ModelError(f"{name} must be an array of numbers, got {type(value).__name__}") from None
-    if array.shape != shape:
-        raise ModelError(f"{name} must have shape {shape}, got {array.shape}")
-    if not np.isfinite(array).all():
-        raise ModelError(f"{name} must be finite")
-    return array
+    return Start(cotangent_root, gram_root(second_moments("gram", gram, model.tokens, positive=True)))
 
 
 def _root(name: str, other: str, variance: Any, covariance: Any, tokens: int) -> Floats:
-    for field, value in ((name, variance), (other, covariance)):
-        if not isinstance(value, int | float | np.number) or not np.isfinite(value):
-            raise ModelError(f"{field} must be a finite number, got {value!r}")
-    if variance <= 0:
-        raise ModelError(f"{name} must be positive, got {variance!r}")
-    lowest = -variance / (tokens - 1) if tokens > 1 else -np.inf
-    if not lowest - 1e-12 <= covariance <= variance:
+    size, common = moment(name, variance, positive=True), moment(other, covariance)
+    lowest = -size / (tokens - 1) * (1 + 1e-12) if tokens > 1 else -np.inf
+    if not lowest <= common <= size:
         raise ModelError(f"{other} must lie between -{name} / (tokens - 1) and {name}, got {covariance!r}")
-    return exchangeable_root(float(variance), float(covariance), tokens)
+    return exchangeable_root(size, common, tokens)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from propagate.checks import ModelError
 from propagate.montecarlo.backend import Array, Backend
 from propagate.quantities import column_of, quantity_of
 
@@ -150,6 +151,27 @@ class Summary:
         names = [key.removeprefix("mean:") for key in state if key.startswith("mean:")]
         count = int(state["draws"])
         return cls({name: RunningMean(count, state[f"mean:{name}"], state[f"squares:{name}"]) for name in names})
+
+
+def check_finite(batch: dict[str, Floats], draws: range) -> None:
+    """ModelError where a stream or a gradient leaves the range of numbers, which no later draw can mend.
+
+    Example:
+        >>> check_finite({"variance": np.array([[1.0, np.inf]])}, range(3, 4))
+        Traceback (most recent call last):
+        propagate.checks.ModelError: variance must stay a finite number, got inf at block 1 of draw 3: smaller gains, a
+            smaller start or fewer blocks keep it one
+    """
+    for name in ("variance", "grad_variance"):
+        values = batch[name]
+        own = values if values.ndim == 2 else values[..., :-1]  # the last is what several streams are joined in
+        wrong = np.argwhere(~np.isfinite(own))
+        if len(wrong):
+            draw, block = map(int, wrong[-1 if name.startswith("grad") else 0][:2])
+            raise ModelError(
+                f"{name} must stay a finite number, got {own[tuple(wrong[0])]} at block {block} of draw"
+                f" {draws[draw]}: smaller gains, a smaller start or fewer blocks keep it one"
+            )
 
 
 def _log(values: Floats) -> Floats:

@@ -15,14 +15,17 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
+from propagate.checks import integer
 from propagate.montecarlo.backend import choose_backend
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
+
+MOST_WORKERS = 1024  # processes of one machine
 
 Result = TypeVar("Result")
 
@@ -34,7 +37,7 @@ class Numbers(Protocol):
 
 
 def in_order(
-    executor: Executor | None, task: Callable[[range], Result], batches: Sequence[range]
+    executor: Executor | None, task: Callable[[range], Result], batches: Iterable[range]
 ) -> Iterator[tuple[range, Result]]:
     """Each batch with its result, in the order of the batches, whichever worker is done first.
 
@@ -51,12 +54,12 @@ def in_order(
         for batch in batches:
             yield batch, task(batch)
         return
-    futures = [executor.submit(task, batch) for batch in batches]
+    futures = [(batch, executor.submit(task, batch)) for batch in batches]
     try:
-        for batch, future in zip(batches, futures, strict=True):
+        for batch, future in futures:
             yield batch, future.result()
     finally:
-        for future in futures:
+        for _, future in futures:
             future.cancel()
 
 
@@ -126,11 +129,15 @@ def process_pool(workers: int) -> ProcessPoolExecutor:
 
     A script that makes one must be importable: keep its work under `if __name__ == "__main__":`.
 
+    Raises:
+        ModelError: unless `workers` is a whole number from 1 to 1024.
+
     Example:
         >>> with process_pool(2) as pool:
         ...     pool.submit(abs, -1).result()
         1
     """
+    workers = integer("workers", workers, at_most=MOST_WORKERS)
     context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
     numbers: Any = context.SimpleQueue()
     for number in range(workers):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from propagate.checks import integer
+from propagate.checks import check_memory, integer
 from propagate.model import Model, ModelError, check_flag, check_model
 from propagate.start import Start, included
 from propagate.table import BY_MATRIX, STREAM, of_tokens, table
@@ -28,6 +28,8 @@ from propagate.theory.validity import Uses, warn_of_means, warn_of_uses
 if TYPE_CHECKING:
     import xarray as xr
 
+MOST_SAMPLES = 2**20  # of attention's logits in one sublayer
+GRAMS = 24  # arrays of tokens by tokens that a block of unequal tokens takes
 INCLUDE = ("calls", BY_MATRIX, "bias", "fluctuations")
 """What a prediction can hold beside the moments at every block."""
 MOMENTS = ("variance", "covariance", "grad_variance", "grad_covariance")
@@ -140,7 +142,7 @@ def predict(
     check_model(model)
     check_flag("through_readout", through_readout)
     asked = included(include, INCLUDE, parameter_gradients=parameter_gradients, fluctuations=fluctuations, bias=bias)
-    size = head_size if head_size is None or head_size == math.inf else integer("head_size", head_size)
+    size = head_size if head_size is None or _infinite(head_size) else integer("head_size", head_size)
     given = Start.of(
         start,
         variance=variance,
@@ -170,6 +172,7 @@ def predict(
     if found is None:
         if dims:
             raise ModelError(f"variance must be a number where tokens are not exchangeable, got dimensions {dims}")
+        check_memory(f"tokens={model.tokens} that are not exchangeable", GRAMS * 8 * model.tokens**2)
         closed, uses, grams = False, Uses(), _grams(given, first, last, model.tokens)
         drawn = rounded_samples(samples)
         found = token_resolved.found(
@@ -186,8 +189,26 @@ def predict(
     attributes = {"witness": "theory", "model": repr(model), "width": model.width, "depth": model.depth}
     attributes |= {"tokens": model.tokens}
     streams = (STREAM,) if found.several else ()
+    _check_finite(columns, several=found.several)
     moments = table(columns, model.depth, attributes, (*streams, *dims), found.matrices).assign_coords(coords)
     return _with_calls(moments, model, found.calls) if found.calls else moments
+
+
+def _infinite(size: Any) -> bool:
+    return isinstance(size, float) and size == math.inf
+
+
+def _check_finite(columns: dict[str, Any], *, several: bool) -> None:
+    """ModelError where the stream or the gradient leaves the range of numbers."""
+    for name in ("variance", "grad_variance"):
+        values = np.asarray(columns[name], dtype=float)
+        wrong = np.argwhere(~np.isfinite(values[:, :-1] if several else values))
+        if len(wrong):
+            at = wrong[-1 if name == "grad_variance" else 0]
+            raise ModelError(
+                f"{name} must stay a finite number, got {values[tuple(at)]} at block {at[0]}: smaller gains, a smaller"
+                " start or fewer blocks keep it one"
+            )
 
 
 def _grams(given: Start, first: Moments, last: Moments, tokens: int) -> tuple[Gram, Gram]:
@@ -208,6 +229,4 @@ def rounded_samples(samples: Any) -> int | None:
     """Checked, and rounded up to whole rows of quasi-random points; None stays the default."""
     if samples is None:
         return None
-    if isinstance(samples, bool) or not hasattr(samples, "__index__") or samples < 1:
-        raise ModelError(f"samples must be a whole number of at least 1, got {samples!r}")
-    return -(-int(samples) // 16) * 16
+    return -(-integer("samples", samples, at_most=MOST_SAMPLES) // 16) * 16

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from propagate.activations import Activation, as_activation
-from propagate.checks import number
+from propagate.checks import integer, number
 from propagate.experts import Experts
 from propagate.layers import layer_of
-from propagate.model import Model, ModelError, as_placement
+from propagate.model import DEEPEST, Model, ModelError, as_placement
 from propagate.outline import outline
 from propagate.placement import Layout, Placement, join, split
 from propagate.scaling import Gains, Scaling
@@ -182,6 +182,8 @@ def recursion(
         >>> print(recursion("prenorm").variance)
         a_1 + a_2 + q
     """
+    if index is not None:
+        integer("index", index, at_most=DEEPEST)
     if isinstance(placement, Model):
         given = activation != "relu" or norm != "rms" or logit_std != 0.0 or (scaling, depth, experts) != (None,) * 3
         if given:
@@ -193,6 +195,8 @@ def recursion(
             raise ModelError(f"recursion needs exchangeable tokens, without inner norms or dropout, got {placement!r}")
         return _recursion(placement, attention.logit_std, index, None if index is None else placement.depth)
     equations = as_placement(placement)
+    if depth is not None:
+        integer("depth", depth, at_most=DEEPEST)
     if (depth is None and index is not None) or not (index is None or 1 <= index <= (depth or 0)):
         raise ModelError(f"index must be between 1 and depth, got index={index!r} with depth={depth!r}")
     model = Model(
@@ -361,11 +365,11 @@ def _symbol(name: str, *, real: bool = False) -> Any:
 def _logit_variance(logit_std: float | str) -> Any:
     import sympy
 
-    if logit_std == "symbol":
+    if isinstance(logit_std, str) and logit_std == "symbol":
         return _symbol("tau")
-    if isinstance(logit_std, str) or not 0 <= logit_std < float("inf"):
+    if isinstance(logit_std, str):
         raise ModelError(f'logit_std must be a number of at least 0 or "symbol", got {logit_std!r}')
-    return sympy.nsimplify(logit_std, rational=True) ** 2
+    return sympy.nsimplify(number("logit_std", logit_std, positive=False), rational=True) ** 2
 
 
 def _named(activation: Activation, experts: Experts | None) -> dict[str, Callable[..., float]]:

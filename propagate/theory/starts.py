@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from propagate.arrays import check_size, second_moments
+from propagate.checks import shown
 from propagate.model import ModelError
 from propagate.theory.gaussian.functions import Scalar
 from propagate.theory.pairs.moments import Moments
@@ -18,7 +20,7 @@ def aligned(**starts: Any) -> tuple[list[Scalar], tuple[str, ...], dict[str, Any
     for name, start in starts.items():
         kind = getattr(getattr(start, "dtype", None), "kind", None)
         if isinstance(start, bool) or not (isinstance(start, numbers.Real) or kind in ("i", "u", "f")):
-            raise ModelError(f"{name} must be a number or a DataArray of numbers, got {start!r}")
+            raise ModelError(f"{name} must be a number or a DataArray of numbers, got {shown(start)}")
     if not any(hasattr(start, "dims") for start in starts.values()):
         return [_float(name, start) for name, start in starts.items()], (), {}
     import xarray as xr
@@ -31,8 +33,10 @@ def aligned(**starts: Any) -> tuple[list[Scalar], tuple[str, ...], dict[str, Any
 def _float(name: str, value: Any) -> float:
     try:
         return float(value)
-    except TypeError:
-        raise ModelError(f"{name} must be a number or a DataArray, with named dimensions, got {value!r}") from None
+    except OverflowError:
+        raise ModelError(f"{name} must be finite, got {shown(value)}") from None
+    except (TypeError, ValueError):
+        raise ModelError(f"{name} must be a number or a DataArray, with named dimensions, got {shown(value)}") from None
 
 
 def moments_of(variance_name: str, covariance_name: str, variance: Scalar, covariance: Scalar, tokens: int) -> Moments:
@@ -40,6 +44,7 @@ def moments_of(variance_name: str, covariance_name: str, variance: Scalar, covar
     for name, value in ((variance_name, variance), (covariance_name, covariance)):
         if not np.all(np.isfinite(value)):
             raise ModelError(f"{name} must be finite, got {value!r}")
+        check_size(name, value)
     if np.any(np.asarray(variance) < 0) or (variance_name == "variance" and np.any(np.asarray(variance) == 0)):
         raise ModelError(f"{variance_name} must be positive, got {variance!r}")
     bad = np.asarray(covariance) > variance
@@ -64,16 +69,4 @@ def gram_of(name: str, matrix: Any, moments: Moments, tokens: int) -> Gram:
     """
     if matrix is None:
         return Gram.exchangeable(moments.variance, moments.deviation, tokens)
-    try:
-        dense = np.asarray(matrix, dtype=float)
-    except (TypeError, ValueError):
-        raise ModelError(f"{name} must be an array of numbers, got {type(matrix).__name__}") from None
-    if dense.shape != (tokens, tokens):
-        raise ModelError(f"{name} must have shape {(tokens, tokens)}, got {dense.shape}")
-    if not np.isfinite(dense).all():
-        raise ModelError(f"{name} must be finite")
-    if not np.allclose(dense, dense.T) or np.linalg.eigvalsh(dense)[0] < -1e-9 * np.trace(dense):
-        raise ModelError(f"{name} must be symmetric and positive semi-definite")
-    if name == "gram" and not (dense.diagonal() > 0).all():
-        raise ModelError("gram must have a positive diagonal: a norm would divide by zero")
-    return Gram.of((dense + dense.T) / 2)
+    return Gram.of(second_moments(name, matrix, tokens, positive=name == "gram"))

@@ -12,6 +12,7 @@ from operator import add
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from propagate.layers import Layer
+from propagate.placement import check_factor, check_term
 from propagate.sublayers import Sublayer
 
 V = TypeVar("V")
@@ -77,11 +78,12 @@ class Stream(Generic[V]):
         self.tape = tape
 
     def __add__(self, other: Stream[V]) -> Stream[V]:
+        check_term(self, other)
         return self.tape.record(self.value + other.value, (self, _same), (other, _same))
 
     def __radd__(self, zero: int) -> Stream[V]:
         """`sum` of streams begins with 0."""
-        return self if zero == 0 else NotImplemented
+        return self if zero == 0 else self + zero  # type: ignore[operator]  # which is refused
 
     def __neg__(self) -> Stream[V]:
         return self * -1
@@ -90,11 +92,13 @@ class Stream(Generic[V]):
         return self + -other
 
     def __mul__(self, factor: Any) -> Stream[V]:
+        check_factor(self, factor)
         return self.tape.record(self.value * factor, (self, lambda cotangent: cotangent * factor))
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: Any) -> Stream[V]:
+        check_factor(self, divisor)
         return self.__mul__(1 / divisor)
 
 

@@ -56,10 +56,9 @@ def second_moments(name: str, value: Any, tokens: int, *, positive: bool) -> NDA
         ModelError: unless it is one: symmetric but for rounding, positive semi-definite, of a size that can be squared.
 
     Example:
-        >>> second_moments("gram", [[1.0, 0.2], [0.1, 1.0]], 2, positive=True)
+        >>> second_moments("gram", [[0.0, 0.0], [0.0, 1.0]], 2, positive=True)
         Traceback (most recent call last):
-        propagate.checks.ModelError: gram must be symmetric and positive semi-definite, got entries [0, 1] and [1, 0]
-            that differ by 0.1: (gram + gram.T) / 2 is symmetric
+        propagate.checks.ModelError: gram must have a positive diagonal: a norm would divide by zero
     """
     import numpy as np
 

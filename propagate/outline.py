@@ -145,6 +145,4 @@ def norms_of_nothing(placement: Placement, depth: int, silent: Callable[[int], f
         streams = found
         if any(call.of_nothing for call in block.made if call.verb in ("norm", "std")):
             return index
-        if not isinstance(state, Stream | tuple):
-            return None  # not a placement's to return: whoever runs it says so
     return None

@@ -247,7 +247,7 @@ def test_predict_takes_no_plain_arrays_and_no_dimensions_of_unequal_tokens() -> 
     many = xr.DataArray([0.0, 0.1], dims="start")
     refused(lambda: pg.predict(causal, covariance=many), "number", "exchangeable", "start")
     for samples in (0, 1.5, True, "16"):
-        refused(lambda samples=samples: pg.predict(causal, samples=samples), "samples", repr(samples), "whole")
+        refused(lambda samples=samples: pg.predict(causal, samples=samples), "samples", repr(samples))
     refused(lambda: pg.predict(MODEL, covariance=np.array([0.0, 0.1])), "DataArray")
     refused(lambda: pg.predict(MODEL, covariance=xr.DataArray([0.0, 2.0], dims="start")), "covariance", "between")
     refused(lambda: pg.predict(MODEL, covariance=xr.DataArray(["a"], dims="start")), "covariance")

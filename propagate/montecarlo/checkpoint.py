@@ -126,8 +126,9 @@ def _check_state(state: State, blocks: int) -> None:
     if draws is None or draws.shape != () or draws.dtype.kind != "i" or not 1 <= int(draws) <= WHOLE:
         raise _Damaged(f"draws must be one whole number of at least 1, got {draws!r}")
     names = [key.removeprefix("mean:") for key in state if key.startswith("mean:")]
-    if {"draws", *(f"{part}:{name}" for name in names for part in ("mean", "squares"))} != set(state) or not names:
-        raise _Damaged(f"it must hold a mean and squares of each quantity, got {', '.join(map(str, state))}")
+    odd = {"draws", *(f"{part}:{name}" for name in names for part in ("mean", "squares"))} ^ set(state)
+    if odd:
+        raise _Damaged(f"it must hold a mean and squares of each quantity and no more, which is not so of {min(odd)}")
     if "variance" not in names or "grad_variance" not in names:
         raise _Damaged("it holds no variance of stream and gradient")
     for name in names:

@@ -159,8 +159,7 @@ def check_finite(batch: dict[str, Floats], draws: range) -> None:
     Example:
         >>> check_finite({"variance": np.array([[1.0, np.inf]])}, range(3, 4))
         Traceback (most recent call last):
-        propagate.checks.ModelError: variance must stay a finite number, got inf at block 1 of draw 3: smaller gains, a
-            smaller start or fewer blocks keep it one
+        propagate.checks.ModelError: variance must stay a finite number, got inf at block 1 of draw 3
     """
     for name in ("variance", "grad_variance"):
         values = batch[name]
@@ -169,8 +168,7 @@ def check_finite(batch: dict[str, Floats], draws: range) -> None:
         if len(wrong):
             draw, block = map(int, wrong[-1 if name.startswith("grad") else 0][:2])
             raise ModelError(
-                f"{name} must stay a finite number, got {own[tuple(wrong[0])]} at block {block} of draw"
-                f" {draws[draw]}: smaller gains, a smaller start or fewer blocks keep it one"
+                f"{name} must stay a finite number, got {own[tuple(wrong[0])]} at block {block} of draw {draws[draw]}"
             )
 
 

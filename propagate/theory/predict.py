@@ -143,6 +143,7 @@ def predict(
     check_flag("through_readout", through_readout)
     asked = included(include, INCLUDE, parameter_gradients=parameter_gradients, fluctuations=fluctuations, bias=bias)
     size = head_size if head_size is None or _infinite(head_size) else integer("head_size", head_size)
+    drawn = rounded_samples(samples)
     given = Start.of(
         start,
         variance=variance,
@@ -174,7 +175,6 @@ def predict(
             raise ModelError(f"variance must be a number where tokens are not exchangeable, got dimensions {dims}")
         check_memory(f"tokens={model.tokens} that are not exchangeable", GRAMS * 8 * model.tokens**2)
         closed, uses, grams = False, Uses(), _grams(given, first, last, model.tokens)
-        drawn = rounded_samples(samples)
         found = token_resolved.found(
             model, *grams, uses, asked, through_readout=through_readout, head_size=size, samples=drawn
         )
@@ -205,10 +205,7 @@ def _check_finite(columns: dict[str, Any], *, several: bool) -> None:
         wrong = np.argwhere(~np.isfinite(values[:, :-1] if several else values))
         if len(wrong):
             at = wrong[-1 if name == "grad_variance" else 0]
-            raise ModelError(
-                f"{name} must stay a finite number, got {values[tuple(at)]} at block {at[0]}: smaller gains, a smaller"
-                " start or fewer blocks keep it one"
-            )
+            raise ModelError(f"{name} must stay a finite number, got {values[tuple(at)]} at block {at[0]}")
 
 
 def _grams(given: Start, first: Moments, last: Moments, tokens: int) -> tuple[Gram, Gram]:

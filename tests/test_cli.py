@@ -41,7 +41,10 @@ BAD = {
     "attention gain": (["predict", "spannorm", "--attention-gain", "nan"], "attention_gain must be finite"),
     "ffn gain": (["predict", "spannorm", "--ffn-gain", "nan"], "ffn_gain must be finite"),
     "scaling": (["predict", "spannorm", "--scale-init", "nan"], "exponent must be finite"),
-    "scaling unit": (["predict", "spannorm", "--scale-init", "1", "--scale-per", "head"], "ScaleInit.per must be one of block, sublayer"),
+    "scaling unit": (
+        ["predict", "spannorm", "--scale-init", "1", "--scale-per", "head"],
+        "ScaleInit.per must be one of block, sublayer",
+    ),
     "window": (["predict", "spannorm", "--window", "4"], "window must be None unless causal=True"),
     "rotary": (["predict", "spannorm", "--rope", "0"], "rope must be positive"),
     "variance": (["predict", "spannorm", "--variance", "0"], "variance must be positive"),

@@ -60,7 +60,7 @@ def output(drawn: Heads, x: Gram) -> Gram:
         [[[4.0]]]
     """
     uniform, excess, ends = drawn.uniform, drawn.excess, drawn.ends
-    rest = uniform / 2 + excess.mean(axis=1, dtype=np.float64)
+    rest = uniform / 2 + _mean(excess)
     inner, scale = scaled(centred(x.deviation), excess)
     spread = scale * _mean(triangular.of_rows(excess, inner[:, None], ends))
     spread = (spread + spread.swapaxes(-1, -2)) / 2
@@ -80,7 +80,7 @@ def values(drawn: Heads, g: Gram) -> Gram:
         [[[0.25, 0.25], [0.25, 0.25]]]
     """
     uniform, excess, ends = drawn.uniform, drawn.excess, drawn.ends
-    mean = excess.mean(axis=1, dtype=np.float64)
+    mean = _mean(excess)
     shares, correlations, reach = _by_size(excess, uniform, g)
     spread = reach * _mean(triangular.of_columns(shares, correlations[:, None], ends))
     spread = (spread + spread.swapaxes(-1, -2)) / 2
@@ -178,10 +178,11 @@ def scaled(matrix: Array, like: Drawn) -> tuple[Drawn, Array]:
         >>> scaled(np.array([[[4.0, 1e-60]]]), np.zeros(1, dtype=np.float32))
         (array([[[1., 0.]]], dtype=float32), array([[[4.]]]))
     """
-    size = np.abs(matrix).max(axis=tuple(range(1, matrix.ndim)))
-    size = np.where(size > 0, size, 1.0).astype(np.float64)
+    of_each = tuple(range(1, matrix.ndim))
+    size = np.maximum(matrix.max(axis=of_each), -matrix.min(axis=of_each))
+    size = np.where(size > 0, size, 1).astype(matrix.dtype)
     over = size.reshape(-1, *(1,) * (matrix.ndim - 1))
-    return (matrix / over).astype(like.dtype), size[:, None, None]
+    return (matrix / over).astype(like.dtype, copy=False), size[:, None, None].astype(np.float64)
 
 
 def _by_size(a: Drawn, uniform: Array, g: Gram) -> tuple[Drawn, Drawn, Array]:

@@ -168,7 +168,7 @@ def excess(half: NDArray[Any], uniform: Array) -> NDArray[Any]:
 def _excess(half: NDArray[Any], shares: NDArray[Any], found: NDArray[Any]) -> None:
     """`excess` of some rows, into `found`."""
     pairs = half.shape[-3]
-    one, opposite, seen = found[..., :pairs, :, :], found[..., pairs:, :, :], shares > 0
+    one, opposite, seen = found[..., :pairs, :, :], found[..., pairs:, :, :], (shares > 0).astype(half.dtype)
     largest = max(float(half.max()), -float(half.min()))
     if largest < _SMALL:  # exp - 1 of logits less their mean
         for part, logits in ((one, half), (opposite, -half)):
@@ -183,7 +183,7 @@ def _excess(half: NDArray[Any], shares: NDArray[Any], found: NDArray[Any]) -> No
         np.divide(1, one, out=opposite)
     else:
         for part, logits in ((one, half), (opposite, -half)):
-            visible = np.where(seen, logits, -np.inf)
+            visible = np.where(shares > 0, logits, -np.inf)
             np.exp(visible - visible.max(axis=-1, keepdims=True), out=part)
     found *= seen
     found /= found.sum(axis=-1, keepdims=True)

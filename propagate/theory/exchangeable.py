@@ -20,7 +20,7 @@ from propagate.theory.found import Found
 from propagate.theory.gaussian.finite_heads import relative_error
 from propagate.theory.gaussian.functions import Scalar
 from propagate.theory.gaussian.normed_heads import RELATIVE_ERROR
-from propagate.theory.pairs.moments import Joint, Moments
+from propagate.theory.pairs.moments import Joint, Moments, SecondMoments
 from propagate.theory.parameter_gradients import block_gradients, gradient_columns
 from propagate.theory.reading.blocks import Call
 from propagate.theory.reading.network import Path
@@ -101,7 +101,9 @@ def _stacked(values: Sequence[Scalar], shape: tuple[int, ...]) -> Array:
     return np.stack([np.broadcast_to(np.asarray(value, dtype=float), shape) for value in values])
 
 
-def _column(name: str, joints: list[Joint], ends: tuple[Moments, Moments] | None, shape: tuple[int, ...]) -> Array:
+def _column(
+    name: str, joints: list[Joint], ends: tuple[SecondMoments, SecondMoments] | None, shape: tuple[int, ...]
+) -> Array:
     """One quantity along the network: (block, ...), or (block, stream, ...) with the two ends under "joined"."""
     streams = [_stacked([getattr(joint[i][i], name) for joint in joints], shape) for i in range(len(joints[0]))]
     if ends is None:

@@ -24,7 +24,7 @@ from propagate.theory.gaussian import activations, softmax
 from propagate.theory.gaussian.functions import Scalar
 from propagate.theory.legend import LEGEND, about
 from propagate.theory.pairs import gates
-from propagate.theory.pairs.moments import Combination, Joint, Moments, correlated, joint_moments
+from propagate.theory.pairs.moments import Combination, Joint, Moments, correlated, joint_moments, of_pairs
 from propagate.theory.reading.blocks import Applied, MomentAlgebra
 from propagate.theory.reading.reader import Block, Stream, Tape
 from propagate.theory.tidy import tidy, unnamed
@@ -325,7 +325,7 @@ def _named_map(
     def pull(g: Moments, *seen: Any) -> Moments:
         return _define("uv", k, found.pull(_define("gh", k, g, definitions), *seen), definitions)
 
-    return found._replace(output=_define("ab", k, found.output, definitions), pull=pull)
+    return found._replace(output=_define("ab", k, of_pairs(found.output), definitions), pull=pull)
 
 
 def _norm_scale(number: Iterator[int], definitions: list[Any], x: Moments) -> Scalar:

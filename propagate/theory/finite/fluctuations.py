@@ -52,7 +52,7 @@ from propagate.theory.finite.units import (
 )
 from propagate.theory.gaussian.roots import symmetric_root
 from propagate.theory.gaussian.softmax import softmax_averages
-from propagate.theory.pairs.moments import Moments
+from propagate.theory.pairs.moments import Moments, of_pairs
 from propagate.theory.reading.blocks import Applied
 from propagate.theory.reading.network import Path
 from propagate.theory.reading.reader import Block, Made, Stream, Tape
@@ -104,7 +104,7 @@ class EnergyAlgebra:
         gaussian, units = forward_noise(at)
         sources, root = noise.fresh(), symmetric_root(units)
         output = noise.added(
-            mapped(lambda m: sublayer(m).output, entered, tokens),
+            mapped(lambda m: of_pairs(sublayer(m).output), entered, tokens),
             (symmetric_root(gaussian), noise.fresh()),
             (root, sources),
         )
@@ -190,7 +190,7 @@ def spreads(model: Model, path: Path, arriving: Moments | None = None) -> dict[s
         path: its moments in the limit.
         arriving: those of the cotangent behind the readout, if it is sent through the readout.
     """
-    forward, backward = ([joint[0][0] for joint in joints] for joints in (path.forward, path.backward))
+    forward, backward = ([of_pairs(joint[0][0]) for joint in joints] for joints in (path.forward, path.backward))
     found = spread(model, forward, backward, arriving)
     columns: dict[str, Array] = {}
     for prefix, covariances, moments in (("", found.forward, forward), ("grad_", found.backward, backward)):

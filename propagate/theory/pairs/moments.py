@@ -10,13 +10,33 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
 from propagate.theory.gaussian.functions import Scalar, inverse, is_plain, is_symbolic, sqrt
 
 ROUNDING = 1e-14  # relative, of the difference of two numbers that should cancel
+
+
+class SecondMoments(Protocol):
+    """Second moments of one resolution: `Moments` of exchangeable tokens, a `Gram` matrix, or anything else with these.
+
+    Sums and products are of two of one kind.
+    """
+
+    @property
+    def variance(self) -> Any: ...
+    @property
+    def deviation(self) -> Any: ...
+    def plus(self, other: Self) -> Self: ...
+    def times(self, coefficient: Any) -> Self: ...
+    def scaled(self, left: Any, right: Any) -> Self: ...
+    def product(self, other: Self) -> Self: ...
+    def unshared(self) -> Self: ...
+    def entries(self) -> Any: ...
+    def norm_scale(self, eps: float = 0.0) -> Any: ...
+    def std(self) -> Any: ...
 
 
 class Moments(NamedTuple):
@@ -90,15 +110,21 @@ class Moments(NamedTuple):
 
 NOTHING = Moments(0.0, 0.0)
 """Of a stream that is zero, known by its identity: it has no resolution."""
-Joint = tuple[tuple[Any, ...], ...]
+Joint = tuple[tuple[SecondMoments, ...], ...]
 """Moments, of one resolution, of several streams: entry (i, j) holds those of streams i and j jointly."""
+
+
+def of_pairs(moments: SecondMoments) -> Moments:
+    """The same, where they are known to be those of exchangeable tokens."""
+    assert isinstance(moments, Moments)
+    return moments
 
 
 class Atom:
     """A stream uncorrelated with every other atom but those in `joint`. Two atoms are never equal.
 
     Attributes:
-        moments: its own: `Moments`, a `Gram` matrix, or anything else with `plus`, `scaled` and `norm_scale`.
+        moments: its own.
         joint: joint moments with each atom it is correlated with.
         products: of a cotangent's atom, the `Products` with atoms and itself, where scalar products with streams know
             more than the moments.
@@ -107,10 +133,10 @@ class Atom:
 
     __slots__ = ("gaussian", "joint", "moments", "products")
 
-    def __init__(self, moments: Any, *, gaussian: bool = True) -> None:
+    def __init__(self, moments: SecondMoments, *, gaussian: bool = True) -> None:
         self.moments = moments
         self.gaussian = gaussian
-        self.joint: Mapping[Atom, Any] = {}
+        self.joint: Mapping[Atom, SecondMoments] = {}
         self.products: Mapping[Atom, Any] = {}
 
 
@@ -183,7 +209,7 @@ class Combination:
         newer = (Lack(atom, unit * coefficient, unit) for atom, coefficient in self.terms.items())
         return Combination(self.terms, (*older, *newer))
 
-    def moments(self) -> Any:
+    def moments(self) -> SecondMoments:
         """Second moments of the combination."""
         variance, deviation, found = 0, 0, False
         for atom, coefficient in self.terms.items():  # written out: half of the time of a prediction was spent here
@@ -196,9 +222,9 @@ class Combination:
                 found = True
         return Moments(variance, deviation) if found else NOTHING
 
-    def joint(self, other: Combination) -> Any:
+    def joint(self, other: Combination) -> SecondMoments:
         """Second moments of this and another combination jointly."""
-        parts: list[Any] = []
+        parts: list[SecondMoments] = []
         for atom, coefficient in self.terms.items():
             if atom in other.terms:
                 parts.append(_times(atom.moments, coefficient, other.terms[atom]))
@@ -212,23 +238,23 @@ def _less_its_part(along: Combination, unit: Combination) -> Combination:
     return along if joint is NOTHING else along + unit * -joint.variance
 
 
-def _times(moments: Any, left: Scalar, right: Scalar) -> Any:
+def _times(moments: SecondMoments, left: Scalar, right: Scalar) -> SecondMoments:
     return moments if moments is NOTHING else moments.scaled(left, right)
 
 
-def _sum(parts: Iterable[Any]) -> Any:
+def _sum(parts: Iterable[SecondMoments]) -> SecondMoments:
     """Moments of any one resolution; those of nothing, which has none, if there are no parts."""
     found = [part for part in parts if part is not NOTHING]
     return reduce(lambda total, part: total.plus(part), found) if found else NOTHING
 
 
-def _parts(atom: Atom, combination: Combination) -> list[Any]:
+def _parts(atom: Atom, combination: Combination) -> list[SecondMoments]:
     """Of an atom's own moments and of those with the others."""
     coefficient = combination.terms[atom]
     return [_times(atom.moments, coefficient, coefficient), *_with_others(atom, coefficient, combination)]
 
 
-def _with_others(atom: Atom, coefficient: Scalar, combination: Combination) -> list[Any]:
+def _with_others(atom: Atom, coefficient: Scalar, combination: Combination) -> list[SecondMoments]:
     """Joint moments of an atom with the other atoms in a combination that it is correlated with."""
     terms = combination.terms
     return [_times(joint, coefficient, terms[other]) for other, joint in atom.joint.items() if other in terms]

@@ -17,7 +17,16 @@ from propagate.placement import Layout, join, split
 from propagate.sublayers import Sublayer
 from propagate.theory.gaussian.functions import Scalar, sqrt
 from propagate.theory.pairs.elementwise import Split, tanh
-from propagate.theory.pairs.moments import NOTHING, Atom, Combination, Joint, Moments, correlated, joint_moments
+from propagate.theory.pairs.moments import (
+    NOTHING,
+    Atom,
+    Combination,
+    Joint,
+    Moments,
+    SecondMoments,
+    correlated,
+    joint_moments,
+)
 from propagate.theory.pairs.products import Met, Products, behind_elementwise, entering, parts, products
 from propagate.theory.reading.reader import Made, Stream, Tape
 
@@ -39,7 +48,7 @@ class Applied(NamedTuple):
             know beyond second moments (`Seen`), which only gates of experts notice.
     """
 
-    output: Any
+    output: SecondMoments
     pull: Callable[..., Any]
     kept: Any = 0.0
     through_gates: bool = False
@@ -61,10 +70,10 @@ class Call:
 
     verb: str
     description: Any
-    entered: Any
+    entered: SecondMoments
     left: Combination
     pull: Any = None
-    arrived: list[tuple[Any, Any]] = field(default_factory=list)
+    arrived: list[tuple[SecondMoments, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +190,7 @@ class State(NamedTuple):
     gaussian: tuple[bool, ...] = ()
 
 
-def alone(moments: Moments) -> State:
+def alone(moments: SecondMoments) -> State:
     """The state of one stream alone."""
     return State(((moments,),))
 
@@ -273,7 +282,8 @@ def _on_two_modes(
         call.arrived.clear()
 
     def combined(cotangents: Joint) -> Joint:
-        covariance, deviation = cotangents[0][0].covariance, cotangents[0][0].deviation
+        ((arriving,),) = cotangents
+        covariance, deviation = arriving.variance - arriving.deviation, arriving.deviation
         variance = covariance * shared.variance + deviation * independent.variance
         return ((Moments(variance, covariance * shared.deviation + deviation * independent.deviation),),)
 

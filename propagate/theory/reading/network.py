@@ -11,7 +11,7 @@ from propagate.experts import Experts
 from propagate.model import Model, ModelError
 from propagate.placement import Layout, check_streams
 from propagate.theory.gaussian.functions import Scalar
-from propagate.theory.pairs.moments import Combination, Joint
+from propagate.theory.pairs.moments import Combination, Joint, SecondMoments
 from propagate.theory.reading.blocks import BlockMap, Call, Carried, MomentAlgebra, State, alone, read
 from propagate.theory.reading.reader import Block
 
@@ -32,8 +32,8 @@ class Path(NamedTuple):
     forward: list[Joint]
     backward: list[Joint]
     skips: list[tuple[tuple[Scalar, ...], ...]]
-    readout: Any
-    embedding: Any
+    readout: SecondMoments
+    embedding: SecondMoments
     readout_skips: tuple[Scalar, ...]
     layouts: list[Layout]
     calls: list[list[Call]]
@@ -46,8 +46,8 @@ class Path(NamedTuple):
 
 def propagate_moments(
     model: Model,
-    start: Any,
-    cotangent: Any,
+    start: SecondMoments,
+    cotangent: SecondMoments,
     block_at: Callable[[int], Block[Combination]],
     *,
     through_readout: bool = False,

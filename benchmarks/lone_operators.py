@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import ndtri
 
-from propagate.montecarlo.backend import Array, Backend
+from propagate.montecarlo.arrays import Array
+from propagate.montecarlo.backend import Backend
 from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.operators import layer_norm, operator_of, softmax
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from timing import seconds
 
 from propagate.model import Model
-from propagate.montecarlo.backend import Array, Backend, choose_backend
+from propagate.montecarlo.arrays import Array
+from propagate.montecarlo.backend import Backend, choose_backend
 from propagate.montecarlo.blocks import block_of, read
 from propagate.montecarlo.cuda.weightless import Fused
 from propagate.montecarlo.normals import Normals

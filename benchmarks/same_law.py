@@ -21,7 +21,8 @@ from scipy import stats
 from timing import provenance, write
 
 from propagate.model import Model
-from propagate.montecarlo.backend import Array, Backend, choose_backend
+from propagate.montecarlo.arrays import Array
+from propagate.montecarlo.backend import Backend, choose_backend
 from propagate.montecarlo.factor import factor, root_of
 from propagate.montecarlo.normals import BACKWARD, Normals
 from propagate.montecarlo.pulls import Pull

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from propagate.activations import Activation
 from propagate.checks import ModelError
+
+if TYPE_CHECKING:
+    from propagate.activations import Activation
 
 if TYPE_CHECKING:
     import sympy

@@ -5,11 +5,10 @@ A paper's factors on its initial weights multiply the gains of `Model`, which co
 
 from __future__ import annotations
 
-import math
 from fractions import Fraction
 
 from propagate.placement import Block, Placement, S
-from propagate.scaling import Gains, Number
+from propagate.scaling import Gains, Number, log
 
 HALF, QUARTER = Fraction(1, 2), Fraction(1, 4)  # exact, so that SymPy prints roots and not decimals
 
@@ -319,7 +318,7 @@ class SubLN(Placement):
         return block.norm(x)
 
     def gains(self, index: Number, depth: Number) -> Gains:
-        gain = _log(2 * depth) ** HALF
+        gain = log(2 * depth) ** HALF
         return Gains(value=gain, attention_out=gain, ffn_in=gain, ffn_out=gain)
 
 
@@ -399,12 +398,3 @@ class TFixup(Placement):
     def gains(self, index: Number, depth: Number) -> Gains:
         gain = self.factor * depth**-QUARTER
         return Gains(value=gain, attention_out=gain, ffn_in=gain, ffn_out=gain)
-
-
-def _log(x: Number) -> Number:
-    """Natural logarithm of a number or of a SymPy expression."""
-    if isinstance(x, int | float):
-        return math.log(x)
-    import sympy
-
-    return sympy.log(x)

@@ -7,6 +7,7 @@ arguments may be numbers or SymPy symbols, so a scaling is written with plain ar
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, Protocol
@@ -118,3 +119,17 @@ class ScaleInit:
         count = depth if self.per == "block" else 2 * depth
         gain = count ** -Fraction(self.exponent).limit_denominator(10**6)
         return Gains(attention_out=gain, ffn_out=gain)
+
+
+def log(x: Number) -> Number:
+    """Natural logarithm of a number or of a SymPy expression.
+
+    Example:
+        >>> log(1)
+        0.0
+    """
+    if isinstance(x, int | float):
+        return math.log(x)
+    import sympy
+
+    return sympy.log(x)

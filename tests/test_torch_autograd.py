@@ -8,7 +8,8 @@ import pytest
 
 import propagate as pg
 from propagate.cells import ACTIVATIONS
-from propagate.montecarlo.backend import Array, choose_backend
+from propagate.montecarlo.arrays import Array
+from propagate.montecarlo.backend import choose_backend
 from propagate.montecarlo.blocks import State, block_of, read_state
 from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.operators import Pull, output_rms

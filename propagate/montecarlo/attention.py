@@ -6,7 +6,8 @@ import math
 from functools import lru_cache
 
 from propagate.masks import Mask, visible
-from propagate.montecarlo.backend import Array, Backend
+from propagate.montecarlo.arrays import Array
+from propagate.montecarlo.backend import Backend
 from propagate.montecarlo.norms import undoes_scale
 from propagate.montecarlo.operators import in_one_pass, one_pass_attention, rotary, softmax
 from propagate.montecarlo.parameter_gradients import Part

@@ -10,8 +10,8 @@ import numpy as np
 
 from propagate.checks import choice
 from propagate.model import ModelError
+from propagate.montecarlo.arrays import Array
 
-Array = Any  # a numpy.ndarray or a cupy.ndarray: the code does not care which
 BACKENDS = ("auto", "numpy", "cupy")
 PRECISIONS = ("float32", "float64")
 

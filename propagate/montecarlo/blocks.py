@@ -11,17 +11,19 @@ import propagate.montecarlo.experts
 import propagate.montecarlo.ffn  # noqa: F401  # these three register what the package covers
 from propagate.layers import Layer
 from propagate.model import Model
-from propagate.montecarlo.backend import Array, Backend
+from propagate.montecarlo.arrays import Array
+from propagate.montecarlo.backend import Backend
 from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.norms import norm, norm_of_kind
 from propagate.montecarlo.operators import NORMS, dropout, tanh
 from propagate.montecarlo.parameter_gradients import Norms
-from propagate.montecarlo.pulls import Pull, added
+from propagate.montecarlo.pulls import Pull
 from propagate.montecarlo.samplers import Sampler
 from propagate.montecarlo.sublayers import CALLS as CALLS
 from propagate.montecarlo.sublayers import MATRICES as MATRICES
 from propagate.montecarlo.sublayers import Call, applied, site_of
 from propagate.montecarlo.sublayers import apply as apply
+from propagate.montecarlo.sums import added
 from propagate.placement import Layout, check_factor, check_term, join, split
 from propagate.sublayers import Sublayer, registered
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 
 from propagate.experts import Experts
-from propagate.montecarlo.backend import Array, Backend
+from propagate.montecarlo.arrays import Array
+from propagate.montecarlo.backend import Backend
 from propagate.montecarlo.ffn import activated, input_parts, norm_of_parts, output_gain, side_by_side
 from propagate.montecarlo.operators import softmax
 from propagate.montecarlo.parameter_gradients import Part
-from propagate.montecarlo.pulls import Pull, summed
+from propagate.montecarlo.pulls import Pull
 from propagate.montecarlo.sublayers import Call, apply
+from propagate.montecarlo.sums import summed
 
 
 def gates(backend: Backend, experts: Experts, logits: Array) -> tuple[Array, Pull]:

@@ -11,7 +11,8 @@ import numpy as np
 from propagate.activations import Activation
 from propagate.expressions import form, symbol
 from propagate.model import ModelError
-from propagate.montecarlo.backend import Array, Backend
+from propagate.montecarlo.arrays import Array
+from propagate.montecarlo.backend import Backend
 from propagate.montecarlo.pulls import Pull
 
 if TYPE_CHECKING:

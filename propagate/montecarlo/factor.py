@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from propagate.montecarlo.backend import Array
+from propagate.montecarlo.arrays import Array
 
 COLUMNS = 2**12
 SOUND = 1e6  # largest trace of the inverse Gram matrix: the rows are then orthonormal to 1e-16 times it or better

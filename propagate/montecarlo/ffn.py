@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from propagate.montecarlo.backend import Array
+from propagate.montecarlo.arrays import Array
 from propagate.montecarlo.cuda.weightless import Fused
 from propagate.montecarlo.operators import operator_of, output_rms
 from propagate.montecarlo.parameter_gradients import Part

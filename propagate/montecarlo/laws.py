@@ -13,7 +13,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from propagate.montecarlo.backend import Array, Backend
+from propagate.montecarlo.arrays import Array
+from propagate.montecarlo.backend import Backend
 from propagate.montecarlo.normals import Normals
 
 Law = Callable[[Normals, int, int, int], Array]

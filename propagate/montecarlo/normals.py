@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from propagate.montecarlo.backend import Array, Backend
+from propagate.montecarlo.arrays import Array
+from propagate.montecarlo.backend import Backend
 
 BACKWARD = 2**31
 

@@ -6,7 +6,8 @@ from functools import singledispatch
 from typing import Any, NoReturn
 
 from propagate.checks import ModelError
-from propagate.montecarlo.backend import Array, Backend
+from propagate.montecarlo.arrays import Array
+from propagate.montecarlo.backend import Backend
 from propagate.montecarlo.operators import NORMS
 from propagate.montecarlo.pulls import Pull
 from propagate.norms import Norm

@@ -18,7 +18,8 @@ from scipy.integrate import quad
 
 from propagate.activations import Activation, as_activation
 from propagate.expressions import form
-from propagate.montecarlo.backend import Array, Backend, choose_backend
+from propagate.montecarlo.arrays import Array
+from propagate.montecarlo.backend import Backend, choose_backend
 from propagate.montecarlo.expressions import elementwise
 from propagate.montecarlo.pulls import Pull
 

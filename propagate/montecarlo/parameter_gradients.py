@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from propagate.checks import ModelError
-from propagate.montecarlo.backend import Array
+from propagate.montecarlo.arrays import Array
 from propagate.montecarlo.pulls import Pull
 from propagate.table import BY_MATRIX
 

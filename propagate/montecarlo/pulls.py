@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from propagate.montecarlo.backend import Array, Backend
+from propagate.montecarlo.arrays import Array
 
 Pull = Callable[[Array], Array]  # from the cotangent of what an operator gave to that of what it was given
 
@@ -42,27 +42,3 @@ def chain(*pulls: Pull) -> Pull:
 
     last = pulls[-1]
     return AddingPull(lambda g, onto: last.add(first(g), onto)) if isinstance(last, AddingPull) else whole
-
-
-def added(backend: Backend, pull: Pull, g: Array, onto: Array) -> Array:
-    """What a pull makes of a cotangent, added to another array."""
-    return pull.add(g, onto) if isinstance(pull, AddingPull) else backend.add(onto, pull(g))
-
-
-def summed(backend: Backend, first: Pull, *others: Pull) -> AddingPull:
-    """The sum of what several pulls make of one cotangent.
-
-    Example:
-        >>> from propagate.montecarlo.backend import choose_backend
-        >>> pull = summed(choose_backend("numpy"), lambda g: 2 * g, lambda g: 3 * g)
-        >>> pull(1), pull.add(1, 10)
-        (5, 15)
-    """
-
-    def add(g: Array, onto: Array | None) -> Array:
-        total = first(g) if onto is None else added(backend, first, g, onto)
-        for pull in others:
-            total = added(backend, pull, g, total)
-        return total
-
-    return AddingPull(add)

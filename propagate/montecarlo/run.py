@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from propagate.model import Model
-from propagate.montecarlo.backend import Array, Backend, choose_backend
+from propagate.montecarlo.arrays import Array
+from propagate.montecarlo.backend import Backend, choose_backend
 from propagate.montecarlo.blocks import Block, State, StatePull, block_of, read_state
 from propagate.montecarlo.calls import exchangeable
 from propagate.montecarlo.cuda.weightless import Fused

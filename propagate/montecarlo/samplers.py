@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from propagate.montecarlo.backend import Array
+from propagate.montecarlo.arrays import Array
 from propagate.montecarlo.laws import Law, normal
 from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.pulls import Pull

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from propagate import start
 from propagate.arrays import check_size, moment, real_array, second_moments
 from propagate.model import Model, ModelError
-from propagate.montecarlo.backend import Array
+from propagate.montecarlo.arrays import Array
 from propagate.montecarlo.factor import factor
 from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.statistics import Floats

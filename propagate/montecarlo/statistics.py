@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from propagate.checks import ModelError
-from propagate.montecarlo.backend import Array, Backend
+from propagate.montecarlo.arrays import Array
+from propagate.montecarlo.backend import Backend
 from propagate.quantities import column_of, quantity_of
 
 Floats = NDArray[np.float64]

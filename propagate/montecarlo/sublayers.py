@@ -12,7 +12,8 @@ from typing import Any
 
 from propagate.checks import ModelError
 from propagate.layers import Layer
-from propagate.montecarlo.backend import Array, Backend
+from propagate.montecarlo.arrays import Array
+from propagate.montecarlo.backend import Backend
 from propagate.montecarlo.norms import norm, refuse
 from propagate.montecarlo.parameter_gradients import Norms, Part, noting
 from propagate.montecarlo.pulls import Pull

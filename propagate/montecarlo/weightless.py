@@ -10,7 +10,7 @@ multiplications in place of tokens fan_in fan_out, and of tokens (fan_in + fan_o
 
 from __future__ import annotations
 
-from propagate.montecarlo.backend import Array
+from propagate.montecarlo.arrays import Array
 from propagate.montecarlo.factor import factor, root_of
 from propagate.montecarlo.normals import BACKWARD, Normals
 from propagate.montecarlo.pulls import Pull

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from propagate.montecarlo.backend import Array
+from propagate.montecarlo.arrays import Array
 from propagate.montecarlo.cuda.kernels import THREADS, launch
 
 Pulled = tuple[Array, Callable[[Array], Array]]

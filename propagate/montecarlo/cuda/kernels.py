@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from propagate.montecarlo.backend import Array
+from propagate.montecarlo.arrays import Array
 from propagate.montecarlo.pulls import AddingPull, Pull
 
 LARGEST_TOKENS = 48  # a block's shared memory holds a few T x T matrices of float64

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from propagate.montecarlo.backend import Array
+from propagate.montecarlo.arrays import Array
 from propagate.montecarlo.cuda import kernels
 from propagate.montecarlo.cuda.kernels import Site
 from propagate.montecarlo.normals import BACKWARD, Normals

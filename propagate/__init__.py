@@ -19,6 +19,7 @@ from propagate.placement import Placement, placement, placements
 from propagate.scaling import Gains, ScaleInit
 from propagate.start import Start, start_of
 from propagate.sublayers import FFN, Attention, Sublayer
+from propagate.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from propagate import montecarlo as montecarlo
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from propagate.tracing.trace import trace
     from propagate.verification import verify
 
-__version__ = "0.2.0"  # the one place: pyproject.toml reads it
+
 __all__ = [
     "FFN",
     "Activation",

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from propagate import __version__
 from propagate.cli_options import PLACEMENT, START, network_options, parameter, start_options
 from propagate.cli_output import (
     BAD_INPUT,
@@ -36,6 +35,7 @@ from propagate.cli_verify import verify
 from propagate.experts import Experts
 from propagate.model import Model, ModelError
 from propagate.scaling import ScaleInit
+from propagate.version import __version__
 
 if TYPE_CHECKING:
     import xarray as xr

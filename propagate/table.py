@@ -84,7 +84,7 @@ def provenance() -> dict[str, str]:
     """
     from importlib import metadata
 
-    from propagate import __version__
+    from propagate.version import __version__
 
     versions = {"propagate": __version__} | {name: metadata.version(name) for name in ("numpy", "scipy")}
     return versions | {"python": platform.python_version(), "revision": _revision()}

@@ -137,7 +137,7 @@ def test_the_names_that_run_are_the_names_that_are_typed() -> None:
 def test_one_version_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert "version" not in project["project"]
-    assert project["tool"]["hatch"]["version"]["path"] == "propagate/__init__.py"
+    assert project["tool"]["hatch"]["version"]["path"] == "propagate/version.py"
     assert f"\nversion: {pg.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"\n## [{pg.__version__}] - 20" in (ROOT / "CHANGELOG.md").read_text()
 

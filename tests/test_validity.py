@@ -124,3 +124,14 @@ def test_norms_of_few_free_coordinates_are_warned_of(norm: str, size: int, few: 
     said = warned(model)
     assert any(f"leave {size - (norm == 'layer')} free coordinates" in words for words in said) == few
     assert not warned(model, head_size=math.inf)  # of wide heads there is no such norm
+
+
+def test_a_bias_of_few_wild_units_is_warned_of() -> None:
+    """Its first order was wrong in sign with 8 and 16 hidden units of squared ReLU, and could not be told with 64."""
+    model = pg.Model("spannorm", depth=1, width=16, tokens=2, heads=4, logit_std=0.0, activation="squared_relu")
+    for hidden, warned in ((8, True), (64, True), (512, False)):
+        few = dataclasses.replace(model, activation="relu", ffn=pg.FFN("squared_relu", hidden=hidden))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            pg.predict(few, include={"bias"})
+        assert any("bias is of first order" in str(each.message) for each in told) == warned

@@ -23,7 +23,7 @@ from propagate.theory.pairs.moments import Moments
 from propagate.theory.reading.blocks import NotExchangeable
 from propagate.theory.starts import aligned, gram_of, moments_of
 from propagate.theory.tokens.gram import Gram
-from propagate.theory.validity import Uses, warn_of_means, warn_of_uses
+from propagate.theory.validity import Uses, warn_of_means, warn_of_scarce, warn_of_uses
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -180,6 +180,8 @@ def predict(
         )
     warn_of_uses(model, uses, wide=size == math.inf)
     columns = found.columns
+    if "bias" in asked:
+        warn_of_scarce(model)
     if "bias" in asked or (finite and not closed):
         grams = _grams(given, first, last, model.tokens)
         check_sampled(model, finite[-1], *grams)

@@ -151,6 +151,19 @@ def _scarce(model: Model, kept: Array, distinct: Array, evened: int) -> tuple[Ar
     return share * (heads[0] + units), share * (heads[1] + units + coordinates)
 
 
+def scarcity(model: Model) -> float:
+    """The largest relative variance that few hidden units or few heads leave to a block's output, of distinct tokens.
+
+    Example:
+        >>> scarcity(Model("prenorm", depth=1, width=16, heads=2, logit_std=0.0, ffn_ratio=0.5))
+        0.125
+    """
+    units = max(_of_unit(expert) for layer in _layers(model) for expert in _experts(layer))
+    logits = np.square(_logit_stds(model))
+    choices = (0.4 * logits / (logits + 0.3) + 0.12 * logits) / max(model.tokens - 1, 1)
+    return float(max(units, *(choices / [layer.attention.heads for layer in _layers(model)])))
+
+
 def _same_matrices(model: Model, kept: Array, distinct: Array) -> Array:
     """What each block adds backward because logits and their cotangents share their matrices."""
     logits = _logit_variance(model, distinct)

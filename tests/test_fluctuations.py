@@ -1,6 +1,7 @@
 """Networks of finite width differ from one another as much as predicted, to first order in 1 / width."""
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ def spreads(judged: xr.Dataset) -> xr.Dataset:
     return judged.sel(quantity=[q for q in judged.quantity.to_numpy() if q.endswith("_spread")])
 
 
+@cache
 def both(name: str, **options: Any) -> tuple[xr.Dataset, xr.Dataset]:
     model = CASES[name]
     said = pg.predict(model, **START, **options, include={"fluctuations"})

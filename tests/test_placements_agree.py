@@ -1,8 +1,10 @@
 """Every placement of the package: its simulation agrees with its theory, and rejects a slightly wrong placement's."""
 
 import itertools
+from functools import cache
 
 import pytest
+import xarray as xr
 
 import propagate as pg
 from propagate.placements import KEEL, NGPT, DeepScaleLM, DyT, LayerScale, MixLN, ReZero, TFixup
@@ -27,6 +29,12 @@ def network(name: str) -> tuple[pg.Model, dict[str, float]]:
     return model, {"covariance": 0.3, "grad_covariance": shared}
 
 
+@cache
+def measured(name: str) -> xr.Dataset:
+    model, start = network(name)
+    return pg.simulate(model, draws=64, seed=NEW.index(name), backend="numpy", **start)
+
+
 def test_the_registry_is_whole() -> None:
     """Each has its agreement with theory here or elsewhere; names are also written as in the papers."""
     assert set(ELSEWHERE) | set(NEW) == set(PLACEMENTS) >= set(WRONG)
@@ -36,8 +44,7 @@ def test_the_registry_is_whole() -> None:
 @pytest.mark.parametrize("name", NEW)
 def test_theory_and_simulation_agree(name: str) -> None:
     model, start = network(name)
-    measured = pg.simulate(model, draws=64, seed=NEW.index(name), backend="numpy", **start)
-    judged = pg.compare(pg.predict(model, **start), measured)
+    judged = pg.compare(pg.predict(model, **start), measured(name))
     assert judged.attrs["verdict"] != "disagrees", judged.worst_z.to_series().to_dict()
     assert float(judged.worst_z.max()) > 0.1  # something was measured
 
@@ -134,15 +141,14 @@ WRONG = {
 def test_a_neighbour_is_rejected(name: str) -> None:
     model, start = network(name)
     wrong = pg.Model(WRONG[name], activation=model.activation, norm=model.norm, **SIZE)
-    measured = pg.simulate(model, draws=64, seed=NEW.index(name), backend="numpy", **start)
-    assert pg.compare(pg.predict(wrong, **start), measured).attrs["verdict"] == "disagrees"
+    assert pg.compare(pg.predict(wrong, **start), measured(name)).attrs["verdict"] == "disagrees"
 
 
 def test_a_stream_left_out_is_rejected() -> None:
     """Only the second stream is wrong: the comparison looks at each."""
     model = pg.Model("residual", **SIZE)
-    measured = pg.simulate(model, draws=64, seed=1, backend="numpy")
-    judged = pg.compare(pg.predict(pg.Model(LateResiDual(), **SIZE)), measured)
+    seen = pg.simulate(model, draws=64, seed=1, backend="numpy")
+    judged = pg.compare(pg.predict(pg.Model(LateResiDual(), **SIZE)), seen)
     worst = abs(judged.z.sel(quantity="variance")).max("block")
     assert float(worst.sel(stream="1")) < 4 < float(worst.sel(stream="2"))
 
@@ -163,17 +169,17 @@ def test_inner_norms(normed: tuple[str, ...], norm: str) -> None:
     size = {"depth": 3, "width": 128, "tokens": 8, "heads": 2, "norm": norm, "activation": "relu", "logit_std": 0.7}
     model = pg.Model("tfixup", normed=normed, **size)
     start = {"variance": 2.0, "covariance": 0.8}
-    measured = pg.simulate(model, draws=150, seed=2, backend="numpy", **start)
-    judged = pg.compare(pg.predict(model, **start), measured)
+    seen = pg.simulate(model, draws=150, seed=2, backend="numpy", **start)
+    judged = pg.compare(pg.predict(model, **start), seen)
     assert judged.attrs["verdict"] != "disagrees", judged.worst_z.to_series().to_dict()
-    assert pg.compare(pg.predict(pg.Model("tfixup", **size), **start), measured).attrs["verdict"] == "disagrees"
+    assert pg.compare(pg.predict(pg.Model("tfixup", **size), **start), seen).attrs["verdict"] == "disagrees"
 
 
 def test_layer_norm_of_the_hidden_units_removes_their_mean() -> None:
     """An RMSNorm leaves the mean of ReLU's output, which all tokens share; a theory of one is rejected by the other."""
     size = {"depth": 2, "width": 128, "tokens": 8, "heads": 2, "activation": "relu"}
     layer, rms = (pg.Model("subln", norm=norm, **size) for norm in ("layer", "rms"))
-    measured = pg.simulate(layer, draws=150, seed=2, backend="numpy")
-    assert pg.compare(pg.predict(layer), measured).attrs["verdict"] != "disagrees"
-    judged = pg.compare(pg.predict(rms), measured)
+    seen = pg.simulate(layer, draws=150, seed=2, backend="numpy")
+    assert pg.compare(pg.predict(layer), seen).attrs["verdict"] != "disagrees"
+    judged = pg.compare(pg.predict(rms), seen)
     assert judged.verdict.sel(quantity="deviation") == "disagrees"

@@ -17,7 +17,7 @@ from propagate.theory.walks import walk
 PLACEMENTS = ("prenorm", "postnorm", "spannorm", "periln", "deepnorm", "layernormscaling")
 ENDS_IN_NORM = ("postnorm", "spannorm", "deepnorm")
 UNIFORM_BLOCKS = ("prenorm", "postnorm")  # no block is told its index or the depth
-EXAMPLES = settings(max_examples=60, deadline=None, derandomize=True)
+EXAMPLES = settings(max_examples=40, deadline=None, derandomize=True)
 GAIN = st.floats(0.1, 1.5)
 
 

@@ -7,15 +7,17 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 import pytest
 import sympy
-import torch
 
 import propagate as pg
 from propagate.activations import ACTIVATIONS, TEXTS, as_activation
 from propagate.montecarlo.backend import choose_backend
 from propagate.montecarlo.expressions import elementwise
 from propagate.montecarlo.operators import operator_of
-from propagate.tracing.expressions import on_tensors
-from propagate.tracing.layers import function_of
+
+torch = pytest.importorskip("torch", reason="torch is absent: install the extra [torch]")
+
+from propagate.tracing.expressions import on_tensors  # noqa: E402
+from propagate.tracing.layers import function_of  # noqa: E402
 
 z = sympy.Symbol("z", real=True)
 hard_tanh = pg.Activation("hard_tanh", sympy.Min(1, sympy.Max(-1, z)))

@@ -267,8 +267,9 @@ def warn_of_scarce(model: Model) -> None:
     found = scarcity(model)
     if found > LARGEST_SCARCITY:
         warnings.warn(
-            "bias is of first order, and hidden units or heads are so few that what a block adds has a relative variance"
-            f" of {_percent(found)}: with 8 hidden units of squared ReLU, 37 %, it was +0.30 for a measured -0.11",
+            "bias is of first order, and hidden units or heads are so few that what a block adds has a relative"
+            f" variance of {_percent(found)}: with 8 hidden units of squared ReLU, 37 %, it was +0.30 for a"
+            " measured -0.11",
             ValidityWarning,
             stacklevel=3,
         )

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from propagate.model import ModelError, as_placement
 from propagate.placement import Placement, check_factor, check_term, join, split
+from propagate.sublayers import Sublayer
 
 DEPTH = 24  # of the example, where equations must know which block they are in
 
@@ -75,6 +76,14 @@ class Block:
 
     def ffn(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
         return _apply(_labelled("FFN", normed), x)
+
+    def experts(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
+        return _apply(_labelled("Experts", normed), x)
+
+    def apply(self, description: Sublayer, x: Stream, normed: Sequence[str] = ()) -> Stream:
+        kind = type(description).__name__
+        names = sorted({*getattr(description, "normed", ()), *normed})
+        return _apply(_labelled({"Attention": "Attn"}.get(kind, kind), names), x)
 
     def norm(self, x: Stream) -> Stream:
         return _apply("N", x)

@@ -69,6 +69,23 @@ def test_no_paper_is_listed_in_vain() -> None:
     assert set(REFERENCES) == {pg.placements()[name].citation for name in NAMES}
 
 
+class ByDescriptions(pg.Placement):
+    """Sublayers by their descriptions, one of a user's own."""
+
+    def block(self, x, block):
+        y = x + block.apply(pg.Attention(normed=("key",)), block.norm(x), normed=("query",))
+        return y + block.apply(Mixing(), y) + block.experts(y)
+
+
+class Mixing(pg.Sublayer):
+    """Of a user's own."""
+
+
+def test_descriptions_are_named() -> None:
+    text = pg.equations("bydescriptions")
+    assert text == "a = Attn[key, query normed](N(x)); b = x + a; x' = x + a + Mixing(b) + Experts(b)"
+
+
 class Uncited(pg.Placement):
     """Of no paper."""
 

@@ -111,7 +111,8 @@ def moment(name: str, value: Any, *, positive: bool = False) -> float:
         raise ModelError(f"{name} must be a finite number, got {shown(value)}")
     if positive and plain <= 0:
         raise ModelError(f"{name} must be positive, got {shown(value)}")
-    check_size(name, plain)
+    if positive:  # a covariance may be as small as it likes beside a variance
+        check_size(name, plain)
     return plain
 
 

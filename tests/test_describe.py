@@ -67,7 +67,7 @@ def test_what_could_not_be_read_is_said() -> None:
     model, said = pg.describe(module)
     assert said == ("eps 1e-06 of the norms",)
     assert model.rope == 10000.0
-    assert pg.describe(make("StableLM", **SMALL)).unread[1].startswith("rotary positions of parts")
+    assert any(words.startswith("rotary positions of parts") for words in pg.describe(make("StableLM", **SMALL)).unread)
     assert model.normed == ("key", "query")
     with torch.no_grad():
         module.layers[1].input_layernorm.weight[3] = 2

@@ -44,7 +44,7 @@ def moments_of(variance_name: str, covariance_name: str, variance: Scalar, covar
     for name, value in ((variance_name, variance), (covariance_name, covariance)):
         if not np.all(np.isfinite(value)):
             raise ModelError(f"{name} must be finite, got {value!r}")
-        check_size(name, value)
+    check_size(variance_name, variance)  # a covariance may be as small as it likes beside it
     if np.any(np.asarray(variance) < 0) or (variance_name == "variance" and np.any(np.asarray(variance) == 0)):
         raise ModelError(f"{variance_name} must be positive, got {variance!r}")
     bad = np.asarray(covariance) > variance

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from propagate.checks import THRESHOLD as THRESHOLD
 from propagate.checks import checked_threshold as checked_threshold
-from propagate.checks import number
+from propagate.checks import number, shown
 from propagate.comparisons import comparison
 from propagate.divergence import first_out_of_band
 from propagate.model import ModelError
@@ -99,7 +99,7 @@ def compare(
     threshold, resolution = checked_threshold(threshold), number("resolution", resolution, positive=True)
     for name, given in (("prediction", prediction), ("measurement", measurement)):
         if not isinstance(given, xr.Dataset):
-            raise ModelError(f"{name} must be an xarray.Dataset, got {given!r}")
+            raise ModelError(f"{name} must be an xarray.Dataset, got {shown(given)}")
         if "block" not in given.dims:
             raise ModelError(f"{name} must have the dimension block, got {', '.join(map(str, given.dims)) or 'none'}")
     prediction, measurement = _apart(prediction), _apart(measurement)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from propagate.checks import LARGEST, SMALLEST, ModelError, shown
+from propagate.checks import LARGEST, SMALLEST, ModelError, as_array, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +27,7 @@ def real_array(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.floa
     import numpy as np
 
     try:
-        array = np.asanyarray(value)
+        array = as_array(value)
     except Exception:  # rows of unequal length, or whatever the conversion of somebody else's array raises
         raise ModelError(f"{name} must be an array of real numbers, got {type(value).__name__}") from None
     if isinstance(array, np.ma.MaskedArray):

@@ -135,3 +135,20 @@ def check_memory(what: str, needed: float, most: int | None = None) -> None:
     there = memory_of_host() if most is None else most
     if needed > there:
         raise ModelError(f"{what} needs {needed / 2**30:.3g} GiB of memory, at most {there / 2**30:.3g} GiB are there")
+
+
+def as_array(value: Any) -> Any:
+    """What is an array already, or lists of numbers, as NumPy's; masks stay. Nothing else is counted out into one.
+
+    Raises:
+        TypeError: for anything else.
+
+    Example:
+        >>> as_array([[1, 2]]).shape
+        (1, 2)
+    """
+    import numpy as np
+
+    if not (isinstance(value, list | tuple) or hasattr(value, "__array__")):
+        raise TypeError(f"got {type(value).__name__}")
+    return np.asanyarray(value)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
 
-from propagate.checks import THRESHOLD, checked_threshold
+from propagate.checks import LARGEST, THRESHOLD, checked_threshold, shown
 from propagate.model import ModelError
 from propagate.quantities import QUANTITIES, Kind, Quantity, quantity_of
 from propagate.table import STREAM
@@ -76,8 +76,11 @@ def first_divergence(
         block 2, attention1: variance is 4, predicted 1 (allowed: 10 %)
     """
     checked_threshold(threshold)
-    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not tolerance > 0:
-        raise ModelError(f"tolerance must be a positive number, got {tolerance!r}")
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 < tolerance < LARGEST:
+        raise ModelError(f"tolerance must be a positive number, got {shown(tolerance)}")
+    for name, table in (("prediction", prediction), ("measurement", measurement)):
+        if not hasattr(table, "data_vars") or "block" not in table.dims:
+            raise ModelError(f"{name} must be a table over block, got {shown(table)}")
     if prediction.sizes["block"] != measurement.sizes["block"]:
         raise ModelError(
             f"the tables differ in depth: {prediction.sizes['block'] - 1} and {measurement.sizes['block'] - 1} blocks"

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from propagate.checks import ModelError, choice, integer, number
+from propagate.checks import ModelError, choice, integer, number, shown
 from propagate.scaling import Gains
 from propagate.sublayers import FFN, Sublayer
 
@@ -68,7 +68,7 @@ class Experts(Sublayer):
         most = self.candidates // self.split
         integer("experts.top_k", self.top_k, at_most=most)
         if not (self.ffn is None or isinstance(self.ffn, FFN)):
-            raise ModelError(f"experts.ffn must be None or a propagate.FFN, got {self.ffn!r}")
+            raise ModelError(f"experts.ffn must be None or a propagate.FFN, got {shown(self.ffn)}")
 
     def fitted(self, width: int, tokens: int) -> Experts:
         ffn = self.expert.fitted(width, tokens)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from propagate.checks import ModelError, choice
+from propagate.checks import ModelError, choice, shown
 from propagate.experts import Experts
 from propagate.norms import Norm, as_norm
 from propagate.scaling import Gains
@@ -39,7 +39,7 @@ class Parts:
     def __post_init__(self) -> None:
         for field, (kinds, name) in KINDS.items():
             if not isinstance(getattr(self, field), kinds):
-                raise ModelError(f"{field} must be {name}, got {getattr(self, field)!r}")
+                raise ModelError(f"{field} must be {name}, got {shown(getattr(self, field))}")
 
     def unlike(self, other: Parts) -> dict[str, Any]:
         """What is not as in other parts."""
@@ -48,7 +48,7 @@ class Parts:
     def with_(self, own: Mapping[str, Any], where: str) -> Parts:
         """With some parts replaced; ModelError for others, `where` naming the block."""
         if not isinstance(own, Mapping):
-            raise ModelError(f"layers must give a mapping for {where}, got {own!r}")
+            raise ModelError(f"layers must give a mapping for {where}, got {shown(own)}")
         for name in own:
             choice(f"layers, {where}:", name, tuple(self.__dict__))
         changed = {**self.__dict__, **own}
@@ -83,13 +83,13 @@ def parts_by_block(common: Parts, layers: Any, depth: int) -> tuple[Parts, ...]:
     elif isinstance(layers, Mapping):
         wrong = [index for index in layers if index not in indices]
         if wrong:
-            raise ModelError(f"layers must be of blocks 1 to {depth}, got {wrong[0]!r}")
+            raise ModelError(f"layers must be of blocks 1 to {depth}, got {shown(wrong[0])}")
         rows = dict(layers)
     elif isinstance(layers, Sequence) and not isinstance(layers, str) and len(layers) == depth:
         rows = dict(zip(indices, layers, strict=True))
     else:
         raise ModelError(
-            f"layers must be None, a function of the block's index, a mapping or {depth} mappings, got {layers!r}"
+            f"layers must be None, a function of the block's index, a mapping or {depth} mappings, got {shown(layers)}"
         )
     return tuple(common.with_(rows.get(index) or {}, f"block {index}") for index in indices)
 
@@ -149,7 +149,7 @@ class Layer:
                 too small to be normed.
         """
         if not isinstance(description, Sublayer):
-            raise ModelError(f"block.apply takes a description, such as propagate.FFN(), got {description!r}")
+            raise ModelError(f"block.apply takes a description, such as propagate.FFN(), got {shown(description)}")
         own = (self.dense, self.width, self.tokens, self.gains, self.inner_norms)
         found: D = _in_force(description, *own)
         return self.norming(found, normed)

@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from propagate.checks import as_array
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -38,8 +40,8 @@ class Mask:
         import numpy as np
 
         try:
-            array = np.asarray(values)
-        except ValueError:
+            array = as_array(values)
+        except Exception:  # rows of unequal length, or whatever somebody else's conversion raises
             raise ValueError(f"a boolean matrix, got {type(values).__name__}") from None
         if array.ndim != 2 or array.shape[0] != array.shape[1]:
             raise ValueError(f"a square boolean matrix, got shape {array.shape}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from propagate.checks import ModelError, choice, number
+from propagate.checks import ModelError, choice, number, shown
 
 NORMS = ("rms", "layer")
 
@@ -54,5 +54,5 @@ def as_norm(value: Any) -> Norm:
     if isinstance(value, Norm):
         return value
     if not isinstance(value, str):
-        raise ModelError(f"norm must be one of {', '.join(NORMS)} or a propagate.Norm, got {value!r}")
+        raise ModelError(f"norm must be one of {', '.join(NORMS)} or a propagate.Norm, got {shown(value)}")
     return Norm(value)

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from propagate import plots
-from propagate.checks import ModelError, choice
+from propagate.checks import ModelError, choice, shown
 from propagate.quantities import QUANTITIES
 from propagate.table import JOINED, STREAM
 
@@ -45,6 +45,8 @@ def plot(*tables: xr.Dataset, quantities: Collection[str] = SHOWN) -> Figure:
             raise ModelError(f"plot needs tables of predict, simulate or trace, got {type(table).__name__}")
     if not tables:
         raise ModelError("plot needs one table or more, got none")
+    if isinstance(quantities, str) or not isinstance(quantities, Collection):
+        raise ModelError(f"quantities must be a collection of names, got {shown(quantities)}")
     for name in quantities:
         choice("quantities", name, tuple(name for name, one in QUANTITIES.items() if one.judged and not one.dims))
     found = [name for name in quantities if any(name in table for table in tables)]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from propagate.activations import as_activation
-from propagate.checks import ModelError, check_flag, choice, integer, number
+from propagate.checks import ModelError, check_flag, choice, integer, number, shown
 from propagate.masks import Mask, Visible, all_visible, visible
 from propagate.scaling import Gains, Number
 
@@ -297,7 +297,7 @@ def as_names(field: str, value: Any, allowed: Iterable[str]) -> tuple[str, ...]:
         ('key', 'query')
     """
     if isinstance(value, str) or not isinstance(value, tuple | list | set | frozenset):
-        raise ModelError(f"{field} must be a tuple of names, got {value!r}")
+        raise ModelError(f"{field} must be a tuple of names, got {shown(value)}")
     for name in value:
         choice(field, name, tuple(allowed))
     return tuple(sorted(set(value)))

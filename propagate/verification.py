@@ -27,6 +27,8 @@ from propagate.cells import AS_VERIFIED, SCALINGS
 from propagate.cells import Cell as Cell
 from propagate.cells import Settings as Settings
 from propagate.cells import cells_of as cells_of
+from propagate.checks import shown
+from propagate.files import check_writable
 from propagate.identity import described, digest
 from propagate.model import Model, ModelError, as_placement
 from propagate.outline import outline
@@ -138,7 +140,17 @@ def verify(
         >>> verify(cells_of(["postnorm"], ["relu"], ["bidirectional"]), small).summary["agree"]
         2
     """
-    cells, settings = cells_of() if cells is None else cells, settings or Settings()
+    cells, settings = cells_of() if cells is None else cells, Settings() if settings is None else settings
+    if not isinstance(settings, Settings):
+        raise ModelError(f"settings must be Settings, got {shown(settings)}")
+    if not isinstance(cells, list | tuple) or not all(isinstance(cell, Cell) for cell in cells):
+        raise ModelError(f"cells must be a list of cells, such as cells_of() gives, got {shown(cells)}")
+    for name, path in (("out", out), ("tables", tables)):
+        if not isinstance(path, Path | None):
+            raise ModelError(f"{name} must be a pathlib.Path, got {shown(path)}")
+    check_writable(out, "out")
+    if tables is not None and not tables.is_dir():
+        raise ModelError(f"tables must be an existing folder, got {str(tables)!r}")
     for cell in cells:
         cell.model(settings)  # refuses before any work starts
     texts = {name: text for cell in cells for name, text in _text_of(cell).items()} if out else {}

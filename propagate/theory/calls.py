@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from propagate.model import Model
-from propagate.theory.predict import predict
+from propagate.start import included
+from propagate.theory.predict import INCLUDE, predict
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,4 +33,5 @@ def predict_calls(model: Model, start: Any = None, **options: Any) -> xr.Dataset
         >>> causal.call_variance.sel(block=1, call="attention1").item()  # the mean of 1, 1/2, 1/3, 1/4
         0.5208333333333333
     """
-    return predict(model, start, include={"calls", *options.pop("include", ())}, **options)
+    also = included(options.pop("include", ()), INCLUDE)
+    return predict(model, start, include={"calls", *also}, **options)

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from propagate.activations import Activation
+from propagate.checks import shown
 from propagate.experts import Experts
 from propagate.layers import Layer
 from propagate.model import Model, ModelError
@@ -98,8 +99,8 @@ def validity(operator: str) -> xr.Dataset:
     """
     import xarray as xr
 
-    if operator not in ASSUMPTIONS:
-        raise ModelError(f"operator must be one of {', '.join(ASSUMPTIONS)}, got {operator!r}")
+    if not isinstance(operator, str) or operator not in ASSUMPTIONS:
+        raise ModelError(f"operator must be one of {', '.join(ASSUMPTIONS)}, got {shown(operator)}")
     found = _stored()[operator]
     axes = found["axes"]
     about = {key: value for key, value in found.items() if key not in ("axes", "errors")}

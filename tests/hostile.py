@@ -1,0 +1,319 @@
+"""Values that nobody should give, for every option of every public callable; and what a call makes of one.
+
+A call must answer, with numbers, or raise a ModelError of one line, within seconds and little memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import inspect
+import io
+import math
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+import propagate as pg
+from propagate import cli
+from propagate.cells import Settings, cells_of
+
+SECONDS, BYTES = 5.0, 2**30
+SIZE = {"depth": 1, "width": 8, "tokens": 2, "heads": 1}
+
+
+class Unprintable:
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+
+class NoArray:
+    def __array__(self, *_: object, **__: object) -> np.ndarray:
+        raise RuntimeError("no array")
+
+
+VALUES: dict[str, Any] = {
+    "None": None,
+    "True": True,
+    "0": 0,
+    "-1": -1,
+    "3": 3,
+    "1.5": 1.5,
+    "-0.5": -0.5,
+    "nan": math.nan,
+    "inf": math.inf,
+    "1e300": 1e300,
+    "1e-300": 1e-300,
+    "denormal": 5e-324,
+    "10^12": 10**12,
+    "10^30": 10**30,
+    "10^400": 10**400,
+    "-10^400": -(10**400),
+    "10^5000": 10**5000,
+    "complex": 1j,
+    "empty": "",
+    "text": "nonesuch",
+    "number as text": "1",
+    "lines": "two\nlines",
+    "code": "__import__('os').abort()",
+    "long text": "x" * 10**6,
+    "bytes": b"relu",
+    "list": [1],
+    "nested": [[1.0, 2.0], [3.0]],
+    "mapping": {"depth": 1},
+    "empty mapping": {},
+    "set": {"calls", "x"},
+    "array": np.array([1.0, 2.0]),
+    "nan array": np.full((2, 2), np.nan),
+    "complex array": np.eye(2) * 1j,
+    "masked array": np.ma.masked_array(np.eye(2), mask=np.eye(2)),
+    "objects": np.array([None, "x"], dtype=object),
+    "nan of NumPy": np.float64("nan"),
+    "true of NumPy": np.True_,
+    "range": range(10**12),
+    "table": xr.Dataset({"x": 1.0}),
+    "date": datetime.date(2026, 1, 1),
+    "type": int,
+    "function": abs,
+    "module": math,
+    "unprintable": Unprintable(),
+    "no array": NoArray(),
+}
+
+
+def _tables() -> tuple[xr.Dataset, xr.Dataset]:
+    model = pg.Model("postnorm", **SIZE)
+    return pg.predict(model), pg.simulate(model, draws=3, backend="numpy")
+
+
+def callables() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
+    """Every public callable by name, with arguments that are right."""
+    model, (said, seen) = pg.Model("postnorm", **SIZE), _tables()
+    small = Settings(**SIZE, draws=3, backend="numpy")
+    cells = cells_of(["postnorm"], ["relu"], ["bidirectional"], ["none"])
+    return {
+        "Model": (pg.Model, {"placement": "postnorm", **SIZE}),
+        "Attention": (pg.Attention, {}),
+        "FFN": (pg.FFN, {}),
+        "Norm": (pg.Norm, {}),
+        "Experts": (pg.Experts, {"count": 4}),
+        "ScaleInit": (pg.ScaleInit, {}),
+        "Gains": (_used_gains, {}),
+        "Start": (_used_start, {}),
+        "predict": (pg.predict, {"model": model}),
+        "predict_calls": (pg.predict_calls, {"model": model}),
+        "simulate": (pg.simulate, {"model": model, "draws": 2, "backend": "numpy"}),
+        "compare": (pg.compare, {"prediction": said, "measurement": seen}),
+        "first_divergence": (pg.first_divergence, {"prediction": said, "measurement": seen}),
+        "recursion": (pg.recursion, {"placement": "postnorm"}),
+        "start_of": (pg.start_of, {"measured": seen}),
+        "equations": (pg.equations, {"placement": "postnorm"}),
+        "citation": (pg.citation, {"name": "postnorm"}),
+        "placement": (pg.placement, {"name": "postnorm"}),
+        "validity": (pg.validity, {"operator": "ffn"}),
+        "process_pool": (_ended_pool, {"workers": 1}),
+        "plot": (_plot, {"table": said}),
+        "verify": (pg.verify, {"cells": cells, "settings": small}),
+    }
+
+
+def _used_gains(**gains: Any) -> Any:
+    """Gains are checked where they are used."""
+    scaling = type("Scaling", (), {"gains": lambda self, index, depth: pg.Gains(**gains)})()
+    return pg.predict(pg.Model("postnorm", **SIZE, scaling=scaling))
+
+
+def _used_start(**start: Any) -> Any:
+    return pg.simulate(pg.Model("postnorm", **SIZE), pg.Start(**start), draws=2, backend="numpy")
+
+
+def _ended_pool(workers: Any) -> None:
+    pg.process_pool(workers).shutdown()
+
+
+def _plot(table: Any, quantities: Any = ("variance",)) -> Any:
+    return pg.plot(table, quantities=quantities)
+
+
+WORK = {("verify", "cells", "None"), ("verify", "settings", "None")}
+"""Combinations that are right, and work for minutes."""
+SIGNATURES: dict[str, Callable[..., Any]] = {"Gains": pg.Gains, "Start": pg.Start}
+Combination = tuple[str, str, str]
+"""A callable, one of its options, and a value."""
+
+
+def combinations() -> list[Combination]:
+    """Every option of every public callable with every value."""
+    return [
+        (name, option, value)
+        for name, (function, _) in callables().items()
+        for option, parameter in inspect.signature(SIGNATURES.get(name, function)).parameters.items()
+        for value in VALUES
+        if parameter.kind is not parameter.VAR_KEYWORD
+        and not (name == "verify" and option in ("executor", "report"))
+        and (name, option, value) not in WORK
+    ]
+
+
+COMMANDS = {
+    "predict": ["postnorm", "--depth", "1", "--width", "8", "--tokens", "2", "--heads", "1"],
+    "simulate": ["postnorm", "--depth", "1", "--width", "8", "--tokens", "2", "--heads", "1", "--draws", "2"],
+    "compare": ["postnorm", "--depth", "1", "--width", "8", "--tokens", "2", "--heads", "1", "--draws", "2"],
+    "recursion": ["postnorm"],
+    "citation": ["postnorm"],
+}
+WORDS = {
+    "empty": "",
+    "-1": "-1",
+    "0": "0",
+    "1": "1",
+    "1.5": "1.5",
+    "nan": "nan",
+    "inf": "inf",
+    "1e300": "1e300",
+    "1e-300": "1e-300",
+    "10^12": "1" + "0" * 12,
+    "10^400": "1" + "0" * 400,
+    "10^5000": "1" + "0" * 5000,
+    "text": "nonesuch",
+    "lines": "two\nlines",
+    "code": "__import__('os').abort()",
+    "zero byte": "a\0b",
+    "no letter": "\udcff",
+    "folder": "/",
+    "device": "/dev/full",
+}
+
+
+def command_lines() -> list[Combination]:
+    """Every option of the commands that compute, with every word."""
+    from typer.main import get_command
+
+    known: Any = get_command(cli.app)
+    return [
+        (command, parameter.opts[0], word)
+        for command in COMMANDS
+        for parameter in known.commands[command].params
+        if parameter.opts[0].startswith("--") and not parameter.is_flag
+        for word in WORDS
+    ]
+
+
+class Late(BaseException):
+    """Too long."""
+
+
+def outcome(call: Callable[[], Any]) -> str:
+    """ "answered", "refused", or in words what is wrong."""
+
+    def late(*_: object) -> None:
+        raise Late
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            answer = call()
+    except pg.ModelError as error:
+        return "refused" if "\n" not in str(error) and 0 < len(str(error)) < 2000 else f"long or many lines: {error}"
+    except Late:
+        return "hangs"
+    except MemoryError:
+        return "takes the memory"
+    except BaseException as error:
+        return f"traceback: {type(error).__name__}: {str(error)[:200]}"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    return "silent NaN" if _not_a_number(answer) else "answered"
+
+
+def _not_a_number(answer: Any) -> bool:
+    if isinstance(answer, xr.Dataset):
+        names = [name for name in ("variance", "grad_variance") if name in answer]
+        return any(not np.isfinite(answer[name]).all() for name in names)
+    return isinstance(answer, float) and math.isnan(answer)
+
+
+def tried(combination: Combination) -> str:
+    """What a callable makes of a value."""
+    name, option, value = combination
+    function, right = callables_once()[name]
+    return outcome(lambda: function(**right | {option: VALUES[value]}))
+
+
+_ONCE: dict[str, Any] = {}
+
+
+def callables_once() -> dict[str, Any]:
+    if not _ONCE:
+        _ONCE.update(callables())
+    return _ONCE
+
+
+def tried_line(combination: Combination) -> str:
+    """What the command line makes of a word: an exit code, and one line if it is 2."""
+    command, option, word = combination
+    said = io.StringIO()
+    argv, sys.argv = sys.argv, ["propagate", command, *COMMANDS[command], f"{option}={WORDS[word]}"]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+            found = outcome(_exit_code)
+    finally:
+        sys.argv = argv
+    if not found.startswith("traceback: Ended: "):
+        return found
+    code, lines = found.rpartition(" ")[2], said.getvalue().strip().splitlines()
+    if code == "2":
+        return "refused" if len(lines) == 1 else f"long or many lines: {lines}"
+    return "answered" if code in ("0", "1", "3") else f"exit code {code}"
+
+
+class Ended(Exception):
+    """With an exit code."""
+
+
+def _exit_code() -> None:
+    try:
+        cli.main()
+    except SystemExit as ended:
+        raise Ended(str(ended.code or 0)) from None
+
+
+def _limited() -> None:
+    """In a process of its own: an empty folder, and 1 GiB more than it has."""
+    os.chdir(tempfile.mkdtemp())
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + BYTES, used + BYTES))
+
+
+def apart(task: Callable[[Any], str], items: Iterable[Any]) -> Iterator[tuple[Any, str]]:
+    """Each item with its outcome, in a process of its own that is ended where it does not come back."""
+    context = multiprocessing.get_context("fork")
+    pool = ProcessPoolExecutor(1, mp_context=context, initializer=_limited)
+    for item in items:
+        try:
+            yield item, pool.submit(task, item).result(timeout=4 * SECONDS)
+        except Exception as error:
+            for process in list((pool._processes or {}).values()):
+                process.kill()
+            pool.shutdown(wait=False, cancel_futures=True)
+            yield item, "hangs" if isinstance(error, TimeoutError) else f"dies: {type(error).__name__}"
+            pool = ProcessPoolExecutor(1, mp_context=context, initializer=_limited)
+    pool.shutdown()
+
+
+def faults(found: Iterable[tuple[Any, str]]) -> list[str]:
+    return [f"{' '.join(map(str, item))}: {said}" for item, said in found if said not in ("answered", "refused")]

@@ -29,7 +29,7 @@ import propagate as pg
 from propagate import cli
 from propagate.cells import Settings, cells_of
 
-SECONDS, BYTES = 5.0, 2**30
+SECONDS, LONGER, BYTES = 5.0, 60.0, 2**30
 SIZE = {"depth": 1, "width": 8, "tokens": 2, "heads": 1}
 
 
@@ -294,7 +294,8 @@ def _exit_code() -> None:
 
 def _limited() -> None:
     """In a process of its own: an empty folder, and 1 GiB more than it has."""
-    _used_gains(query=1.5)  # what is made once in a process is no part of a call
+    _used_gains(query=1.5)  # what is made and imported once in a process is no part of a call
+    pg.recursion("postnorm", depth=1)
     os.chdir(tempfile.mkdtemp())
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + BYTES, used + BYTES))
@@ -306,7 +307,7 @@ def apart(task: Callable[[Any], str], items: Iterable[Any]) -> Iterator[tuple[An
     pool = ProcessPoolExecutor(1, mp_context=context, initializer=_limited)
     for item in items:
         try:
-            yield item, pool.submit(task, item).result(timeout=4 * SECONDS)
+            yield item, pool.submit(task, item).result(timeout=LONGER)
         except Exception as error:
             for process in list((pool._processes or {}).values()):
                 process.kill()

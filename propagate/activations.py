@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from propagate.checks import ModelError, check_flag, choice
+from propagate.checks import ModelError, check_flag, choice, shown
 
 TEXTS = {
     "linear": "z",
@@ -66,7 +66,7 @@ class Activation:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.isidentifier():
-            raise ModelError(f"name must be an identifier, such as 'mish', got {self.name!r}")
+            raise ModelError(f"name must be an identifier, such as 'mish', got {shown(self.name)}")
         check_flag("gated", self.gated)
         if isinstance(self.expression, str) and _shipped(self.name) == (self.expression, self.gated):
             return

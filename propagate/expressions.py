@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from propagate.checks import ModelError
+from propagate.checks import ModelError, shown
 
 if TYPE_CHECKING:
     from propagate.activations import Activation
@@ -95,7 +95,7 @@ def checked(name: str, expression: Any) -> sympy.Expr:
     import sympy
 
     if not isinstance(expression, sympy.Expr):
-        raise ModelError(f"expression of activation {name!r} must be a SymPy expression in z, got {expression!r}")
+        raise ModelError(f"expression of activation {name!r} must be a SymPy expression in z, got {shown(expression)}")
     free = sorted(expression.free_symbols, key=str)
     if [str(one) for one in free] != ["z"]:
         got = ", ".join(map(str, free)) or "none"

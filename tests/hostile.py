@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sympy
 import xarray as xr
 
 import propagate as pg
@@ -107,6 +108,7 @@ def callables() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "Attention": (pg.Attention, {}),
         "FFN": (pg.FFN, {}),
         "Norm": (pg.Norm, {}),
+        "Activation": (pg.Activation, {"name": "own", "expression": sympy.tanh(sympy.Symbol("z", real=True))}),
         "Experts": (pg.Experts, {"count": 4}),
         "ScaleInit": (pg.ScaleInit, {}),
         "Gains": (_used_gains, {}),

@@ -24,7 +24,6 @@ LEFT_OUT = {
     "describe": "needs torch: tests of tracing",
     "build": "needs torch: tests of tracing",
     "build_language_model": "needs torch: tests of tracing",
-    "Activation": "tests of activations",
 }
 
 

@@ -208,8 +208,7 @@ class Model:
         gains = Gains()
         for source in (self.equations, self.scaling):
             if source is not None:
-                whose = f"gains({index}, {self.depth}) of {shown(source)}"
-                gains = gains * checked_gains(whose, source.gains(index, self.depth))
+                gains = gains * checked_gains(source, index, self.depth)
         beside = parts.experts is not None and any(
             call.verb == "experts" for call in outline(self.equations, self.depth, index)
         )

@@ -55,22 +55,26 @@ class Gains:
         )
 
 
-def checked_gains(whose: str, gains: Any) -> Gains:
-    """The gains of one block, as a placement or a scaling gave them.
+def checked_gains(source: Scaling, index: int, depth: int) -> Gains:
+    """The gains of one block, as a placement or a scaling gives them.
 
     Raises:
         ModelError: unless they are Gains of finite numbers of at least 0.
 
     Example:
-        >>> checked_gains("Mine().gains(1, 4)", Gains(value=float("nan")))
-        Traceback (most recent call last):
-        propagate.checks.ModelError: value of Mine().gains(1, 4) must be finite, got nan
+        >>> checked_gains(ScaleInit(0.5), 1, 4).ffn_out
+        0.5
     """
+    gains = source.gains(index, depth)
     if not isinstance(gains, Gains):
-        raise ModelError(f"{whose} must give propagate.Gains, got {shown(gains)}")
+        raise ModelError(f"gains({index}, {depth}) of {shown(source)} must be propagate.Gains, got {shown(gains)}")
     for name, value in gains.__dict__.items():
-        if not (type(value) is float and value == 1.0):
-            number(f"{name} of {whose}", value, positive=False)
+        if type(value) is float and value == 1.0:
+            continue
+        try:
+            number(name, value, positive=False)
+        except ModelError as error:
+            raise ModelError(f"gains({index}, {depth}) of {shown(source)}: {error}") from None
     return gains
 
 

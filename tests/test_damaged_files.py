@@ -257,7 +257,7 @@ def test_damaged_tables_are_refused(tmp_path: Path) -> None:
     table, random_ = file.read_bytes(), random.Random(1)
     inner = unsealed(table)
     assert inner is not None
-    flips = [random_.randrange(len(table)) for _ in range(20)]
+    flips = [random_.randrange(len(table)) for _ in range(6)]
     damaged = [table[:at] + bytes([table[at] ^ 4]) + table[at + 1 :] for at in flips]
     damaged += [
         b"",

@@ -48,7 +48,7 @@ def test_some_values_for_every_option() -> None:
 
 
 def test_some_words_for_every_option_of_the_command_line() -> None:
-    chosen = few(command_lines(), 1, seed=0)[::2]
+    chosen = few(command_lines(), 1, seed=4)[::2]
     assert {word for _, _, word in chosen} == set(WORDS)
     assert faults(apart(tried_line, chosen)) == []
 

@@ -41,7 +41,8 @@ napoleon_use_rtype = False
 # Types of other projects, whose pages lie on the network, and names inside this one that have no page.
 nitpick_ignore_regex = [
     ("py:.*", r"(collections|concurrent|contextlib|matplotlib|nn|os|pathlib|sp|sympy|torch|xr)\..*"),
-    ("py:.*", r"Axes|Blocks|Choice|Executor|Scalar|Tensor|Use|Visible"),
+    ("py:.*", r"Axes|Blocks|Choice|Executor|Figure|Scalar|Tensor|Use|Visible"),
+    ("py:.*", r"propagate\.layers\.(D|Parts)"),
     ("py:.*", r"propagate\.placement\.S|propagate\.montecarlo\.(workers\.Numbers|backend\.Backend|samplers\.Sampler)"),
 ]
 

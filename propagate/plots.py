@@ -50,7 +50,7 @@ def style() -> AbstractContextManager[None]:
     return context
 
 
-class Picture(Figure):
+class _Picture(Figure):
     """A figure that a notebook shows, whichever backend is or is not loaded."""
 
     def _repr_png_(self) -> bytes:
@@ -65,7 +65,7 @@ def panels(rows: int, columns: int, *, width: float = PAGE, height: float = 2.8,
         >>> axes.shape
         (1, 2)
     """
-    figure = Picture(figsize=(width, height), layout="constrained")
+    figure = _Picture(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 

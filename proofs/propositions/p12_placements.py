@@ -59,9 +59,14 @@ def label(name: str, placement: str) -> str:
 
 
 def sides(recursion: Recursion) -> dict[str, sp.Expr]:
-    """What the package's recursion says, by name."""
+    """What the package's recursion says, by name, with the variances that norms divide by written out."""
     results = (recursion.variance, recursion.covariance, recursion.grad_variance, recursion.grad_covariance)
-    return {str(e.lhs): e.rhs for e in recursion.definitions} | dict(zip(RESULTS, results, strict=True))
+    said = {str(e.lhs): e.rhs for e in recursion.definitions} | dict(zip(RESULTS, results, strict=True))
+    for definition in reversed(recursion.definitions):
+        if str(definition.lhs).startswith("n_"):
+            said.pop(str(definition.lhs))
+            said = {name: side.subs(definition.lhs, definition.rhs) for name, side in said.items()}
+    return said
 
 
 def step_name(placement: str, name: str) -> str:

@@ -15,6 +15,8 @@ from propagate.tracing.wiring import Node, Sum
 
 SPAN = 1e-3
 """Largest relative residual of a stream that is a sum of others, in float32."""
+ROUNDINGS = 4.0
+"""The same in roundings of the stream's own type, where those are coarser: bfloat16 keeps three digits."""
 
 
 class NoSum(Exception):
@@ -139,13 +141,14 @@ class Solver:
         scale = basis.norm(dim=0).clamp_min(1e-30)
         found = torch.linalg.lstsq((basis / scale).double(), wanted[:, None].double()).solution[:, 0]
         missed = (basis / scale).double() @ found - wanted.double()
-        if not bool(missed.norm() <= SPAN * wanted.double().norm()):
+        span = max(SPAN, ROUNDINGS * torch.finfo(x.dtype).eps)
+        if not bool(missed.norm() <= span * wanted.double().norm()):
             return None
         sizes = (found * wanted.norm().reciprocal()).abs()  # what is below rounding is not there
         return {
             at: _rounded(float(f / scale[i]))
             for i, (at, f) in enumerate(zip(others, found, strict=True))
-            if sizes[i] > SPAN
+            if sizes[i] > span
         }
 
     def _is_copy(self, at: int) -> bool:

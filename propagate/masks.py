@@ -42,7 +42,7 @@ class Mask:
         try:
             array = as_array(values)
         except Exception:  # rows of unequal length, or whatever somebody else's conversion raises
-            raise ValueError(f"a boolean matrix, got {type(values).__name__}") from None
+            raise ValueError(f"a square boolean matrix, got {type(values).__name__}") from None
         if array.ndim != 2 or array.shape[0] != array.shape[1]:
             raise ValueError(f"a square boolean matrix, got shape {array.shape}")
         if array.dtype != bool and not (array.dtype.kind in "iu" and np.isin(array, (0, 1)).all()):

@@ -72,8 +72,10 @@ def seconds_of(folder: Path, workers: int) -> float:
     return time.monotonic() - began
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("moments", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("workers", "moments"),
+    [(1, 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 20), (2, 2), (2, 20)))],
+)
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, workers: int, moments: int) -> None:
     """Moments are drawn over the time that the run takes; most hit it at work, some with draws already kept."""
     whole, seconds = undisturbed(), seconds_of(tmp_path, workers)

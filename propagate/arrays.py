@@ -29,7 +29,9 @@ def real_array(name: str, value: Any, shape: tuple[int, ...]) -> NDArray[np.floa
     try:
         array = as_array(value)
     except Exception:  # rows of unequal length, or whatever the conversion of somebody else's array raises
-        raise ModelError(f"{name} must be an array of real numbers of shape {shape}, got {type(value).__name__}") from None
+        raise ModelError(
+            f"{name} must be an array of real numbers of shape {shape}, got {type(value).__name__}"
+        ) from None
     if isinstance(array, np.ma.MaskedArray):
         raise ModelError(f"{name} must be an array of numbers without a mask, got a masked array")
     array = np.asarray(array)

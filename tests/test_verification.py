@@ -48,7 +48,9 @@ def test_the_fast_subset_agrees_and_wrong_theories_do_not(report: verification.R
 
 @pytest.mark.slow
 def test_so_do_all_masks_and_scalings_of_them() -> None:
-    report = verify(cells_of(["spannorm", "postnorm", "residual"], ["gelu"], scalings=SCALINGS), SETTINGS)
+    """32 draws cannot tell a neighbour apart in every cell."""
+    more = dataclasses.replace(SETTINGS, draws=48)
+    report = verify(cells_of(["spannorm", "postnorm", "residual"], ["gelu"], scalings=SCALINGS), more)
     assert report.disagreeing == []
     assert all(c["rejected"] for c in report.controls if c["theory"] in ("another placement", "ScaleInit 1/4"))
 

@@ -178,3 +178,16 @@ def test_a_mask_is_of_so_many_tokens() -> None:
     assert network(X).shape == X.shape
     with pytest.raises(pg.ModelError, match="mask must have 4 rows"):
         network(X[:, :4])
+
+
+def test_a_kind_that_inherits_needs_a_module_of_its_own() -> None:
+    @dataclass(frozen=True)
+    class Sparse(pg.FFN):
+        """Which may mean another thing than an FFN."""
+
+    class Sparsely(pg.Placement):
+        def block(self, x, block):
+            return x + block.apply(Sparse(), block.norm(x))
+
+    with pytest.raises(pg.ModelError, match="torch modules do not cover Sparse"):
+        pg.build(pg.Model("sparsely", depth=1, width=16, tokens=4, heads=2))

@@ -19,9 +19,9 @@ from propagate.model import SHORTHAND, Model, ModelError, check_model
 from propagate.norms import Norm
 from propagate.placement import split
 from propagate.sublayers import Sublayer
-from propagate.tracing import apply
+from propagate.tracing import experts as _experts  # noqa: F401  # which, as layers, registers its kind
 from propagate.tracing.layers import Projection
-from propagate.tracing.setting import Setting, check_fields
+from propagate.tracing.setting import Setting, check_fields, module_of
 
 Equations = Callable[[Any, Any], Any]
 Describe = Callable[[], Sublayer | Norm]
@@ -105,7 +105,7 @@ class Block(nn.Module):
         setting = Setting(model.width, model.tokens, model.weights, model.dropout, self.layer.norm)
 
         def made(name: str, describe: Describe) -> nn.Module:
-            self.sublayers[name] = apply(describe(), setting)
+            self.sublayers[name] = module_of(describe(), setting)
             return nn.Identity()
 
         return self.equations(x, self.verbs(made))

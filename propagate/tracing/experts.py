@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from propagate.experts import Experts
 from propagate.tracing.layers import Projection
-from propagate.tracing.setting import Setting, apply, check_fields
+from propagate.tracing.setting import Setting, apply, check_fields, module_of
 
 FIELDS = {"count", "top_k", "router_std", "softmax", "shared", "identity", "split", "gain", "ffn"}
 """What the module here follows of a description; with anything else it is refused."""
@@ -31,8 +31,8 @@ class Mixture(nn.Module):
         cut = uncut.with_(hidden=uncut.units // split, out_gain=uncut.out_gain / math.sqrt(split))
         inside = dataclasses.replace(block, dropout=0.0)
         self.router = Projection(block.width, experts.candidates, experts.router_std, law=block.weights)
-        self.routed = nn.ModuleList(apply(cut, inside) for _ in range(experts.routed))
-        self.shared = nn.ModuleList(apply(uncut, inside) for _ in range(experts.shared))
+        self.routed = nn.ModuleList(module_of(cut, inside) for _ in range(experts.routed))
+        self.shared = nn.ModuleList(module_of(uncut, inside) for _ in range(experts.shared))
         self.dropout = nn.Dropout(block.dropout)
 
     def forward(self, x: Tensor) -> Tensor:

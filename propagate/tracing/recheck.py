@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from propagate.model import Model, ModelError
-from propagate.tracing import apply
+from propagate.tracing import experts as _experts  # noqa: F401  # which, as layers, registers its kind
 from propagate.tracing.layers import Projection
 from propagate.tracing.probe import Seen
-from propagate.tracing.setting import Setting
+from propagate.tracing.setting import Setting, module_of
 
 DRAWS = 8
 FAR = 5.0
@@ -50,7 +50,7 @@ def _log_variance(x: Tensor) -> float:
 
 
 def _drawn(description: Any, setting: Setting, seed: int) -> nn.Module:
-    module, generator = apply(description, setting), torch.Generator().manual_seed(seed)
+    module, generator = module_of(description, setting), torch.Generator().manual_seed(seed)
     for part in module.modules():
         if isinstance(part, Projection):
             part.draw(generator)

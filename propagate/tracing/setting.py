@@ -11,6 +11,7 @@ from torch import nn
 
 from propagate.model import ModelError
 from propagate.norms import Norm
+from propagate.sublayers import registered
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Setting:
 
     def inner_norm(self, width: int, *, wanted: bool) -> nn.Module:
         """The block's norm over `width` coordinates inside a sublayer; the identity unless it is wanted."""
-        return apply(self.norm, dataclasses.replace(self, width=width)) if wanted else nn.Identity()
+        return module_of(self.norm, dataclasses.replace(self, width=width)) if wanted else nn.Identity()
 
 
 @singledispatch
@@ -69,6 +70,12 @@ def apply(description: Any, block: Setting) -> nn.Module:
         tensor([0., 0., 2.])
     """
     raise ModelError(f"torch modules do not cover {type(description).__name__}")
+
+
+def module_of(description: Any, block: Setting) -> nn.Module:
+    """The module of this very kind of description: one that inherits from another kind needs a function of its own."""
+    module: nn.Module = registered(apply.registry, description)(description, block)
+    return module
 
 
 def check_fields(description: Any, known: frozenset[str]) -> None:

@@ -83,7 +83,8 @@ def test_a_gradient_that_forgets_an_inner_norm_is_rejected(monkeypatch: pytest.M
     def forgetful(call: Call, g: Any, seen: Any, layer: Any) -> Any:
         plain = call.description.with_(normed=())
         pull = apply(plain, call.entered, Setting(layer.width, layer.tokens, layer.norm)).pull
-        return right(dataclasses.replace(call, description=plain, pull=pull), g, seen, layer)
+        found = pull.paths(g) if isinstance(plain, pg.Attention) else seen
+        return right(dataclasses.replace(call, description=plain, pull=pull), g, found, layer)
 
     for case, known in (
         ("queries, keys and values normed", ["query", "key", "value", "attention_out"]),

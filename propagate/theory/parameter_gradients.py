@@ -104,7 +104,7 @@ def gradients_of(call: Call, g: Any, seen: Any, layer: Layer) -> Norms:
 
 @singledispatch
 def matrix_gradients(description: Any, call: Call, g: Any, seen: Any, layer: Layer) -> Norms:
-    """Of the matrices of one sublayer call, from its record and the moments of one cotangent at its output.
+    """Of the matrices of one sublayer call, from its record and one entry of its `arrived`.
 
     Register one for a description of your own.
 
@@ -146,14 +146,13 @@ def frobenius_of_differences(tokens: int, x: Any, g: Any) -> Any:
 
 
 @matrix_gradients.register
-def _(description: Attention, call: Call, g: Any, seen: Any, layer: Layer) -> Norms:
+def _(description: Attention, call: Call, g: Any, sent: dict[str, Any], layer: Layer) -> Norms:
     """A projection's own cotangent is that which it sends back to the input over the variance of its matrix, also where
     a norm follows. Heads that share keys and values add up their cotangents, which are uncorrelated: the matrix is
     smaller, and the sum over its entries the same.
     """
-    tokens, x, pull = layer.tokens, call.entered, call.pull
-    norms = {"attention_out": description.inside * layer.width * frobenius(tokens, pull.heads, g)}
-    sent = pull.paths(g)
+    tokens, x = layer.tokens, call.entered
+    norms = {"attention_out": description.inside * layer.width * frobenius(tokens, call.pull.heads, g)}
     for name in PROJECTIONS if description.logit_std else ("value",):
         # what the keys receive sums to zero over tokens, unless each is turned or stretched by itself
         balanced = name == "key" and name not in description.normed and description.rope is None

@@ -28,7 +28,7 @@ from propagate.theory.pairs.moments import Combination, Joint, Moments, correlat
 from propagate.theory.reading.blocks import Applied, MomentAlgebra
 from propagate.theory.reading.reader import Block, Stream, Tape
 from propagate.theory.tidy import tidy, unnamed
-from propagate.theory.tokens.apply import Setting, apply
+from propagate.theory.tokens.apply import Setting, applied
 
 if TYPE_CHECKING:
     import sympy
@@ -320,7 +320,7 @@ def _named_map(
 ) -> Applied:
     """What a sublayer makes of moments, with symbols for those before and after it in place of growing expressions."""
     k = next(number)
-    found = Applied(*apply(description, _define("qp", k, x, definitions), setting))
+    found = applied(description, _define("qp", k, x, definitions), setting)
 
     def pull(g: Moments, *seen: Any) -> Moments:
         return _define("uv", k, found.pull(_define("gh", k, g, definitions), *seen), definitions)

@@ -53,6 +53,7 @@ def found(
             cotangent,
             through_readout=through_readout,
             head_size=head_size,
+            exact=BY_MATRIX in include,
             samples=samples,
             group=group,
         )

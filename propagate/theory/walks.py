@@ -17,7 +17,7 @@ from propagate.theory.reading.blocks import Applied, MomentAlgebra, NotExchangea
 from propagate.theory.reading.network import Path, propagate_moments
 from propagate.theory.reading.reader import Block
 from propagate.theory.tokens import elementwise as grams
-from propagate.theory.tokens.apply import Setting, apply, attention_of, norm_scale
+from propagate.theory.tokens.apply import Setting, applied, attention_of, norm_scale
 from propagate.theory.tokens.experts import ROUTERS
 from propagate.theory.tokens.gram import Gram
 from propagate.theory.tokens.softmax import REPLICAS, default_samples
@@ -42,7 +42,8 @@ def walk(
         start, cotangent: of the embedded tokens, and of the cotangent at the other end.
         through_readout: the cotangent enters behind the readout.
         head_size: stands in for the model's own.
-        exact: whether each call's record must hold the cotangents that come to it.
+        exact: whether each call's record must hold the cotangents that come to it, and attention's what it sends back
+            by each of its paths.
 
     Example:
         >>> path = walk(Model("postnorm", depth=3), Moments(1.0, 1.0), Moments(1.0, 1.0))
@@ -69,6 +70,7 @@ def walk_grams(
     *,
     through_readout: bool = False,
     head_size: float | None = None,
+    exact: bool = False,
     samples: int | None = None,
     group: Group | None = None,
 ) -> Path:
@@ -79,6 +81,7 @@ def walk_grams(
         start, cotangent: (tokens, tokens).
         through_readout: the cotangent enters behind the readout.
         head_size: stands in for the model's own.
+        exact: as in `walk`.
         samples: draws of the attention logits a sublayer; by default about 2^13 rows.
         group: some of the replicas; by default all of them together.
 
@@ -90,7 +93,7 @@ def walk_grams(
     """
     number, replicas = group or Group(0, replicas_of(model))
     drawn = (samples or _samples(model)) // REPLICAS
-    block_at = partial(block_of, model, head_size=head_size, samples=drawn, group=number, resolved=True)
+    block_at = partial(block_of, model, head_size=head_size, exact=exact, samples=drawn, group=number, resolved=True)
     return propagate_moments(
         model, repeated(start, replicas), repeated(cotangent, replicas), block_at, through_readout=through_readout
     )
@@ -112,10 +115,10 @@ def block_of(
 
     def apply_map(description: Sublayer, x: Any) -> Applied:
         if resolved and not isinstance(description, FFN):  # in which nothing is drawn
-            return _applied(description, x, replace(setting, seed=(index, next(drawn), group)))
+            return applied(description, x, replace(setting, seed=(index, next(drawn), group)))
         if not (resolved or description.exchangeable(model.tokens)):
             raise NotExchangeable
-        return _applied(description, x, setting)
+        return applied(description, x, setting)
 
     algebra = MomentAlgebra(
         apply_map,
@@ -123,13 +126,9 @@ def block_of(
         tanh_map=grams.tanh if resolved else pairs.tanh,
         dropout=model.dropout,
         uneven=model.uneven,
-        exact=exact or model.uneven,
+        exact=exact,
     )
     return Block(index, model.depth, index == 1, index == model.depth, layer, algebra)
-
-
-def _applied(description: Sublayer, x: Any, setting: Setting) -> Applied:
-    return Applied(*registered(apply.registry, description)(description, x, setting))
 
 
 def groups_of(model: Model, samples: int | None) -> list[Group]:

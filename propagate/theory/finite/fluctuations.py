@@ -56,7 +56,7 @@ from propagate.theory.pairs.moments import Moments, of_pairs
 from propagate.theory.reading.blocks import Applied
 from propagate.theory.reading.network import Path
 from propagate.theory.reading.reader import Block, Made, Stream, Tape
-from propagate.theory.tokens.apply import Setting, apply
+from propagate.theory.tokens.apply import Setting, applied
 
 RESIDUE = 1e-6  # spreads below it are what finite differences leave of zero
 
@@ -97,7 +97,7 @@ class EnergyAlgebra:
         setting = Setting(self.model.width, tokens, self.layer.norm)
 
         def sublayer(m: Moments) -> Applied:
-            return Applied(*apply(description, m, setting))
+            return applied(description, m, setting)
 
         entered = noise.energies(x)
         at = to_moments(entered.mean.value, entered.deviation.value, tokens)

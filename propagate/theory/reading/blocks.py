@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from operator import methodcaller
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from propagate.theory.pairs.moments import (
     joint_moments,
 )
 from propagate.theory.pairs.products import Met, Products, behind_elementwise, entering, parts, products
+from propagate.theory.pairs.sublayers import AttentionPull
 from propagate.theory.reading.reader import Made, Stream, Tape
 
 ZERO = Combination({})
@@ -64,8 +65,9 @@ class Call:
         entered: moments of its input.
         left: what it gives, dropout included.
         pull: its own, which knows how it was made.
-        arrived: moments of every cotangent that came to its output, dropout passed, and what its products know beyond
-            them. Empty where two modes stand for all cotangents.
+        arrived: moments of every cotangent that came to its output, dropout passed, and what was found out on its way:
+            what its products know beyond them (`Seen`) where gates ask for that, what attention sends back by path in
+            an exact walk. Empty where two modes stand for all cotangents.
     """
 
     verb: str
@@ -89,8 +91,8 @@ class MomentAlgebra:
         tanh_map: the hyperbolic tangent of a stream.
         dropout: of the branches' outputs.
         uneven: whether anywhere in the network experts notice what second moments do not hold.
-        exact: whether pulls must see the very cotangents that arrive, for which two modes do not stand: because of what
-            they lack, or to tell what reaches each matrix.
+        exact: whether records must hold the very cotangents that arrive, for which two modes do not stand, and what
+            attention sends back by each of its paths: to tell what reaches each matrix.
         calls: the records of the calls made, in order.
     """
 
@@ -127,11 +129,17 @@ class MomentAlgebra:
             arriving = cotangent.moments()
             if arriving is NOTHING:
                 return ZERO
-            seen: tuple[Any, ...] = ()
+            found: Any = None
             if applied.through_gates:
-                seen = (parts(products(cotangent, cotangent), atom, x, self._odds),)
-            call.arrived.append((arriving, *(seen or (None,))))
-            sent = Combination.of(Atom(applied.pull(arriving, *seen)))
+                found = parts(products(cotangent, cotangent), atom, x, self._odds)
+                returned = applied.pull(arriving, found)
+            elif self.exact and isinstance(applied.pull, AttentionPull):
+                found = applied.pull.paths(arriving)
+                returned = reduce(lambda one, other: one.plus(other), found.values())
+            else:
+                returned = applied.pull(arriving)
+            call.arrived.append((arriving, found))
+            sent = Combination.of(Atom(returned))
             return sent + cotangent * applied.kept if hands_on else sent
 
         return call.left, back
@@ -253,7 +261,11 @@ def read(equations: Callable[[Any], Any], algebra: MomentAlgebra, start: State) 
 
     skips = tuple(tuple(value.terms.get(atom, 0.0) for atom in entered) for value in values)
     output = State(joint_moments(values), layout, tuple(value.gaussian for value in values))
-    if len(sources) == len(streams) == 1 and isinstance(start.joint[0][0], Moments) and not algebra.exact:
+    if (
+        len(sources) == len(streams) == 1
+        and isinstance(start.joint[0][0], Moments)
+        and not (algebra.exact or algebra.uneven)
+    ):
         on_two_modes = _on_two_modes(pull, tape, algebra)
         lacking = partial(_lacking_nothing, on_two_modes)
         return BlockMap(output, on_two_modes, lacking, skips, algebra.calls, tape.steps.clear)

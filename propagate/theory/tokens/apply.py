@@ -13,7 +13,7 @@ from propagate.checks import ModelError
 from propagate.experts import Experts
 from propagate.norms import Norm
 from propagate.scaling import Gains
-from propagate.sublayers import FFN, Attention
+from propagate.sublayers import FFN, Attention, Sublayer, registered
 from propagate.theory.pairs import experts as pair_experts
 from propagate.theory.pairs import sublayers as pairs
 from propagate.theory.reading.blocks import Applied
@@ -134,6 +134,20 @@ def _(description: Experts, x: Any, setting: Setting) -> Applied:
         mixture = pair_experts.mixture(*kind, **further)
     output, kept, pull = mixture(x, normed)
     return Applied(output, pull, kept, through_gates=True)
+
+
+def applied(description: Sublayer, x: Any, setting: Setting) -> Applied:
+    """What is registered for this very kind of description, applied; see `apply`.
+
+    Example: what inherits from another kind is not taken for it.
+        >>> class Sparse(FFN): ...
+        >>> try:
+        ...     applied(Sparse(), None, Setting(8, 4, Norm()))
+        ... except ModelError as error:
+        ...     print(str(error).partition(",")[0])
+        theory does not cover Sparse
+    """
+    return Applied(*registered(apply.registry, description)(description, x, setting))
 
 
 @singledispatch

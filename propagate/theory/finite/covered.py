@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 from propagate.layers import Layer
 from propagate.model import Model, ModelError
 from propagate.norms import Norm
 from propagate.placement import split
 from propagate.sublayers import FFN, Attention, Sublayer
+from propagate.theory.reading.reader import Block, Made, Stream, Tape
 from propagate.theory.tokens.gram import Gram
 
 NORM, TANH = "a norm", "tanh"
@@ -18,39 +19,25 @@ BENT = "tanh of a stream, unless a sublayer or the output head reads it"
 FAINT = 1e-8  # share of the mean over tokens below which its noise is not resolved
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Stream:
-    """Any stream: whatever is done with one gives another. That a tanh went into it is told to `block`."""
-
-    block: Block
-    bent: bool = False
-    __array_ufunc__: ClassVar[None] = None  # an array times a stream is the stream's business
-
-    def __add__(self, other: Stream) -> Stream:
-        if self.bent or other.bent:
-            self.block.refuse(BENT)
-        return self
-
-    def __radd__(self, zero: int) -> Stream:
-        """`sum` of streams begins with 0."""
-        return self if zero == 0 else NotImplemented
-
-    def __neg__(self) -> Stream:
-        return self * -1
-
-    def __sub__(self, other: Stream) -> Stream:
-        return self + -other
-
-    def __mul__(self, factor: Any) -> Stream:
-        return self
-
-    __rmul__ = __mul__
-    __truediv__ = __mul__
-
-
 @dataclass(frozen=True, slots=True)
-class Block:
-    """What a placement's equations see; raises ModelError at what is not covered.
+class Nature:
+    """What is known of a stream without numbers: whether a tanh went into it. Sums of such streams are refused."""
+
+    coverage: Coverage
+    bent: bool = False
+
+    def __add__(self, other: Nature) -> Nature:
+        if self.bent or other.bent:
+            self.coverage.refuse(BENT)
+        return self
+
+    def __mul__(self, factor: Any) -> Nature:
+        return self
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Coverage:
+    """What norms and sublayers of one block do to the nature of a stream; raises ModelError at what is not covered.
 
     Attributes:
         what: who asks: "bias" or "fluctuations".
@@ -65,67 +52,44 @@ class Block:
     called: list[Sublayer] = field(default_factory=list)
 
     @property
-    def depth(self) -> int:
-        return self.model.depth
-
-    @property
-    def first(self) -> bool:
-        return self.index == 1
-
-    @property
-    def last(self) -> bool:
-        return self.index == self.model.depth
-
-    @property
     def layer(self) -> Layer:
         return self.model.at(self.index)
 
-    def norm(self, x: Stream) -> Stream:
+    def norm(self, x: Nature) -> Made[Nature]:
         self._normed()
         self.met.add(NORM)
-        return self._straight(x)
+        return self._straight(x), _unused
 
-    def attention(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
-        return self._sublayer(self.layer.norming(self.layer.attention, normed))
+    def sublayer(self, verb: str, description: Sublayer, x: Nature) -> Made[Nature]:
+        cover = COVERED.get(type(description))
+        if cover is None:
+            self.refuse(f"{type(description).__name__}")
+        cover(self, description)
+        self.called.append(description)
+        if not any(_alike(description, own) for own in (self.layer.attention, self.layer.ffn)):
+            self.met.add("sublayers of a block's own")
+        if getattr(description, "normed", ()):
+            self._normed()
+            self.met.add("norms inside sublayers")
+        return Nature(self), _unused
 
-    def ffn(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
-        return self._sublayer(self.layer.norming(self.layer.ffn, normed))
-
-    def experts(self, x: Stream, normed: Sequence[str] = ()) -> Stream:
-        return self._sublayer(self.layer.mixture)
-
-    def apply(self, description: Sublayer, x: Stream, normed: Sequence[str] = ()) -> Stream:
-        self.met.add("sublayers of a block's own")
-        return self._sublayer(self.layer.in_force(description, normed))
-
-    def tanh(self, x: Stream) -> Stream:
+    def tanh(self, x: Nature) -> Made[Nature]:
         if self.model.dropout > 0:
             self.refuse("tanh of a stream with dropout")
         self.met.add(TANH)
-        return replace(self._straight(x), bent=True)
+        return replace(self._straight(x), bent=True), _unused
 
-    def std(self, x: Stream) -> float:
+    def std(self, x: Nature) -> float:
         self._straight(x)
         self.met.add("a stream's size")
         return 1.0
-
-    def _sublayer(self, kind: Sublayer) -> Stream:
-        of_kind = COVERED.get(type(kind))
-        if of_kind is None:
-            self.refuse(f"{type(kind).__name__}")
-        of_kind(self, kind)
-        self.called.append(kind)
-        if getattr(kind, "normed", ()):
-            self._normed()
-            self.met.add("norms inside sublayers")
-        return Stream(self)
 
     def _normed(self) -> None:
         norm = self.layer.norm
         if type(norm) is not Norm or norm.eps != 0:
             self.refuse("a norm with eps" if type(norm) is Norm else type(norm).__name__)
 
-    def _straight(self, x: Stream) -> Stream:
+    def _straight(self, x: Nature) -> Nature:
         if x.bent:
             self.refuse(BENT)
         return x
@@ -134,7 +98,16 @@ class Block:
         raise ModelError(f"{self.what} does not cover {what}, got {self.model.placement!r}")
 
 
-def _cover_attention(block: Block, kind: Attention) -> None:
+def _unused(cotangent: Any) -> NoReturn:
+    raise NotImplementedError("nothing is pulled back")
+
+
+def _alike(description: Sublayer, own: Sublayer) -> bool:
+    """Whether it is a block's own sublayer, but for inner norms that a call names."""
+    return type(description) is type(own) and description.with_(normed=()) == own.with_(normed=())
+
+
+def _cover_attention(block: Coverage, kind: Attention) -> None:
     model = block.model
     if kind.rope is not None:
         raise ModelError(f"{block.what} needs rope=None, got {kind.rope!r}")
@@ -144,12 +117,12 @@ def _cover_attention(block: Block, kind: Attention) -> None:
         block.met.add("heads that share keys, or a mask")
 
 
-def _cover_ffn(block: Block, kind: FFN) -> None:
+def _cover_ffn(block: Coverage, kind: FFN) -> None:
     if "hidden" in kind.normed and block.layer.norm.centred:
         block.refuse("LayerNorm of hidden units")
 
 
-COVERED: dict[type, Callable[[Block, Any], None]] = {Attention: _cover_attention, FFN: _cover_ffn}
+COVERED: dict[type, Callable[[Coverage, Any], None]] = {Attention: _cover_attention, FFN: _cover_ffn}
 """What is asked of each sublayer; others are refused."""
 GAINS = {Attention: {"value_gain": "value_gain", "out_gain": "attention_gain"}, FFN: {"out_gain": "ffn_gain"}}
 """Those without which a branch is 0, and what errors call them."""
@@ -221,17 +194,20 @@ def _met(model: Model, what: str) -> set[str]:
     return set[str]().union(*(block.met for block in _read(model, what)))
 
 
-def _read(model: Model, what: str) -> list[Block]:
-    """The embedding, the blocks and the readout, once their equations have been read."""
-    placement, blocks = model.equations, [Block(model, index, what) for index in range(model.depth + 2)]
-    state = placement.embed(Stream(blocks[0]), blocks[0])
-    for block in blocks[:-1]:
-        if block.index:
-            state = placement.block(state, block)
-        streams, _ = split(state, Stream)
-        if len(streams) > 1:
-            block.met.add("several streams")
-        if any(stream.bent for stream in streams):
-            block.refuse(BENT)
-    placement.readout(state, blocks[-1])
-    return blocks
+def _read(model: Model, what: str) -> list[Coverage]:
+    """Of the embedding, the blocks and the readout, once their equations have been read."""
+    placement, found, tape = model.equations, list[Coverage](), Tape[Nature]()
+    state: Any = None
+    for index in range(model.depth + 2):
+        coverage = Coverage(model, index, what)
+        block = Block(index, model.depth, index == 1, index == model.depth, coverage.layer, coverage)
+        state = Stream(Nature(coverage), tape) if index == 0 else state
+        state = {0: placement.embed, model.depth + 1: placement.readout}.get(index, placement.block)(state, block)
+        found.append(coverage)
+        if index <= model.depth:
+            streams, _ = split(state, Stream)
+            if len(streams) > 1:
+                coverage.met.add("several streams")
+            if any(stream.value.bent for stream in streams):
+                coverage.refuse(BENT)
+    return found

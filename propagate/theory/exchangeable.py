@@ -115,23 +115,14 @@ def _column(
 
 def _skip_gain(path: Path, shape: tuple[int, ...]) -> Array:
     """Square of the factor that a cotangent returns with along the skips alone."""
-    factors = list(path.readout_skips) if path.several else [1.0]
-    found = [[factor * factor for factor in factors]]
-    for skips in reversed(path.skips):
-        factors = [sum(f * row[j] for f, row in zip(factors, skips, strict=True)) for j in range(len(factors))]
-        found.append([factor * factor for factor in factors])
+    squares = [[factor * factor for factor in factors] for factors in path.skip_factors()]
     if not path.several:
-        return _stacked([block[0] for block in found[::-1]], shape)
-    ends = (np.nan,) * len(found)
-    return np.stack([_stacked(stream, shape) for stream in (*zip(*found[::-1], strict=True), ends)], axis=1)
+        return _stacked([block[0] for block in squares], shape)
+    ends = (np.nan,) * len(squares)
+    return np.stack([_stacked(stream, shape) for stream in (*zip(*squares, strict=True), ends)], axis=1)
 
 
 def _kept(path: Path, shape: tuple[int, ...]) -> Array:
     """Share of the variance of what leaves a block that its skips kept, (block, ...): the least of all streams."""
-    shares = []
-    for entering, leaving, skips in zip(path.forward[:-1], path.forward[1:], path.skips, strict=True):
-        streams = range(len(skips))
-        powers = [sum(row[i] * row[j] * entering[i][j].variance for i in streams for j in streams) for row in skips]
-        shares.append([power / leaving[i][i].variance for i, power in enumerate(powers)])
-    columns = [_stacked(stream, shape) for stream in zip(*shares, strict=True)]
+    columns = [_stacked(stream, shape) for stream in zip(*path.kept_shares(), strict=True)]
     return np.asarray(np.min(columns, axis=0))

@@ -165,21 +165,11 @@ def _log(values: Array) -> Array:
 
 def _skip_powers(path: Path, shape: tuple[int, ...]) -> Array:
     """(blocks, replicas, streams, tokens): square of the factor that a cotangent returns with along the skips alone."""
-    factors = list(path.readout_skips) if path.several else [1.0]
-    found = [factors]
-    for skips in reversed(path.skips):
-        factors = [sum(f * row[j] for f, row in zip(factors, skips, strict=True)) for j in range(len(factors))]
-        found.append(factors)
-    powers = np.array([[np.broadcast_to(np.square(f), shape) for f in block] for block in found[::-1]]).swapaxes(1, 2)
+    factors = path.skip_factors()
+    powers = np.array([[np.broadcast_to(np.square(f), shape) for f in block] for block in factors]).swapaxes(1, 2)
     return np.insert(powers, powers.shape[2], np.nan, axis=2) if path.several else powers
 
 
 def _kept(path: Path) -> Array:
     """(blocks, replicas, tokens): of what leaves a block, the share that its skips kept, the least of all streams."""
-    shares = []
-    for entering, leaving, skips in zip(path.forward[:-1], path.forward[1:], path.skips, strict=True):
-        streams = range(len(skips))
-        powers = [sum(row[i] * row[j] * entering[i][j].variance for i in streams for j in streams) for row in skips]
-        ratios = [power / leaving[i][i].variance for i, power in enumerate(powers)]
-        shares.append(np.min(ratios, axis=0))
-    return np.array(shares)
+    return np.array([np.min(shares, axis=0) for shares in path.kept_shares()])

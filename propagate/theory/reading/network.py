@@ -43,6 +43,24 @@ class Path(NamedTuple):
         """Whether more than one stream passes from block to block."""
         return len(self.forward[0]) > 1
 
+    def skip_factors(self) -> list[list[Scalar]]:
+        """At blocks 0 ... depth, for each stream: by what a cotangent is multiplied on its way along skips alone."""
+        factors: list[Scalar] = list(self.readout_skips) if self.several else [1.0]
+        found = [factors]
+        for skips in reversed(self.skips):
+            factors = [sum(f * row[j] for f, row in zip(factors, skips, strict=True)) for j in range(len(factors))]
+            found.append(factors)
+        return found[::-1]
+
+    def kept_shares(self) -> list[list[Scalar]]:
+        """Of blocks 1 ... depth, for each stream: the share of the variance of what leaves that its skips kept."""
+        shares = []
+        for entering, leaving, skips in zip(self.forward[:-1], self.forward[1:], self.skips, strict=True):
+            streams = range(len(skips))
+            powers = [sum(row[i] * row[j] * entering[i][j].variance for i in streams for j in streams) for row in skips]
+            shares.append([power / leaving[i][i].variance for i, power in enumerate(powers)])
+        return shares
+
 
 def propagate_moments(
     model: Model,

@@ -21,7 +21,7 @@ from propagate.model import Model
 from propagate.montecarlo.backend import choose_backend
 from propagate.montecarlo.memory import plan
 from propagate.montecarlo.run import run
-from propagate.montecarlo.starts import start_of
+from propagate.montecarlo.starts import ends_of
 from propagate.start import Start
 
 HEAD = 128  # coordinates of an attention head
@@ -44,7 +44,7 @@ def main() -> int:
     )
     backend = choose_backend("numpy", options.precision)
     moments = Start(covariance=0.3)
-    start = start_of(model, moments)
+    start = ends_of(model, moments)
     memory = {"batch": int(options.memory), "one_draw": int(options.memory)}
     segment = plan(model, "numpy", options.precision, "weightless", **memory).segment
     began = time.perf_counter()

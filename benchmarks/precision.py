@@ -28,7 +28,7 @@ from timing import provenance, seconds, wait_for, write
 from propagate.model import Model
 from propagate.montecarlo.backend import choose_backend
 from propagate.montecarlo.run import run
-from propagate.montecarlo.starts import start_of
+from propagate.montecarlo.starts import ends_of
 from propagate.scaling import ScaleInit
 from propagate.start import Start
 
@@ -91,7 +91,7 @@ def compared(model: Model, backend: str, draws: int) -> dict[str, float]:
 
 def smallest_p(model: Model, other: Model, backend: str, draws: int) -> float:
     """Of `model` in float64 against `other` in float32, times the number of tests; at most 1."""
-    start, p = start_of(model, Start(covariance=0.3)), []
+    start, p = ends_of(model, Start(covariance=0.3)), []
     ours, theirs = (
         run(network, choose_backend(backend, kind), "weightless", seed, range(draws), start, through_readout=False)
         for network, kind, seed in ((model, "float64", 1), (other, "float32", 2))
@@ -105,7 +105,7 @@ def smallest_p(model: Model, other: Model, backend: str, draws: int) -> float:
 
 def measured(model: Model, name: str, precision: str, draws: int) -> tuple[dict[str, np.ndarray], float]:
     """The moments of every draw, and seconds."""
-    backend, start = choose_backend(name, precision), start_of(model, Start(covariance=0.3))
+    backend, start = choose_backend(name, precision), ends_of(model, Start(covariance=0.3))
     task = partial(run, model, backend, "weightless", 0, range(draws), start, through_readout=False)
     return task(), seconds(task, 2, wait_for(backend))
 

@@ -28,7 +28,7 @@ from propagate.montecarlo.normals import BACKWARD, Normals
 from propagate.montecarlo.pulls import Pull
 from propagate.montecarlo.run import SAMPLERS, run
 from propagate.montecarlo.samplers import Sampler, dense
-from propagate.montecarlo.starts import Start, exchangeable_root
+from propagate.montecarlo.starts import Ends, exchangeable_root
 
 SMALL: dict[str, Any] = {"depth": 3, "width": 16, "tokens": 8, "heads": 2, "ffn_ratio": 1}
 NETWORKS = {
@@ -87,7 +87,7 @@ def holm(p: list[float]) -> list[float]:
 
 def sample(model: Model, backend: Backend, sampler: str, seed: int, draws: int) -> dict[str, np.ndarray]:
     """Each quantity, (draws, blocks)."""
-    start = Start(exchangeable_root(1.0, 0.3, model.tokens), exchangeable_root(1.0, 0.5, model.tokens))
+    start = Ends(exchangeable_root(1.0, 0.3, model.tokens), exchangeable_root(1.0, 0.5, model.tokens))
     parts = [
         run(model, backend, sampler, seed, range(first, min(first + 500, draws)), start, through_readout=True)
         for first in range(0, draws, 500)

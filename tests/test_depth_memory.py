@@ -11,7 +11,7 @@ from propagate.montecarlo.backend import choose_backend
 from propagate.montecarlo.memory import Plan, plan
 from propagate.montecarlo.run import run
 from propagate.montecarlo.simulate import simulate
-from propagate.montecarlo.starts import start_of
+from propagate.montecarlo.starts import ends_of
 from propagate.start import Start
 
 
@@ -26,7 +26,7 @@ def model(depth: int, placement: str = "postnorm", **others: object) -> Model:
 def measured(
     network: Model, sampler: str, segment: int | None, draws: int = 1, precision: str = "float64"
 ) -> dict[str, bytes]:
-    start = start_of(network, Start(covariance=0.3, grad_covariance=0.1))
+    start = ends_of(network, Start(covariance=0.3, grad_covariance=0.1))
     found = run(
         network,
         choose_backend("numpy", precision),

@@ -26,7 +26,7 @@ from proofs.propositions import (
 )
 from propagate.montecarlo.operators import NORMS
 from propagate.montecarlo.run import run
-from propagate.montecarlo.starts import Start, exchangeable_root
+from propagate.montecarlo.starts import Ends, exchangeable_root
 from propagate.montecarlo.statistics import second_moments
 
 C, RHO = 0.4, 0.3
@@ -130,7 +130,7 @@ def relative_fluctuation(placement: pg.Placement, width: int, draws: int, mean: 
     """(mean square / its mean - 1)^2 of the stream that leaves one block, one token, as a measured `variance`."""
     model = pg.Model(placement, depth=1, width=width, tokens=1, heads=1, logit_std=0.0, **fields)  # type: ignore[arg-type]
     one = exchangeable_root(1.0, 1.0, 1)
-    out = run(model, confront.HOST, "dense", 6, range(draws), Start(one, one), through_readout=False)["variance"]
+    out = run(model, confront.HOST, "dense", 6, range(draws), Ends(one, one), through_readout=False)["variance"]
     return seen({"variance": (out[:, 1:] / mean - 1) ** 2})
 
 
@@ -170,7 +170,7 @@ def test_uniform_attention(width: int) -> None:
 def test_small_logits(width: int) -> None:
     """Proposition 5: first derivative in tau, extrapolated from two small tau with the same weights."""
     tau, draws = 0.02, 4 * confront.DRAWS[width]
-    start = Start(exchangeable_root(1.0, RHO, TOKENS), exchangeable_root(1.0, C, TOKENS))
+    start = Ends(exchangeable_root(1.0, RHO, TOKENS), exchangeable_root(1.0, C, TOKENS))
     found = []
     for value in (1e-18, tau, 2 * tau):
         model = pg.Model(

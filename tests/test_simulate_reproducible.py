@@ -9,7 +9,7 @@ import xarray as xr
 
 import propagate as pg
 from propagate.montecarlo import run as module
-from propagate.montecarlo.starts import start_of
+from propagate.montecarlo.starts import ends_of
 from propagate.start import Start
 
 BACKENDS = ["numpy", pytest.param("cupy", marks=pytest.mark.gpu)]
@@ -169,7 +169,7 @@ def test_means_and_standard_errors_are_over_draws() -> None:
     """Against the draws one by one: a draw's number is its identity."""
     whole = pg.simulate(MODEL, draws=6, seed=2, backend="numpy", sampler="dense")
     host = module.choose_backend("numpy")
-    start = start_of(MODEL, Start(covariance=0.0, grad_covariance=0.0))
+    start = ends_of(MODEL, Start(covariance=0.0, grad_covariance=0.0))
     single = [module.run(MODEL, host, "dense", 2, range(k, k + 1), start, through_readout=False) for k in range(6)]
     for name in ("variance", "deviation", "grad_variance", "grad_covariance"):
         values = np.concatenate([draw[name] for draw in single])

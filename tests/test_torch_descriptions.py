@@ -93,7 +93,9 @@ class Halved:
 def test_what_is_not_registered_is_refused_by_name() -> None:
     with pytest.raises(pg.ModelError, match="torch modules do not cover Unheard"):
         pg.build(pg.Model(Deaf(), **SIZE))
-    with pytest.raises(pg.ModelError, match=r"experts must be given where a placement calls block\.experts"):
+    with pytest.raises(
+        pg.ModelError, match=r"experts must be given where the placement calls block\.experts, got None"
+    ):
         pg.build(pg.Model(Beside(), **SIZE))
 
 

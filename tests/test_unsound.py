@@ -8,12 +8,12 @@ from propagate.montecarlo import run as running
 from propagate.montecarlo.backend import choose_backend
 from propagate.montecarlo.cuda.weightless import Fused
 from propagate.montecarlo.normals import Normals
-from propagate.montecarlo.starts import start_of
+from propagate.montecarlo.starts import ends_of
 from propagate.start import Start
 
 pytestmark = pytest.mark.gpu
 MODEL = Model("postnorm", depth=3, width=64, tokens=6, heads=4)
-START = start_of(MODEL, Start(covariance=0.3, grad_covariance=0.0))
+START = ends_of(MODEL, Start(covariance=0.3, grad_covariance=0.0))
 MARKED = [1, 3]
 
 

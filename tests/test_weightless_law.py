@@ -13,7 +13,7 @@ from propagate.montecarlo.backend import Backend, choose_backend
 from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.run import SAMPLERS, run
 from propagate.montecarlo.samplers import Sampler, dense
-from propagate.montecarlo.starts import Start, exchangeable_root
+from propagate.montecarlo.starts import Ends, exchangeable_root
 from propagate.montecarlo.weightless import weightless
 
 BACKENDS = ["numpy", pytest.param("cupy", marks=pytest.mark.gpu)]
@@ -56,7 +56,7 @@ def smallest_p(name: str, backend: Backend, sampler: str) -> tuple[float, int]:
 
 
 def sampled(model: Model, backend: Backend, name: str, seed: int) -> dict[str, np.ndarray]:
-    start = Start(exchangeable_root(1.0, 0.5, model.tokens), exchangeable_root(1.0, 0.3, model.tokens))
+    start = Ends(exchangeable_root(1.0, 0.5, model.tokens), exchangeable_root(1.0, 0.3, model.tokens))
     return run(model, backend, name, seed, range(DRAWS), start, through_readout=True)
 
 

@@ -11,7 +11,7 @@ import xarray as xr
 
 import propagate as pg
 from propagate.montecarlo import run as module
-from propagate.montecarlo.starts import start_of
+from propagate.montecarlo.starts import ends_of
 from propagate.montecarlo.statistics import Summary
 from propagate.montecarlo.workers import in_order
 from propagate.start import Start
@@ -38,7 +38,7 @@ def test_workers_leave_no_trace(pool: Callable[[int], Executor], workers: int) -
 
 def test_the_order_of_draws_shows_so_that_it_must_be_kept() -> None:
     """Else the test above could not fail."""
-    host, start = module.choose_backend("numpy"), start_of(MODEL, Start(covariance=0.3, grad_covariance=0.0))
+    host, start = module.choose_backend("numpy"), ends_of(MODEL, Start(covariance=0.3, grad_covariance=0.0))
     batches = [
         module.run(MODEL, host, "dense", 3, range(k, k + 5), start, through_readout=False) for k in (0, 5, 10, 15)
     ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from propagate.lazy import lazily
 
 if TYPE_CHECKING:
     from propagate.montecarlo.blocks import apply
@@ -20,8 +21,4 @@ _LAZY = {  # `apply` by way of what registers the package's own
     "norm": "propagate.montecarlo.norms",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_LAZY[name]), name)
+__getattr__ = lazily(__name__, _LAZY)

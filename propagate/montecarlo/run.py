@@ -18,7 +18,7 @@ from propagate.montecarlo.laws import LAWS
 from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.parameter_gradients import Norms, columns
 from propagate.montecarlo.samplers import Sampler, dense
-from propagate.montecarlo.starts import Start, with_gram
+from propagate.montecarlo.starts import Ends, with_gram
 from propagate.montecarlo.statistics import Floats, moments_on, token_moments
 from propagate.montecarlo.weightless import weightless
 from propagate.placement import check_streams
@@ -37,7 +37,7 @@ class Network:
     precision: str
     sampler: str
     seed: int
-    start: Start
+    start: Ends
     through_readout: bool
     segment: int
     parameter_gradients: bool = False
@@ -72,7 +72,7 @@ def run(
     sampler_name: str,
     seed: int,
     draws: range,
-    start: Start,
+    start: Ends,
     *,
     through_readout: bool,
     segment: int | None = None,
@@ -104,7 +104,7 @@ def _pass(
     model: Model,
     normals: Normals,
     sampler: Sampler,
-    start: Start,
+    start: Ends,
     parameter_gradients: bool,
     through_readout: bool,
     segment: int,

@@ -23,7 +23,7 @@ from propagate.montecarlo.checkpoint import load, save
 from propagate.montecarlo.memory import BATCH, ONE_DRAW, plan
 from propagate.montecarlo.norms import norm
 from propagate.montecarlo.run import SAMPLERS, Network, run_halving
-from propagate.montecarlo.starts import start_of
+from propagate.montecarlo.starts import ends_of
 from propagate.montecarlo.statistics import Summary, check_finite
 from propagate.montecarlo.sublayers import apply
 from propagate.montecarlo.workers import in_order
@@ -152,7 +152,7 @@ def simulate(
     planned = plan(model, where.backend, precision, sampler_name, **limits)
     size = f"one draw of depth={model.depth}, width={model.width}, tokens={model.tokens}"
     check_memory(size, planned.taken + ROOTS * 8 * model.tokens**2, where.most)
-    entering = start_of(model, given)
+    entering = ends_of(model, given)
     batch = min(planned.batch, math.ceil(draws / TASKS)) if executor else planned.batch
     network = Network(
         model,

@@ -19,7 +19,7 @@ from propagate.montecarlo.statistics import Floats
 
 
 @dataclass(frozen=True)
-class Start:
+class Ends:
     """What enters a network: roots of the token Gram matrices of inputs and cotangents, or the inputs themselves."""
 
     cotangent_root: Floats
@@ -83,7 +83,7 @@ def with_gram(root: NDArray[np.float64], normals: Normals, site: int, width: int
     return xp.asarray(root, dtype=dtype) @ directions
 
 
-def start_of(model: Model, given: start.Start) -> Start:
+def ends_of(model: Model, given: start.Start) -> Ends:
     """What enters a network, checked. See `simulate` for the errors raised."""
     gram, grad_gram, inputs = given.gram, given.grad_gram, given.inputs
     if grad_gram is None:
@@ -97,10 +97,10 @@ def start_of(model: Model, given: start.Start) -> Start:
         check_size("inputs", np.sqrt((array * array).mean(axis=-1)))
         if not (array != 0).any(axis=-1).all():
             raise ModelError("inputs must hold no token that is zero everywhere: a norm would divide by zero")
-        return Start(cotangent_root, np.eye(model.tokens), array)
+        return Ends(cotangent_root, np.eye(model.tokens), array)
     if gram is None:
-        return Start(cotangent_root, _root("variance", "covariance", given.variance, given.covariance, model.tokens))
-    return Start(cotangent_root, gram_root(second_moments("gram", gram, model.tokens, positive=True)))
+        return Ends(cotangent_root, _root("variance", "covariance", given.variance, given.covariance, model.tokens))
+    return Ends(cotangent_root, gram_root(second_moments("gram", gram, model.tokens, positive=True)))
 
 
 def _root(name: str, other: str, variance: Any, covariance: Any, tokens: int) -> Floats:

@@ -6,8 +6,9 @@ sublayer's matrices.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from propagate.lazy import lazily
 
 if TYPE_CHECKING:
     from propagate.theory.pairs.moments import Moments
@@ -28,8 +29,4 @@ _LAZY = {
     "norm_scale": "propagate.theory.tokens.apply",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_LAZY[name]), name)
+__getattr__ = lazily(__name__, _LAZY)

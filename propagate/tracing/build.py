@@ -65,12 +65,7 @@ class Verbs:
         return self._call("ffn", lambda: self.layer.norming(self.layer.ffn, normed), x)
 
     def experts(self, x: Tensor, normed: Sequence[str] = ()) -> Tensor:
-        def described() -> Sublayer:
-            if self.layer.experts is None:
-                raise ModelError(f"experts must be given where a placement calls block.experts, as block {self.index}")
-            return self.layer.norming(self.layer.experts, normed)
-
-        return self._call("experts", described, x)
+        return self._call("experts", lambda: self.layer.norming(self.layer.mixture, normed), x)
 
     def apply(self, description: Sublayer, x: Tensor, normed: Sequence[str] = ()) -> Tensor:
         return self._call(description.call, lambda: self.layer.in_force(description, normed), x)

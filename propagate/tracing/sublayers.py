@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from propagate.tracing.find import named_attention
+from propagate.tracing.graph import first_met
 from propagate.tracing.layout import Layout, gradient_at
 
 
@@ -115,20 +115,5 @@ def mixes_tokens(output: Tensor, entered: Tensor, source: Tensor, layout: Layout
 def _pieces(call: Call, earlier: list[Call], source: Tensor) -> list[Call]:
     """Those earlier matrices through which alone this call hears of the block's input."""
     nodes = {one.output.grad_fn: one for one in earlier if one.output.grad_fn is not None}
-    if not nodes or call.output.grad_fn is None:
-        return []
-    met: list[Call] = []
-    waiting: list[Any] = [function for function, _ in call.output.grad_fn.next_functions]
-    known: set[Any] = {None}
-    while waiting:
-        node = waiting.pop()
-        if node in known:
-            continue
-        known.add(node)
-        if node is source.grad_fn:
-            return []
-        if node in nodes:
-            met.append(nodes[node])
-        else:
-            waiting.extend(function for function, _ in node.next_functions)
-    return met
+    met = first_met(call.output, {*nodes, source.grad_fn})
+    return [] if source.grad_fn in met else [nodes[function] for function in met]

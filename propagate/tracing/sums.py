@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from propagate.tracing.graph import first_met
 from propagate.tracing.layout import Layout
 from propagate.tracing.sublayers import Call
 from propagate.tracing.wiring import Node, Sum
@@ -71,19 +71,7 @@ class Solver:
     def read_by(self, call: Call) -> list[int]:
         """Numbers of the streams that a sublayer hears of, by autograd's graph."""
         nodes = {x.grad_fn: at for at, x in enumerate(self.streams) if x.grad_fn is not None and x is not call.output}
-        met: list[int] = []
-        waiting: list[Any] = [] if call.output.grad_fn is None else [f for f, _ in call.output.grad_fn.next_functions]
-        known: set[Any] = {None}
-        while waiting:
-            node = waiting.pop()
-            if node in known:
-                continue
-            known.add(node)
-            if node in nodes:
-                met.append(nodes[node])
-            else:
-                waiting.extend(function for function, _ in node.next_functions)
-        return sorted(met)
+        return sorted(nodes[function] for function in first_met(call.output, nodes))
 
     def _numbered(self) -> dict[int, int]:
         counts, numbers = Counter[str](), {}

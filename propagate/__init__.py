@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import propagate.placements  # noqa: F401  # registers those that come with the package
 from propagate.activations import Activation
 from propagate.experts import Experts
+from propagate.losses import CrossEntropy, Linear
 from propagate.model import Model, ModelError
 from propagate.norms import Norm
+from propagate.optimizers import SGD, Adam, Muon, Sign
 from propagate.placement import Placement, placement, placements
 from propagate.scaling import Gains, ScaleInit
 from propagate.start import Start, start_of
@@ -44,16 +46,22 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FFN",
+    "SGD",
     "Activation",
+    "Adam",
     "Attention",
+    "CrossEntropy",
     "Divergence",
     "Experts",
     "Gains",
+    "Linear",
     "Model",
     "ModelError",
+    "Muon",
     "Norm",
     "Placement",
     "ScaleInit",
+    "Sign",
     "Start",
     "Sublayer",
     "ValidityWarning",

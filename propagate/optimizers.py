@@ -7,9 +7,9 @@ in AdamW (arXiv:1711.05101): a step first multiplies the matrix by 1 - lr * deca
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from propagate.checks import ModelError, choice, number, shown
+from propagate.checks import ModelError, check_flag, choice, number, shown
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,23 @@ class Muon:
 
     def __post_init__(self) -> None:
         _check(self)
+        check_flag("Muon.nesterov", self.nesterov)
         choice("Muon.scale", self.scale, ("none", "original", "rms"))
 
 
 Optimizer = SGD | Sign | Adam | Muon
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """ModelError unless it is one of the optimisers here.
+
+    Example:
+        >>> check_optimizer("adam")
+        Traceback (most recent call last):
+        propagate.checks.ModelError: optimizer must be one of SGD, Sign, Adam, Muon, such as SGD(lr=0.1), got 'adam'
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise ModelError(f"optimizer must be one of SGD, Sign, Adam, Muon, such as SGD(lr=0.1), got {shown(optimizer)}")
 
 
 def _check(optimizer: Optimizer) -> None:

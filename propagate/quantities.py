@@ -246,6 +246,37 @@ for _one in (
         mean="arithmetic",
         backward=True,
     ),
+    Quantity("change", "mean square per coordinate of the stream's change since step 0", mean="arithmetic"),
+    Quantity(
+        "own_change",
+        "mean square of what W's change since step 0 alone makes of W's inputs at step 0",
+        dims=("matrix",),
+        streams=False,
+        mean="arithmetic",
+    ),
+    Quantity(
+        "output_change",
+        "mean square of the change since step 0 of what W gives, inputs and W changed",
+        dims=("matrix",),
+        streams=False,
+        mean="arithmetic",
+    ),
+    Quantity(
+        "update_ratio",
+        "Frobenius norm of W's change since step 0 over that of W at step 0",
+        dims=("matrix",),
+        streams=False,
+        mean="arithmetic",
+    ),
+    Quantity(
+        "first_order_fall",
+        "<dLoss/dW, -dW> of the first step: the fall of the loss by that matrix, to first order",
+        dims=("matrix",),
+        streams=False,
+        scale="linear",  # relative to itself, though decay can make it negative
+    ),
+    Quantity("loss", "of a step, before its update", streams=False, positive=False, scale="linear", judged=False),
+    Quantity("logit_change", "mean square of the logits' change since step 0", streams=False, judged=False),
     Quantity("parameter_grad_norm", "of a block's parameters", streams=False, scale="linear", judged=False),
 ):
     register(_one)

@@ -79,7 +79,11 @@ def random_networks(name: str) -> dict[str, Any]:
     said = pg.predict(model, **start)
     simulated = pg.simulate(model, draws=SIMULATED, seed=SEED, progress=False, backend="numpy", **start)
     judged = pg.compare(said, seen)
-    record = {"placement": type(model.equations).__name__, "activation": model.activation, "norm": model.norm}
+    record = {
+        "placement": type(model.equations).__name__,
+        "activation": model.activation,
+        "norm": model.at(1).norm.kind,
+    }
     record |= {"causal": model.causal, "unread": list(unread), "seconds": round(traced / INITIALISATIONS, 1)}
     record |= {"draws": INITIALISATIONS, "simulated": SIMULATED}
     record |= {"worst_z": {str(q): _digits(judged.worst_z.sel(quantity=q)) for q in judged.quantity.values}}

@@ -21,9 +21,9 @@ from propagate.tracing.find import Blocks, blocks_of, unwrapped
 from propagate.tracing.gains import Sizes, gains_of, router_std, rows_of, sizes_of
 from propagate.tracing.layers import output_rms
 from propagate.tracing.layout import Axes
+from propagate.tracing.norms import adds_elsewhere, norm_of
 from propagate.tracing.probe import Seen, inputs_for, probed, rule
 from propagate.tracing.recheck import misses
-from propagate.tracing.sums import is_centred
 from propagate.tracing.unread import unread
 from propagate.tracing.wiring import placement_of
 
@@ -56,11 +56,12 @@ class MeasuredGains:
 
 
 class Read(NamedTuple):
-    """What was read off one block: its descriptions without gains, and those."""
+    """What was read off one block: its descriptions without gains, and those; `norm` is None where it norms nothing."""
 
     attention: Attention
     ffn: FFN
     experts: Experts | None
+    norm: Norm | None
     gains: Gains
     width: int
     unsaid: tuple[str, ...]
@@ -103,7 +104,7 @@ def describe(
         >>> module, x = nn.Sequential(*layers), torch.randn(4, 8, 32)
         >>> model, unread = describe(module, tokens=8)
         >>> model.placement, model.activation, unread
-        (PostNorm(), 'relu', ('eps 1e-05 of the norms', 'biases that are not zero'))
+        (PostNorm(), 'relu', ('biases that are not zero',))
         >>> pg.predict(model, **pg.start_of(pg.trace(module, x))).sizes["block"]
         4
     """
@@ -122,9 +123,8 @@ def describe(
     read = [_read(at, one, config, tokens, attention, ffn) for at, one in enumerate(seen)]
     normed = tuple(sorted(set.intersection(*(set(inner_norms(block)) for block in found))))
     equations = _equations(seen, placement, normed)
-    norms = [norm for one in seen for norm in one.norms]
-    model = _model(equations, read, normed, _norm(norms, read[0].width), tokens)
-    words = [*unread(found, norms, config), *dict.fromkeys(word for one in read for word in one.unsaid)]
+    model = _model(equations, read, normed, tokens)
+    words = [*unread(found, config), *dict.fromkeys(word for one in read for word in one.unsaid)]
     if attention is None and ffn is None:
         words += misses(model, seen)
     return Description(model, tuple(words))
@@ -151,7 +151,8 @@ def _read(
             seen.calls[0][1].shape[-1] if seen.calls else next(p.shape[-1] for p in block.parameters() if p.dim() > 1)
         )
         dense, experts = (ffn, None) if isinstance(ffn, FFN) else (ffn.ffn or FFN(), ffn)
-        return Read(attention, dense, experts, Gains(), width, ())
+        unsaid: list[str] = []
+        return Read(attention, dense, experts, _norm(seen.norms, width, unsaid), Gains(), width, tuple(unsaid))
     rows = rows_of(block)
     sizes = sizes_of(block, rows, seen.core, config)
     core, gated = (
@@ -161,7 +162,7 @@ def _read(
     if sizes.gated and core not in gated:
         raise ModelError(f"no gated activation of {core!r} is known, of {', '.join(gated)} only")
     gains = gains_of(block, rows, sizes, output_rms(core))
-    unsaid: list[str] = []
+    unsaid = []
     experts = experts_of(config, sizes, router_std(block, rows), unsaid) if sizes.routed else None
     own = _attention(at, seen, sizes, config, tokens, unsaid)
     dense = FFN(gated[core] if sizes.gated else core, hidden=sizes.hidden)
@@ -170,7 +171,8 @@ def _read(
     if ffn is not None:
         dense, experts = (ffn, None) if isinstance(ffn, FFN) else (ffn.ffn or dense, ffn)
         gains = Gains(gains.query, gains.key, gains.value, gains.attention_out)
-    return Read(own, dense, experts, gains, sizes.width, tuple(unsaid))
+    norm = _norm(seen.norms, sizes.width, unsaid)
+    return Read(own, dense, experts, norm, gains, sizes.width, tuple(unsaid))
 
 
 def _attention(at: int, seen: Seen, sizes: Sizes, config: Any, tokens: int, unsaid: list[str]) -> Attention:
@@ -202,19 +204,25 @@ def _attention(at: int, seen: Seen, sizes: Sizes, config: Any, tokens: int, unsa
     )
 
 
-def _norm(norms: Sequence[nn.Module], width: int) -> Norm:
-    kinds = {"layer" if is_centred(norm, width) else "rms" for norm in norms}
-    if len(kinds) > 1:
+def _norm(norms: Sequence[nn.Module], width: int, unsaid: list[str]) -> Norm | None:
+    """What a block's norms of streams have in common."""
+    found = Counter(norm_of(norm, width) for norm in norms)
+    if len({norm.kind for norm in found}) > 1:
         raise ModelError("norms of streams must all take out the mean or none, got both")
-    return Norm(kinds.pop() if kinds else "rms")
+    if len(found) > 1:
+        unsaid.append(f"norms of one block with eps {', '.join(f'{norm.eps:g}' for norm in found)}")
+    if any(adds_elsewhere(norm, width) for norm in norms):
+        unsaid.append("an eps of the norms that is added to something else than the mean square")
+    return found.most_common(1)[0][0] if found else None
 
 
-def _model(equations: Placement, read: Sequence[Read], normed: tuple[str, ...], norm: Norm, tokens: int) -> Model:
+def _model(equations: Placement, read: Sequence[Read], normed: tuple[str, ...], tokens: int) -> Model:
     """The model, with what most blocks have as its own and the rest by block."""
     read = _evened(read)
     attention, ffn = (
         Counter(one).most_common(1)[0][0] for one in zip(*((r.attention, r.ffn) for r in read), strict=True)
     )
+    norm = Counter([one.norm for one in read if one.norm is not None] or [Norm()]).most_common(1)[0][0]
     experts = next((one.experts for one in read if one.experts is not None), None)
     layers: dict[int, dict[str, Any]] = {}
     for index, one in enumerate(read, 1):
@@ -223,6 +231,8 @@ def _model(equations: Placement, read: Sequence[Read], normed: tuple[str, ...], 
             own["ffn"] = one.ffn
         if one.experts != experts:
             own["experts"] = one.experts
+        if one.norm not in (norm, None):
+            own["norm"] = one.norm
         if own:
             layers[index] = own
     width = read[0].width

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 
 from propagate.model import ModelError
@@ -69,13 +71,47 @@ def _name(module: nn.Module) -> str:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a norm, by the name of its class.
+    """Whether a module is a norm: by the name of its class or, of one that is not torch's, by what it does to a vector.
 
     Example:
         >>> is_norm(nn.RMSNorm(4)), is_norm(nn.Linear(4, 4))
         (True, False)
+        >>> class Unit(nn.Module):
+        ...     def forward(self, x):
+        ...         return x / x.norm(dim=-1, keepdim=True)
+        >>> is_norm(Unit())
+        True
     """
-    return "norm" in _name(module).lower()
+    if "norm" in _name(module).lower():
+        return True
+    if type(module).__module__.startswith("torch.") or next(module.children(), None) is not None:
+        return False
+    if module not in _DOES_NORM:
+        _DOES_NORM[module] = _does_norm(module)
+    return _DOES_NORM[module]
+
+
+_DOES_NORM: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def _does_norm(module: nn.Module) -> bool:
+    """Whether it makes the same of a vector without mean and of a multiple: a fixed gain times it, less a bias."""
+    sizes = {parameter.shape for parameter in module.parameters()}
+    if any(len(size) != 1 for size in sizes) or len(sizes) > 1:
+        return False
+    like, gains = next(iter(module.parameters()), torch.zeros(16)), []
+    for seed in (3, 4):
+        x = torch.randn(1, 1, len(like), generator=torch.Generator().manual_seed(seed)).double()
+        x = (x - x.mean()) / x.std(correction=0)
+        try:
+            with torch.no_grad():  # the forward by itself: hooks are for what the model calls
+                once, more = (module.forward((s * x).to(like)) - module.forward((-s * x).to(like)) for s in (10, 1000))
+            if once.shape != x.shape or not torch.allclose(once, more, rtol=0.05, atol=0.01):
+                return False
+            gains.append(more.double() / x.to(like.device))
+        except Exception:
+            return False
+    return bool(gains[0].abs().min() > 0) and torch.allclose(gains[0], gains[1], rtol=0.05)
 
 
 def named_attention(path: str, module: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from propagate.tracing.graph import first_met
 from propagate.tracing.layout import Layout
+from propagate.tracing.norms import learned_gain
 from propagate.tracing.sublayers import Call
 from propagate.tracing.wiring import Node, Sum
 
@@ -153,25 +154,3 @@ def _rounded(factor: float) -> float:
     """Without the noise of float32: a multiple of 1e-4 where that is near."""
     near = round(factor, 3)
     return near if abs(near - factor) < 2e-4 * max(1.0, abs(factor)) and near != 0 else float(f"{factor:.4g}")
-
-
-def learned_gain(norm: nn.Module, width: int) -> Tensor:
-    """What a norm multiplies each coordinate by, from what it does to a random vector; (width,)."""
-    like = next(iter(norm.parameters()), torch.zeros(1))
-    x = 1000 * torch.randn(1, 1, width, generator=torch.Generator().manual_seed(1)).to(like)  # eps is nothing
-    with torch.no_grad():
-        bias = getattr(norm, "bias", None)
-        given = norm(x)[0, 0].double() - (bias.double() if isinstance(bias, Tensor) else 0.0)
-        plain = x[0, 0].double()
-        plain = plain - plain.mean() if is_centred(norm, width) else plain
-        gain: Tensor = given / (plain / plain.square().mean().sqrt())
-        return gain
-
-
-def is_centred(norm: nn.Module, width: int) -> bool:
-    """Whether a norm takes out the mean over coordinates: a shift of all of them then changes nothing."""
-    like = next(iter(norm.parameters()), torch.zeros(1))
-    x = torch.randn(1, 1, width, generator=torch.Generator().manual_seed(2)).to(like)
-    with torch.no_grad():
-        plain, shifted = norm(x).double(), norm(x + 1).double()
-    return bool((plain - shifted).abs().max() < 0.1 * plain.abs().max())

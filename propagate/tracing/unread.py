@@ -52,13 +52,10 @@ word_embed_proj_dim
 """Fields of configurations that are looked at, or whose work is measured, or that act on no block."""
 
 
-def unread(blocks: Sequence[nn.Module], norms: Sequence[nn.Module], config: Any) -> Iterator[str]:
-    """Of weights, norms and the configuration."""
+def unread(blocks: Sequence[nn.Module], config: Any) -> Iterator[str]:
+    """Of weights and the configuration."""
     if repeated := repeats(blocks):
         yield f"the same weights in {repeated} of {len(blocks)} blocks, where a Model's are independent"
-    eps = {float(value) for n in norms for key in ("eps", "variance_epsilon") if (value := getattr(n, key, None))}
-    if eps:
-        yield f"eps {', '.join(f'{value:g}' for value in sorted(eps))} of the norms"
     biases = [p for block in blocks for path, p in block.named_parameters() if path.endswith("bias")]
     if any(bool(bias.detach().abs().sum() > 0) for bias in biases):
         yield "biases that are not zero"

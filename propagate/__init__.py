@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from propagate.theory.validity import ValidityWarning, validity
     from propagate.tracing.build import build, build_language_model
     from propagate.tracing.describe import describe
+    from propagate.tracing.steps import trace_steps
     from propagate.tracing.trace import trace
     from propagate.verification import verify
 
@@ -82,6 +83,7 @@ __all__ = [
     "simulate",
     "start_of",
     "trace",
+    "trace_steps",
     "use_device",
     "validity",
     "verify",
@@ -103,6 +105,7 @@ _LAZY = {
     "recursion": "propagate.theory.recursion",
     "simulate": "propagate.montecarlo.simulate",
     "trace": "propagate.tracing.trace",
+    "trace_steps": "propagate.tracing.steps",
     "use_device": "propagate.montecarlo.workers",
     "ValidityWarning": "propagate.theory.validity",
     "validity": "propagate.theory.validity",

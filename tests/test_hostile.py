@@ -21,6 +21,7 @@ LEFT_OUT = {
     "placements": "takes nothing",
     "use_device": "what a pool runs in its processes",
     "trace": "needs torch: tests of tracing",
+    "trace_steps": "needs torch: tests of tracing",
     "describe": "needs torch: tests of tracing",
     "build": "needs torch: tests of tracing",
     "build_language_model": "needs torch: tests of tracing",

@@ -9,12 +9,12 @@ export MKL_NUM_THREADS ?= 1
 unexport PYTHONDONTWRITEBYTECODE  # some containers set it: every process would compile NumPy, SymPy and torch anew
 MAKEFLAGS += --jobs=2
 
-.PHONY: figures test test-slow lint types docs notebooks lab weights measure-text clean
+.PHONY: figures test test-slow lint types references docs notebooks lab weights measure-text clean
 
 figures: $(STAMP)          ## the main job: every figure, its data and its picture, into figures/
 	$(VENV)/bin/propagate figures
 
-test: lint types docs      ## style, types, walls, documentation, tests, notebooks run small (a GPU, where there is one, is used too)
+test: lint types references ## style, types, walls, references of the documentation, tests, notebooks run small (a GPU, where there is one, is used too)
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-slow: $(STAMP)        ## the long statistical tests alone
@@ -27,6 +27,9 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(VENV)/bin/mypy
+
+references: $(STAMP)       ## the documentation read and resolved, not written: a warning or a broken reference is an error
+	$(VENV)/bin/python -m sphinx -q -b dummy -E -W --keep-going -n -c docs . build/references
 
 docs: $(STAMP)             ## the documentation, into build/docs: a warning or a broken link is an error
 	$(VENV)/bin/python -m sphinx -q -E -W --keep-going -n -c docs . build/docs

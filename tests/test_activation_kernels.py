@@ -91,6 +91,7 @@ def half_lines(phi, variance: float, correlation: float) -> float:
     return float(w @ (phi(u) * phi(v)) @ radial) * half / (2 * math.pi)
 
 
+@pytest.mark.few(30)
 @pytest.mark.parametrize("correlation", CORRELATIONS)
 @pytest.mark.parametrize("variance", VARIANCES)
 @pytest.mark.parametrize("name", SMOOTH)

@@ -107,6 +107,7 @@ SAMPLED = {1: (2e-3, 7e-3, 7e-3), 4: (3e-3, 3e-3, 4e-3)}
 """Standard errors of what is sampled, as shares of one row's averages: of weights, queries, keys (`sampled_heads`)."""
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("tokens", "n", "spread", "correlation", "sampled"),
     [
@@ -144,6 +145,7 @@ def test_wide_heads_are_the_limit_with_an_error_of_one_over_the_head_size() -> N
     assert (np.abs(off[0] / off[1] - 16) < 5).all()
 
 
+@pytest.mark.slow
 def test_where_tables_meet_nothing_jumps() -> None:
     """From one table to the next, and to where averages are sampled."""
     for top, size, allowed in ((1.0, 16, 2e-3), (2.0, 64, 2e-3), (2.0, 16, 2e-2)):

@@ -55,6 +55,7 @@ def slope_at_origin(values: list[float], errors: list[float]) -> tuple[float, fl
     return float((covariance @ design.T @ (np.array(values) * weight))[0]), float(covariance[0, 0] ** 0.5)
 
 
+@pytest.mark.slow
 def test_the_slope_against_one_over_the_width_is_the_predicted_bias(slopes: Any) -> None:
     for measured, error, said, own in slopes.values():
         assert abs(measured - said) < 3.5 * math.hypot(error, own)
@@ -78,6 +79,7 @@ def by_hand(ffns: int, attentions: int, ratio: float) -> float:
     return -1 - ffns * (3 / 4 + 1 / (4 * ratio)) - attentions
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("activation", "ratio", "pairs"), [("linear", 4.0, 1000), ("relu", 0.5, 3000)])
 def test_one_token_as_worked_out_by_hand(activation: str, ratio: float, pairs: int) -> None:
     model = pg.Model("postnorm", depth=3, tokens=1, heads=1, activation=activation, ffn_ratio=ratio)
@@ -224,6 +226,7 @@ FORGOTTEN = (
 )
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("forgotten", FORGOTTEN)
 def test_a_forgotten_term_is_found_out(forgotten: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bias worked out by hand, or the exact mean, rejects each wrong derivation."""

@@ -50,6 +50,7 @@ def test_one_token_as_worked_out_by_hand() -> None:
     assert max(map(abs, measured_by_hand())) < 4
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("forgotten", ["the length is exact", "what comes back along the values"])
 def test_a_forgotten_term_is_found_out(forgotten: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if forgotten == "the length is exact":

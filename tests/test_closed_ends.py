@@ -41,6 +41,7 @@ def test_tokens_that_coincide_or_add_up_to_nothing(placement: str, end: str) -> 
             assert found == ""
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("placement", ["mixln", "prenorm", "postnorm", "residual"])
 def test_their_fluctuations(placement: str) -> None:
     for start in (*ENDS.values(), {}):

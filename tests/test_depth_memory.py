@@ -58,6 +58,7 @@ def peak(network: Model, sampler: str, segment: int | None, precision: str = "fl
         tracemalloc.stop()
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     "network",
     [

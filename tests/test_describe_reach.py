@@ -36,6 +36,7 @@ def make(name: str, seed: int = 0, **own: Any) -> Any:
     return transformers.AutoModel.from_config(config).eval()
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize(
     ("name", "own", "placement", "causal"),
     [

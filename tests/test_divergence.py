@@ -29,6 +29,7 @@ def test_a_sound_network_diverges_nowhere() -> None:
     assert spoilt(3, "ffn1", "write", 1.0) is None
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("block", "call", "part"),
     [(3, "ffn1", "write"), (2, "attention1", "write"), (4, "norm2", ""), (1, "norm1", ""), (5, "ffn1", "read")],
@@ -70,6 +71,7 @@ def test_bad_input_is_refused_in_one_line() -> None:
     assert pg.first_divergence(said, said) is None
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("placement", ["residual", "siamesenorm"])
 def test_of_several_streams_the_sublayers_are_compared(placement: str) -> None:
     model = pg.Model(placement, depth=3, width=64, tokens=8, heads=2)
@@ -93,6 +95,7 @@ def causal(seed: int, spoilt: str = "", factor: float = 1.0) -> torch.nn.Module:
     return module
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("spoilt", "found"),
     [("layers.1.self_attn.o_proj", (2, "attention1")), ("layers.2.mlp.down_proj", (3, "ffn1")), ("", None)],

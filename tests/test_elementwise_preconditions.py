@@ -61,6 +61,7 @@ def test_dropout_before_a_tanh_is_warned_of(causal: bool, recwarn: pytest.Warnin
     assert not recwarn.list
 
 
+@pytest.mark.slow
 def test_routers_behind_a_tanh(monkeypatch: pytest.MonkeyPatch) -> None:
     """tanh'(z) knows the experts' outputs in z: without that the gradient is a fifth too large."""
     kind = Experts(4, 1, softmax="before", gain=4.0, router_std=2.0)

@@ -34,6 +34,7 @@ def without(model: pg.Model) -> pg.Model:
     return replace(model, norm="rms", ffn=plain)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", CASES)
 def test_theory_and_simulation_agree(name: str) -> None:
     model = CASES[name]

@@ -69,6 +69,7 @@ def measured_products(kind: Experts, correlation: float) -> dict[str, np.ndarray
     }
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("correlation", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize(
     "kind",
@@ -102,6 +103,7 @@ def test_nearly_equal_tokens_seldom_choose_differently(kind: Experts) -> None:
     assert abs(smooth / samples.mean() - 1) > 4 * error
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", [KINDS["two of eight"], KINDS["split"], KINDS["all chosen"]])
 def test_bounds_and_monotony(kind: Experts) -> None:
     """Proposition 21: the sum of squares lies in [1/k, 1], the overlap between 1/candidates and it, rising with c."""
@@ -139,6 +141,7 @@ def test_one_expert_that_is_always_chosen_is_a_dense_ffn() -> None:
     assert tuple(pull(g, Seen())) == pytest.approx(tuple(dense_pull(g)), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_compensated_splitting_keeps_the_variance_of_even_gates() -> None:
     """With nearly equal logits: s / k whatever the splitting; without the compensation it falls by its square."""
     for split in (1, 4):
@@ -169,6 +172,7 @@ def judged(model: pg.Model, seed: int, draws: int = 150, sampler: str = "weightl
     return pg.compare(means(model), seen)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", [pytest.param(name, marks=SLOW[name]) for name in KINDS])
 def test_theory_and_simulation_agree(kind: str) -> None:
     seed = list(KINDS).index(kind)
@@ -222,6 +226,7 @@ WRONG = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.__name__)
 def test_wrong_maps_are_rejected(wrong, monkeypatch: pytest.MonkeyPatch) -> None:
     kind, quantity = WRONG[wrong]
@@ -260,6 +265,7 @@ def test_even_gates_give_no_warning(kind: Experts | None, recwarn: pytest.Warnin
     assert not recwarn.list
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("placement", ["prenorm", "postnorm", pytest.param("spannorm", marks=pytest.mark.slow)])
 def test_whole_networks_with_fine_gates_agree(placement: str) -> None:
     """Four chosen of sixteen: gates average out well enough for one variance to stand for all tokens."""

@@ -50,6 +50,7 @@ def network(placement: pg.Placement, kind: Experts, **fields) -> pg.Model:
     return pg.Model(placement, experts=kind, **size | fields)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("kind", "activation"),
     [
@@ -154,6 +155,7 @@ IDENTITY = {
 }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("placement", IDENTITY)
 def test_identity_experts_behind_norms(placement: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """g . x of identity experts lacks what norms take away; without that the gradient is far too large."""

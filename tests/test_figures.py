@@ -146,7 +146,9 @@ def test_the_stored_data_say_how_they_were_simulated(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "rank_collapse")) for name in NAMES]
+)
 def test_stored_theory_is_todays_and_agrees_with_the_stored_simulation(name: str) -> None:
     data, module = stored(name), networks()
     for network in range(data.sizes["network"]):

@@ -51,6 +51,7 @@ def test_without_noise_it_is_the_limit(layers: Any) -> None:
         assert (np.abs(values - said[name]) < 1e-9 + 5 * error).all()
 
 
+@pytest.mark.few(1)
 def test_one_token_as_worked_out_by_hand() -> None:
     """As in `test_bias.by_hand`, block by block: an FFN takes 3/4 + 1 / (4 ratio), attention 1, the first norm 1."""
     ratios = {1: 4.0, 2: 0.125, 3: 4.0}

@@ -49,6 +49,7 @@ def both(name: str, **options: Any) -> tuple[xr.Dataset, xr.Dataset]:
     return said, pg.simulate(model, draws=DRAWS, seed=17, backend="numpy", **START, **options)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", CASES)
 def test_the_spread_between_networks_is_the_predicted_one(name: str) -> None:
     judged = spreads(pg.compare(*both(name)))
@@ -74,6 +75,7 @@ def variance_of(found: xr.Dataset, name: str) -> float:
     return float(found[f"log_{name}_se"][0]) ** 2 * found.attrs["draws"]
 
 
+@pytest.mark.slow
 def test_it_falls_as_one_over_the_width() -> None:
     """Slope of the measured variance of log gradient against width; and the prediction is met better and better."""
     widths, ratios, measured = (32, 128), [], []

@@ -125,6 +125,7 @@ def wrong_places(found: Callable[..., float], name: str, which: str, ratio: floa
     return wrong
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize("which", ["value", "slope"])
 @pytest.mark.parametrize("name", [*PHI, *GATES])
 def test_pairs_of_tokens(name: str, which: str) -> None:
@@ -132,6 +133,7 @@ def test_pairs_of_tokens(name: str, which: str) -> None:
     assert wrong_places(lambda q, c: of_pair(name, which, q, c) * (1 + 1e-7), name, which)
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("ratio", [1.0, 1.7])
 @pytest.mark.parametrize("which", ["value", "slope"])
 @pytest.mark.parametrize("name", [*(name for name in PHI if name not in LATER), "geglu", "mish", "elu"])
@@ -159,6 +161,7 @@ def test_closed_forms_are_the_quadrature_of_the_expression(name: str) -> None:
         np.testing.assert_allclose(grams[i](tokens).matrix, of_gram(tokens).matrix, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_many_pairs_of_one_variance_are_interpolated_well() -> None:
     """Against each by itself, also where kinks at two places meet; and distances keep their digits."""
     z = symbol()

@@ -37,6 +37,7 @@ def z_scores(samples: np.ndarray, expected: float) -> np.ndarray:
     return (samples.mean(axis=0) - expected) / np.maximum(spread, 1e-12)
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("law", LAWS)
 def test_entries_have_mean_0_and_variance_1_over_fan_in(law: str, shape: tuple[int, int], backend: Backend) -> None:
@@ -94,6 +95,7 @@ def judged(network: pg.Model) -> bool:
     return bool(pg.compare(pg.predict(network, **start), measured).attrs["verdict"] != "disagrees")
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("law", "placement"), [*((law, "spannorm") for law in LAWS), ("orthogonal", "prenorm")])
 def test_all_laws_have_the_wide_limit_of_the_theory(law: str, placement: str) -> None:
     assert judged(model(placement, weights=law))

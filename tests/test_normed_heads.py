@@ -94,6 +94,7 @@ def scores(said: tuple[Moments, Moments], seen: np.ndarray, error: np.ndarray) -
     return (ours - seen) / np.hypot(error, 0.004 * np.abs(seen[[0, 0, 2, 2]]))  # the sampling error that is stated
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("names", "norm", "tokens", "size", "std", "c", "d"),
     [
@@ -120,6 +121,7 @@ def test_exchangeable_tokens(
     assert np.abs(scores(said(math.inf, centred=False), seen, error)).max() > 6  # heads taken for wide
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("names", "norm", "size", "causal", "rope"),
     [
@@ -164,6 +166,7 @@ def test_both_resolutions_agree() -> None:
         assert float((abs(every[name] - pair[name]) / error).max()) < 5, name
 
 
+@pytest.mark.slow
 def test_series_are_what_they_are_fitted_to() -> None:
     """The averages of both normed, read off, against one set of independent draws at a place of its own."""
     from propagate.theory.gaussian import normed_heads

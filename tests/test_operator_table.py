@@ -75,6 +75,7 @@ def test_attention_over_more_tokens_than_coordinates(scripts: dict[str, ModuleTy
     assert abs(judged(forward, [1.0], Moments(theirs["variance"], 0.0))[0]) < 6  # their forward formula is good here
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("r", [0.0, 0.8])
 def test_layer_norm_of_few_coordinates(scripts: dict[str, ModuleType], r: float) -> None:
     """To first order in 1 / 24; the limit of many coordinates is rejected."""

@@ -26,6 +26,7 @@ WRONG = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_theory_and_simulation_agree(operator: str) -> None:
     model = OPERATORS[operator]
@@ -72,6 +73,7 @@ class AttentionOnly(pg.Placement):
         return block.attention(x)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("logit_std", [0.0, 1.0])
 @pytest.mark.parametrize("key_value_heads", [1, 2])
 def test_grouped_heads_change_no_second_moment(key_value_heads: int, logit_std: float) -> None:
@@ -90,6 +92,7 @@ def test_grouped_heads_change_no_second_moment(key_value_heads: int, logit_std: 
             assert abs(float(left - 1.4 * right)) > 4 * error
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("key_value_heads", [1, 2, 8])
 def test_grouped_heads_fluctuate_more(key_value_heads: int) -> None:
     """Uniform attention: relative variance over networks (1 + 2/d) (1 + 2 H / (G d)) - 1, both ways.

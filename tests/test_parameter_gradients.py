@@ -66,6 +66,7 @@ def of_matrices(judged: xr.Dataset) -> xr.Dataset:
     return judged.sel(quantity=[q for q in judged.quantity.to_numpy() if q.startswith("param_grad")])
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", CASES)
 def test_theory_and_simulation_agree(name: str) -> None:
     said, seen = both(name)
@@ -199,6 +200,7 @@ def test_collapsed_tokens_lose_no_digits() -> None:
     assert naive != pytest.approx(exact, rel=1e-1, abs=0)
 
 
+@pytest.mark.slow
 def test_the_last_layer_of_prenorm_learns_slower_with_depth_and_that_of_postnorm_does_not() -> None:
     """arXiv:2002.04745, Theorem 1: |dLoss/dW_out| of the last FFN is O(1 / sqrt(depth)) in Pre-LN, O(1) in Post-LN."""
     depths = (64, 128, 256, 512)

@@ -68,6 +68,7 @@ def scores(prediction: xr.Dataset, name: str) -> dict[str, float]:
     return {matrix: judged[f"param_grad[{matrix}]"] for matrix in prediction.matrix.to_numpy().tolist()}
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", CASES)
 def test_theory_and_simulation_agree(name: str) -> None:
     found = scores(said(name), name)

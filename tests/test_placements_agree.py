@@ -41,6 +41,7 @@ def test_the_registry_is_whole() -> None:
     assert pg.placement("Sandwich-LN") == pg.placement("sandwichnorm")
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("name", NEW)
 def test_theory_and_simulation_agree(name: str) -> None:
     model, start = network(name)
@@ -137,6 +138,7 @@ WRONG = {
 }
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", WRONG)
 def test_a_neighbour_is_rejected(name: str) -> None:
     model, start = network(name)
@@ -153,6 +155,7 @@ def test_a_stream_left_out_is_rejected() -> None:
     assert float(worst.sel(stream="1")) < 4 < float(worst.sel(stream="2"))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("normed", "norm"),
     [

@@ -166,6 +166,7 @@ def test_uniform_attention(width: int) -> None:
         assert not agrees(claim / 2, spread)
 
 
+@pytest.mark.slow
 @widths
 def test_small_logits(width: int) -> None:
     """Proposition 5: first derivative in tau, extrapolated from two small tau with the same weights."""

@@ -147,6 +147,7 @@ def test_spannorm(width: int) -> None:
     )  # PostNorm's rate
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("exponent", [0.25, 0.5])
 @widths
 def test_scale_init(width: int, exponent: float) -> None:
@@ -221,6 +222,7 @@ def test_companions(width: int) -> None:
         assert agrees(claim[["grad_variance", "grad_variance_allowance"]], pre) is right
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("placement", ["prenorm", "postnorm", "spannorm", "periln", "deepnorm", "layernormscaling"])
 @widths
 def test_duality(placement: str, width: int) -> None:

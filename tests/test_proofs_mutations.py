@@ -39,6 +39,7 @@ def survivors(candidates: list[Mutant], original: Proposition) -> list[str]:
     return [change for change, mutant in candidates if not why(mutant, original)]
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize(
     "proposition",
     [

@@ -178,6 +178,7 @@ def test_uniform_attention_is_the_proved_one() -> None:
     assert exact(pull_alone(Moments(gamma, sp.Integer(0))).variance) == gain**2 * gamma
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["linear", "relu", "gelu"])
 def test_ffn_is_the_proved_one(name: str) -> None:
     """At unit variance, with the proved kernels; chi and the ratio of kernels enter backward."""

@@ -166,6 +166,7 @@ def test_failure_modes_beyond_the_threshold() -> None:
     assert many.min() < -0.05
 
 
+@pytest.mark.slow
 def test_failure_modes_against_simulation() -> None:
     """32 tokens, logits of standard deviation 5.6: networks follow the finite-token map and leave the limit."""
     model, p = failure_model(32, 3.0, depth=10), 0.1

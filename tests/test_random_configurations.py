@@ -16,6 +16,7 @@ from tests.random_configurations import Case, configuration, fault, faults
 PLAIN = Case({"placement": "postnorm", "depth": 2, "width": 32, "heads": 4, "tokens": 4}, {}, {}, "predict")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("seed", range(3))
 def test_a_few_random_configurations(seed: int) -> None:
     assert faults(seed, 30, quick=True) == []

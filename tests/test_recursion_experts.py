@@ -50,6 +50,7 @@ class Seen:
         self.attention, self.ffn, self.norm = block.attention, block.ffn, block.norm
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("placement", [pytest.param("prenorm", marks=pytest.mark.slow), "postnorm", "spannorm"])
 def test_a_block_is_one_step_of_predict(placement: str) -> None:
     kind = KINDS[placement]

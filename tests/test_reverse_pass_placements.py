@@ -68,6 +68,7 @@ class Recorded:
         return self.values[self.call - 1]
 
 
+@pytest.mark.few(48)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("norm", ["rms", "layer"])
 @pytest.mark.parametrize("name", NAMES)

@@ -20,6 +20,7 @@ def both(fields: dict[str, float], draws: int = 200) -> tuple[pg.Model, xr.Datas
     return model, pg.simulate(model, draws=draws, seed=5, backend="numpy", progress=False, **START)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("case", SCARCE)
 def test_what_few_units_do_is_allowed_for(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, seen = both(SCARCE[case])

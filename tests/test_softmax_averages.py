@@ -40,6 +40,7 @@ def sampled(tokens: int, spread_squared: float, correlation: float, seed: int) -
     return {name: (float(x.mean()), float(x.std() / math.sqrt(SAMPLES))) for name, x in samples.items()}
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("correlation", [0.0, 0.5, 0.95])
 @pytest.mark.parametrize("spread_squared", [0.25, 1.0, 4.0, 9.0])
 @pytest.mark.parametrize("tokens", [2, 16, 64])

@@ -33,6 +33,7 @@ SIZE = {"depth": 2, "width": 128, "tokens": 4, "heads": 2}
 START = {"covariance": 0.3, "grad_covariance": 0.2}
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("causal", [False, True], ids=["pairs", "tokens"])
 @pytest.mark.parametrize(
     "include", [(), ("bias", "fluctuations"), ("param_grad", "calls")], ids=["", "finite", "calls"]

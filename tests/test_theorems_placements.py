@@ -155,6 +155,7 @@ PRODUCTS = {
 }
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", PRODUCTS)
 @pytest.mark.parametrize("depth", [16, 1024])
 def test_printed_products_of_the_deviation_mode(name: str, depth: int) -> None:

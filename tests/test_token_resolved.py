@@ -70,6 +70,7 @@ def test_every_placement_is_the_pair_exactly(placement: str, normed: tuple[str, 
         np.testing.assert_allclose(full[f"{name}_allowance"], pair[f"{name}_allowance"], rtol=1e-7, err_msg=name)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("placement", ["hybridnorm", "siamesenorm", "dyt"])
 def test_normed_queries_and_several_streams_within_their_own_error(placement: str) -> None:
     normed = ("query", "key") if placement == "siamesenorm" else ()
@@ -87,6 +88,7 @@ def off_by(model: pg.Model) -> float:
     return worst
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("placement", "activation"),
     [("prenorm", "relu"), ("postnorm", "gelu"), ("spannorm", "swiglu"), ("periln", "tanh")],
@@ -96,6 +98,7 @@ def test_softmax_attention_is_the_pair_within_its_own_error(placement: str, acti
     assert off_by(model) < 6  # of Student's t with 7 degrees of freedom: 1 in 2000, in some 30 numbers
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("heads", [2, 4, 16], ids=["larger", "smaller", "single"])
 def test_heads_of_any_size_are_the_pair_and_wide_ones_are_not(heads: int) -> None:
     """Heads of more coordinates than tokens, of fewer, and of one: drawn here, integrated there."""
@@ -158,6 +161,7 @@ def brute(f: Any, s: float, t: float, a: float) -> float:
     return float(weight * f(u) @ (f(v) @ weight))
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("scale", [1.0, 25.0])
 @pytest.mark.parametrize("name", sorted(DENSE))
 def test_kernels_at_unequal_variances(name: str, scale: float) -> None:

@@ -55,6 +55,7 @@ EVERY = [
 ]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("seen", "placement", "activation"), EVERY)
 def test_every_token_of_every_mask(seen: str, placement: str, activation: str) -> None:
     model = network(seen, placement, activation)
@@ -63,6 +64,7 @@ def test_every_token_of_every_mask(seen: str, placement: str, activation: str) -
     assert judged.attrs["verdict"] != "disagrees", judged.worst_z.to_series()
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("placement", ["residual", "siamesenorm", "hybridnorm", "dyt", "subln"])
 def test_every_token_of_other_placements(placement: str) -> None:
     """Several streams, norms inside sublayers, tanh in place of norms."""
@@ -111,6 +113,7 @@ def test_rotary_positions_left_out_are_noticed() -> None:
     assert pg.compare(without, seen).attrs["verdict"] == "disagrees"
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("logit_std", [0.0, 1.0])
 def test_gradients_gather_on_the_first_token(logit_std: float) -> None:
     """PostNorm under a causal mask (section B.3 of the notes): the last token's gradient vanishes, the first keeps all.
@@ -129,6 +132,7 @@ def test_gradients_gather_on_the_first_token(logit_std: float) -> None:
     assert pg.compare(uniform, seen).attrs["verdict"] == "disagrees"
 
 
+@pytest.mark.slow
 def test_real_text() -> None:
     """32 tokens of embedded English: the matrix theory agrees; mean moments alone are rejected for PreNorm."""
     gram = np.array(json.loads(TEXT.read_text(encoding="utf-8"))["median_window"]["gram"])

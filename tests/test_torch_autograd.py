@@ -136,6 +136,7 @@ def mismatch(a: Array, b: Array) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
+@pytest.mark.few(60)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("placement", [*PLACEMENTS, "doubled"])
 def test_the_reverse_pass_is_autograd(placement: str, activation: str) -> None:
@@ -181,6 +182,7 @@ EXPERTS = {
 }
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("kind", EXPERTS)
 @pytest.mark.parametrize("activation", ["relu", "swiglu"])
 def test_experts_too(kind: str, activation: str) -> None:

@@ -67,6 +67,7 @@ def test_it_learns_its_router_too(kind: pg.Experts) -> None:
     assert all((new - old).abs().max() > 1e-3 for new, old in zip(routers, before, strict=True))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", [pg.Experts(4, 2), pg.Experts(4, 2, shared=1, identity=1)])
 def test_theory_and_trace_agree(kind: pg.Experts) -> None:
     model = pg.Model("prenorm", experts=kind, **SIZE)

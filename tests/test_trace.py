@@ -20,6 +20,7 @@ IDS = torch.randint(3, VOCABULARY, (2, 10), generator=torch.Generator().manual_s
 SPLIT_BLOCKS = ("LongCat-Flash",)  # a block holds two layers
 
 
+@pytest.mark.few(11)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_stream_is_found_by_structure(name: str) -> None:
     """`output_hidden_states` lists the same streams, but for the last, which it gives after the final norm."""

@@ -33,6 +33,7 @@ def scores(prediction: xr.Dataset, seen: xr.Dataset) -> dict[str, float]:
     return {str(name): judged[f"param_grad[{name}]"] for name in seen.matrix.to_numpy()}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", BUILT)
 def test_theory_agrees_with_autograd(name: str) -> None:
     placement, fields = BUILT[name]
@@ -47,21 +48,22 @@ def test_theory_agrees_with_autograd(name: str) -> None:
         assert min(scores(wrong, seen).values()) > 4
 
 
-def test_other_models_matrices_are_known_by_name() -> None:
+@pytest.mark.few(1)
+@pytest.mark.parametrize("name", ["GPT-2", "GPT-NeoX", "Qwen3", "Mixtral"])
+def test_other_models_matrices_are_known_by_name(name: str) -> None:
     pytest.importorskip("transformers", reason="transformers is absent: install the extra [text]")
     from figures.hugging_face import VOCABULARY, make
 
     ids = torch.randint(3, VOCABULARY, (4, 8), generator=torch.Generator().manual_seed(0))
     kind = {"width": 128, "depth": 2, "heads": 2, "initializer_range": 0.08}
-    for name in ("GPT-2", "GPT-NeoX", "Qwen3", "Mixtral"):
-        model, _ = pg.describe(make(name, **kind), tokens=8)
-        seen = pg.trace((make(name, seed=seed, **kind) for seed in range(12)), {"input_ids": ids})
-        said = pg.predict(model, include={"param_grad"}, **pg.start_of(seen))
-        found = scores(said, seen)
-        assert max(found.values()) < 4, (name, found)
-        assert list(found) == said.matrix.to_numpy().tolist()
-        exchanged = said.assign_coords(matrix=said.matrix.to_numpy()[::-1].tolist())
-        assert max(scores(exchanged, seen).values()) > 4, name
+    model, _ = pg.describe(make(name, **kind), tokens=8)
+    seen = pg.trace((make(name, seed=seed, **kind) for seed in range(12)), {"input_ids": ids})
+    said = pg.predict(model, include={"param_grad"}, **pg.start_of(seen))
+    found = scores(said, seen)
+    assert max(found.values()) < 4, (name, found)
+    assert list(found) == said.matrix.to_numpy().tolist()
+    exchanged = said.assign_coords(matrix=said.matrix.to_numpy()[::-1].tolist())
+    assert max(scores(exchanged, seen).values()) > 4, name
 
 
 def test_a_batch_is_the_mean_of_its_sequences_and_a_loss_of_several_has_no_such_table() -> None:

@@ -30,6 +30,7 @@ def traced(model: pg.Model, draws: int) -> Any:
     return pg.trace((pg.build(model, seed=seed, dtype=torch.float64) for seed in range(draws)), tokens(0.3))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("placement", SEVERAL)
 def test_theory_simulation_and_trace_agree(placement: str) -> None:
     model = model_of(placement, activation="gelu")

@@ -101,6 +101,7 @@ class Leaky(pg.Placement):
 STREAMS = pg.Model("leaky", depth=3, width=96, tokens=6, heads=2, activation="gelu")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("norm", ["rms", "layer"])
 def test_several_streams_and_a_number(norm: str) -> None:
     model, start = dataclasses.replace(STREAMS, norm=norm), {"covariance": 0.3, "grad_covariance": 0.2}

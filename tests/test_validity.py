@@ -59,6 +59,7 @@ def test_wide_logits_are_warned_of(causal: bool) -> None:
     assert "heads of 64" in message
 
 
+@pytest.mark.slow
 def test_queries_and_keys_that_are_normed_do_not_grow() -> None:
     grown = {"variance": 16.0, "covariance": 4.0}
     assert warned(pg.Model("tfixup", **SMALL), **grown)
@@ -108,6 +109,7 @@ def test_large_preactivations_are_warned_of_unless_scale_does_not_matter() -> No
     assert warned(pg.Model("tfixup", activation="relu", logit_std=0.0, **SMALL), **start) == []
 
 
+@pytest.mark.slow
 def test_arrays_of_starts_are_watched_too() -> None:
     import xarray as xr
 

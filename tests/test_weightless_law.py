@@ -64,6 +64,7 @@ SLOW = {"prenorm relu", "prenorm more tokens", "spannorm uniform causal", "spann
 """What the others have too: a PreNorm, a SpanNorm's norms, several heads, a mask, a gate."""
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in NETWORKS])
 def test_weightless_and_dense_agree_in_law(name: str, backend: Backend) -> None:
     p, tests = smallest_p(name, backend, "weightless")
@@ -71,6 +72,7 @@ def test_weightless_and_dense_agree_in_law(name: str, backend: Backend) -> None:
     assert p * tests > LEVEL
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
@@ -96,6 +98,7 @@ def there_and_back(make: Make, backend: Backend, seed: int) -> np.ndarray:
     return np.column_stack([back, (back**2).sum(axis=1)])
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("make", "same"), [(weightless, True), (unprojected, False), (untied, False)])
 def test_one_map_there_and_back(make: Make, same: bool, backend: Backend) -> None:
     ours, theirs = there_and_back(make, backend, 1), there_and_back(dense, backend, 2)

@@ -21,6 +21,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "prenorm")) for n in NETWORKS])
 def test_simulation_agrees_with_theory(name: str, backend: str) -> None:

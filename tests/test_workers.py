@@ -26,6 +26,7 @@ def same(left: xr.Dataset, right: xr.Dataset) -> bool:
     )
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("pool", "workers"), [(pg.process_pool, 2), *((ThreadPoolExecutor, number) for number in (1, 2, 3))]
 )

@@ -60,7 +60,7 @@ def second_moments(name: str, value: Any, tokens: int, *, positive: bool) -> NDA
     Example:
         >>> second_moments("gram", [[0.0, 0.0], [0.0, 1.0]], 2, positive=True)
         Traceback (most recent call last):
-        propagate.checks.ModelError: gram must have a positive diagonal: a norm would divide by zero
+        propagate.checks.ModelError: gram must have a positive diagonal: a norm would divide by zero at token 0
     """
     import numpy as np
 
@@ -78,7 +78,8 @@ def second_moments(name: str, value: Any, tokens: int, *, positive: bool) -> NDA
             f" {apart.max():.3g}: ({name} + {name}.T) / 2 is symmetric"
         )
     if positive and not (matrix.diagonal() > 0).all():
-        raise ModelError(f"{name} must have a positive diagonal: a norm would divide by zero")
+        token = int(matrix.diagonal().argmin())
+        raise ModelError(f"{name} must have a positive diagonal: a norm would divide by zero at token {token}")
     least = matrix.diagonal()[matrix.diagonal() != 0].min(initial=largest)
     if 0 < least < SMALLEST:
         raise ModelError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -121,10 +122,24 @@ def _same(value: Any, default: Any) -> bool:
     return value is default or (isinstance(value, int | float) and value is not True and value == default)
 
 
-def start_of(measured: xr.Dataset) -> Start:
+UNEVEN = 2.0
+"""A token's variance over their mean, or its inverse, from which on tokens are not alike."""
+GRAMS = ("gram", "grad_gram")
+
+
+def start_of(measured: xr.Dataset, *, each_token: bool | None = None) -> Start:
     """The moments at a table's two ends, from which `predict` and `simulate` start there.
 
     Of several streams, those of what they are made of and of what joins them; of one token, no covariances.
+
+    Args:
+        measured: a table of `predict`, `simulate` or `trace`.
+        each_token: whether every token has its own moments, by the Gram matrices that `trace` keeps. By default where
+            the variance of a token at block 0 is not within a factor of 2 of their mean, beyond what chance makes: the
+            class token of a model of images is the same small vector in every image.
+
+    Raises:
+        ModelError: for what is no such table, or `each_token` of one without Gram matrices.
 
     Example: theory from where a measurement began.
         >>> from propagate import Model, predict
@@ -137,7 +152,26 @@ def start_of(measured: xr.Dataset) -> Start:
     """
     if not hasattr(measured, "data_vars") or "block" not in measured.dims:
         raise ModelError(f"start_of needs a table of predict, simulate or trace, got {shown(measured)}")
+    if each_token is not None:
+        check_flag("each_token", each_token)
+    known = all(name in measured for name in GRAMS)
+    if each_token and not known:
+        raise ModelError(
+            f"each_token needs a table with {' and '.join(GRAMS)}, as trace makes of tokens that all count"
+        )
+    if each_token or (each_token is None and known and _uneven(measured)):
+        return Start(**{name: measured[name].to_numpy() for name in GRAMS})
     ends = {"variance": 0, "covariance": 0, "grad_variance": -1, "grad_covariance": -1}
     if STREAM in measured.dims:
         measured = measured.sel({STREAM: JOINED})
     return Start(**{name: float(measured[name].isel(block=end)) for name, end in ends.items() if name in measured})
+
+
+def _uneven(measured: xr.Dataset) -> bool:
+    """Whether tokens differ in variance at block 0 by more than `UNEVEN` and what chance makes."""
+    variances = measured["gram"].to_numpy().diagonal()
+    mean = variances.mean()
+    if not (mean > 0 and math.isfinite(mean)):
+        return False
+    chance = math.exp(3 * math.sqrt(2 / (measured.attrs["width"] * measured.attrs["draws"])))
+    return bool(max(variances.max() / mean, mean / max(variances.min(), 1e-300)) > UNEVEN * chance)

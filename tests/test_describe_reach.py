@@ -67,6 +67,35 @@ def test_placement_and_mask_are_those_that_the_configuration_makes(
     assert not any("times the variance" in words for words in said), said
 
 
+def test_a_class_token_that_is_smaller_than_the_others_starts_as_it_is() -> None:
+    """The gradient at its place is as much larger: of tokens that are alike theory has too small a mean."""
+    sizes = {"image_size": 8, "patch_size": 4, "hidden_size": 64, "intermediate_size": 128}
+    pixels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    seen = pg.trace((make("vit", seed, **sizes) for seed in range(8)), {"pixel_values": pixels})
+    model, said = pg.describe(make("vit", **sizes), tokens=5)
+    assert said == ()
+    assert set(pg.start_of(seen)) == {"gram", "grad_gram"}
+    assert pg.compare(pg.predict(model, **pg.start_of(seen)), seen).attrs["verdict"] != "disagrees"
+    alike = pg.start_of(seen, each_token=False)
+    assert set(alike) == {"variance", "covariance", "grad_variance", "grad_covariance"}
+    assert pg.compare(pg.predict(model, **alike), seen).attrs["verdict"] == "disagrees"
+
+
+def test_tokens_that_are_alike_start_as_two_numbers_unless_asked() -> None:
+    ids = torch.randint(10, 99, (2, 8), generator=torch.Generator().manual_seed(0))
+    seen = pg.trace(make("bert"), {"input_ids": ids})
+    assert not {"gram", "grad_gram"} & set(pg.start_of(seen))
+    start = pg.start_of(seen, each_token=True)
+    assert start.gram.trace() / 8 == pytest.approx(float(seen.variance[0]), rel=1e-6)
+    off = start.grad_gram.sum() - start.grad_gram.trace()
+    assert off / 56 == pytest.approx(float(seen.grad_covariance[-1]), rel=1e-4)
+    with pytest.raises(pg.ModelError, match="each_token needs a table with gram"):
+        pg.start_of(seen.drop_vars("gram"), each_token=True)
+    padded = torch.ones(2, 8)
+    padded[0, -1] = 0
+    assert "gram" not in pg.trace(make("bert"), {"input_ids": ids, "attention_mask": padded})
+
+
 def test_a_gate_has_a_gain_of_its_own() -> None:
     module = make("llama")
     with torch.no_grad():

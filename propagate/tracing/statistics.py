@@ -40,6 +40,18 @@ def second_moments(x: Tensor, keep: Tensor) -> dict[str, float]:
     return {name: value.mean().item() for name, value in named.items()}
 
 
+def token_gram(x: Tensor) -> Tensor:
+    """Second moments per coordinate of every two tokens, (tokens, tokens); the mean over sequences.
+
+    Example:
+        >>> token_gram(torch.tensor([[[1.0, 1.0], [2.0, 0.0]]]))
+        tensor([[1., 1.],
+                [1., 2.]], dtype=torch.float64)
+    """
+    x = x.detach().double()
+    return (x @ x.mT).mean(0) / x.shape[-1]
+
+
 def cosine(x: Tensor, y: Tensor, keep: Tensor) -> float:
     """Mean over tokens of the cosine between a token in x and the same in y.
 

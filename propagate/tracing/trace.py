@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from propagate.model import ModelError
 from propagate.quantities import quantity_of
+from propagate.start import GRAMS
 from propagate.table import STREAM, table
 from propagate.tracing.build import Network
 from propagate.tracing.find import Blocks, blocks_of, unwrapped
@@ -20,13 +21,15 @@ from propagate.tracing.layout import Axes
 from propagate.tracing.masks import checked_mask, counted_tokens
 from propagate.tracing.matrices import MATRICES, matrices_of, squared_norms
 from propagate.tracing.recorder import Recorder, watching
-from propagate.tracing.statistics import change, cosine, effective_rank, precise, second_moments
+from propagate.tracing.statistics import change, cosine, effective_rank, precise, second_moments, token_gram
 from propagate.tracing.streams import Choice
 
 if TYPE_CHECKING:
     import xarray as xr
 
 MOMENTS = ("variance", "covariance", "deviation")
+MOST_TOKENS = 1024
+"""Of longer sequences no Gram matrix is kept."""
 
 
 def trace(
@@ -75,6 +78,9 @@ def trace(
         is that of one sequence: with the default cotangent, which is independent between sequences, the mean over them;
         a loss over several sequences has none, since their gradients add up as no second moments tell.
 
+        `gram` and `grad_gram`, over two tokens, are second moments of the embedded tokens and of the cotangent at the
+        last block, from which `start_of` begins where tokens differ; of up to 1024 tokens that all count.
+
         A network that `build` made of a placement of several streams (ResiDual, SiameseNorm) has a further dimension
         `stream`, as in `predict`: "1", "2", ... and "joined", which is the embedded tokens at block 0 and what leaves
         the readout at the last block. The default cotangent then enters behind the readout. Of another model's
@@ -113,7 +119,9 @@ def trace(
     if len(draws) > 1:
         columns |= {f"{name}_se": v.std(0, ddof=1) / np.sqrt(len(draws)) for name, v in stacked.items()}
     attributes = dict(draws[0]["_attributes"]) | {"draws": len(draws), "seed": seed, "torch": torch.__version__}
-    return _labelled(columns, draws[0]["_calls"], draws[0]["_matrices"], draws[0]["_several"], attributes)
+    found = _labelled(columns, draws[0]["_calls"], draws[0]["_matrices"], draws[0]["_several"], attributes)
+    grams = {name: sum(draw[f"_{name}"] for draw in draws) / len(draws) for name in GRAMS if f"_{name}" in draws[0]}
+    return found.assign({name: (("token", "other_token"), value) for name, value in grams.items()})
 
 
 def _modules(module: Any) -> Iterator[nn.Module]:
@@ -168,6 +176,12 @@ def _one(
     if matrices:
         rows = [[of.get(name, 0.0) / sequences for name in matrices] for of in norms]
         columns["param_grad"] = [[np.nan] * len(matrices), *rows]
+    if bool(counted.all()) and counted.shape[1] <= MOST_TOKENS:
+        first, last = (
+            (seen.ends[0], gradients.ends[-1]) if seen.several else (seen.states[0][0], gradients.states[-1][0])
+        )
+        for name, end in zip(GRAMS, (first, last), strict=True):
+            columns[f"_{name}"] = token_gram(seen.flat(end)).cpu().numpy()
     names = list(dict.fromkeys(name for block in seen.calls for name in block))
     nothing = dict.fromkeys(MOMENTS, np.nan)
     for moment in MOMENTS if names else ():

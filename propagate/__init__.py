@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from propagate.agreement import compare
     from propagate.divergence import Divergence, first_divergence
     from propagate.montecarlo.simulate import simulate
+    from propagate.montecarlo.steps.simulate import simulate_steps
     from propagate.montecarlo.workers import process_pool, use_device
     from propagate.picture import plot
     from propagate.references import citation
@@ -81,6 +82,7 @@ __all__ = [
     "process_pool",
     "recursion",
     "simulate",
+    "simulate_steps",
     "start_of",
     "trace",
     "trace_steps",
@@ -104,6 +106,7 @@ _LAZY = {
     "process_pool": "propagate.montecarlo.workers",
     "recursion": "propagate.theory.recursion",
     "simulate": "propagate.montecarlo.simulate",
+    "simulate_steps": "propagate.montecarlo.steps.simulate",
     "trace": "propagate.tracing.trace",
     "trace_steps": "propagate.tracing.steps",
     "use_device": "propagate.montecarlo.workers",

@@ -278,7 +278,9 @@ for _one in (
     Quantity("input_variance", "mean square of W's inputs", dims=("matrix",), streams=False, judged=False),
     Quantity("output_variance", "mean square of what W gives", dims=("matrix",), streams=False, judged=False),
     Quantity("loss", "of a step, before its update", streams=False, positive=False, scale="linear", judged=False),
-    Quantity("logit_change", "mean square of the logits' change since step 0", streams=False, judged=False),
+    Quantity(
+        "logit_change", "mean square of the logits' change since step 0", streams=False, scale="linear", judged=False
+    ),
     Quantity("parameter_grad_norm", "of a block's parameters", streams=False, scale="linear", judged=False),
 ):
     register(_one)

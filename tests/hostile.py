@@ -121,6 +121,10 @@ def callables() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "predict": (pg.predict, {"model": model}),
         "predict_calls": (pg.predict_calls, {"model": model}),
         "simulate": (pg.simulate, {"model": model, "draws": 2, "backend": "numpy"}),
+        "simulate_steps": (
+            pg.simulate_steps,
+            {"model": model, "optimizer": pg.SGD(0.1), "steps": 1, "draws": 2, "backend": "numpy"},
+        ),
         "compare": (pg.compare, {"prediction": said, "measurement": seen}),
         "first_divergence": (pg.first_divergence, {"prediction": said, "measurement": seen}),
         "recursion": (pg.recursion, {"placement": "postnorm"}),

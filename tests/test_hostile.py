@@ -14,6 +14,7 @@ import propagate as pg
 
 LEFT_OUT = {
     "Divergence": "a record that first_divergence makes",
+    "Linear": "takes nothing",
     "ModelError": "an exception",
     "Placement": "a base class: tests/test_nothing_in_silence.py writes wrong ones",
     "Sublayer": "a base class",

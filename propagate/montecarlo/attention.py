@@ -21,8 +21,9 @@ def attention(kind: Attention, x: Array, block: Call) -> tuple[Array, Pull]:
     """The sublayer, (draws, tokens, width) -> the same shape; two sites."""
     attended, pull_heads = (_uniform if kind.logit_std == 0 else _softmax_heads)(kind, x, block)
     attended, pull_norm = _normed(kind, "heads", 1 if "value" in kind.normed else kind.value_gain, attended, block)
-    gain = kind.out_gain * (1 if {"value", "heads"} & set(kind.normed) else kind.value_gain)
-    y, pull_out = block.matrix(attended, block.width, gain, [Part("attention_out", block.width, kind.out_gain)])
+    ahead = 1 if {"value", "heads"} & set(kind.normed) else kind.value_gain
+    write = [Part("attention_out", block.width, kind.out_gain, before=ahead)]
+    y, pull_out = block.matrix(attended, block.width, kind.out_gain * ahead, write)
     return y, chain(pull_out, pull_norm, pull_heads)
 
 

@@ -53,15 +53,39 @@ def factor(xp: ModuleType, x: Array) -> Factor:
         >>> bool(abs(root @ rows - x).max() < 1e-15), bool(abs(rows @ rows.swapaxes(-1, -2) - np.eye(2)).max() < 1e-9)
         (True, True)
     """
-    root, inverse, differences, sound = _cholesky_of_differences(xp, x)
+    root, change, basis = factor_of_rows(xp, differences(xp, x))
+    return Factor(xp.cumsum(root, axis=-2), change, basis)
+
+
+def factor_of_rows(xp: ModuleType, rows: Array) -> Factor:
+    """The same of rows that are to be kept apart already, as differences of tokens are; it may write over them.
+
+    Example: a row of zeros stays one.
+        >>> root, change, basis = factor_of_rows(np, np.array([[[0.0, 0.0], [3.0, 4.0]]]))
+        >>> root.tolist(), (change @ basis).round(12).tolist()
+        ([[[0.0, 0.0], [0.0, 5.0]]], [[[0.0, 0.0], [0.6, 0.8]]])
+    """
+    root, inverse, sound = _cholesky_of_rows(xp, rows)
     if inverse is None:
-        root, basis = _householder(xp, differences)
-        rank = root.shape[-1]
-        return Factor(xp.cumsum(root, axis=-2), xp.tile(xp.eye(rank), (len(x), 1, 1)), basis)
+        root, basis = _householder(xp, rows)
+        return Factor(root, xp.tile(xp.eye(root.shape[-1]), (len(rows), 1, 1)), basis)
     if not sound.all():
-        root[~sound], differences[~sound] = _householder(xp, differences[~sound])
-        inverse[~sound] = xp.eye(x.shape[-2])
-    return Factor(xp.cumsum(root, axis=-2), inverse, differences)
+        root[~sound], rows[~sound] = _householder(xp, rows[~sound])
+        inverse[~sound] = xp.eye(rows.shape[-2])
+    return Factor(root, inverse, rows)
+
+
+def differences(xp: ModuleType, x: Array) -> Array:
+    """The first token and every other less the one before it.
+
+    Example:
+        >>> differences(np, np.array([[[1.0], [3.0], [6.0]]])).tolist()
+        [[[1.0], [2.0], [3.0]]]
+    """
+    found = xp.empty(x.shape, dtype=x.dtype)
+    found[:, 0] = x[:, 0]
+    xp.subtract(x[:, 1:], x[:, :-1], out=found[:, 1:])
+    return found
 
 
 def root_of(xp: ModuleType, x: Array) -> Array:
@@ -71,27 +95,25 @@ def root_of(xp: ModuleType, x: Array) -> Array:
         >>> root_of(np, np.array([[[3.0, 4.0], [3.0, 4.0]]])).tolist()
         [[[5.0, 0.0], [5.0, 0.0]]]
     """
-    root, inverse, differences, sound = _cholesky_of_differences(xp, x)
+    rows = differences(xp, x)
+    root, inverse, sound = _cholesky_of_rows(xp, rows)
     if inverse is None:
-        root = _householder_root(xp, differences)
+        root = _householder_root(xp, rows)
     elif not sound.all():
-        root[~sound] = _householder_root(xp, differences[~sound])
+        root[~sound] = _householder_root(xp, rows[~sound])
     return xp.cumsum(root, axis=-2)
 
 
-def _cholesky_of_differences(xp: ModuleType, x: Array) -> tuple[Array, Array | None, Array, Array]:
-    """Root and inverse root of the differences' Gram matrix, the differences, and in which draws that is sound.
+def _cholesky_of_rows(xp: ModuleType, rows: Array) -> tuple[Array, Array | None, Array]:
+    """Root and inverse root of the rows' Gram matrix, and in which draws that is sound.
 
-    The two roots are None where there are more tokens than coordinates.
+    The two roots are None where there are more rows than coordinates.
     """
-    differences = xp.empty(x.shape, dtype=x.dtype)
-    differences[:, 0] = x[:, 0]
-    xp.subtract(x[:, 1:], x[:, :-1], out=differences[:, 1:])
-    draws, tokens, coordinates = x.shape
+    draws, tokens, coordinates = rows.shape
     if tokens > coordinates:
-        return None, None, differences, xp.zeros(draws, dtype=bool)
+        return None, None, xp.zeros(draws, dtype=bool)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # such draws are not sound
-        gram = _gram(xp, differences)
+        gram = _gram(xp, rows)
         length = xp.sqrt(xp.diagonal(gram, axis1=-2, axis2=-1))
         zero = length == 0
         scale = xp.where(zero, 1.0, length)
@@ -100,7 +122,7 @@ def _cholesky_of_differences(xp: ModuleType, x: Array) -> tuple[Array, Array | N
         lower, sound = _cholesky(xp, gram)
         inverse = xp.linalg.inv(lower)
         sound &= (inverse * inverse).sum(axis=(-1, -2)) <= SOUND
-        return length[..., None] * lower, inverse / scale[..., None, :], differences, sound
+        return length[..., None] * lower, inverse / scale[..., None, :], sound
 
 
 def _gram(xp: ModuleType, x: Array) -> Array:

@@ -79,7 +79,7 @@ def _numbers(model: Model, index: int, backend: str, sampler: str) -> tuple[int,
     Left out: matrices of tokens by tokens, but for those of every head, and at most 1 MiB where normals are made.
     """
     d, t = model.width, model.tokens
-    parts = [_of(one, d, t) for one in called(model, index)]
+    parts = [numbers_of(one, d, t) for one in called(model, index)]
     if sampler == "dense":
         maps = sum(part.weights for part in parts)
     else:  # what enters the maps and, where a device does not make them anew, the normals they met it with
@@ -90,7 +90,8 @@ def _numbers(model: Model, index: int, backend: str, sampler: str) -> tuple[int,
     return maps + kept, t * (10 * d + 3 * wide) + 3 * square
 
 
-def _of(one: Sublayer, d: int, t: int) -> Numbers:
+def numbers_of(one: Sublayer, d: int, t: int) -> Numbers:
+    """Of a sublayer in force, in a stream of so many coordinates and tokens."""
     if isinstance(one, FFN | Experts):
         expert, count = (one.expert, one.count + one.shared) if isinstance(one, Experts) else (one, 1)
         m = expert.units * count

@@ -44,11 +44,14 @@ class Part(NamedTuple):
         name: of its column in `param_grad`.
         width: its fan-out.
         gain: with which a network stores it.
+        before: what a network's own input of this matrix is over the x that the map is applied to, where a gain that
+            comes earlier in the network is applied with the map.
     """
 
     name: str
     width: int
     gain: float = 1.0
+    before: float = 1.0
 
 
 def noting(xp: Any, x: Array, pull: Pull, gain: float, parts: Sequence[Part], norms: Norms, index: int) -> Pull:
@@ -67,7 +70,7 @@ def noting(xp: Any, x: Array, pull: Pull, gain: float, parts: Sequence[Part], no
         if g.shape[-1] != sum(part.width for part in parts):
             raise ValueError(f"a matrix has {g.shape[-1]} columns, and its parts are {parts}")
         start = 0
-        for name, width, stored in parts:
+        for name, width, stored, _ in parts:
             norm = (gram * _gram(xp, g[..., start : start + width])).sum(axis=(-1, -2))
             norms[name] = norms[name] + norm * (gain / float(stored)) ** 2
             start += width
@@ -76,14 +79,25 @@ def noting(xp: Any, x: Array, pull: Pull, gain: float, parts: Sequence[Part], no
     return noting_pull
 
 
-def _gram(xp: Any, x: Array) -> Array:
-    """Gram matrix of the mean token times sqrt(tokens) and of the tokens less their mean, tokens + 1 rows.
+def centred(xp: Any, x: Array) -> Array:
+    """The mean token times sqrt(tokens) and the tokens less their mean, tokens + 1 rows.
 
     Apart, because tokens that have collapsed onto one another leave nothing of the difference in x x^T; and the sum
     over tokens of x_t g_t^T is the sum over these rows.
+
+    Example:
+        >>> import numpy as np
+        >>> x, g = np.array([[[1.0, 2.0], [3.0, 5.0]]]), np.array([[[1.0], [-1.0]]])
+        >>> (centred(np, x).swapaxes(-1, -2) @ centred(np, g)).tolist(), (x.swapaxes(-1, -2) @ g).tolist()
+        ([[[-2.0], [-3.0]]], [[[-2.0], [-3.0]]])
     """
     mean = x.mean(axis=-2, keepdims=True)
-    rows = xp.concatenate([mean * math.sqrt(x.shape[-2]), x - mean], axis=-2)
+    return xp.concatenate([mean * math.sqrt(x.shape[-2]), x - mean], axis=-2)
+
+
+def _gram(xp: Any, x: Array) -> Array:
+    """Gram matrix of these rows."""
+    rows = centred(xp, x)
     return (rows @ rows.swapaxes(-1, -2)).astype(xp.float64)  # as all that is tokens by tokens
 
 

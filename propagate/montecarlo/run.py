@@ -129,7 +129,7 @@ def _pass(
             within = block(index, norms[index - 1] if parameter_gradients else None)
             state, pull = read_state(placement.block, within, state)
             check_streams(placement, "block", found=len(state.streams), expected=entered)
-            of_blocks.append(_moments(backend, moments, state.streams))
+            of_blocks.append(of_streams(backend, moments, state.streams))
             pulls.append(pull)
         return state, of_blocks, pulls
 
@@ -140,7 +140,7 @@ def _pass(
         x = backend.xp.repeat(inputs[None], len(normals.draws), axis=0)
     state, pull_embed = read_state(placement.embed, block(0), State((x,)))
     streams = len(state.streams)
-    forward = [_moments(backend, moments, state.streams, x)]
+    forward = [of_streams(backend, moments, state.streams, x)]
     entering: list[State] = []
     pulls: list[StatePull] = []
     for first in firsts:
@@ -153,24 +153,24 @@ def _pass(
     if through_readout or streams > 1:
         readout, pull = read_state(placement.readout, block(model.depth + 1), state)
         check_streams(placement, "readout", found=len(readout.streams), expected=1)
-        forward[-1] = _moments(backend, moments, state.streams, *readout.streams)
+        forward[-1] = of_streams(backend, moments, state.streams, *readout.streams)
         cotangents = pull(cotangents)
-    backward = [_moments(backend, moments, cotangents, cotangent)]
+    backward = [of_streams(backend, moments, cotangents, cotangent)]
     for first in reversed(firsts):
         state = entering.pop()
         if not pulls:
             pulls = blocks(first, state)[2]
         while pulls:
             cotangents = pulls.pop()(cotangents)  # a block's weights are freed as soon as they are used
-            backward.append(_moments(backend, moments, cotangents))
+            backward.append(of_streams(backend, moments, cotangents))
     if streams > 1:
-        backward[-1] = _moments(backend, moments, cotangents, *pull_embed(cotangents))
+        backward[-1] = of_streams(backend, moments, cotangents, *pull_embed(cotangents))
     by_matrix = columns(backend.xp, norms, len(normals.draws))
     of_matrices = {name: backend.to_host(values) for name, values in by_matrix.items()}
-    return _columns("", forward, backend) | _columns("grad_", backward[::-1], backend) | of_matrices
+    return by_block("", forward, backend) | by_block("grad_", backward[::-1], backend) | of_matrices
 
 
-def _moments(
+def of_streams(
     backend: Backend, moments: Moments, streams: tuple[Array, ...], joined: Array | None = None
 ) -> tuple[Array, ...]:
     """Second moments of each draw; of several streams, and of what they are joined in, along a second axis."""
@@ -185,7 +185,7 @@ def _sampler_of(name: str, model: Model, normals: Normals) -> Sampler:
     return dense(normals, LAWS[model.weights]) if name == "dense" else SAMPLERS[name](normals)
 
 
-def _columns(prefix: str, moments: list[tuple[Array, ...]], backend: Backend) -> dict[str, Floats]:
+def by_block(prefix: str, moments: list[tuple[Array, ...]], backend: Backend) -> dict[str, Floats]:
     """For each name an array (draws, blocks), with further axes for streams and, of single tokens, for tokens."""
     names = ("variance", "covariance", "deviation", "token_variance")
     stacked = (backend.to_host(backend.xp.stack(values, axis=1)) for values in zip(*moments, strict=True))

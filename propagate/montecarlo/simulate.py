@@ -5,23 +5,21 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from concurrent.futures import Executor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from propagate.checks import check_memory, integer, memory_of_host, shown
+from propagate.checks import check_memory, integer, shown
 from propagate.experts import Experts
 from propagate.identity import described, simulation_digest
 from propagate.model import Model, ModelError, check_flag, check_model, check_norms
-from propagate.montecarlo.backend import choose_backend
 from propagate.montecarlo.calls import called
 from propagate.montecarlo.checkpoint import load, save
-from propagate.montecarlo.memory import BATCH, ONE_DRAW, plan
+from propagate.montecarlo.memory import plan
 from propagate.montecarlo.norms import norm
+from propagate.montecarlo.places import place_of
+from propagate.montecarlo.progress import progress_bar
 from propagate.montecarlo.run import SAMPLERS, Network, run_halving
 from propagate.montecarlo.starts import ends_of
 from propagate.montecarlo.statistics import Summary, check_finite
@@ -132,7 +130,7 @@ def simulate(
         raise ModelError(f"executor must be a concurrent.futures.Executor, got {shown(executor)}")
     if not isinstance(checkpoint, str | os.PathLike | None):
         raise ModelError(f"checkpoint must be a file's path, got {shown(checkpoint)}")
-    where = executor.submit(_place, backend, precision).result() if executor else _place(backend, precision)
+    where = executor.submit(place_of, backend, precision).result() if executor else place_of(backend, precision)
     draws = integer("draws", draws, at_least=2, at_most=MOST_DRAWS)
     seed = integer("seed", seed, at_least=0, at_most=2**128 - 1)
     sampler_name = _sampler(sampler, model)
@@ -170,7 +168,7 @@ def simulate(
     if summary.draws > draws:
         raise ModelError(f"draws must be at least the {summary.draws} that the checkpoint holds, got {draws}")
     batches = (range(first, min(first + batch, draws)) for first in range(summary.draws, draws, batch))
-    with _progress(progress, draws, summary.draws) as advance:
+    with progress_bar(progress, draws, summary.draws) as advance:
         for some, moments in in_order(executor, partial(run_halving, network), batches):
             check_finite(moments, some)
             summary.add(moments)
@@ -193,26 +191,6 @@ def simulate(
     variables = summary.variables()
     dims = (STREAM,) if variables["variance"].ndim > 1 else ()
     return table(variables, model.depth, attributes, dims, summary.parts(BY_MATRIX))
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a worker computes, the bytes that a batch and a single draw may take by default, and all there are."""
-
-    backend: str
-    device: str
-    batch: int
-    one_draw: int
-    most: int
-
-
-def _place(backend: str, precision: str) -> Place:
-    chosen = choose_backend(backend, precision)
-    if chosen.name == "numpy":
-        return Place(chosen.name, chosen.device, BATCH, ONE_DRAW, memory_of_host())
-    pool = chosen.xp.get_default_memory_pool()  # what CuPy holds for its next arrays is free too
-    half = int(chosen.xp.cuda.Device().mem_info[0] + pool.free_bytes()) // 2
-    return Place(chosen.name, chosen.device, half, half, 2 * half)
 
 
 def _sampler(name: str, model: Model) -> str:
@@ -259,16 +237,3 @@ def _registered(model: Model) -> dict[str, Any]:
         (kind, norm.registry.get(kind)) for kind in norms
     ]
     return {f"{kind.__module__}.{kind.__qualname__}": function for kind, function in functions}
-
-
-@contextmanager
-def _progress(show: bool | None, total: int, done: int) -> Iterator[Any]:
-    if not (sys.stderr.isatty() if show is None else show):
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("draws", total=total, completed=done)
-        yield lambda count: bar.advance(task, count)

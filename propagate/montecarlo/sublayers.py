@@ -18,6 +18,7 @@ from propagate.montecarlo.norms import norm, refuse
 from propagate.montecarlo.parameter_gradients import Norms, Part, noting
 from propagate.montecarlo.pulls import Pull
 from propagate.montecarlo.samplers import Sampler
+from propagate.montecarlo.steps.trained import Trained
 from propagate.sublayers import registered
 
 MATRICES = 4  # sites in a range; a call begins one, and takes another when it has used it up
@@ -84,6 +85,8 @@ class Call:
             ModelError: where the block has no further site, or a gain is 0 and its gradient is asked for.
         """
         parts = parts or [Part(self.name, fan_out, gain)]
+        if isinstance(self.sampler, Trained):
+            return self.sampler.matrix(x, self.site(), gain, parts)
         y, pull = self.sampler(x, self.site(), fan_out, gain)
         return y, pull if self.norms is None else noting(self.xp, x, pull, gain, parts, self.norms, self.index)
 

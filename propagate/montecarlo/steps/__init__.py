@@ -1,0 +1,1 @@
+"""The first steps of training, simulated: networks whose matrices an optimiser changes."""

@@ -108,6 +108,8 @@ def inner_norms(block: nn.Module) -> tuple[str, ...]:
     ends = {
         "query": ("q_norm", "query_norm", "q_layernorm", "query_layernorm"),
         "key": ("k_norm", "key_norm", "k_layernorm", "key_layernorm"),
+        "heads": ("attn_sub_norm", "inner_attn_ln"),
+        "hidden": ("ffn_sub_norm", "mlp.ffn_layernorm"),
     }
     return tuple(sorted(name for name, known in ends.items() if any(path.endswith(known) for path in paths)))
 
@@ -135,8 +137,11 @@ def turned(inside: Mapping[str, Tensor], core: Core | None) -> float | None:
     """The share of coordinates of the last token's queries that positions have turned; None where it was not seen."""
     if core is None or "query" not in inside or inside["query"].numel() != core.query.numel():
         return None
-    after = core.query[0].transpose(-2, -3)  # (tokens, heads, size)
-    before = inside["query"].reshape(after.shape)
+    queries = core.query.reshape(-1, *core.query.shape[-3:]).transpose(-2, -3)  # (sequences, tokens, heads, size)
+    made = inside["query"]
+    if made.dim() == 3 and made.shape[:2] != queries.shape[:2] and made.shape[1] == len(queries):
+        made = made.transpose(0, 1)  # tokens first
+    after, before = queries[0], made.reshape(queries.shape)[0]
     last = before[-1] * (after[-1].norm(dim=-1) / before[-1].norm(dim=-1))[:, None]
     moved = (after[-1] - last).abs() > 1e-4 * last.abs().mean()
     return float(moved.float().mean())

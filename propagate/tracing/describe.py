@@ -161,7 +161,8 @@ def _read(
     )
     if sizes.gated and core not in gated:
         raise ModelError(f"no gated activation of {core!r} is known, of {', '.join(gated)} only")
-    gains = gains_of(block, rows, sizes, output_rms(core))
+    normed = inner_norms(block)
+    gains = gains_of(block, rows, sizes, 1.0 if "hidden" in normed else output_rms(core))
     unsaid = []
     experts = experts_of(config, sizes, router_std(block, rows), unsaid) if sizes.routed else None
     own = _attention(at, seen, sizes, config, tokens, unsaid)

@@ -56,7 +56,10 @@ def rows_of(block: nn.Module) -> Rows:
     tables = ("relative_attention_bias.weight", "_bias", "shared_expert_gate.weight")
     for path, weight in block.named_parameters():
         if sum(size > 1 for size in weight.shape) > 1 and path not in known | norms and not path.endswith(tables):
-            raise ModelError(f"what the matrix {path} of {type(block).__name__} does is not known by its name")
+            raise ModelError(
+                f"what the matrix {path} of {type(block).__name__} does is not known by its name;"
+                " say what the block is with placement=, attention= and ffn="
+            )
     for role in ("attention_out", "ffn_in", "ffn_out"):
         if role not in found and not (role == "ffn_in" and "ffn_both" in found):
             raise ModelError(f"the matrix {role} of {type(block).__name__} was not found by name")

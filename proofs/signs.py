@@ -55,6 +55,8 @@ def _rewritten(inside: sp.Expr) -> Iterator[sp.Expr]:
     if not rational:
         yield together
         yield sp.factor(together)
+        squares = {u: u**2 for u in inside.free_symbols if u.is_nonnegative}  # every sign is kept, and roots go
+        yield sp.factor(sp.together(inside.subs(squares, simultaneous=True)))
 
 
 def definite(expression: sp.Expr, quantities: tuple[Quantity, ...]) -> bool:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from propagate import theory as theory
     from propagate import tracing as tracing
     from propagate.agreement import compare
+    from propagate.coordinates import CoordinateCheck, coordinate_check
     from propagate.divergence import Divergence, first_divergence
     from propagate.montecarlo.simulate import simulate
     from propagate.montecarlo.steps.simulate import simulate_steps
@@ -52,6 +53,7 @@ __all__ = [
     "Activation",
     "Adam",
     "Attention",
+    "CoordinateCheck",
     "CrossEntropy",
     "Divergence",
     "Experts",
@@ -71,6 +73,7 @@ __all__ = [
     "build_language_model",
     "citation",
     "compare",
+    "coordinate_check",
     "describe",
     "equations",
     "first_divergence",
@@ -92,11 +95,13 @@ __all__ = [
 ]
 
 _LAZY = {
+    "CoordinateCheck": "propagate.coordinates",
     "Divergence": "propagate.divergence",
     "build": "propagate.tracing.build",
     "build_language_model": "propagate.tracing.build",
     "citation": "propagate.references",
     "compare": "propagate.agreement",
+    "coordinate_check": "propagate.coordinates",
     "describe": "propagate.tracing.describe",
     "equations": "propagate.text",
     "first_divergence": "propagate.divergence",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from propagate.experts import Experts
 from propagate.model import Model
 from propagate.outline import outline
-from propagate.sublayers import Attention, Sublayer
+from propagate.sublayers import FFN, Attention, Sublayer
 
 
 def called(model: Model, index: int) -> list[Sublayer]:
@@ -21,6 +22,23 @@ def called(model: Model, index: int) -> list[Sublayer]:
         elif call.verb in ("attention", "ffn", "experts") and getattr(layer, call.verb) is not None:
             found.append(getattr(layer, call.verb))
     return found
+
+
+def smallest_fan_in(model: Model, index: int) -> int:
+    """The smallest of a block, as far as its descriptions tell: of those of one's own, the width.
+
+    Example:
+        >>> smallest_fan_in(Model("prenorm", depth=1, width=64, ffn_ratio=0.5), 1)
+        32
+    """
+    layer = model.at(index)
+    sizes = [model.width]
+    for one in (layer.attention, layer.ffn, *called(model, index)):
+        if isinstance(one, Attention):
+            sizes.append(one.inside)
+        elif isinstance(one, FFN | Experts):
+            sizes.append((one.expert if isinstance(one, Experts) else one).units)
+    return min(sizes)
 
 
 def exchangeable(model: Model) -> bool:

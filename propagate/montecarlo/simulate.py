@@ -11,10 +11,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from propagate.checks import check_memory, integer, shown
-from propagate.experts import Experts
 from propagate.identity import described, simulation_digest
 from propagate.model import Model, ModelError, check_flag, check_model, check_norms
-from propagate.montecarlo.calls import called
+from propagate.montecarlo.calls import called, smallest_fan_in
 from propagate.montecarlo.checkpoint import load, save
 from propagate.montecarlo.memory import plan
 from propagate.montecarlo.norms import norm
@@ -26,7 +25,6 @@ from propagate.montecarlo.statistics import Summary, check_finite
 from propagate.montecarlo.sublayers import apply
 from propagate.montecarlo.workers import in_order
 from propagate.start import Start, included
-from propagate.sublayers import FFN, Attention
 from propagate.table import BY_MATRIX, STREAM, provenance, table
 
 if TYPE_CHECKING:
@@ -203,20 +201,8 @@ def _sampler(name: str, model: Model) -> str:
         )
     if name != "auto":
         return name
-    narrow = min(map(partial(_fan_in, model), range(1, model.depth + 1))) < CROSSOVER * model.tokens
+    narrow = min(map(partial(smallest_fan_in, model), range(1, model.depth + 1))) < CROSSOVER * model.tokens
     return "dense" if narrow or model.weights != "normal" else "weightless"
-
-
-def _fan_in(model: Model, index: int) -> int:
-    """The smallest of a block, as far as its descriptions tell: of those of one's own, the width."""
-    layer = model.at(index)
-    sizes = [model.width]
-    for one in (layer.attention, layer.ffn, *called(model, index)):
-        if isinstance(one, Attention):
-            sizes.append(one.inside)
-        elif isinstance(one, FFN | Experts):
-            sizes.append((one.expert if isinstance(one, Experts) else one).units)
-    return min(sizes)
 
 
 def _identity(network: Network) -> dict[str, Any]:

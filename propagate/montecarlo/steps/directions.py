@@ -88,8 +88,7 @@ def muon(optimizer: Muon, xp: Any, gradient: Gradient, memory: tuple[Any, ...]) 
     """Momentum is kept as the factors of all gradients so far, each times its weight."""
     beta, (left, right, (fan_in, fan_out)) = optimizer.momentum, gradient
     if memory:
-        old_left, old_right = _padded(xp, memory[0], left.shape[-1], axis=-1), memory[1]
-        old_right = beta * _padded(xp, old_right, right.shape[-1], axis=-1)
+        old_left, old_right = padded(xp, memory[0], left.shape[-1:]), beta * padded(xp, memory[1], right.shape[-1:])
         left, right = xp.concatenate([old_left, left], axis=-2), xp.concatenate([old_right, right], axis=-2)
     kept = (left, right) if beta else ()
     if optimizer.nesterov and beta:
@@ -131,15 +130,16 @@ def _mean(xp: Any, gradient: Gradient, memory: tuple[Any, ...], momentum: float)
     found = gradient.matrix()
     if not memory:
         return found
-    rows, columns = found.shape[-2:]
-    return found + momentum * _padded(xp, _padded(xp, memory[0], rows, axis=-2), columns, axis=-1)
+    return found + momentum * padded(xp, memory[0], found.shape[-2:])
 
 
-def _padded(xp: Any, x: Array, size: int, axis: int) -> Array:
-    """With zeros after it: coordinates along rows that were met later."""
-    missing = size - x.shape[axis]
-    if missing == 0:
-        return x
-    shape = list(x.shape)
-    shape[axis] = missing
-    return xp.concatenate([x, xp.zeros(shape, dtype=x.dtype)], axis=axis)
+def padded(xp: Any, x: Array, sizes: tuple[int, ...]) -> Array:
+    """With zeros after it along the last axes, up to these sizes: coordinates along rows that were met later.
+
+    Example:
+        >>> import numpy as np
+        >>> padded(np, np.ones((1, 1, 1)), (1, 3)).tolist()
+        [[[1.0, 0.0, 0.0]]]
+    """
+    missing = [size - had for size, had in zip(sizes, x.shape[-len(sizes) :], strict=True)]
+    return xp.pad(x, [(0, 0)] * (x.ndim - len(sizes)) + [(0, more) for more in missing]) if any(missing) else x

@@ -67,7 +67,8 @@ def bytes_of_a_draw(model: Model, optimizer: Optimizer, loss: Loss, *, steps: in
         remembered = {SGD: 1, Sign: 1, Adam: 2, Muon: 0}[type(optimizer)]
         if not isinstance(optimizer, Adam) and not optimizer.momentum:
             remembered = 0
-        kept = (2 + remembered) * total.entries + 3 * total.largest + 2 * tokens * (total.inputs + total.outputs)
+        passing = 5 if isinstance(optimizer, Adam) else 3
+        kept = (2 + remembered) * total.entries + passing * total.largest + 2 * tokens * (total.inputs + total.outputs)
     else:
         kept = rows * (total.inputs + 2 * total.outputs + total.by_matrix)
     if isinstance(optimizer, Muon) and optimizer.momentum and sampler == "dense":

@@ -24,6 +24,7 @@ from propagate.montecarlo.steps.dense import dense_map
 from propagate.montecarlo.steps.ends import BLOCK, Bounds, bounds
 from propagate.montecarlo.steps.maps import Map, Stored
 from propagate.montecarlo.steps.trained import Trained
+from propagate.montecarlo.steps.weightless import weightless_map
 from propagate.optimizers import Adam, Optimizer
 from propagate.placement import check_streams
 from propagate.transfer import Factors, kind_of
@@ -113,7 +114,11 @@ def _run(course: Course, draws: range) -> dict[str, Floats]:
 
 
 def _maker(course: Course, normals: Normals) -> Callable[[int, int, Sequence[Stored]], Map]:
-    return partial(dense_map, normals, LAWS[course.model.weights])
+    model = course.model
+    if course.sampler == "dense":
+        return partial(dense_map, normals, LAWS[model.weights])
+    stride = (model.depth + 2) * BLOCK
+    return partial(weightless_map, normals, course.steps, stride, tokens=model.tokens)
 
 
 def _pass(course: Course, normals: Normals, trained: Trained, loss: Bounds) -> Pass:

@@ -15,7 +15,7 @@ from propagate.checks import ModelError, check_flag, check_memory, integer, numb
 from propagate.experts import Experts
 from propagate.losses import CrossEntropy, Linear, Loss, check_loss
 from propagate.model import Model, check_model, check_norms
-from propagate.montecarlo.calls import called
+from propagate.montecarlo.calls import called, smallest_fan_in
 from propagate.montecarlo.places import place_of
 from propagate.montecarlo.progress import progress_bar
 from propagate.montecarlo.starts import Ends, ends_of
@@ -25,7 +25,7 @@ from propagate.montecarlo.steps.run import Course, run_steps
 from propagate.montecarlo.steps.table import table_of_steps
 from propagate.montecarlo.sublayers import CALLS, MATRICES
 from propagate.montecarlo.workers import in_order
-from propagate.optimizers import Muon, Optimizer, check_optimizer
+from propagate.optimizers import SGD, Muon, Optimizer, check_optimizer
 from propagate.start import Start
 from propagate.transfer import Factors, Kind, Transfer, as_transfer
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 MOST_DRAWS, MOST_STEPS = 10**9, 10**4
 TASKS = 32  # batches that a run is cut into for an executor, at least
+CROSSOVER = 4  # coordinates a row that is kept, from which on "auto" takes the weightless sampler
 KINDS: tuple[Kind, ...] = ("embedding", "hidden", "branch_out", "unembedding")
 ENTRANCE = ("variance",)
 """What a start may say where a loss has cotangents and an embedding of its own."""
@@ -218,9 +219,21 @@ def _check_covered(model: Model, optimizer: Optimizer, steps: int) -> None:
 def _sampler(name: str, model: Model, optimizer: Optimizer, steps: int) -> str:
     if not isinstance(name, str) or name not in ("auto", "dense", "weightless"):
         raise ModelError(f"sampler must be one of auto, dense, weightless, got {shown(name)}")
-    if name == "weightless":
-        raise ModelError("sampler 'weightless' is not there yet for steps; take 'dense'")
-    return "dense"
+    spanned = isinstance(optimizer, SGD | Muon)
+    if name == "weightless" and not spanned:
+        raise ModelError(
+            f"sampler 'weightless' does not cover {type(optimizer).__name__}, whose steps treat every entry by itself"
+            " and so leave the span of what the matrices have met; take sampler 'dense' or 'auto'"
+        )
+    if name == "weightless" and model.weights != "normal":
+        raise ModelError(
+            f"sampler 'weightless' needs weights='normal', got {model.weights!r}; take sampler 'dense' or 'auto'"
+        )
+    if name != "auto":
+        return name
+    rows = model.tokens * (steps + 1)
+    narrow = min(smallest_fan_in(model, index) for index in range(1, model.depth + 1)) < CROSSOVER * rows
+    return "dense" if narrow or not spanned or model.weights != "normal" else "weightless"
 
 
 def _diverged(found: dict[str, Floats]) -> Any:

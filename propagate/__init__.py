@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from propagate.text import equations
     from propagate.theory.calls import predict_calls
     from propagate.theory.predict import predict
+    from propagate.theory.predict_step import predict_step
     from propagate.theory.recursion import recursion
     from propagate.theory.validity import ValidityWarning, validity
     from propagate.tracing.build import build, build_language_model
@@ -82,6 +83,7 @@ __all__ = [
     "plot",
     "predict",
     "predict_calls",
+    "predict_step",
     "process_pool",
     "recursion",
     "simulate",
@@ -108,6 +110,7 @@ _LAZY = {
     "plot": "propagate.picture",
     "predict": "propagate.theory.predict",
     "predict_calls": "propagate.theory.calls",
+    "predict_step": "propagate.theory.predict_step",
     "process_pool": "propagate.montecarlo.workers",
     "recursion": "propagate.theory.recursion",
     "simulate": "propagate.montecarlo.simulate",

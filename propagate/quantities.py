@@ -269,6 +269,13 @@ for _one in (
         mean="arithmetic",
     ),
     Quantity(
+        "spectral_ratio",
+        "largest singular value of W's change since step 0 over that of W at step 0",
+        dims=("matrix",),
+        streams=False,
+        judged=False,  # of nearly equal ones the largest lies above the others, by the root of tokens / width
+    ),
+    Quantity(
         "first_order_fall",
         "<dLoss/dW, -dW> of the first step: the fall of the loss by that matrix, to first order",
         dims=("matrix",),

@@ -16,7 +16,7 @@ from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.parameter_gradients import Norms, Part, noting
 from propagate.montecarlo.samplers import Pull, dense
 from propagate.scaling import Gains
-from propagate.theory import parameter_gradients as theory
+from propagate.theory import uses as theory
 from propagate.theory.reading.blocks import Call
 from propagate.theory.tokens.apply import Setting, apply
 
@@ -79,7 +79,7 @@ def test_theory_and_simulation_agree(name: str) -> None:
 
 def test_a_gradient_that_forgets_an_inner_norm_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a normed projection's matrix sees is another cotangent and, for what reads it, another input."""
-    right = theory.gradients_of
+    right = theory.uses_of
 
     def forgetful(call: Call, g: Any, seen: Any, layer: Any) -> Any:
         plain = call.description.with_(normed=())
@@ -94,7 +94,7 @@ def test_a_gradient_that_forgets_an_inner_norm_is_rejected(monkeypatch: pytest.M
         said, seen = both(case)
         with monkeypatch.context() as patched:
             model, options = CASES[case]
-            patched.setattr(theory, "gradients_of", forgetful)
+            patched.setattr(theory, "uses_of", forgetful)
             wrong = pg.predict(model, include={"param_grad"}, **options, **start_of(model))
         quantities = [f"param_grad[{name}]" for name in known]
         judged = pg.compare(said.assign(param_grad=wrong.param_grad), seen).verdict.sel(quantity=quantities)

@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 import propagate as pg
-from propagate.theory import parameter_gradients as theory
+from propagate.theory import uses as theory
 from propagate.theory.pairs.experts import MixturePull
 from propagate.theory.pairs.products import Seen
 from propagate.theory.reading.blocks import Call
@@ -109,7 +109,7 @@ def test_masks_and_dropout_are_missed() -> None:
 def test_experts_that_see_all_tokens_and_routers_without_what_norms_take_are_rejected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    right = theory.gradients_of
+    right = theory.uses_of
 
     def all_tokens(call: Call, *others: Any) -> Any:
         if isinstance(call.pull, MixturePull):
@@ -121,7 +121,7 @@ def test_experts_that_see_all_tokens_and_routers_without_what_norms_take_are_rej
         (lambda call, g, seen, layer: right(call, g, seen and Seen(), layer), "top 1 of 4", ["router"]),
         (all_tokens, "shared and split experts", ["ffn_in", "ffn_gate", "ffn_out"]),
     ):
-        monkeypatch.setattr(theory, "gradients_of", wrong)
+        monkeypatch.setattr(theory, "uses_of", wrong)
         found = scores(said(name), name)
         assert min(found[matrix] for matrix in known) > 4, (name, found)
 

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from propagate.model import Model
 from propagate.sublayers import Attention
-from propagate.table import BY_MATRIX
 from propagate.theory.call_columns import MOMENTS, call_moments
 from propagate.theory.finite.allowances import allowances, allowances_of_streams
 from propagate.theory.finite.fluctuations import spreads
@@ -21,7 +20,7 @@ from propagate.theory.gaussian.finite_heads import relative_error
 from propagate.theory.gaussian.functions import Scalar
 from propagate.theory.gaussian.normed_heads import RELATIVE_ERROR
 from propagate.theory.pairs.moments import Joint, Moments, SecondMoments
-from propagate.theory.parameter_gradients import block_gradients, gradient_columns
+from propagate.theory.parameter_gradients import Measure, matrix_columns
 from propagate.theory.reading.blocks import Call
 from propagate.theory.reading.network import Path
 from propagate.theory.validity import Uses
@@ -36,14 +35,14 @@ def found(
     cotangent: Moments,
     uses: Uses,
     include: Collection[str],
+    measure: Measure | None,
     *,
     through_readout: bool,
     head_size: float | None,
 ) -> Found:
-    """The table's columns, from one walk; `uses` is told where the maps are used."""
-    path = walk(
-        model, start, cotangent, through_readout=through_readout, head_size=head_size, exact=BY_MATRIX in include
-    )
+    """The table's columns, from one walk; `uses` is told where the maps are used, `measure` asks of matrices."""
+    exact = measure is not None
+    path = walk(model, start, cotangent, through_readout=through_readout, head_size=head_size, exact=exact)
     for index, calls in enumerate(path.calls):
         uses.add(model.at(index), calls)
     shape = np.broadcast(*start, *cotangent).shape
@@ -52,16 +51,23 @@ def found(
     if any(read_off.values()):
         columns |= standard_errors(columns, _kept(path, shape), read_off, streams=path.several)
     matrices, of_calls = list[str](), dict[str, Array]()
-    if BY_MATRIX in include:
-        norms = [block_gradients(model.at(index), path.calls[index]) for index in range(1, model.depth + 1)]
+    if measure is not None:
+        blocks = [measure(index, model.at(index), path.calls[index]) for index in range(1, model.depth + 1)]
         wide = head_size == math.inf
-        more, matrices = gradient_columns(model, norms, columns, shape, several=path.several, wide=wide)
-        columns |= more
+        more, matrices = matrix_columns(model, blocks, columns, shape, several=path.several, wide=wide)
+        columns |= more if shape else _over_replicas(more)
     if "calls" in include:
         of_calls = call_moments(path.calls[1:-1], lambda x: {name: getattr(x, name) for name in MOMENTS})
     if "fluctuations" in include:
         columns |= spreads(model, path, cotangent if through_readout else None)
     return Found(columns, path.several, matrices, of_calls)
+
+
+def _over_replicas(columns: dict[str, Array]) -> dict[str, Array]:
+    """Columns (block, replica, matrix), where something was drawn, as means and standard errors."""
+    drawn = {name: values for name, values in columns.items() if values.ndim > 2}
+    errors = {f"{name}_se": values.std(axis=1, ddof=1) / values.shape[1] ** 0.5 for name, values in drawn.items()}
+    return columns | {name: values.mean(axis=1) for name, values in drawn.items()} | errors
 
 
 def _columns(

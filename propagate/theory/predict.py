@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,9 @@ from propagate.theory.call_columns import call_columns
 from propagate.theory.finite.allowances import call_allowances
 from propagate.theory.finite.bias import finite_columns, sampled
 from propagate.theory.finite.covered import check_covered, check_sampled
+from propagate.theory.found import Found
 from propagate.theory.pairs.moments import Moments
+from propagate.theory.parameter_gradients import Measure, block_gradients
 from propagate.theory.reading.blocks import NotExchangeable
 from propagate.theory.starts import aligned, gram_of, moments_of
 from propagate.theory.tokens.gram import Gram
@@ -153,37 +155,14 @@ def predict(
         gram=gram,
         grad_gram=grad_gram,
     )
-    values, dims, coords = aligned(**{name: given[name] for name in MOMENTS})
-    first = moments_of("variance", "covariance", values[0], values[1], model.tokens)
-    last = moments_of("grad_variance", "grad_covariance", values[2], values[3], model.tokens)
     finite = [name for name in ("fluctuations", "bias") if name in asked]
-    if dims and asked - {BY_MATRIX}:
-        name = min(asked - {BY_MATRIX})
-        raise ModelError(f"{name} needs a start of plain numbers, got an array of starts over {dims}")
-    closed = all([check_covered(model, name) for name in finite])  # noqa: C419  # each must be asked
-    found, uses = None, Uses()
-    alike = given.gram is None and given.grad_gram is None and model.exchangeable
-    if alike and (dims or not model.uneven):
-        warn_of_means(model)
-        with suppress(NotExchangeable):
-            of_pairs = asked if closed else asked - {"fluctuations"}
-            found = exchangeable.found(
-                model, first, last, uses, of_pairs, through_readout=through_readout, head_size=size
-            )
-    if found is None:
-        if dims:
-            raise ModelError(f"variance must be a number where tokens are not exchangeable, got dimensions {dims}")
-        check_memory(f"tokens={model.tokens} that are not exchangeable", GRAMS * 8 * model.tokens**2)
-        closed, uses, grams = False, Uses(), _grams(given, first, last, model.tokens)
-        found = token_resolved.found(
-            model, *grams, uses, asked, through_readout=through_readout, head_size=size, samples=drawn
-        )
-    warn_of_uses(model, uses, wide=size == math.inf)
+    walked = walk_of(model, given, asked, through_readout=through_readout, head_size=size, samples=drawn)
+    found, dims, closed = walked.found, walked.dims, walked.closed
     columns = found.columns
     if "bias" in asked:
         warn_of_scarce(model)
     if "bias" in asked or (finite and not closed):
-        grams = _grams(given, first, last, model.tokens)
+        grams = walked.grams(model.tokens)
         check_sampled(model, finite[-1], *grams)
         of_samples = sampled(model, *grams, through_readout=through_readout)
         spread = "fluctuations" in asked and not closed
@@ -192,8 +171,84 @@ def predict(
     attributes |= {"tokens": model.tokens}
     streams = (STREAM,) if found.several else ()
     _check_finite(columns, several=found.several)
-    moments = table(columns, model.depth, attributes, (*streams, *dims), found.matrices).assign_coords(coords)
+    moments = table(columns, model.depth, attributes, (*streams, *dims), found.matrices).assign_coords(walked.coords)
     return _with_calls(moments, model, found.calls) if found.calls else moments
+
+
+class Walked(NamedTuple):
+    """What one walk gave, and from where it began.
+
+    Attributes:
+        found: the table's columns.
+        closed: whether tokens were exchangeable and what was asked for has a closed form.
+        given: the start.
+        first, last: the moments at both ends.
+        dims, coords: of an array of starts.
+    """
+
+    found: Found
+    closed: bool
+    given: Start
+    first: Moments
+    last: Moments
+    dims: tuple[str, ...]
+    coords: dict[str, Any]
+
+    def grams(self, tokens: int) -> tuple[Gram, Gram]:
+        """The Gram matrices at both ends."""
+        return _grams(self.given, self.first, self.last, tokens)
+
+
+def _grams(given: Start, first: Moments, last: Moments, tokens: int) -> tuple[Gram, Gram]:
+    return gram_of("gram", given.gram, first, tokens), gram_of("grad_gram", given.grad_gram, last, tokens)
+
+
+def walk_of(
+    model: Model,
+    given: Start,
+    asked: frozenset[str],
+    measure: Measure | None = None,
+    *,
+    through_readout: bool,
+    head_size: float | None,
+    samples: int | None,
+) -> Walked:
+    """One walk, at the resolution that the start and the model need; warns of what the maps were used for.
+
+    Args:
+        model: the network.
+        given: the start.
+        asked: names in `predict`'s `include`.
+        measure: what is asked of every block's matrices; by default their gradients, if "param_grad" is asked for.
+        through_readout, head_size, samples: as for `predict`, checked.
+    """
+    if measure is None and BY_MATRIX in asked:
+        measure = block_gradients
+    values, dims, coords = aligned(**{name: given[name] for name in MOMENTS})
+    first = moments_of("variance", "covariance", values[0], values[1], model.tokens)
+    last = moments_of("grad_variance", "grad_covariance", values[2], values[3], model.tokens)
+    if dims and asked - {BY_MATRIX}:
+        name = min(asked - {BY_MATRIX})
+        raise ModelError(f"{name} needs a start of plain numbers, got an array of starts over {dims}")
+    finite = [name for name in ("fluctuations", "bias") if name in asked]
+    closed = all([check_covered(model, name) for name in finite])  # noqa: C419  # each must be asked
+    options: dict[str, Any] = {"through_readout": through_readout, "head_size": head_size}
+    found, uses = None, Uses()
+    alike = given.gram is None and given.grad_gram is None and model.exchangeable
+    if alike and (dims or not model.uneven):
+        warn_of_means(model)
+        with suppress(NotExchangeable):
+            of_pairs = asked if closed else asked - {"fluctuations"}
+            found = exchangeable.found(model, first, last, uses, of_pairs, measure, **options)
+    if found is None:
+        if dims:
+            raise ModelError(f"variance must be a number where tokens are not exchangeable, got dimensions {dims}")
+        check_memory(f"tokens={model.tokens} that are not exchangeable", GRAMS * 8 * model.tokens**2)
+        closed, uses = False, Uses()
+        grams = _grams(given, first, last, model.tokens)
+        found = token_resolved.found(model, *grams, uses, asked, measure, **options, samples=samples)
+    warn_of_uses(model, uses, wide=head_size == math.inf)
+    return Walked(found, closed, given, first, last, dims, coords)
 
 
 def _infinite(size: Any) -> bool:
@@ -208,10 +263,6 @@ def _check_finite(columns: dict[str, Any], *, several: bool) -> None:
         if len(wrong):
             at = wrong[-1 if name == "grad_variance" else 0]
             raise ModelError(f"{name} must stay a finite number, got {values[tuple(at)]} at block {at[0]}")
-
-
-def _grams(given: Start, first: Moments, last: Moments, tokens: int) -> tuple[Gram, Gram]:
-    return gram_of("gram", given.gram, first, tokens), gram_of("grad_gram", given.grad_gram, last, tokens)
 
 
 def _with_calls(moments: xr.Dataset, model: Model, calls: dict[str, Any]) -> xr.Dataset:

@@ -11,11 +11,10 @@ import numpy as np
 
 from propagate.model import Model
 from propagate.quantities import quantity_of
-from propagate.table import BY_MATRIX
 from propagate.theory.call_columns import call_moments
 from propagate.theory.finite.allowances import allowances, allowances_of_streams
 from propagate.theory.found import Found
-from propagate.theory.parameter_gradients import Norms, block_gradients, gradient_columns
+from propagate.theory.parameter_gradients import Measure, Numbers, matrix_columns
 from propagate.theory.reading.network import Path
 from propagate.theory.tokens.gram import Array, Gram
 from propagate.theory.validity import Uses
@@ -30,6 +29,7 @@ def found(
     cotangent: Gram,
     uses: Uses,
     include: Collection[str],
+    measure: Measure | None,
     *,
     through_readout: bool,
     head_size: float | None,
@@ -44,7 +44,7 @@ def found(
     """
     indices, replicas = range(1, model.depth + 1), replicas_of(model)
     of_groups = list[dict[str, Array]]()
-    norms, calls = list[list[Norms]](), list[dict[str, Array]]()
+    blocks, calls = list[list[Numbers]](), list[dict[str, Array]]()
 
     def add(group: Group) -> None:  # of whose path nothing else stays in memory
         path = walk_grams(
@@ -53,7 +53,7 @@ def found(
             cotangent,
             through_readout=through_readout,
             head_size=head_size,
-            exact=BY_MATRIX in include,
+            exact=measure is not None,
             samples=samples,
             group=group,
         )
@@ -61,8 +61,8 @@ def found(
         of_groups.append(_of_replicas(path, *ends))
         for index, of_block in enumerate(path.calls):
             uses.add(model.at(index), of_block)
-        if BY_MATRIX in include:
-            norms.append([block_gradients(model.at(index), path.calls[index]) for index in indices])
+        if measure is not None:
+            blocks.append([measure(index, model.at(index), path.calls[index]) for index in indices])
         if "calls" in include:
             calls.append(call_moments(path.calls[1:-1], partial(_numbers, ends[0])))
 
@@ -85,11 +85,11 @@ def found(
     columns |= {f"{token}_allowance": stated[f"{name}_allowance"] for name, token in TOKEN_COLUMNS.items()}
     columns = {name: values if several else values[:, 0] for name, values in columns.items()}
     matrices: list[str] = []
-    if BY_MATRIX in include:
-        of_blocks = [_concatenated(parts) for parts in zip(*norms, strict=True)]
+    if measure is not None:
+        of_blocks = [_concatenated(parts) for parts in zip(*blocks, strict=True)]
         wide = head_size == math.inf
-        more, matrices = gradient_columns(model, of_blocks, columns, (replicas,), several=several, wide=wide)
-        columns |= more | _means({BY_MATRIX: more[BY_MATRIX]})
+        more, matrices = matrix_columns(model, of_blocks, columns, (replicas,), several=several, wide=wide)
+        columns |= more | _means({name: more[name] for name in of_blocks[0]})
     return Found(columns, several, matrices, _joined(calls) if calls else {})
 
 
@@ -102,9 +102,12 @@ def _joined(groups: list[dict[str, Array]]) -> dict[str, Array]:
     return {name: np.concatenate([group[name] for group in groups], axis=1) for name in groups[0]}
 
 
-def _concatenated(groups: tuple[Norms, ...]) -> Norms:
+def _concatenated(groups: tuple[Numbers, ...]) -> Numbers:
     """Numbers of all replicas."""
-    return {name: np.concatenate([np.atleast_1d(group[name]) for group in groups]) for name in groups[0]}
+    return {
+        column: {name: np.concatenate([np.atleast_1d(group[column][name]) for group in groups]) for name in of_first}
+        for column, of_first in groups[0].items()
+    }
 
 
 def _means(of_replicas: dict[str, Array], *, logarithms: bool = False) -> dict[str, Array]:

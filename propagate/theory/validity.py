@@ -185,7 +185,7 @@ def warn_of_uses(model: Model, uses: Uses, *, wide: bool = False) -> None:
         _of_tanh(model.dropout) if uses.tanh else "",
     ):
         if concern:
-            warnings.warn(concern, ValidityWarning, stacklevel=3)
+            warnings.warn(concern, ValidityWarning, stacklevel=4)
 
 
 def _of_eps(share: float) -> str:
@@ -293,7 +293,7 @@ def warn_of_means(model: Model) -> None:
             f" out, the sum of a token's squared gates varies by {spread:.0%} between tokens, and identity experts and"
             " tanh do more to gradients behind norms; take plain numbers, where all that is followed",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -143,10 +143,10 @@ def _scarce(model: Model, kept: Array, distinct: Array, evened: int) -> tuple[Ar
     """
     logits = _logit_variance(model, distinct)
     choice = 0.4 * logits / (logits + 0.3)
-    units = _over_blocks([max(map(_of_unit, _experts(layer))) for layer in _layers(model)], distinct)
+    units = _over_blocks([max(map(_of_unit, experts_of(layer))) for layer in layers_of(model)], distinct)
     coordinates = 3 * model.dropout / (1 - model.dropout) / model.width
     share = np.square(1 - kept) / 2
-    count = _over_blocks([layer.attention.heads for layer in _layers(model)], distinct)
+    count = _over_blocks([layer.attention.heads for layer in layers_of(model)], distinct)
     heads = [answer / evened / count for answer in (choice, choice + 0.12 * logits)]
     return share * (heads[0] + units), share * (heads[1] + units + coordinates)
 
@@ -158,10 +158,10 @@ def scarcity(model: Model) -> float:
         >>> scarcity(Model("prenorm", depth=1, width=16, heads=2, logit_std=0.0, ffn_ratio=0.5))
         0.125
     """
-    units = max(_of_unit(expert) for layer in _layers(model) for expert in _experts(layer))
-    logits = np.square(_logit_stds(model))
+    units = max(_of_unit(expert) for layer in layers_of(model) for expert in experts_of(layer))
+    logits = np.square(logit_stds(model))
     choices = (0.4 * logits / (logits + 0.3) + 0.12 * logits) / max(model.tokens - 1, 1)
-    return float(max(units, *(choices / [layer.attention.heads for layer in _layers(model)])))
+    return float(max(units, *(choices / [layer.attention.heads for layer in layers_of(model)])))
 
 
 def _same_matrices(model: Model, kept: Array, distinct: Array) -> Array:
@@ -172,21 +172,21 @@ def _same_matrices(model: Model, kept: Array, distinct: Array) -> Array:
 
 def _logit_variance(model: Model, distinct: Array) -> Array:
     """Of the logits of each block, of tokens of variance 1 that are as alike as those that enter."""
-    return np.asarray(np.square(_over_blocks(_logit_stds(model), distinct)) * distinct)
+    return np.asarray(np.square(_over_blocks(logit_stds(model), distinct)) * distinct)
 
 
-def _layers(model: Model) -> list[Layer]:
+def layers_of(model: Model) -> list[Layer]:
     """Blocks 1 ... depth."""
     return [model.at(index) for index in range(1, model.depth + 1)]
 
 
-def _logit_stds(model: Model) -> list[float]:
+def logit_stds(model: Model) -> list[float]:
     """Of each block, gains of queries and keys included."""
-    kinds = (layer.attention for layer in _layers(model))
+    kinds = (layer.attention for layer in layers_of(model))
     return [float(kind.logit_std * kind.query_gain * kind.key_gain) for kind in kinds]
 
 
-def _experts(layer: Layer) -> list[tuple[FFN, int]]:
+def experts_of(layer: Layer) -> list[tuple[FFN, int]]:
     """The FFN, or each expert before it is cut, and into how many each is; both of a block that may call both."""
     kinds = (layer.ffn,) if layer.experts is None else (layer.ffn, layer.experts)
     return [(kind.expert, kind.split) if isinstance(kind, Experts) else (kind, 1) for kind in kinds]
@@ -195,7 +195,7 @@ def _experts(layer: Layer) -> list[tuple[FFN, int]]:
 def _of_unit(expert: tuple[FFN, int]) -> float:
     """Relative variance of a hidden unit, over their number."""
     ffn, _ = expert
-    return _wildness(ffn.activation) / ffn.units
+    return wildness(ffn.activation) / ffn.units
 
 
 def _over_blocks(values: Sequence[float], like: Array) -> Array:
@@ -204,7 +204,7 @@ def _over_blocks(values: Sequence[float], like: Array) -> Array:
 
 
 @lru_cache(maxsize=64)
-def _wildness(activation: Activation) -> float:
+def wildness(activation: Activation) -> float:
     """How much the squares of hidden units differ, over those of a ReLU. (E phi^4 / (E phi^2)^2 is 6 of a ReLU, 17 and
     23 of those listed as 3.)
     """
@@ -252,13 +252,13 @@ def matrix_allowances(
         matrices: names, in order.
         wide: whether heads were taken for wide.
     """
-    layers = _layers(model)
+    layers = layers_of(model)
     squares, small, scarce = (
         _over_blocks([of_blocks[0], *of_blocks], forward)  # block 0 has no matrix
         for of_blocks in (
-            np.square(_logit_stds(model)),
+            np.square(logit_stds(model)),
             [model.width / layer.attention.size / 2 if wide else 0 for layer in layers],
-            [max(2 * split / ffn.units for ffn, split in _experts(layer)) for layer in layers],
+            [max(2 * split / ffn.units for ffn, split in experts_of(layer)) for layer in layers],
         )
     )
     of_block = np.full_like(forward, np.nan)

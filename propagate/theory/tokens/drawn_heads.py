@@ -12,6 +12,7 @@ Draws come in pairs, of a query and its opposite, in the groups of `tokens.softm
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -69,8 +70,8 @@ def draw_heads(query: Gram, key: Gram, attention: Attention, norms: Norms) -> Dr
     draw = np.random.default_rng([SEED + 2, *attention.seed])
     half, keys = _tokens(query, shape, draw), _tokens(key, shape, draw)
     raw_query, raw_key = np.concatenate([half, -half], axis=1), np.concatenate([keys, keys], axis=1)
-    queries = _turned(_normed(raw_query, norms.centred) if norms.query else raw_query, attention, 1)
-    keys = _turned(_normed(raw_key, norms.centred) if norms.key else raw_key, attention, 1)
+    queries = turned(normed(raw_query, norms.centred) if norms.query else raw_query, attention.frequencies, 1)
+    keys = turned(normed(raw_key, norms.centred) if norms.key else raw_key, attention.frequencies, 1)
     weights = (attention.logit_variance / size) ** 0.5 * queries @ keys.swapaxes(-1, -2)
     weights = np.where(mask, weights, -np.inf)
     weights -= weights.max(axis=-1, keepdims=True)
@@ -107,19 +108,41 @@ def to_logits(drawn: Drawn, values: Gram, g: Gram, attention: Attention, norms: 
     for _ in range(COTANGENTS):
         arrived = left[:, None] @ draw.standard_normal(a.shape) @ right[:, None]
         arrived = a * (arrived - (a * arrived).sum(axis=-1, keepdims=True)) / size**0.5
-        queries = _turned(arrived @ drawn.key, attention, -1)
-        keys = _turned(arrived.swapaxes(-1, -2) @ drawn.query, attention, -1)
+        queries = turned(arrived @ drawn.key, attention.frequencies, -1)
+        keys = turned(arrived.swapaxes(-1, -2) @ drawn.query, attention.frequencies, -1)
         if norms.query:
-            queries = _norm_pull(drawn.raw_query, queries, norms.centred)
+            queries = norm_pull(drawn.raw_query, queries, norms.centred)
         if norms.key:
-            keys = _norm_pull(drawn.raw_key, keys, norms.centred)
+            keys = norm_pull(drawn.raw_key, keys, norms.centred)
         sent.append([(x @ x.swapaxes(-1, -2)).mean(axis=1) for x in (queries, keys)])
     to_queries, to_keys = np.mean(sent, axis=0)
     return Gram.of(to_queries), Gram.of(to_keys)
 
 
 def _tokens(gram: Gram, shape: tuple[int, ...], draw: np.random.Generator) -> Array:
-    """Gaussian tokens with these second moments, their differences from the distances alone."""
+    apart, shared = gaussian_tokens(gram, shape, draw)
+    return apart + shared
+
+
+def gaussian_tokens(gram: Gram, shape: tuple[int, ...], draw: np.random.Generator) -> tuple[Array, Array]:
+    """Gaussian tokens with these second moments, as a sum: their differences, from the distances alone, and what is
+    the same for all.
+
+    Args:
+        gram: (replicas, tokens, tokens).
+        shape: replicas, samples, tokens, coordinates.
+        draw: what draws.
+
+    Returns:
+        Arrays of this shape, and of the same with one token.
+
+    Example: tokens that differ by a millionth of a millionth.
+        >>> close = Gram.exchangeable(1.0, 1e-24, 2)
+        >>> one = Gram(close.matrix[None], close.deviation[None])
+        >>> apart, shared = gaussian_tokens(one, (1, 100, 2, 100), np.random.default_rng(0))
+        >>> shared.shape, bool(0.9 < ((apart[:, :, 0] - apart[:, :, 1]) ** 2).mean() / 2e-24 < 1.1)
+        ((1, 100, 1, 100), True)
+    """
     values, vectors = np.linalg.eigh(centred(gram.deviation))
     values = np.maximum(values, 0.0)
     roots, rows = np.sqrt(values)[..., None, :], vectors.swapaxes(-1, -2)
@@ -133,16 +156,17 @@ def _tokens(gram: Gram, shape: tuple[int, ...], draw: np.random.Generator) -> Ar
     rest = variance.mean(axis=-1) - apart.mean(axis=-1) - (along**2).sum(axis=(-1, -2))
     mixed = (vectors * roots) @ rows + along.swapaxes(-1, -2)
     own = draw.standard_normal((*shape[:2], 1, shape[3])) * np.sqrt(np.maximum(rest, 0.0))[:, None, None, None]
-    return np.asarray(mixed[:, None] @ draw.standard_normal(shape) + own)
+    return np.asarray(mixed[:, None] @ draw.standard_normal(shape)), own
 
 
-def _normed(x: Array, centred: bool) -> Array:
+def normed(x: Array, centred: bool) -> Array:
+    """A norm of each token's coordinates."""
     if centred:
         x = x - x.mean(axis=-1, keepdims=True)
     return np.asarray(x * (x.shape[-1] / (x * x).sum(axis=-1, keepdims=True)) ** 0.5)
 
 
-def _norm_pull(x: Array, g: Array, centred: bool) -> Array:
+def norm_pull(x: Array, g: Array, centred: bool) -> Array:
     """What a cotangent behind the norm of x is before it."""
     size = x.shape[-1]
     if centred:
@@ -151,11 +175,11 @@ def _norm_pull(x: Array, g: Array, centred: bool) -> Array:
     return np.asarray((size / squared) ** 0.5 * (g - x * ((x * g).sum(axis=-1, keepdims=True) / squared)))
 
 
-def _turned(x: Array, attention: Attention, direction: int) -> Array:
+def turned(x: Array, frequencies: Sequence[float], direction: int) -> Array:
     """By the rotary positions of the tokens, forth or back, in pairs of coordinates."""
-    if not attention.frequencies:
+    if not frequencies:
         return x
-    angle = np.arange(x.shape[-2])[:, None] * np.array(attention.frequencies)
+    angle = np.arange(x.shape[-2])[:, None] * np.array(frequencies)
     cos, sin = np.cos(angle), direction * np.sin(angle)
     one, other = np.split(x, 2, axis=-1)
     return np.concatenate([one * cos - other * sin, one * sin + other * cos], axis=-1)

@@ -1,0 +1,77 @@
+"""How far the first step of a network of finite width may lie from the limit: relative, as one standard deviation.
+
+A step depends on the Gram matrices of a matrix's input and cotangent beyond their means. Their entries fluctuate from
+network to network: relative variance r = 1 / width of a Gaussian stream, more by what earlier blocks have drifted, of
+hidden units as their fourth moment says, and of heads, each with a choice of its own, one over their number. To second
+order that moves
+
+- what SGD does to a matrix's own output, tr K Gamma K, by r times the crowding tr K tr (K Gamma) / tr (K Gamma K),
+  large where the cotangent meets the input in its small modes alone, as that of keys does;
+- the nuclear norm of the gradient, what the sign makes of it and what is spanned by fewer modes than tokens, all of
+  which see how uneven the modes are: tokens times r / 4 (measured: a third to all of it).
+
+What one coordinate of the input does with itself, n tr K beside n (n - 1) M, is less by up to 2 / pi where the Gram
+matrix of a start or behind a norm is exact, so that coordinates are not quite independent.
+
+First-order effects are those of the gradient itself, in full or by half where a step does not grow with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from propagate.model import Model
+from propagate.optimizers import SGD, Muon, Optimizer
+from propagate.theory.finite.allowances import Array, experts_of, layers_of, logit_stds, wildness
+
+CHOICE = 0.5  # of what heads choose, measured with Muon at 4 and 32 heads
+CROWDED = 0.5
+EXACT = 2 / np.pi
+
+
+def step_allowances(
+    gradient: Array,
+    forward: Array,
+    crowding: Array,
+    softness: Array,
+    model: Model,
+    optimizer: Optimizer,
+    matrices: Sequence[str],
+) -> dict[str, Array]:
+    """Relative allowances of `predict_step`, (blocks, matrices).
+
+    Args:
+        gradient: that of `param_grad`.
+        forward: of the variance of the stream, (blocks,), the most of all streams.
+        crowding, softness: see `updates.Step`, of every matrix.
+        model: the network.
+        optimizer: its optimiser.
+        matrices: names, in order.
+    """
+    noise = np.array([[_noise(model, index, name) for name in matrices] for index in range(1, model.depth + 1)])
+    read, met = np.moveaxis(np.concatenate([np.full((1, *noise.shape[1:]), np.nan), noise]), -1, 0)
+    entering = np.concatenate([[np.nan], forward[:-1]])[:, None]
+    uneven = model.tokens * (read + met + entering) / 8
+    fall, ratio = gradient / 2 + uneven, softness * (gradient / 2 + uneven)
+    if isinstance(optimizer, SGD):
+        own, fall, ratio = gradient + CROWDED * crowding * (read + entering), gradient, gradient / 2
+    elif isinstance(optimizer, Muon):
+        own = entering + uneven / 2
+    else:
+        own = entering + uneven + EXACT * crowding
+    square = 2 / model.width**2  # the norm of the matrix itself
+    found = {"own_change": own, "first_order_fall": fall, "update_ratio": ratio + square}
+    return {f"{name}_allowance": values + 0 * gradient for name, values in found.items()}
+
+
+def _noise(model: Model, index: int, name: str) -> tuple[float, float]:
+    """Relative variance of an entry of the Gram matrices that a matrix meets, of its input and of its cotangent."""
+    layer, stream = layers_of(model)[index - 1], 1 / model.width
+    logits = logit_stds(model)[index - 1] ** 2
+    heads = CHOICE * logits / (logits + 0.3) / layer.attention.kv_heads
+    units = max(3.5 * wildness(ffn.activation) / ffn.units for ffn, _ in experts_of(layer))
+    read = {"attention_out": stream + heads / model.tokens, "ffn_out": units}
+    met = dict.fromkeys(("query", "key", "value"), stream + heads) | dict.fromkeys(("ffn_in", "ffn_gate"), units)
+    return read.get(name, stream), met.get(name, stream)

@@ -1,0 +1,166 @@
+"""The first step of training, predicted: what every matrix's update does, from the moments of one walk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from propagate.checks import integer
+from propagate.layers import Layer
+from propagate.losses import Linear, Loss, check_loss
+from propagate.model import Model, ModelError, check_model
+from propagate.optimizers import Adam, Optimizer, Sign, check_optimizer
+from propagate.outline import Block, Stream, outline
+from propagate.start import Start
+from propagate.table import BY_MATRIX, table
+from propagate.theory.finite.step_allowances import step_allowances
+from propagate.theory.parameter_gradients import Numbers
+from propagate.theory.predict import MOMENTS, walk_of
+from propagate.theory.reading.blocks import Call
+from propagate.theory.transferred import Rule, transferred
+from propagate.theory.updates import CROWDING, SOFTNESS, UNITS, Met, update
+from propagate.theory.uses import uses_of_block
+from propagate.transfer import Transfer
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+SEED = 20_261_129
+COLUMNS = ("own_change", "update_ratio", "spectral_ratio", "first_order_fall")
+MOST_UNITS = 2**16
+
+
+def predict_step(
+    model: Model,
+    optimizer: Optimizer,
+    start: Start | None = None,
+    *,
+    loss: Loss = Linear(),  # noqa: B008  # frozen
+    transfer: str | Transfer | None = None,
+    base: tuple[int, int] | None = None,
+    samples: int | None = None,
+) -> xr.Dataset:
+    """What the first step of an optimiser does to every matrix, in the limit of infinite width.
+
+    SGD and Muon are exact there, in closed form. Sign and Adam are integrals of one variable where the inputs and the
+    cotangents of a matrix are Gaussian, and averages over drawn hidden units and heads, with a standard error, where
+    they are not; see `propagate.theory.updates`.
+
+    Args:
+        model: the network.
+        optimizer: `SGD`, `Sign`, `Adam` or `Muon`; momentum has no part in the first step.
+        start: moments or Gram matrices at the two ends; plain numbers.
+        loss: `Linear()`, the sum of the start's cotangent times the stream that leaves the last block (of several
+            streams, that leaves the readout).
+        transfer: a rule of transfer, by its name or itself; None leaves gains and rates as they are.
+        base: (width, depth) at which the rule is neutral; by default the model's own.
+        samples: for Sign and Adam, about how many coordinates are drawn of hidden units and of heads, in each of
+            8 replicas.
+
+    Returns:
+        A Dataset over `block` 0 ... depth, NaN at 0, and `matrix`, named as in `simulate_steps`: `own_change`, mean
+        square per token and coordinate of H dW, H the matrix's own input and dW its change, times the rule's
+        multiplier; `update_ratio`, |dW| / |W| in Frobenius norms, the root of its mean square; `spectral_ratio`, that
+        of the largest singular values (NaN where that is not derived: Sign, Adam, and with decay);
+        `first_order_fall`, <dLoss/dW, -dW>, by which the loss falls to first order. Each but the third with
+        `<name>_allowance`, how far a network of the model's width may lie from it, relative to it, and, where anything
+        was drawn, `<name>_se`.
+
+        Without dimensions `total_fall`, the sum of all falls, and `tangent_kernel`, the trace of the tangent kernel,
+        which of this one output is the sum of all squared norms of gradients.
+
+    Raises:
+        ModelError: for what is not derived: a `CrossEntropy`; experts; with Sign and Adam dropout or tanh of streams;
+            with Muon more tokens than a matrix has rows or columns.
+
+    Example: SGD moves the output of a matrix by as much as its gradient's size and its input's make it.
+        >>> from propagate.optimizers import SGD, Muon
+        >>> model = Model("postnorm", depth=2, width=128, tokens=4, heads=8)
+        >>> step = predict_step(model, SGD(lr=1e-3))
+        >>> step.own_change.dims, bool((step.first_order_fall[1:] > 0).all())
+        (('block', 'matrix'), True)
+        >>> bool(abs(float(step.total_fall) - 1e-3 * float(step.tangent_kernel)) < 1e-9)
+        True
+
+    Example: Muon moves all that a square matrix gives by its rate, whatever the gradient.
+        >>> step = predict_step(model, Muon(lr=0.1))
+        >>> round(float(step.own_change.sel(block=2, matrix="query")), 9)
+        0.01
+    """
+    check_model(model)
+    check_optimizer(optimizer)
+    check_loss(loss)
+    if not isinstance(loss, Linear):
+        raise ModelError(f"predict_step covers loss=propagate.Linear() alone, got {loss!r}")
+    _check_covered(model, optimizer)
+    rule = Rule.of(transfer, base, model)
+    units = UNITS if samples is None else integer("samples", samples, at_least=16, at_most=MOST_UNITS)
+    given = Start.of(start, **{name: getattr(Start(), name) for name in (*MOMENTS, "gram", "grad_gram")})
+    measure = _Measure(optimizer, rule, units)
+    network = transferred(model, rule)
+    arrays = [name for name in MOMENTS if getattr(given[name], "dims", ())]
+    if arrays:
+        raise ModelError(f"predict_step needs a start of plain numbers, got an array of {arrays[0]}")
+    found = walk_of(network, given, frozenset(), measure, through_readout=False, head_size=None, samples=None).found
+    columns = {name: values for name, values in found.columns.items() if name.removesuffix("_se") in COLUMNS}
+    gradient, forward = (found.columns[f"{name}_allowance"] for name in (BY_MATRIX, "variance"))
+    forward = np.nanmax(forward, axis=1) if found.several else forward
+    shape = found.columns[CROWDING], found.columns[SOFTNESS]
+    columns |= step_allowances(gradient, forward, *shape, network, optimizer, found.matrices)
+    of_model = {"model": repr(model), "width": model.width, "depth": model.depth, "tokens": model.tokens}
+    asked = {"optimizer": repr(optimizer), "loss": repr(loss), "transfer": repr(rule.transfer)}
+    attributes: dict[str, Any] = {"witness": "theory"} | of_model | asked
+    step = table(columns, model.depth, attributes, (), found.matrices)
+    return step.assign(total_fall=step.first_order_fall.sum(), tangent_kernel=np.nansum(found.columns[BY_MATRIX]))
+
+
+def _check_covered(model: Model, optimizer: Optimizer) -> None:
+    if model.uneven:
+        raise ModelError("predict_step does not cover experts, whose matrices have some of the tokens each")
+    if not isinstance(optimizer, Sign | Adam):
+        return
+    if model.dropout:
+        raise ModelError(f"predict_step with {type(optimizer).__name__} needs dropout=0, got {model.dropout}")
+    if "tanh" in _verbs(model):
+        raise ModelError(
+            f"predict_step with {type(optimizer).__name__} does not cover tanh of a stream, got {model.placement!r}"
+        )
+
+
+def _verbs(model: Model) -> set[str]:
+    """Of all calls, of the embedding's and of the readout's too."""
+    placement, depth = model.equations, model.depth
+    ends = [Block(0, depth), Block(depth + 1, depth)]
+    placement.readout(placement.embed(Stream(), ends[0]), ends[1])
+    made = [call for end in ends for call in end.made]
+    return {call.verb for call in (*made, *(c for i in range(1, depth + 1) for c in outline(placement, depth, i)))}
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """The columns of a block's matrices."""
+
+    optimizer: Optimizer
+    rule: Rule
+    units: int
+
+    def __call__(self, index: int, layer: Layer, calls: Sequence[Call]) -> Numbers:
+        found: Numbers = {}
+        for name, use in uses_of_block(layer, calls):
+            factors = self.rule.factors(name)
+            met = Met(use, layer.tokens, float(factors.multiplier), (SEED, index), self.units)
+            for column, value in update(met, self.optimizer, factors).items():
+                found.setdefault(column, {}).setdefault(name, []).append(value)
+        return {column: {name: _together(column, v) for name, v in of.items()} for column, of in found.items()}
+
+
+def _together(column: str, values: list[Any]) -> Any:
+    """Of all matrices of one name in a block."""
+    if column in ("first_order_fall", BY_MATRIX):
+        return sum(values)
+    if column == "own_change":
+        return np.mean(values, axis=0)
+    return np.sqrt(np.mean(np.square(values), axis=0))

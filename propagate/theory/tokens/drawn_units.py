@@ -1,0 +1,231 @@
+"""The law of coordinates that are not Gaussian: hidden units behind an activation, and coordinates of heads.
+
+Second moments do not tell what an optimiser that looks at single entries of a gradient makes of it. So units are drawn:
+of an FFN a unit's pre-activations over the tokens, Gaussian, and the cotangent that comes to it; of attention a whole
+head of the model's own size, its queries, keys, values and cotangent. No width enters: only what one unit or one head
+has is drawn. Differences between tokens are drawn apart from what they share, so that rank collapse costs no digits
+where differences alone count.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from propagate.norms import Norm
+from propagate.sublayers import FFN, Attention
+from propagate.theory.gaussian.expressions import functions
+from propagate.theory.tokens.drawn_heads import gaussian_tokens, norm_pull, normed, turned
+from propagate.theory.tokens.gram import Array, Gram
+
+Draw = Callable[[Sequence[int], int], Array]
+"""From a seed and about how many coordinates to draw in each replica to (replicas, units, coordinates, tokens); units
+are independent, the coordinates of one are not."""
+REPLICAS = 8  # independent sets of draws, whose spread is the standard error
+
+
+def replicated(x: Any, tokens: int) -> Gram:
+    """Second moments of either resolution as Gram matrices of several replicas.
+
+    Example:
+        >>> from propagate.theory.pairs.moments import Moments
+        >>> replicated(Moments(1.0, 0.5), 4).matrix.shape
+        (8, 4, 4)
+    """
+    gram = x if isinstance(x, Gram) else Gram.exchangeable(float(x.variance), float(x.deviation), tokens)
+    if gram.matrix.ndim == 2 or len(gram.matrix) == 1:
+        shape = (REPLICAS, tokens, tokens)
+        return Gram(np.broadcast_to(gram.matrix, shape), np.broadcast_to(gram.deviation, shape))
+    return gram
+
+
+@dataclass(frozen=True)
+class HiddenUnits:
+    """Of an FFN.
+
+    Attributes:
+        ffn: its description, in force.
+        before: moments of the input of its activation, without the gate's own gain.
+        arriving: moments of the cotangent that the output matrix sends to each unit.
+        tokens: their number.
+        scale: of the norm before the output matrix, a number or one a token; None without.
+        norm: of the model.
+    """
+
+    ffn: FFN
+    before: Any
+    arriving: Any
+    tokens: int
+    scale: Any
+    norm: Norm
+
+    def values(self, seed: Sequence[int], count: int) -> Array:
+        """What the output matrix reads."""
+        gate, linear, _ = self._drawn(seed, count)
+        found = functions(self.ffn.activation.core).value(gate) * linear
+        if self.scale is not None:
+            if self.norm.centred:
+                found = found - found.mean(axis=(0, 1), keepdims=True)
+            found = found * np.asarray(self.scale).reshape(
+                -1, 1, np.shape(self.scale)[-1] if np.ndim(self.scale) else 1
+            )
+        return np.asarray(found[:, :, None])
+
+    def cotangents(self, name: str, seed: Sequence[int], count: int) -> Array:
+        """At the output of an input matrix: "ffn_in" or "ffn_gate"."""
+        gate, linear, arriving = self._drawn(seed, count)
+        of_gate = functions(self.ffn.activation.core)
+        if not self.ffn.activation.gated or name == "ffn_gate":
+            factor = of_gate.slope(gate) * linear
+        else:
+            factor = of_gate.value(gate)
+        return np.asarray((factor * arriving)[:, :, None])
+
+    def _drawn(self, seed: Sequence[int], count: int) -> tuple[Array, Any, Array]:
+        """Input of the activation, what multiplies its output, and the cotangent: (replicas, units, tokens)."""
+        draw, ffn = np.random.default_rng(seed), self.ffn
+
+        def units(x: Any) -> Array:
+            gram = replicated(x, self.tokens)
+            apart, shared = gaussian_tokens(gram, (len(gram.matrix), 1, self.tokens, count), draw)
+            return np.asarray((apart + shared)[:, 0].swapaxes(-1, -2))
+
+        gate = ffn.gate_gain * units(self.before)
+        return gate, units(self.before) if ffn.activation.gated else 1.0, units(self.arriving)
+
+
+class _Sample(NamedTuple):
+    """Drawn heads; arrays (replicas, heads, tokens, coordinates), of keys and values as every query head sees them;
+    the cotangent that arrives before a norm of all heads, and what that multiplies by.
+    """
+
+    query: _Projected
+    key: _Projected
+    value: _Projected
+    keys: Array
+    values: Array
+    weights: Array
+    arriving: Array
+    inner: Any
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Of an attention.
+
+    Attributes:
+        kind: its description, in force.
+        x: moments of its input.
+        arriving: moments of the cotangent at what the heads give, before any norm of all of them.
+        tokens: their number.
+        norm: of inner projections.
+        drawn: the last sample, which all matrices of a call share.
+    """
+
+    kind: Attention
+    x: Any
+    arriving: Any
+    tokens: int
+    norm: Norm
+    drawn: dict[Any, _Sample] = field(default_factory=dict, repr=False, compare=False)
+
+    def draw(self, name: str, seed: Sequence[int], count: int) -> Array:
+        """Of "out", what the output matrix reads; of "query", "key" or "value", its cotangent."""
+        of = (tuple(seed), count)
+        if of not in self.drawn:
+            self.drawn.clear()
+            self.drawn[of] = self._sample(seed, count)
+        query, key, value, keys, values, weights, arriving, inner = self.drawn[of]
+        group = self._group
+        if name == "out":
+            found = weights @ values + np.repeat(value.shared, group, axis=1)
+            return _of_units(found * inner, group)
+        if name == "value":
+            return _of_units(value.pull(_gathered(weights.swapaxes(-1, -2) @ arriving, group)), 1)
+        scale = self.kind.logit_std / math.sqrt(self.kind.size)
+        slope = arriving @ values.swapaxes(-1, -2)
+        slope = scale * weights * (slope - (weights * slope).sum(axis=-1, keepdims=True))
+        if name == "query":
+            return _of_units(query.pull(slope @ keys), group)
+        return _of_units(key.pull(_gathered(slope.swapaxes(-1, -2) @ query.whole, group)), 1)
+
+    @property
+    def _group(self) -> int:
+        return self.kind.heads // self.kind.kv_heads
+
+    def _sample(self, seed: Sequence[int], count: int) -> _Sample:
+        kind, size, group, draw = self.kind, self.kind.size, self._group, np.random.default_rng(seed)
+        units = max(round(count / (size * group)), 2)
+
+        def drawn(moments: Any, heads: int) -> tuple[Array, Array]:
+            gram = replicated(moments, self.tokens)
+            return gaussian_tokens(gram, (len(gram.matrix), heads, self.tokens, size), draw)
+
+        query, key, value = (
+            self._projected(part, drawn(self.x.times(getattr(kind, f"{part}_gain")), heads))
+            for part, heads in (("query", units * group), ("key", units), ("value", units))
+        )
+        keys, values = (np.repeat(part.apart, group, axis=1) if group > 1 else part.apart for part in (key, value))
+        apart, shared = drawn(self.arriving, units * group)
+        # what all keys share the softmax ignores
+        logits = kind.logit_std / math.sqrt(size) * (query.whole @ keys.swapaxes(-1, -2))
+        logits = np.where(np.asarray(kind.visible(self.tokens)), logits, -np.inf)
+        weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        inner: Any = 1.0
+        if "heads" in kind.normed:  # of all heads together, of which the drawn ones are a sample
+            given = weights @ values + np.repeat(value.shared, group, axis=1)
+            inner = 1 / np.sqrt((given * given).mean(axis=(0, 1, 3), keepdims=True) + self.norm.eps)
+        return _Sample(query, key, value, keys, values, weights, (apart + shared) * inner, inner)
+
+    def _projected(self, name: str, parts: tuple[Array, Array]) -> _Projected:
+        """As it enters, behind its norm and its turn."""
+        apart, shared = parts
+        raw, pull = apart + shared, _same
+        if name in self.kind.normed:
+            size = ((raw - raw.mean(axis=-1, keepdims=True) if self.norm.centred else raw) ** 2).mean(axis=-1)
+            eps = (size / (size + self.norm.eps))[..., None] ** 0.5
+            apart, shared = eps * normed(raw, self.norm.centred), np.zeros_like(shared)
+
+            def pull(g: Array) -> Array:
+                return norm_pull(raw, eps * g, self.norm.centred)
+
+        if name == "value" or not self.kind.frequencies:
+            return _Projected(apart, shared, pull)
+        whole, before = turned(apart + shared, self.kind.frequencies, 1), pull
+        return _Projected(whole, np.zeros_like(shared), lambda g: before(turned(g, self.kind.frequencies, -1)))
+
+
+@dataclass(frozen=True)
+class _Projected:
+    """Queries, keys or values of drawn heads, (replicas, heads, tokens, coordinates): what differs between tokens, what
+    they share, and the pull from a cotangent to the one before norm and turn.
+    """
+
+    apart: Array
+    shared: Array
+    pull: Callable[[Array], Array]
+
+    @property
+    def whole(self) -> Array:
+        return np.asarray(self.apart + self.shared)
+
+
+def _gathered(g: Array, group: int) -> Array:
+    """Sums over the query heads of each group."""
+    return np.asarray(g.reshape(len(g), -1, group, *g.shape[2:]).sum(axis=2)) if group > 1 else g
+
+
+def _of_units(x: Array, group: int) -> Array:
+    """(replicas, heads, tokens, size) as units of so many heads: (replicas, units, coordinates, tokens)."""
+    replicas, heads, tokens, size = x.shape
+    by_unit = x.reshape(replicas, heads // group, group, tokens, size).swapaxes(-1, -2)
+    return np.asarray(by_unit.reshape(replicas, heads // group, group * size, tokens))
+
+
+def _same(g: Array) -> Array:
+    return g

@@ -1,0 +1,312 @@
+"""How a sublayer uses each of its weight matrices: the second moments of what a matrix reads, and of its cotangent.
+
+For y = x W everything that the first step of training does to W follows from the Gram matrices of x and of the
+cotangent g of y, both per coordinate, and from the law of their coordinates. Both concentrate as the width grows, and
+cotangents are independent of what was passed forward. `matrix_uses` gives them for each named matrix of a description.
+
+The matrix is the one that a network stores (the modules of `propagate.build` do): its entries have standard deviation
+gain / sqrt(fan_in), the gain being that of the model, the placement and the scaling together. `logit_std` is in no
+matrix: it is a constant factor on the logits, beside the 1 / sqrt(head size) of every attention, so that gradients of
+queries and keys are proportional to it. The gain of the FFN's output matrix includes the constant that gives the FFN's
+output its size (see `Model.ffn_gain`), unless its input is normed. A normed projection has its gain too, and its
+gradient falls as one over it, though what goes forward ignores it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial, singledispatch
+from typing import Any
+
+from propagate.experts import Experts
+from propagate.layers import Layer
+from propagate.model import ModelError
+from propagate.norms import Norm
+from propagate.scaling import Number
+from propagate.sublayers import FFN, Attention, Sublayer, registered
+from propagate.theory.gaussian.activations import Maps, maps_of
+from propagate.theory.pairs.moments import Moments
+from propagate.theory.reading.blocks import Call
+from propagate.theory.tokens.drawn_units import Draw, Heads, HiddenUnits
+from propagate.theory.tokens.gram import Gram
+from propagate.theory.tokens.kernels import Kernel, kernel_of
+from propagate.theory.tokens.sublayers import of_means
+
+PROJECTIONS = ("query", "key", "value")
+
+
+@dataclass(frozen=True)
+class Use:
+    """One matrix in one place of a network: y = x W, and the cotangent g of y.
+
+    Attributes:
+        fan_in, fan_out: its rows and columns.
+        gain: standard deviation of its entries times sqrt(fan_in).
+        x, g: second moments of x and g, per coordinate, of either resolution.
+        balanced: whether g sums to zero over tokens, so that differences of the tokens of x alone count.
+        several: whether it stands for several matrices of the name, each with some of the tokens: x and g are then such
+            that the squared norms of their gradients add up to `gradient`.
+        draw_x, draw_g: the law of their coordinates; None where they are independent and Gaussian.
+
+    Example: independent tokens, at both resolutions.
+        >>> import numpy as np
+        >>> Use(4, 2, 1.0, Moments(1.0, 1.0), Moments(2.0, 2.0)).gradient(tokens=3)
+        48.0
+        >>> float(Use(4, 2, 1.0, Gram.of(np.eye(3)), Gram.of(2 * np.eye(3))).gradient(tokens=3))
+        48.0
+    """
+
+    fan_in: int
+    fan_out: int
+    gain: Number
+    x: Any
+    g: Any
+    balanced: bool = False
+    several: bool = False
+    draw_x: Draw | None = None
+    draw_g: Draw | None = None
+
+    def gradient(self, tokens: int) -> Any:
+        """Expected squared Frobenius norm of the loss gradient with respect to the matrix.
+
+        It is that of x^T g, sum_ts (x_t . x_s) (g_t . g_s).
+        """
+        of = frobenius_of_differences if self.balanced else frobenius
+        return self.fan_in * self.fan_out * of(tokens, self.x, self.g)
+
+
+Uses = dict[str, Use]
+"""By the name of the matrix."""
+
+
+def uses_of_block(layer: Layer, calls: Iterable[Call]) -> list[tuple[str, Use]]:
+    """Every use that a block makes of a matrix, from the records of its calls in an exact walk.
+
+    Raises:
+        ModelError: for a sublayer whose matrices are not known here; see `matrix_uses`.
+
+    Example: a linear FFN on one token; its output matrix reads 32 hidden units.
+        >>> from propagate.model import Model
+        >>> from propagate.theory.walks import walk
+        >>> model, unit = Model("prenorm", 1, width=8, tokens=1, heads=1, activation="linear"), Moments(1.0, 0.0)
+        >>> path = walk(model, unit, unit, exact=True)
+        >>> {name: (use.fan_in, use.fan_out) for name, use in uses_of_block(model.at(1), path.calls[1])}["ffn_out"]
+        (32, 8)
+    """
+    return [
+        found
+        for call in calls
+        if isinstance(call.description, Sublayer)
+        for g, seen in call.arrived
+        for found in uses_of(call, g, seen, layer).items()
+    ]
+
+
+def uses_of(call: Call, g: Any, seen: Any, layer: Layer) -> Uses:
+    """Of one call, by what is registered for its description."""
+    found: Uses = registered(matrix_uses.registry, call.description)(call.description, call, g, seen, layer)
+    return found
+
+
+@singledispatch
+def matrix_uses(description: Any, call: Call, g: Any, seen: Any, layer: Layer) -> Uses:
+    """The uses of its matrices that one sublayer call makes, from its record and one entry of its `arrived`.
+
+    Register one for a description of your own.
+
+    Args:
+        description: in force.
+        call: `call.entered` are the moments of what the sublayer read.
+        g, seen: the moments of the cotangent at its output, and what was found out on its way.
+        layer: what the block is made of; `layer.width` coordinates.
+
+    Raises:
+        ModelError: for one whose matrices are not known.
+
+    Example: a linear layer of one's own.
+        >>> @dataclass(frozen=True)
+        ... class Blending(Sublayer):
+        ...     gain: float = 1.0
+        >>> @matrix_uses.register
+        ... def _(description: Blending, call, g, seen, layer):
+        ...     return {"blending": Use(layer.width, layer.width, description.gain, call.entered, g)}
+    """
+    raise ModelError(f"param_grad does not cover {type(description).__name__}, got {description!r}")
+
+
+def frobenius(tokens: int, x: Any, g: Any) -> Any:
+    """Per entry of the matrix: the sum over pairs of tokens of the products of their second moments.
+
+    Example: independent tokens, at both resolutions.
+        >>> frobenius(3, Moments(1.0, 1.0), Moments(2.0, 2.0))
+        6.0
+        >>> import numpy as np
+        >>> float(frobenius(3, Gram.of(np.eye(3)), Gram.of(2 * np.eye(3))))
+        6.0
+    """
+    if isinstance(x, Gram):
+        return (x.matrix * g.matrix).sum(axis=(-1, -2))
+    return tokens * (x.variance * g.variance + (tokens - 1) * x.covariance * g.covariance)
+
+
+def frobenius_of_differences(tokens: int, x: Any, g: Any) -> Any:
+    """The same of a cotangent that sums to zero over tokens: differences of tokens alone count, however small.
+
+    Example:
+        >>> frobenius_of_differences(2, Moments(1.0, 1e-20), Moments(1.0, 2.0))
+        2e-20
+        >>> import numpy as np
+        >>> x = Gram.exchangeable(1.0, 1e-20, 2)
+        >>> float(frobenius_of_differences(2, x, Gram.of([[1.0, -1.0], [-1.0, 1.0]])))
+        2e-20
+    """
+    if isinstance(x, Gram):
+        return -(x.deviation * g.matrix).sum(axis=(-1, -2))
+    return (tokens - 1) * x.deviation * g.deviation
+
+
+@matrix_uses.register
+def _(description: Attention, call: Call, g: Any, sent: dict[str, Any], layer: Layer) -> Uses:
+    """A projection's own cotangent is that which it sends back to the input over the variance of its matrix, also where
+    a norm follows. Heads that share keys and values add up their cotangents, which are uncorrelated: the matrix is
+    smaller, and the sum over its entries the same.
+
+    Every head has attention weights of its own: given them its coordinates are Gaussian, all heads' together are not.
+    """
+    kind, width, x = description, layer.width, call.entered
+    heads = None
+    if "value" in kind.normed or (kind.logit_std and layer.tokens > 1):
+        at_heads = g.times(kind.out_gain * math.sqrt(width / kind.inside))
+        heads = Heads(kind, x, at_heads, layer.tokens, layer.norm)
+    uses = {"attention_out": Use(kind.inside, width, kind.out_gain, call.pull.heads, g, draw_x=_of(heads, "out"))}
+    for name in PROJECTIONS if kind.logit_std else ("value",):
+        gain = getattr(kind, f"{name}_gain")
+        if gain == 0:
+            raise ModelError(f"parameter_gradients needs gains that are not 0, got 0 for {name}")
+        fan_out = kind.inside if name == "query" else kind.kv_heads * kind.size
+        arrived = sent[name].times(math.sqrt(width / fan_out) / gain) if name in sent else g.times(0.0)
+        # what the keys receive sums to zero over tokens, unless each is turned or stretched by itself
+        balanced = name == "key" and name not in kind.normed and kind.rope is None
+        uses[name] = Use(width, fan_out, gain, x, arrived, balanced=balanced, draw_g=_of(heads, name))
+    return uses
+
+
+def _of(heads: Heads | None, name: str) -> Draw | None:
+    return None if heads is None else partial(heads.draw, name)
+
+
+@matrix_uses.register
+def _(description: FFN, call: Call, g: Any, seen: Any, layer: Layer) -> Uses:
+    """The cotangent at a hidden unit is smaller by width / hidden than that at the output.
+
+    Hidden units are Gaussian before the activation, not behind it; nor is the cotangent that has passed its slope.
+    """
+    ffn = _InsideFFN.of(description, call.entered, g, layer)
+    units, width, gains = description.units, layer.width, _gains_in(description)
+    uses = {"ffn_out": Use(units, width, ffn.gain_out, ffn.after, g, draw_x=ffn.drawn.values)}
+    for name, slope in ffn.slopes.items():
+        arrived = slope.product(ffn.at_units)
+        uses[name] = Use(width, units, gains[name], call.entered, arrived, draw_g=partial(ffn.drawn.cotangents, name))
+    return uses
+
+
+@matrix_uses.register
+def _(description: Experts, call: Call, g: Any, seen: Any, layer: Layer) -> Uses:
+    """The routed experts' together and the shared ones' together; see those of an FFN.
+
+    A routed expert's matrices meet only the tokens that chose it, by their gates: second moments are those of an FFN,
+    times sum_j w_tj w_sj. The router's cotangent is what it sends back over the variance of its matrix.
+    """
+    experts, x, pull, width, shared = description, call.entered, call.pull, layer.width, description.shared
+    ffn = _InsideFFN.of(experts.expert, x, g, layer)
+    units, gains = experts.expert.units, _gains_in(experts.expert)
+    cut = units // experts.split
+    # entries of a cut expert's output matrix are as large as in the uncut one
+    gain_out = ffn.gain_out / math.sqrt(experts.split)
+    uses = {"ffn_out": Use(cut, width, gain_out, ffn.after.product(pull.overlap), g, several=True)}
+    if shared:
+        uses["shared_out"] = Use(units, width, ffn.gain_out, ffn.after, g.times(math.sqrt(shared)), several=True)
+    for name, slope in ffn.slopes.items():
+        arrived = slope.product(ffn.at_units)
+        uses[name] = Use(width, cut, gains[name], x, arrived.product(pull.overlap), several=True)
+        if shared:
+            of_all = arrived.times(math.sqrt(shared))
+            uses[name.replace("ffn", "shared")] = Use(width, units, gains[name], x, of_all, several=True)
+    at_router = pull.router(g, seen).times(math.sqrt(width / experts.candidates) / experts.router_std)
+    uses["router"] = Use(width, experts.candidates, experts.router_std, x, at_router)
+    return uses
+
+
+@dataclass(frozen=True)
+class _InsideFFN:
+    """What an FFN's matrices meet.
+
+    Attributes:
+        after: moments of what the output matrix reads.
+        gain_out: of the output matrix.
+        at_units: moments of the cotangent that it sends to each hidden unit.
+        slopes: by input matrix, E s_t s_u of what multiplies that cotangent on its way into it.
+        drawn: the law of hidden units.
+    """
+
+    after: Any
+    gain_out: Any
+    at_units: Any
+    slopes: dict[str, Any]
+    drawn: HiddenUnits
+
+    @classmethod
+    def of(cls, ffn: FFN, x: Any, g: Any, layer: Layer) -> _InsideFFN:
+        kernel, before = _kernel(ffn, x), x.times(ffn.in_gain)
+        after, scale = _hidden(ffn, kernel, before, layer.norm)
+        at_units = g.times(ffn.out_gain * scale * math.sqrt(layer.width / ffn.units))
+        normed = "hidden" in ffn.normed
+        drawn = HiddenUnits(ffn, before, at_units, layer.tokens, scale if normed else None, layer.norm)
+        return cls(after, ffn.out_gain * (1 if normed else scale), at_units, _slopes(kernel, before), drawn)
+
+
+def _gains_in(ffn: FFN) -> dict[str, Number]:
+    return {"ffn_in": ffn.in_gain, "ffn_gate": ffn.in_gain * ffn.gate_gain}
+
+
+def _kernel(ffn: FFN, x: Any) -> Kernel:
+    """The activation's maps at the resolution of x."""
+    kind = ffn.activation, ffn.gate_gain
+    return kernel_of(*kind) if isinstance(x, Gram) else _of_pairs(maps_of(*kind))
+
+
+def _of_pairs(maps: Maps) -> Kernel:
+    return Kernel(
+        lambda x: Moments(*maps.value(*x)),  # type: ignore[arg-type, return-value]
+        lambda x: Moments(*maps.slope(*x)),  # type: ignore[arg-type, return-value]
+        None if maps.gate is None else _of_pairs(maps.gate),
+    )
+
+
+def _hidden(ffn: FFN, kernel: Kernel, before: Any, norm: Norm) -> tuple[Any, Any]:
+    """What the output matrix reads, and by what the cotangent is multiplied from there to behind the activation.
+
+    The factor is a norm's or, without, what the output matrix makes up for the activation's size with.
+    """
+    value: Any = kernel.value(before)
+    if "hidden" not in ffn.normed:
+        return value, 1 / math.sqrt(maps_of(ffn.activation).value(1.0, 0.0)[0])
+    if norm.centred:  # which also takes the mean over hidden units out
+        value = _less_mean(kernel, before, value)
+    return value.times(value.norm_scale(norm.eps)), value.norm_scale(norm.eps)
+
+
+def _less_mean(kernel: Kernel, before: Any, value: Any) -> Any:
+    if isinstance(before, Gram):
+        return value.less(of_means(kernel, before))
+    mean = kernel.value(Moments(before.variance, before.variance)).covariance  # type: ignore[arg-type, attr-defined]
+    return Moments(value.variance - mean, value.deviation)
+
+
+def _slopes(kernel: Kernel, before: Any) -> dict[str, Any]:
+    """What multiplies the cotangent on its way into each input matrix: E s_t s_u."""
+    if kernel.gate is None:
+        return {"ffn_in": kernel.slope(before)}
+    return {"ffn_in": kernel.gate.value(before), "ffn_gate": kernel.gate.slope(before).product(before)}

@@ -1,0 +1,193 @@
+"""The theory of the first step against dense networks whose steps are taken entry by entry."""
+
+import dataclasses
+import math
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from brute_steps import brute
+from own_placements import OWN
+
+import propagate as pg
+from propagate.theory import predict_step as verb
+from propagate.theory.gaussian.signs import mean_root, soft_sign_averages
+from propagate.theory.pairs.moments import Moments
+from propagate.theory.tokens.gram import Gram
+from propagate.theory.tokens.modes import modes
+
+OPTIMIZERS = {"sgd": pg.SGD(1e-3), "muon": pg.Muon(0.1), "sign": pg.Sign(1e-3), "adam": pg.Adam(1e-3, eps=0.05)}
+START = pg.Start(covariance=0.3, grad_covariance=0.2)
+SIZES: dict[str, Any] = {"depth": 2, "width": 128, "tokens": 4, "heads": 16, "ffn_ratio": 2.0}
+CASES: dict[str, pg.Model] = {
+    "gates": pg.Model("prenorm", activation="swiglu", **SIZES),
+    "kinks": pg.Model("postnorm", activation="relu", **SIZES),
+    "masked": pg.Model("spannorm", activation="gelu", causal=True, rope=100.0, key_value_heads=4, **SIZES),
+    "normed": pg.Model("hybridnorm", activation="geglu", normed=("heads", "hidden"), norm="layer", **SIZES),
+    "two streams": pg.Model("residual", activation="tanh", logit_std=0.0, **SIZES),
+}
+
+
+@lru_cache(maxsize=len(CASES))
+def seen(name: str) -> dict[str, xr.Dataset]:
+    return brute(CASES[name], OPTIMIZERS, START, draws=40)
+
+
+def scores(said: xr.Dataset, measured: xr.Dataset) -> dict[str, float]:
+    return {str(name): float(z) for name, z in pg.compare(said, measured).worst_z.to_series().items()}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_theory_and_networks_agree(name: str, optimizer: str) -> None:
+    said = pg.predict_step(CASES[name], OPTIMIZERS[optimizer], START)
+    measured = seen(name)[optimizer]
+    found = scores(said, measured)
+    assert max(found.values()) < 4, found
+    assert list(said.matrix.to_numpy()) == list(measured.matrix.to_numpy())
+    assert len(found) == 3 * said.sizes["matrix"]
+    error = np.abs(np.log(measured.own_change / said.own_change)[1:])
+    assert float(error.max()) < 0.25  # whatever is allowed
+
+
+def wrong(monkeypatch: pytest.MonkeyPatch, case: str, optimizer: str, change: Any) -> dict[str, float]:
+    """Scores of a theory in which every use of a matrix is changed."""
+    right = verb.uses_of_block
+    with monkeypatch.context() as patched:
+        patched.setattr(verb, "uses_of_block", lambda *args: [(name, change(name, use)) for name, use in right(*args)])
+        said = pg.predict_step(CASES[case], OPTIMIZERS[optimizer], START)
+    return scores(said, seen(case)[optimizer])
+
+
+def test_sgd_without_the_cotangents_gram_matrix_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens whose cotangents are taken for uncorrelated, of the size that they have."""
+
+    def apart(name: str, use: Any) -> Any:
+        size = math.sqrt(np.mean(use.g.variance))
+        return dataclasses.replace(use, g=Moments(1.0, 1.0).times(size), balanced=False)
+
+    found = wrong(monkeypatch, "kinks", "sgd", apart)
+    assert min(found[f"own_change[{name}]"] for name in ("value", "attention_out", "ffn_out", "ffn_in")) > 4, found
+
+
+def test_the_law_of_gaussian_inputs_behind_an_activation_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gaussian(name: str, use: Any) -> Any:
+        return dataclasses.replace(use, draw_x=None, draw_g=None)
+
+    for case, optimizer in (("kinks", "sign"), ("gates", "adam")):
+        found = wrong(monkeypatch, case, optimizer, gaussian)
+        assert found["own_change[ffn_out]"] > 4, found
+
+
+def test_adam_without_eps_is_rejected() -> None:
+    said = pg.predict_step(CASES["kinks"], pg.Adam(1e-3, eps=0.0), START)
+    assert scores(said, seen("kinks")["adam"])["update_ratio[query]"] > 4
+    sign = pg.predict_step(CASES["kinks"], pg.Sign(1e-3), START)
+    np.testing.assert_allclose(said.own_change, sign.own_change, rtol=0.1)  # the same law by another average
+
+
+def test_muon_of_keys_that_span_one_mode_less() -> None:
+    """Cotangents of keys sum to zero over tokens: at most tokens - 1 of the directions move."""
+    said = pg.predict_step(CASES["kinks"], pg.Muon(0.1), START)
+    assert float(said.update_ratio.sel(block=1, matrix="key")) == pytest.approx(0.1 * math.sqrt(3 / 128))
+    assert float(said.update_ratio.sel(block=1, matrix="query")) == pytest.approx(0.1 * math.sqrt(4 / 128))
+    whole = dataclasses.replace(CASES["kinks"], tokens=8)
+    with pytest.raises(pg.ModelError, match=r"needs at most as many tokens .*, got 8 for 4 x 8"):
+        pg.predict_step(pg.Model("prenorm", 1, width=8, tokens=8, heads=1, ffn_ratio=0.5), pg.Muon(0.1))
+    assert pg.predict_step(whole, pg.Muon(0.1)).sizes["block"] == 3
+
+
+def test_resolutions_agree() -> None:
+    """Of exchangeable tokens: closed forms in two modes, and Gram matrices."""
+    gram = 0.7 * np.eye(4) + 0.3
+    model = dataclasses.replace(CASES["kinks"], logit_std=0.0)
+    for optimizer in OPTIMIZERS.values():
+        closed = pg.predict_step(model, optimizer, START)
+        resolved = pg.predict_step(model, optimizer, pg.Start(gram=gram, grad_covariance=0.2))
+        for name in ("own_change", "update_ratio", "first_order_fall", "spectral_ratio"):
+            np.testing.assert_allclose(closed[name], resolved[name], rtol=1e-9)
+
+
+def test_collapsed_tokens_keep_their_digits() -> None:
+    """What moves keys is made of differences between tokens alone: Muon's change falls as they do."""
+    found = []
+    for apart in (1e-4, 1e-18):
+        said = pg.predict_step(CASES["kinks"], pg.Muon(0.1), pg.Start(covariance=1 - apart))
+        start = pg.Start(gram=Gram.exchangeable(1.0, apart, 4).matrix)
+        resolved = pg.predict_step(CASES["kinks"], pg.Muon(0.1), start) if apart > 1e-10 else said
+        found.append(float(said.own_change.sel(block=1, matrix="key")))
+        np.testing.assert_allclose(found[-1], resolved.own_change.sel(block=1, matrix="key"), rtol=1e-6)
+    assert found[0] == pytest.approx(0.01 * 3 / 4 * 1e-4, rel=1e-3)
+    near = [modes(4, Moments(1.0, d), Moments(1.0, 4 / 3), balanced=True).spanned for d in (1e-4, 1e-18)]
+    grams = [Gram.exchangeable(1.0, d, 4) for d in (1e-4, 1e-18)]
+    balanced = Gram.exchangeable(1.0, 4 / 3, 4)
+    both = [modes(4, gram, balanced, balanced=True).spanned for gram in grams]
+    np.testing.assert_allclose(near, both, rtol=1e-9)
+    assert both[1] == pytest.approx(3e-18)
+
+
+def test_averages_of_signs() -> None:
+    random = np.random.default_rng(0)
+    power, times = np.array([3.0, 1.0, 0.01]), np.array([1, 3, 2])
+    roots = np.sqrt(random.standard_normal((200_000, 6)) ** 2 @ np.repeat(power, times))
+    error = roots.std() / math.sqrt(len(roots))
+    assert abs(roots.mean() - mean_root(power, times)) < 4 * error
+    y = 2.0 * random.standard_normal(200_000)
+    f = y / (np.abs(y) + 0.3)
+    for said, drawn in zip(soft_sign_averages(np.array(2.0), 0.3), (y * f, f * f, y * y * f * f / 4), strict=True):
+        assert abs(drawn.mean() - said) < 4 * drawn.std() / math.sqrt(len(y))
+
+
+def test_decay_and_transfer() -> None:
+    """The rule's learning rates, multipliers and gains, and the shrinking of every matrix, enter as stated."""
+    model = CASES["kinks"]
+    plain = pg.predict_step(model, pg.SGD(1e-3), START)
+    decayed = pg.predict_step(model, pg.SGD(1e-3, decay=10.0), START)
+    shrunk = 1e-4 * plain.assign(v=plain.own_change * 0 + 1).v.sel(matrix="query")[1:]  # of what queries are, 1
+    more = (decayed.own_change - plain.own_change).sel(matrix="query")[1:]
+    np.testing.assert_allclose(more, shrunk, rtol=1e-6)
+    np.testing.assert_allclose(decayed.update_ratio**2, plain.update_ratio**2 + 1e-4)
+    same = pg.predict_step(model, pg.SGD(1e-3), START, transfer="complete-p")
+    xr.testing.assert_allclose(same, plain)
+    wide = pg.predict_step(model, pg.Muon(0.1), START, transfer="spectral", base=(32, 1))
+    by_hand = pg.predict_step(dataclasses.replace(model, attention_gain=0.5, ffn_gain=0.5), pg.Muon(0.1), START)
+    np.testing.assert_allclose(wide.own_change.sel(matrix="query"), by_hand.own_change.sel(matrix="query"))
+    of_out = {"matrix": "attention_out"}
+    np.testing.assert_allclose(wide.own_change.sel(of_out), by_hand.own_change.sel(of_out) / 4)  # the multiplier
+    np.testing.assert_allclose(wide.update_ratio.sel(of_out), by_hand.update_ratio.sel(of_out) / 2)  # its own gain is 1
+    adam = pg.Adam(1e-3, eps=0.0)
+    slow, fast = (pg.predict_step(model, adam, START, transfer="longcat", base=(w, 2)) for w in (32, 128))
+    np.testing.assert_allclose(slow.own_change, fast.own_change / 16)
+
+
+def test_what_is_not_derived_is_refused() -> None:
+    sign, model = pg.Sign(1e-3), CASES["kinks"]
+    refused: list[tuple[str, Any]] = [
+        ("covers loss", lambda: pg.predict_step(model, sign, loss=pg.CrossEntropy(10))),
+        ("experts", lambda: pg.predict_step(dataclasses.replace(model, experts=pg.Experts(4)), pg.SGD(1e-3))),
+        ("dropout=0", lambda: pg.predict_step(dataclasses.replace(model, dropout=0.1), sign)),
+        ("tanh of a stream", lambda: pg.predict_step(dataclasses.replace(model, placement="dyt"), sign)),
+        ("plain numbers", lambda: pg.predict_step(model, sign, pg.Start(covariance=xr.DataArray([0.1], dims="s")))),
+        ("optimizer must be", lambda: pg.predict_step(model, "adam")),  # type: ignore[arg-type]
+        ("transfer must be", lambda: pg.predict_step(model, sign, transfer="mu")),
+        ("base must be", lambda: pg.predict_step(model, sign, base=3)),  # type: ignore[arg-type]
+        ("samples must be", lambda: pg.predict_step(model, sign, samples=0)),
+        ("got 0 for value", lambda: pg.predict_step(dataclasses.replace(model, value_gain=0.0), sign)),
+    ]
+    for words, call in refused:
+        with pytest.raises(pg.ModelError, match=words):
+            call()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activation", ["relu", "gelu", "swiglu"])
+@pytest.mark.parametrize("placement", OWN)
+def test_every_placement(placement: str, activation: str) -> None:
+    model = pg.Model(placement, activation=activation, **SIZES)
+    streams = {call for call in ("tanh",) if placement in ("dyt", "derf")}
+    optimizers = {name: one for name, one in OPTIMIZERS.items() if not streams or name in ("sgd", "muon")}
+    for name, measured in brute(model, optimizers, START, draws=40).items():
+        found = scores(pg.predict_step(model, optimizers[name], START), measured)
+        assert max(found.values()) < 4, (name, found)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from propagate.agreement import compare
     from propagate.coordinates import CoordinateCheck, coordinate_check
     from propagate.divergence import Divergence, first_divergence
+    from propagate.documents import Corpus, corpus
     from propagate.montecarlo.simulate import simulate
     from propagate.montecarlo.steps.simulate import simulate_steps
     from propagate.montecarlo.workers import process_pool, use_device
@@ -55,6 +56,7 @@ __all__ = [
     "Adam",
     "Attention",
     "CoordinateCheck",
+    "Corpus",
     "CrossEntropy",
     "Divergence",
     "Experts",
@@ -75,6 +77,7 @@ __all__ = [
     "citation",
     "compare",
     "coordinate_check",
+    "corpus",
     "describe",
     "equations",
     "first_divergence",
@@ -98,12 +101,14 @@ __all__ = [
 
 _LAZY = {
     "CoordinateCheck": "propagate.coordinates",
+    "Corpus": "propagate.documents",
     "Divergence": "propagate.divergence",
     "build": "propagate.tracing.build",
     "build_language_model": "propagate.tracing.build",
     "citation": "propagate.references",
     "compare": "propagate.agreement",
     "coordinate_check": "propagate.coordinates",
+    "corpus": "propagate.documents",
     "describe": "propagate.tracing.describe",
     "equations": "propagate.text",
     "first_divergence": "propagate.divergence",

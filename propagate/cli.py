@@ -30,7 +30,7 @@ from propagate.cli_output import (
     show,
     write,
 )
-from propagate.cli_trace import trace, weights
+from propagate.cli_trace import corpus, trace, weights
 from propagate.cli_verify import verify
 from propagate.experts import Experts
 from propagate.model import Model, ModelError
@@ -315,6 +315,7 @@ def prove(
 
 app.command()(trace)
 app.command()(weights)
+app.command()(corpus)
 app.command()(verify)
 
 

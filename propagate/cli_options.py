@@ -69,8 +69,8 @@ def _clause(text: str) -> str:
 
 
 @functools.cache
-def network_options() -> list[inspect.Parameter]:
-    """Of a network: the plain fields of a Model, its experts and its scaling."""
+def network_options(depth: int = DEPTH) -> list[inspect.Parameter]:
+    """Of a network, of so many blocks by default: the plain fields of a Model, its experts and its scaling."""
     more = {
         "experts": (str | None, "A mixture of experts, COUNT:TOP_K.", None),
         "scale_init": (float | None, "Scale output projections by depth^-EXPONENT.", None),
@@ -78,7 +78,7 @@ def network_options() -> list[inspect.Parameter]:
     }
     return [
         parameter("placement", PLACEMENT),
-        *(option for option in options_of(Model, NETWORK, depth=DEPTH) if option.name not in ("placement", *more)),
+        *(option for option in options_of(Model, NETWORK, depth=depth) if option.name not in ("placement", *more)),
         *(
             parameter(name, Annotated[kind, typer.Option(help=text, rich_help_panel=NETWORK)], default)
             for name, (kind, text, default) in more.items()

@@ -180,10 +180,14 @@ def _slope(at: xr.Dataset, quantity: str) -> Slope:
 
 
 def overall(found: Sequence[Finding]) -> str:
-    """The verdict on all: the worst; "cannot tell" where no response is judged."""
-    if not any(one.quantity == "response" for one in found):
-        return DISAGREES if any(one.verdict == DISAGREES for one in found) else CANNOT_TELL
-    return together(one.verdict for one in found)
+    """The verdict on all: the worst of the matrices; what leaves the network counts where it departs.
+
+    "cannot tell" where no response is judged.
+    """
+    matrices = [one.verdict for one in found if one.quantity != "change"]
+    if any(one.verdict == DISAGREES for one in found):
+        return DISAGREES
+    return together(matrices) if any(one.quantity == "response" for one in found) else CANNOT_TELL
 
 
 def departing(found: Sequence[Finding]) -> list[Finding]:
@@ -209,7 +213,7 @@ def sentence(table: xr.Dataset, found: Sequence[Finding]) -> str:
             words += f" So do {', '.join(names)}." if len(names) > 1 else f" So does {names[0]}."
         return words[:1].upper() + words[1:]
     if verdict == CANNOT_TELL:
-        unsure = [one for one in found if one.verdict == CANNOT_TELL]
+        unsure = [one for one in found if one.verdict == CANNOT_TELL and one.quantity != "change"]
         if not unsure:
             return "Nothing can be told: no matrix moved."
         worst = max(unsure, key=lambda one: math.inf if math.isnan(one.slope.error) else one.slope.error)

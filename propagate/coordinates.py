@@ -133,6 +133,8 @@ def coordinate_check(
         loss = CrossEntropy(64) if loss is None else loss
         check_optimizer(optimizer)
         check_loss(loss)
+        if model.dropout:
+            raise ModelError(f"dropout must be 0 where steps are taken, got {shown(model.dropout)}")
         found = _of_model(model, along, sizes, optimizer, loss, start, transfer, steps, draws, seed)
         law: Optimizer | None = optimizer
     elif callable(model):
@@ -145,7 +147,7 @@ def coordinate_check(
         raise ModelError(
             f"model must be a propagate.Model or a function from the width to a module, got {shown(model)}"
         )
-    attributes = {"model": str(model) if isinstance(model, Model) else getattr(model, "__name__", "function")}
+    attributes = {"model": repr(model) if isinstance(model, Model) else getattr(model, "__name__", "function")}
     attributes |= {"optimizer": repr(optimizer) if law else "of the user", "transfer": repr(transfer), "seed": seed}
     attributes |= {"tolerance": tolerance, "threshold": threshold}
     table = fitted(along, sizes, found, law).assign_attrs(attributes)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import xarray as xr
@@ -50,6 +51,12 @@ BAD = {
     "variance": (["predict", "spannorm", "--variance", "0"], "variance must be positive"),
     "covariance": (["predict", "spannorm", "--covariance", "2"], "covariance must lie"),
     "gradient": (["predict", "spannorm", "--grad-covariance", "nan"], "grad_covariance must be finite"),
+    "optimizer": (["coordcheck", "spannorm", "--optimizer", "adamw"], "--optimizer must be one of adam, sign"),
+    "momentum": (["coordcheck", "spannorm", "--momentum", "0.9"], "--momentum must be left out"),
+    "widths": (["coordcheck", "spannorm", "--widths", "64,x"], "--widths must be whole numbers separated by commas"),
+    "one width": (["coordcheck", "spannorm", "--widths", "64"], "widths must be at least two different ones"),
+    "rule": (["coordcheck", "spannorm", "--transfer", "mub"], "transfer must be one of standard"),
+    "picture": (["coordcheck", "spannorm", "--plot", "x.pdf"], "--plot must end in .png or .svg"),
     "target": (["predict", "spannorm", "--out", "/no/such/folder/x.nc"], "--out"),
     "draws": (["simulate", "spannorm", *SMALL, "--draws", "1"], "draws must be at least 2"),
     "seed": (["simulate", "spannorm", *SMALL, "--seed", "-1"], "seed must be at least 0"),
@@ -185,3 +192,22 @@ def test_options_are_the_fields_of_the_dataclasses() -> None:
     assert help_text["tokens"] == "Tokens in the sequence."
     assert all(help_text.values())
     assert (options["depth"].default, options["width"].default) == (24, pg.Model("prenorm", depth=1).width)
+
+
+def test_coordcheck_names_the_matrix_and_says_so_in_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    pytest.importorskip("torch", reason="torch is absent: install the extra [torch]")
+    small = ["--depth", "1", "--tokens", "4", "--heads", "2", "--widths", "16,32,64", "--steps", "1", "--draws", "4"]
+    out, picture = tmp_path / "check.nc", tmp_path / "check.png"
+    command = ["coordcheck", "prenorm", *small, "--transfer", "standard", "--out", str(out), "--plot", str(picture)]
+    code, said, _ = run(command, monkeypatch, capsys)
+    assert code == 1
+    assert "The gain of attention's" in " ".join(said.split())
+    assert "DEPARTS" in said
+    assert picture.read_bytes()[1:4] == b"PNG"
+    assert xr.load_dataset(out).attrs["verdict"] == "disagrees"
+    code, said, _ = run(["coordcheck", "prenorm", *small, "--transfer", "mup", "--json"], monkeypatch, capsys)
+    found = json.loads(said)
+    assert code == {"agrees": 0, "cannot tell": 3}[found["attributes"]["verdict"]]
+    assert found["name"][0] == "embedding"

@@ -116,14 +116,14 @@ class OfMomentum(torch.optim.Optimizer):
 
 
 def polar(matrix: Tensor) -> Tensor:
-    """U V^T of U S V^T over the singular values that are above rounding.
+    """U V^T of U S V^T over the singular values that are above rounding: 1e-13 of the largest, in double precision.
 
     Example:
         >>> polar(torch.tensor([[0.0, 5.0], [0.0, 0.0]])).tolist()
         [[0.0, 1.0], [0.0, 0.0]]
     """
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    rounding = torch.finfo(matrix.dtype).eps * max(matrix.shape) * values[:1]
+    rounding = 2.0**9 * torch.finfo(matrix.dtype).eps * values[:1]
     kept = (values > rounding).to(matrix.dtype)
     return torch.as_tensor((left * kept) @ right)
 

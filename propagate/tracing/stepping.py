@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from propagate.optimizers import Optimizer
-from propagate.placement import split
+from propagate.placement import join, split
 from propagate.tracing.build import Network
 from propagate.tracing.leaves import FactorsOf, Leaf, leaf, leaves_of, together
 from propagate.tracing.optimizers import torch_optimizer
@@ -34,13 +34,18 @@ class Passed(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, x: Tensor) -> tuple[list[tuple[Tensor, ...]], Tensor]:
-        state = self.network.embed(x)
-        states = [split(state, Tensor)[0]]
+    def forward(self, x: Tensor) -> tuple[list[list[Tensor]], Tensor]:
+        state = self._apart(self.network.embed(x))
+        states = [list(split(state, Tensor)[0])]
         for block in self.network.blocks:
-            state = block(state)
-            states.append(split(state, Tensor)[0])
+            state = self._apart(block(state))
+            states.append(list(split(state, Tensor)[0]))
         return states, self.network.readout(state)
+
+    def _apart(self, state: Any) -> Any:
+        """Streams that may be one tensor, as tensors of their own, with gradients of their own."""
+        streams, layout = split(state, Tensor)
+        return join([stream.clone() for stream in streams], layout)
 
 
 @dataclass(frozen=True, eq=False)

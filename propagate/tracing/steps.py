@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from propagate.checks import ModelError, integer
+from propagate.checks import ModelError, integer, shown
 from propagate.losses import Linear, Loss, check_loss
-from propagate.model import Model
+from propagate.model import Model, check_model
 from propagate.optimizers import Optimizer, check_optimizer
 from propagate.quantities import quantity_of
 from propagate.start import Start
-from propagate.table import STREAM, table
+from propagate.table import BY_MATRIX, STREAM, table
 from propagate.tracing.build import build
 from propagate.tracing.leaves import FactorsOf
 from propagate.tracing.starts import ends_of
@@ -78,8 +78,11 @@ def trace_steps(
         True
     """
     steps, draws = integer("steps", steps), integer("draws", draws)
+    check_model(model)
     check_optimizer(optimizer)
     check_loss(loss)
+    if model.dropout:
+        raise ModelError(f"dropout must be 0 where steps are taken, got {shown(model.dropout)}")
     factors_of = factors_for(model, transfer, base)
     ends = ends_of(model, _checked(start), loss, dtype)
     found = []
@@ -141,6 +144,9 @@ def labelled(draws: Sequence[list[Columns]], attributes: dict[str, Any]) -> xr.D
         columns: Columns = {}
         for name in draws[0][step]:
             values = np.array([_array(draw[step][name], matrices, attributes["depth"]) for draw in draws])
+            if name == BY_MATRIX:  # as in `simulate`: 0 where a block does not use it
+                inside = [place for place, matrix in enumerate(matrices) if "embedding" not in matrix]
+                values[:, 1:, inside] = np.nan_to_num(values[:, 1:, inside])
             columns |= _over_draws(name, values)
         for name in [name for name in columns if quantity_of(name).name in SCALARS]:
             scalars.setdefault(name, []).append(columns.pop(name))

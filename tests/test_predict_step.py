@@ -8,15 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from brute_steps import brute
+from brute_steps import brute, of_matrix
 from own_placements import OWN
 
 import propagate as pg
+from proofs.propositions import p13_one_step as p13
+from proofs.vocabulary import step_of
 from propagate.theory import predict_step as verb
 from propagate.theory.gaussian.signs import mean_root, soft_sign_averages
 from propagate.theory.pairs.moments import Moments
 from propagate.theory.tokens.gram import Gram
 from propagate.theory.tokens.modes import modes
+from propagate.theory.updates import Met, step
+from propagate.theory.uses import Use
 
 OPTIMIZERS = {"sgd": pg.SGD(1e-3), "muon": pg.Muon(0.1), "sign": pg.Sign(1e-3), "adam": pg.Adam(1e-3, eps=0.05)}
 START = pg.Start(covariance=0.3, grad_covariance=0.2)
@@ -126,6 +130,34 @@ def test_collapsed_tokens_keep_their_digits() -> None:
     both = [modes(4, gram, balanced, balanced=True).spanned for gram in grams]
     np.testing.assert_allclose(near, both, rtol=1e-9)
     assert both[1] == pytest.approx(3e-18)
+
+
+def test_the_propositions_formulas() -> None:
+    """Those that proposition 13 proves, against the theory's and against the steps of dense networks."""
+    formulas = {name: step_of(p13.PROPOSITION, name).right for name in ("sgd_fall", "sgd_change", "muon_fall")}
+    formulas |= {name: step_of(p13.PROPOSITION, name).right for name in ("muon_change", "sign_change", "chi")}
+    x, g = Moments(2.0, 1.5), Moments(0.3, 0.2)
+    sizes: dict[Any, Any] = {p13.T: 4, p13.n: 16, p13.m: 32}
+    at = sizes | {p13.K_0: 3.5, p13.K_1: 1.5, p13.G_0: 0.6, p13.G_1: 0.2}
+    use = Use(16, 32, 1.0, x, g)
+    found = {optimizer: step(optimizer, Met(use, tokens=4), 1.0) for optimizer in OPTIMIZERS.values()}
+    for name, optimizer in (("sgd", OPTIMIZERS["sgd"]), ("muon", OPTIMIZERS["muon"])):
+        assert found[optimizer].fall == pytest.approx(float(formulas[f"{name}_fall"].subs(at)))
+        assert found[optimizer].change == pytest.approx(float(formulas[f"{name}_change"].subs(at)))
+    alike = dataclasses.replace(use, x=Moments(1.5, 1.5), g=Moments(0.2, 0.2))
+    sign = step(pg.Sign(1.0), Met(alike, tokens=4), 1.0)
+    assert sign.change == pytest.approx(float(formulas["sign_change"].subs(at)))
+    length = math.sqrt(2 / math.pi * 1.5 * 0.2) * float(formulas["chi"].subs(at))
+    assert sign.fall == pytest.approx(16 * 32 * length)
+    random = np.random.default_rng(1)
+    root = 2.0**0.5 * np.linalg.cholesky(0.75 * np.eye(4) + 0.25)
+    rows = root @ np.linalg.qr(random.standard_normal((16, 4)))[0].T * 4  # of this very Gram matrix
+    root = 0.3**0.5 * np.linalg.cholesky(2 / 3 * np.eye(4) + 1 / 3)
+    columns = root @ np.linalg.qr(random.standard_normal((32, 4)))[0].T * 32**0.5
+    for optimizer in (OPTIMIZERS["sgd"], OPTIMIZERS["muon"]):
+        seen = of_matrix(optimizer, rows, columns, 1.0)
+        assert seen["own_change"] == pytest.approx(optimizer.lr**2 * found[optimizer].change)
+        assert seen["first_order_fall"] == pytest.approx(optimizer.lr * found[optimizer].fall)
 
 
 def test_averages_of_signs() -> None:

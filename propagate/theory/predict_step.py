@@ -15,7 +15,7 @@ from propagate.model import Model, ModelError, check_model
 from propagate.optimizers import Adam, Optimizer, Sign, check_optimizer
 from propagate.outline import Block, Stream, outline
 from propagate.start import Start
-from propagate.table import BY_MATRIX, table
+from propagate.table import BY_MATRIX, JOINED, STREAM, table
 from propagate.theory.finite.step_allowances import step_allowances
 from propagate.theory.parameter_gradients import Numbers
 from propagate.theory.predict import MOMENTS, walk_of
@@ -114,6 +114,9 @@ def predict_step(
     asked = {"optimizer": repr(optimizer), "loss": repr(loss), "transfer": repr(rule.transfer)}
     attributes: dict[str, Any] = {"witness": "theory"} | of_model | asked
     step = table(columns, model.depth, attributes, (), found.matrices)
+    if found.several:  # as the tables have them that this one is compared with
+        streams = [str(i + 1) for i in range(found.columns["variance"].shape[1] - 1)]
+        step = step.assign_coords({STREAM: [*streams, JOINED]})
     return step.assign(total_fall=step.first_order_fall.sum(), tangent_kernel=np.nansum(found.columns[BY_MATRIX]))
 
 

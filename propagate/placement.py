@@ -229,6 +229,9 @@ def check_term(stream: Any, other: Any) -> None:
         raise ModelError(f"to a stream a placement must add a stream, got {shown(other)}")
 
 
+_NO_FACTORS = (type(None), str, bytes, bool, complex, tuple, list, dict)  # a union would take longer to look through
+
+
 def check_factor(stream: Any, factor: Any) -> None:
     """ModelError where a stream is multiplied by a stream: no witness has a law of products coordinate by coordinate.
 
@@ -240,7 +243,7 @@ def check_factor(stream: Any, factor: Any) -> None:
     """
     if isinstance(factor, type(stream)):
         raise ModelError("a placement must multiply a stream by a number, got a stream: sublayers do more")
-    if factor is None or isinstance(factor, str | bytes | bool | complex | tuple | list | dict):
+    if isinstance(factor, _NO_FACTORS):
         raise ModelError(f"a placement must multiply a stream by a number, got {shown(factor)}")
 
 

@@ -120,6 +120,9 @@ def of_pairs(moments: SecondMoments) -> Moments:
     return moments
 
 
+_NONE: Mapping[Any, Any] = {}
+
+
 class Atom:
     """A stream uncorrelated with every other atom but those in `joint`. Two atoms are never equal.
 
@@ -136,8 +139,8 @@ class Atom:
     def __init__(self, moments: SecondMoments, *, gaussian: bool = True) -> None:
         self.moments = moments
         self.gaussian = gaussian
-        self.joint: Mapping[Atom, SecondMoments] = {}
-        self.products: Mapping[Atom, Any] = {}
+        self.joint: Mapping[Atom, SecondMoments] = _NONE
+        self.products: Mapping[Atom, Any] = _NONE
 
 
 def correlated(joint: Joint) -> list[Atom]:

@@ -6,7 +6,7 @@ joint moments, and cost grows linearly with depth.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from operator import methodcaller
@@ -64,10 +64,10 @@ class Call:
         description: as in force there; of norms the model's.
         entered: moments of its input.
         left: what it gives, dropout included.
-        pull: its own, which knows how it was made.
-        arrived: moments of every cotangent that came to its output, dropout passed, and what was found out on its way:
-            what its products know beyond them (`Seen`) where gates ask for that, what attention sends back by path in
-            an exact walk. Empty where two modes stand for all cotangents.
+        pull: of an exact walk, its own, which knows how it was made.
+        arrived: in an exact walk, moments of every cotangent that came to its output, dropout passed, and what was
+            found out on its way: what its products know beyond them (`Seen`) where gates ask for that, what attention
+            sends back by path. Elsewhere nobody asks, and what is kept of every block costs time and memory.
     """
 
     verb: str
@@ -75,7 +75,7 @@ class Call:
     entered: SecondMoments
     left: Combination
     pull: Any = None
-    arrived: list[tuple[SecondMoments, Any]] = field(default_factory=list)
+    arrived: Sequence[tuple[SecondMoments, Any]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,9 @@ class MomentAlgebra:
         atom = Atom(applied.output)
         hands_on = not (isinstance(applied.kept, int | float) and applied.kept == 0)
         value = Combination.of(atom) + x * applied.kept if hands_on else Combination.of(atom)
-        call = Call(verb, description, moments, self._dropped(value) if self.dropout else value, applied.pull)
+        call = Call(verb, description, moments, self._dropped(value) if self.dropout else value)
+        if self.exact:
+            call.pull = applied.pull
         self.calls.append(call)
 
         def back(cotangent: Combination) -> Combination:
@@ -138,7 +140,8 @@ class MomentAlgebra:
                 returned = reduce(lambda one, other: one.plus(other), found.values())
             else:
                 returned = applied.pull(arriving)
-            call.arrived.append((arriving, found))
+            if self.exact:
+                call.arrived = (*call.arrived, (arriving, found))
             sent = Combination.of(Atom(returned))
             return sent + cotangent * applied.kept if hands_on else sent
 
@@ -266,7 +269,7 @@ def read(equations: Callable[[Any], Any], algebra: MomentAlgebra, start: State) 
         and isinstance(start.joint[0][0], Moments)
         and not (algebra.exact or algebra.uneven)
     ):
-        on_two_modes = _on_two_modes(pull, tape, algebra)
+        on_two_modes = _on_two_modes(pull, tape)
         lacking = partial(_lacking_nothing, on_two_modes)
         return BlockMap(output, on_two_modes, lacking, skips, algebra.calls, tape.steps.clear)
     return BlockMap(output, pull, pull_lacking, skips, algebra.calls, tape.steps.clear)
@@ -280,9 +283,7 @@ def _lacking_nothing(pull: Callable[[Joint], Joint], cotangents: Joint, _: Carri
     return pull(cotangents), {}
 
 
-def _on_two_modes(
-    pull: Callable[[Joint], Joint], tape: Tape[Combination], algebra: MomentAlgebra
-) -> Callable[[Joint], Joint]:
+def _on_two_modes(pull: Callable[[Joint], Joint], tape: Tape[Combination]) -> Callable[[Joint], Joint]:
     """The pull of one exchangeable stream: linear in two numbers, so two pulls say it all, and the tape is emptied.
 
     Nothing of a block then outlives it, however deep the network.
@@ -290,8 +291,6 @@ def _on_two_modes(
     ((shared,),) = pull(((Moments(1.0, 0.0),),))
     ((independent,),) = pull(((Moments(1.0, 1.0),),))
     tape.steps.clear()
-    for call in algebra.calls:
-        call.arrived.clear()
 
     def combined(cotangents: Joint) -> Joint:
         ((arriving,),) = cotangents

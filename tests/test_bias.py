@@ -10,9 +10,10 @@ import xarray as xr
 
 import propagate as pg
 from propagate.cells import AS_VERIFIED
-from propagate.theory.finite import bias, perturbed_dropout, perturbed_network
+from propagate.theory.finite import bias, perturbed_dropout, perturbed_heads, perturbed_network
 from propagate.theory.finite.perturbation import Frame, Noise, Returned
 from propagate.theory.finite.perturbed_heads import Heads
+from propagate.theory.tokens.drawn_heads import turned
 from propagate.theory.tokens.gram import Gram
 from tests.own_placements import OWN
 
@@ -137,6 +138,7 @@ CASES = {
     "causal": pg.Model("prenorm", depth=2, width=32, tokens=4, heads=2, **MASKED),
     "dropout": pg.Model("prenorm", depth=2, width=32, tokens=4, heads=2, dropout=0.5),
     "shared keys": pg.Model("spannorm", depth=2, width=64, tokens=4, heads=8, key_value_heads=1, logit_std=2, **MASKED),
+    "rotary": pg.Model("prenorm", depth=2, width=32, tokens=4, heads=2, logit_std=2.0, rope=10.0, **MASKED),
     "norms of heads and hidden units": pg.Model("subln", depth=2, width=32, tokens=4, heads=2),
     "norms of queries, keys and values": pg.Model("hybridnorm", depth=2, width=32, tokens=4, heads=4),
     "both": pg.Model("postnorm", depth=1, width=64, tokens=4, heads=2, dropout=0.85, logit_std=0.0, causal=True),
@@ -186,6 +188,28 @@ def test_a_mask_is_the_same_forward_and_backward(monkeypatch: pytest.MonkeyPatch
             measured = float(seen[f"log_{name}"][0] - np.log(limit[name][0])) * model.width
             z = (measured - of.log) / math.hypot(float(seen[f"log_{name}_se"][0]) * model.width, of.log_error)
             assert (abs(z) < 3.5) == right
+
+
+@pytest.mark.parametrize("positions", ["rotary", "the same way again", "not turned back"])
+def test_heads_with_rotary_positions_return_the_derivative(positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the queries', keys' and values' matrices, against differences; and not with another turn on the way back."""
+    kind = pg.Attention(heads=4, key_value_heads=2, logit_std=2.0, causal=True, rope=10.0, normed=("key",))
+    random = np.random.default_rng(0)
+    heads = Heads.drawn(kind.fitted(width=32, tokens=3), 3, random, 2, 6, centred=False)
+    x = np.linalg.cholesky(np.full((3, 3), 0.3) + 0.7 * np.eye(3))[None]
+    g = random.standard_normal((2, 3, heads.count))
+    steps = {name: random.standard_normal(value.shape) for name, value in heads.normals.items()}
+
+    def loss(size: float) -> float:
+        moved = {name: value + size * steps[name] for name, value in heads.normals.items()}
+        return float((g * replace(heads, normals=moved).run(x).output).sum())
+
+    measured, run = (loss(1e-5) - loss(-1e-5)) / 2e-5, heads.run(x)
+    if positions != "rotary":
+        again = positions == "the same way again"
+        monkeypatch.setattr(perturbed_heads, "turned", lambda x, angles, _: turned(x, angles, 1) if again else x)
+    said = sum(float((sent * (x @ steps[name])).sum()) for name, sent in run.pull(g).items())
+    assert (abs(said - measured) < 1e-6 * abs(measured)) == (positions == "rotary")
 
 
 @pytest.mark.parametrize("inside", [(), ("value",)])
@@ -339,7 +363,10 @@ def test_what_is_not_covered_is_refused() -> None:
     for model, what in (
         (pg.Model("subln", depth=2, norm="layer"), "bias does not cover LayerNorm of hidden units"),
         (pg.Model("prenorm", depth=2, weights="orthogonal"), "bias needs weights='normal'"),
-        (pg.Model("prenorm", depth=2, rope=1e4), "bias needs rope=None"),
+        (
+            pg.Model("prenorm", depth=2, rope=1e4, norm="layer", normed=("query",)),
+            "bias does not cover LayerNorm of queries or keys with rotary positions",
+        ),
         (pg.Model("prenorm", depth=2, experts=pg.Experts(4)), "bias needs experts=None"),
     ):
         with pytest.raises(pg.ModelError, match=what):

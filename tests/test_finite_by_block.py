@@ -114,7 +114,10 @@ class Applying(pg.Placement):
         ({"layers": {2: {"norm": pg.Norm(eps=0.1)}}}, "does not cover a norm with eps"),
         ({"norm": Tanhed()}, "does not cover Tanhed"),
         ({"attention": pg.Attention(heads=2, head_size=8)}, r"not width / heads \(8 for 32 / 2\)"),
-        ({"layers": {2: {"attention": pg.Attention(heads=2, rope=10.0)}}}, "needs rope=None, got 10.0"),
+        (
+            {"layers": {2: {"attention": pg.Attention(heads=2, rope=10.0, normed=("key",)), "norm": "layer"}}},
+            "not cover LayerNorm of queries or keys with rotary positions",
+        ),
         ({"layers": {2: {"experts": pg.Experts(4)}}}, r"needs experts=None, got Experts\(count=4"),
         ({"layers": {2: {"ffn": pg.FFN(normed=("hidden",)), "norm": "layer"}}}, "not cover LayerNorm of hidden units"),
         ({"placement": WithExperts(), "experts": pg.Experts(4)}, "needs experts=None"),

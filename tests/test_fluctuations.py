@@ -148,7 +148,7 @@ def test_what_is_not_covered_is_refused() -> None:
     for model, what in (
         (centred, "does not cover LayerNorm of hidden units"),
         (pg.Model("dyt", depth=2, dropout=0.1), "does not cover tanh of a stream with dropout"),
-        (pg.Model("prenorm", depth=2, rope=1e4), "needs rope=None"),
+        (pg.Model("prenorm", depth=2, experts=pg.Experts(4)), "needs experts=None"),
     ):
         with pytest.raises(pg.ModelError, match=f"fluctuations {what}, got"):
             pg.predict(model, include={"fluctuations"})

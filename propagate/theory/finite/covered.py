@@ -109,8 +109,8 @@ def _alike(description: Sublayer, own: Sublayer) -> bool:
 
 def _cover_attention(block: Coverage, kind: Attention) -> None:
     model = block.model
-    if kind.rope is not None:
-        raise ModelError(f"{block.what} needs rope=None, got {kind.rope!r}")
+    if kind.rope is not None and block.layer.norm.centred and {"query", "key"} & set(kind.normed):
+        block.refuse("LayerNorm of queries or keys with rotary positions")
     if kind.inside != model.width:
         block.refuse(f"heads whose size is not width / heads ({kind.size} for {model.width} / {kind.heads})")
     if not kind.exchangeable(model.tokens) or kind.kv_heads != kind.heads:
@@ -157,9 +157,10 @@ def check_covered(model: Model, what: str) -> bool:
     path by path.
 
     Raises:
-        ModelError: for weights that are not normal, rotary positions, experts, LayerNorm of hidden units, norms with
-            eps, heads whose size is not width / heads, sublayers and norms of one's own; and for tanh with dropout or
-            beside LayerNorm, or of which anything but a sublayer or the output head is made.
+        ModelError: for weights that are not normal, experts, LayerNorm of hidden units, or of queries and keys with
+            rotary positions, norms with eps, heads whose size is not width / heads, sublayers and norms of one's own;
+            and for tanh with dropout or beside LayerNorm, or of which anything but a sublayer or the output head is
+            made.
 
     Example: several streams, and tanh of one, are followed by samples.
         >>> check_covered(Model("prenorm", depth=2), "bias"), check_covered(Model("residual", depth=2), "bias")

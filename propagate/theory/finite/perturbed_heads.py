@@ -16,6 +16,7 @@ import numpy as np
 from propagate.masks import Visible
 from propagate.sublayers import Attention
 from propagate.theory.finite.perturbation import Array, inner
+from propagate.theory.tokens.drawn_heads import turned
 
 PROJECTIONS = ("query", "key", "value")
 Normals = dict[str, Array]
@@ -41,7 +42,8 @@ class Heads:
     """Groups of heads that share keys and values, independent between samples.
 
     A head's coordinates count by their inner products alone. Where it has many more of them than there are tokens it is
-    turned so that keys and values lie along the first ones, and what queries have elsewhere along as many more.
+    turned so that keys and values lie along the first ones, and what queries have elsewhere along as many more. Rotary
+    positions tell the coordinates of queries and keys apart: those are then drawn as they are.
 
     Attributes:
         kind: the attention, as in force in the block.
@@ -73,8 +75,9 @@ class Heads:
         groups = math.ceil(rows / (tokens * kind.heads // kind.kv_heads))
         heads = cls(kind, tokens, centred, samples, groups, {})
         choosing, giving = heads._free("query", "key"), heads._free("value")
-        heads.normals["query"] = heads._anywhere(random, choosing)
-        heads.normals["key"], heads.normals["value"] = (heads._within(random, free) for free in (choosing, giving))
+        for name, draw in (("query", heads._anywhere), ("key", heads._within)):
+            heads.normals[name] = draw(random, choosing, turning=kind.rope is None)
+        heads.normals["value"] = heads._within(random, giving)
         return heads
 
     @property
@@ -103,16 +106,16 @@ class Heads:
         """Heads that share keys cannot be turned one by one."""
         return self.shared == 1 and free > 2 * self.tokens
 
-    def _anywhere(self, random: np.random.Generator, free: int) -> Array:
+    def _anywhere(self, random: np.random.Generator, free: int, *, turning: bool = True) -> Array:
         tokens, heads = self.tokens, self.groups * self.shared
-        if not self._turned(free):
+        if not (turning and self._turned(free)):
             return random.standard_normal((self.samples, tokens, heads * free))
         along = random.standard_normal((self.samples, heads, tokens, tokens))
         return _flat(np.concatenate([along, self._lower(random, heads, free - tokens)], axis=-1))
 
-    def _within(self, random: np.random.Generator, free: int) -> Array:
+    def _within(self, random: np.random.Generator, free: int, *, turning: bool = True) -> Array:
         """Likewise for every group, along the first directions if any are left out."""
-        if not self._turned(free):
+        if not (turning and self._turned(free)):
             return random.standard_normal((self.samples, self.tokens, self.groups * free))
         lower = self._lower(random, self.groups, free)
         return _flat(np.concatenate([lower, np.zeros_like(lower)], axis=-1))
@@ -132,6 +135,7 @@ class Heads:
         """At tokens (samples or 1, tokens, tokens)."""
         (q, pull_q), (k, pull_k), (v, pull_v) = (self._projected(name, tokens) for name in PROJECTIONS)
         q, k, v = self._by_head(q, self.shared), self._by_head(k, 1), self._by_head(v, 1)
+        q, k = (turned(x, self.kind.frequencies, 1) for x in (q, k))
         factor = self.kind.logit_std / math.sqrt(self.kind.size)
         weights = factor * (q @ k.swapaxes(-1, -2))
         if not self.kind.exchangeable(self.tokens):
@@ -148,7 +152,8 @@ class Heads:
         def chosen(given: Array) -> Normals:
             given = factor * weights * (given - (given * weights).sum(axis=-1, keepdims=True))
             key = (given.swapaxes(-1, -2) @ q).sum(axis=2, keepdims=True)
-            return {"query": pull_q(_joined(given @ k)), "key": pull_k(_joined(key))}
+            query, key = (turned(g, self.kind.frequencies, -1) for g in (given @ k, key))
+            return {"query": pull_q(_joined(query)), "key": pull_k(_joined(key))}
 
         def returned(mixing: Array) -> Array:
             if "value" in self.kind.normed:

@@ -176,7 +176,12 @@ def norm_pull(x: Array, g: Array, centred: bool) -> Array:
 
 
 def turned(x: Array, frequencies: Sequence[float], direction: int) -> Array:
-    """By the rotary positions of the tokens, forth or back, in pairs of coordinates."""
+    """Tokens (..., tokens, coordinates) by their rotary positions, forth or back, in pairs of coordinates.
+
+    Example: the second token by a right angle, in a head of two coordinates.
+        >>> turned(np.array([[1.0, 0.0], [1.0, 0.0]]), (np.pi / 2,), 1).round(12).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
     if not frequencies:
         return x
     angle = np.arange(x.shape[-2])[:, None] * np.array(frequencies)

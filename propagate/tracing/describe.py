@@ -28,6 +28,10 @@ from propagate.tracing.unread import unread
 from propagate.tracing.wiring import placement_of
 
 
+COMMON = 0.1
+"""Share of a stream's second moment; of random coordinates it is one over their number."""
+
+
 class Description(NamedTuple):
     """What was read off a torch model.
 
@@ -125,6 +129,8 @@ def describe(
     equations = _equations(seen, placement, normed)
     model = _model(equations, read, normed, tokens)
     words = [*unread(found, config), *dict.fromkeys(word for one in read for word in one.unsaid)]
+    if (share := seen[0].common) > COMMON and model.at(1).norm.centred:
+        words.append(f"means over coordinates, {100 * share:.0f} % of the embedded tokens, which LayerNorms take out")
     if attention is None and ffn is None:
         words += misses(model, seen)
     return Description(model, tuple(words))

@@ -73,6 +73,7 @@ class Seen:
         norms: the modules that norm streams.
         calls: of its sublayers, in order: "attention" or "ffn", what it read and what it gave, (1, tokens, width).
         inside: by role, what matrices gave ("query", "ffn_gate", "ffn_in", "ffn_both") or were given ("ffn_out").
+        common: the share of the entering stream's second moment that its tokens' means over coordinates have.
     """
 
     block: nn.Module
@@ -83,6 +84,7 @@ class Seen:
     norms: tuple[nn.Module, ...]
     calls: tuple[tuple[str, Tensor, Tensor], ...]
     inside: dict[str, Tensor]
+    common: float
 
 
 class Cores(TorchFunctionMode):
@@ -139,6 +141,7 @@ class Probe:
         self._recorder = Recorder(None, axes, stream)
         self._norms: list[tuple[nn.Module, Tensor, Tensor]] = []
         self.inside: dict[str, Tensor] = {}
+        self._entered: Tensor | None = None
         self._generator = torch.Generator().manual_seed(seed)
 
     def embed(self, *_: Any) -> None: ...
@@ -150,6 +153,7 @@ class Probe:
         self.cores.found.clear()
         self.inside = {}
         found = stream_of([*args, *kwargs.values()])
+        self._entered = found
         if found is not None:
             sizes = torch.rand((*found.shape[:-1], 1), generator=self._generator) + 0.5
             uneven = found.detach() * sizes.to(found)
@@ -176,7 +180,9 @@ class Probe:
     def leave(self, block: nn.Module, args: Any, output: Any) -> Any:
         source = self._recorder.source
         output = self._recorder.leave(block, args, output)
-        self.seen.append(_seen(block, source, self._recorder, self._norms, self.cores.found, self.inside))
+        self.seen.append(
+            _seen(block, source, self._recorder, self._norms, self.cores.found, self.inside, self._entered)
+        )
         return output
 
     def gave(self, role: str) -> Any:
@@ -266,6 +272,7 @@ def _seen(
     norms: Sequence[tuple[nn.Module, Tensor, Tensor]],
     cores: Sequence[Core],
     inside: dict[str, Tensor],
+    entered: Tensor | None,
 ) -> Seen:
     layout = recorder.layout
     calls = [(kind, call) for kind, call in sublayers(recorder.seen, source, layout) if kind != "norm"]
@@ -277,7 +284,14 @@ def _seen(
     ]
     known = tuple((kind, layout.flat(x), y) for kind, x, y in heard if x is not None)
     equations = solver.sum_of(recorder.states[-1][0])
-    return Seen(block, equations, visible, rows, cores[0] if cores else None, tuple(solver.kept_norms), known, inside)
+    core = cores[0] if cores else None
+    common = 0.0 if entered is None else _common(layout.flat(entered))
+    return Seen(block, equations, visible, rows, core, tuple(solver.kept_norms), known, inside, common)
+
+
+def _common(x: Tensor) -> float:
+    x = x.detach().double()
+    return float(x.mean(-1).square().mean() / x.square().mean().clamp_min(1e-300))
 
 
 def _visible(attention: Call, solver: Solver, layout: Layout) -> tuple[Tensor | None, tuple[int, ...]]:

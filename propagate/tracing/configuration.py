@@ -104,7 +104,7 @@ def experts_of(config: Any, sizes: Sizes, router_std: float, unsaid: list[str]) 
 
 def inner_norms(block: nn.Module) -> tuple[str, ...]:
     """Inner projections that pass a norm."""
-    paths = [path for path, part in block.named_modules() if is_norm(part) or "norm" in path.rpartition(".")[2]]
+    paths = [path for path, part in block.named_modules() if is_norm(part)]
     ends = {
         "query": ("q_norm", "query_norm", "q_layernorm", "query_layernorm"),
         "key": ("k_norm", "key_norm", "k_layernorm", "key_layernorm"),

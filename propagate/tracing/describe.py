@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from propagate.activations import GATES
 from propagate.experts import Experts
@@ -18,7 +18,7 @@ from propagate.scaling import Gains, Number
 from propagate.sublayers import FFN, Attention
 from propagate.tracing.configuration import activation_of, experts_of, inner_norms, logit_factor, rope_of, turned
 from propagate.tracing.find import Blocks, blocks_of, unwrapped
-from propagate.tracing.gains import Sizes, gains_of, router_std, rows_of, sizes_of
+from propagate.tracing.gains import Rows, Sizes, gains_of, matrices, router_std, rows_of, sizes_of
 from propagate.tracing.layers import output_rms
 from propagate.tracing.layout import Axes
 from propagate.tracing.norms import adds_elsewhere, norm_of
@@ -26,7 +26,6 @@ from propagate.tracing.probe import Seen, inputs_for, probed, rule
 from propagate.tracing.recheck import misses
 from propagate.tracing.unread import unread
 from propagate.tracing.wiring import placement_of
-
 
 COMMON = 0.1
 """Share of a stream's second moment; of random coordinates it is one over their number."""
@@ -121,14 +120,16 @@ def describe(
     seen = probed(module, distinct, given, axes)
     if not seen:
         raise ModelError("the model called none of its blocks; point at those it uses with blocks=")
-    if "pixel_values" in (given if isinstance(given, dict) else ()) and seen[0].calls:
+    images = given.get("pixel_values") if isinstance(given, dict) else given
+    if isinstance(images, Tensor) and images.dim() == 4 and seen[0].calls:
         tokens = seen[0].calls[0][1].shape[1]
     found = [unwrapped(one.block) for one in seen]
     read = [_read(at, one, config, tokens, attention, ffn) for at, one in enumerate(seen)]
     normed = tuple(sorted(set.intersection(*(set(inner_norms(block)) for block in found))))
     equations = _equations(seen, placement, normed)
     model = _model(equations, read, normed, tokens)
-    words = [*unread(found, config), *dict.fromkeys(word for one in read for word in one.unsaid)]
+    paths = {path for one in seen if one.parts for row in one.parts.rows.values() for path, _ in row}
+    words = [*unread(found, paths, config), *dict.fromkeys(word for one in read for word in one.unsaid)]
     if (share := seen[0].common) > COMMON and model.at(1).norm.centred:
         words.append(f"means over coordinates, {100 * share:.0f} % of the embedded tokens, which LayerNorms take out")
     if attention is None and ffn is None:
@@ -159,10 +160,10 @@ def _read(
         dense, experts = (ffn, None) if isinstance(ffn, FFN) else (ffn.ffn or FFN(), ffn)
         unsaid: list[str] = []
         return Read(attention, dense, experts, _norm(seen.norms, width, unsaid), Gains(), width, tuple(unsaid))
-    rows = rows_of(block)
+    rows, inside = _rows(seen)
     sizes = sizes_of(block, rows, seen.core, config)
     core, gated = (
-        activation_of(block, seen.inside, config, gated=sizes.gated),
+        activation_of(block, inside, config, gated=sizes.gated),
         {plain: name for name, plain in GATES.items()},
     )
     if sizes.gated and core not in gated:
@@ -171,7 +172,7 @@ def _read(
     gains = gains_of(block, rows, sizes, 1.0 if "hidden" in normed else output_rms(core))
     unsaid = []
     experts = experts_of(config, sizes, router_std(block, rows), unsaid) if sizes.routed else None
-    own = _attention(at, seen, sizes, config, tokens, unsaid)
+    own = _attention(at, replace(seen, inside=inside), sizes, config, tokens, unsaid)
     dense = FFN(gated[core] if sizes.gated else core, hidden=sizes.hidden)
     if attention is not None:
         own, gains = attention, Gains(ffn_in=gains.ffn_in, ffn_gate=gains.ffn_gate, ffn_out=gains.ffn_out)
@@ -180,6 +181,17 @@ def _read(
         gains = Gains(gains.query, gains.key, gains.value, gains.attention_out)
     norm = _norm(seen.norms, sizes.width, unsaid)
     return Read(own, dense, experts, norm, gains, sizes.width, tuple(unsaid))
+
+
+def _rows(seen: Seen) -> tuple[Rows, dict[str, Tensor]]:
+    """A block's weights by role, by their names or else by what they do; and what they gave or were given."""
+    block = unwrapped(seen.block)
+    try:
+        return rows_of(block), seen.inside
+    except ModelError:
+        if seen.parts is None or set(matrices(block)) - {path for row in seen.parts.rows.values() for path, _ in row}:
+            raise
+        return seen.parts.rows, seen.inside | seen.parts.inside
 
 
 def _attention(at: int, seen: Seen, sizes: Sizes, config: Any, tokens: int, unsaid: list[str]) -> Attention:

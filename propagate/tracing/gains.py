@@ -16,7 +16,7 @@ from propagate.tracing.probe import Core
 from propagate.tracing.roles import by_role
 from propagate.tracing.statistics import precise
 
-Rows = dict[str, list[tuple[str, nn.Parameter]]]
+Rows = dict[str, list[tuple[str, Tensor]]]
 Cut = Callable[[Tensor], Sequence[Tensor]]
 
 
@@ -50,20 +50,29 @@ def rows_of(block: nn.Module) -> Rows:
     """
     found = by_role(block)
     known = {path for rows in found.values() for path, _ in rows}
-    norms = {
-        f"{name}.{own}" for name, part in block.named_modules() if is_norm(part) for own, _ in part.named_parameters()
-    }
-    tables = ("relative_attention_bias.weight", "_bias", "shared_expert_gate.weight")
-    for path, weight in block.named_parameters():
-        if sum(size > 1 for size in weight.shape) > 1 and path not in known | norms and not path.endswith(tables):
-            raise ModelError(
-                f"what the matrix {path} of {type(block).__name__} does is not known by its name;"
-                " say what the block is with placement=, attention= and ffn="
-            )
+    if further := [path for path in matrices(block) if path not in known]:
+        raise ModelError(
+            f"what the matrix {further[0]} of {type(block).__name__} does is not known by its name;"
+            " say what the block is with placement=, attention= and ffn="
+        )
     for role in ("attention_out", "ffn_in", "ffn_out"):
         if role not in found and not (role == "ffn_in" and "ffn_both" in found):
             raise ModelError(f"the matrix {role} of {type(block).__name__} was not found by name")
     return found
+
+
+def matrices(block: nn.Module) -> list[str]:
+    """Paths of a block's matrices, but for those inside norms and tables of positions.
+
+    Example:
+        >>> matrices(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)))
+        ['0.weight']
+    """
+    parts = [(name, part) for name, part in block.named_modules() if is_norm(part)]
+    norms = {f"{name}.{own}" for name, part in parts for own, _ in part.named_parameters()}
+    tables = ("relative_attention_bias.weight", "_bias", "shared_expert_gate.weight")
+    wide = [path for path, weight in block.named_parameters() if sum(size > 1 for size in weight.shape) > 1]
+    return [path for path in wide if path not in norms and not path.endswith(tables)]
 
 
 def sizes_of(block: nn.Module, rows: Rows, core: Core | None, config: Any) -> Sizes:
@@ -134,7 +143,7 @@ def _heads(block: nn.Module, core: Core | None, config: Any, inside: int) -> tup
     if core is not None:
         return core.heads, core.size
     for part in block.modules():
-        for name in ("num_attention_heads", "num_heads", "n_heads", "n_head"):
+        for name in ("num_attention_heads", "num_heads", "n_heads", "n_head", "nhead", "heads"):
             if isinstance(heads := getattr(part, name, None), int) and heads > 0:
                 return heads, inside // heads
     heads = getattr(config, "num_attention_heads", None)
@@ -143,7 +152,7 @@ def _heads(block: nn.Module, core: Core | None, config: Any, inside: int) -> tup
     return heads, inside // heads
 
 
-def _fans(row: tuple[str, nn.Parameter], block: nn.Module, *, inputs: int = 0, outputs: int = 0) -> tuple[int, int]:
+def _fans(row: tuple[str, Tensor], block: nn.Module, *, inputs: int = 0, outputs: int = 0) -> tuple[int, int]:
     """Inputs and outputs of a matrix, or of each of a stack; Conv1D and some stacks store it transposed.
 
     `inputs` or `outputs` are what is known of them.
@@ -157,7 +166,7 @@ def _fans(row: tuple[str, nn.Parameter], block: nn.Module, *, inputs: int = 0, o
     return (rows, columns) if turned else (columns, rows)
 
 
-def _gain(block: nn.Module, rows: Sequence[tuple[str, nn.Parameter]], *, inputs: int = 0, outputs: int = 0) -> float:
+def _gain(block: nn.Module, rows: Sequence[tuple[str, Tensor]], *, inputs: int = 0, outputs: int = 0) -> float:
     fan_in, _ = _fans(rows[0], block, inputs=inputs, outputs=outputs)
     return _rms([weight for _, weight in rows], fan_in)
 
@@ -193,4 +202,4 @@ def _read(block: nn.Module, rows: Rows, sizes: Sizes) -> tuple[float | None, flo
     return _rms([gate], fan_in), _rms([entry], fan_in)
 
 
-__all__ = ["Sizes", "fused_cut", "gains_of", "router_std", "rows_of", "sizes_of"]
+__all__ = ["Sizes", "fused_cut", "gains_of", "matrices", "router_std", "rows_of", "sizes_of"]

@@ -8,7 +8,7 @@ solved for; what a sublayer reads is where autograd's graph leads from its outpu
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from propagate.tracing.layout import Axes, Layout, gradient_at
 from propagate.tracing.recorder import Recorder, watching
 from propagate.tracing.roles import by_role
 from propagate.tracing.streams import Choice, replaced, stream_of
+from propagate.tracing.structure import Parts, Product, parts_of, product_of
 from propagate.tracing.sublayers import Call, sublayers
 from propagate.tracing.sums import Solver
 from propagate.tracing.wiring import Sum
@@ -45,11 +46,13 @@ class Core(NamedTuple):
         query: (..., heads, tokens, size), as it meets the keys.
         scale: factor on the logits.
         biased: whether something finite is added to logits.
+        sources: the functions of autograd's graph that gave queries, keys and values; None where one was not seen.
     """
 
     query: Tensor
     scale: float
     biased: bool
+    sources: tuple[Any, Any, Any] | None = None
 
     @property
     def heads(self) -> int:
@@ -73,6 +76,7 @@ class Seen:
         norms: the modules that norm streams.
         calls: of its sublayers, in order: "attention" or "ffn", what it read and what it gave, (1, tokens, width).
         inside: by role, what matrices gave ("query", "ffn_gate", "ffn_in", "ffn_both") or were given ("ffn_out").
+        parts: its matrices by role, as autograd's graph tells; None where it does not.
         common: the share of the entering stream's second moment that its tokens' means over coordinates have.
     """
 
@@ -84,6 +88,7 @@ class Seen:
     norms: tuple[nn.Module, ...]
     calls: tuple[tuple[str, Tensor, Tensor], ...]
     inside: dict[str, Tensor]
+    parts: Parts | None
     common: float
 
 
@@ -94,6 +99,8 @@ class Cores(TorchFunctionMode):
         super().__init__()
         self.found: list[Core] = []
         self._product: tuple[Tensor, Tensor] | None = None  # queries, and they times the keys
+        self._sources: tuple[Any, Any, Any] | None = None
+        self._weighing: torch.Size | None = None  # shape of attention's weights, until they meet the values
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -103,14 +110,31 @@ class Cores(TorchFunctionMode):
                 kwargs.get("attn_mask", args[3] if len(args) > 3 else None),
             )
             scale = kwargs.get("scale") or query.shape[-1] ** -0.5
-            self.found.append(Core(query.detach(), scale, _is_bias(mask)))
+            given = (*args, *(kwargs[name] for name in ("query", "key", "value") if name in kwargs))[:3]
+            sources = tuple(x.grad_fn for x in given)
+            self.found.append(Core(query.detach(), scale, _is_bias(mask), sources))
         output = func(*args, **kwargs)
-        if func in PRODUCTS and args[0].dim() == 4 and output.shape[-1] == output.shape[-2]:
-            self._product = args[0].detach(), output.detach().clone()
+        factors = _factors(func, args)
+        if factors is not None and self._weighing == factors[0].shape:  # weights times values
+            core, self._weighing = self.found[-1], None
+            assert core.sources is not None
+            self.found[-1] = core._replace(sources=(*core.sources[:2], factors[1].grad_fn))
+        elif factors is not None and factors[0].dim() == 4 and output.shape[-1] == output.shape[-2]:
+            self._product = factors[0].detach(), output.detach().clone()
+            self._sources = factors[0].grad_fn, factors[1].grad_fn, None
         elif func in SOFTMAXES and self._product is not None and args[0].shape == self._product[1].shape:
-            self.found.append(_written_out(*self._product, args[0].detach()))
-            self._product = None
+            self.found.append(_written_out(*self._product, args[0].detach())._replace(sources=self._sources))
+            self._product, self._weighing = None, args[0].shape
         return output
+
+
+def _factors(func: Any, args: Any) -> tuple[Tensor, Tensor] | None:
+    """The two tensors of a product of matrices."""
+    if func in PRODUCTS:
+        return args[0], args[1]
+    if func is torch.einsum and len(args) == 3 and isinstance(args[0], str):
+        return args[1], args[2]
+    return None
 
 
 def _written_out(query: Tensor, product: Tensor, logits: Tensor) -> Core:
@@ -141,6 +165,7 @@ class Probe:
         self._recorder = Recorder(None, axes, stream)
         self._norms: list[tuple[nn.Module, Tensor, Tensor]] = []
         self.inside: dict[str, Tensor] = {}
+        self.products: list[Product] = []
         self._entered: Tensor | None = None
         self._generator = torch.Generator().manual_seed(seed)
 
@@ -151,7 +176,7 @@ class Probe:
     def enter(self, block: nn.Module, args: Any, kwargs: Any) -> Any:
         self._recorder, self._norms = Recorder(None, self.axes, self.stream), []
         self.cores.found.clear()
-        self.inside = {}
+        self.inside, self.products = {}, []
         found = stream_of([*args, *kwargs.values()])
         self._entered = found
         if found is not None:
@@ -180,10 +205,18 @@ class Probe:
     def leave(self, block: nn.Module, args: Any, output: Any) -> Any:
         source = self._recorder.source
         output = self._recorder.leave(block, args, output)
+        seen = _seen(block, source, self._recorder, self._norms, self.cores.found, self.inside, self.products)
         self.seen.append(
-            _seen(block, source, self._recorder, self._norms, self.cores.found, self.inside, self._entered)
+            seen if self._entered is None else replace(seen, common=_common(self._entered, self._recorder))
         )
         return output
+
+    def multiplied(self, path: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            product = product_of(path, module, args[0] if args else None, output)
+            self.products += [] if product is None else [product]
+
+        return hook
 
     def gave(self, role: str) -> Any:
         return lambda module, args, output: self.inside.update({role: output.detach()})
@@ -224,7 +257,10 @@ def probed(module: nn.Module, blocks: Sequence[nn.Module], inputs: Any, axes: Ax
 
 
 def _inside(probe: Probe, block: nn.Module) -> Iterator[Any]:
-    """Hooks on the modules of matrices, by role."""
+    """Hooks on the modules of matrices, by role and all of them."""
+    for path, part in block.named_modules():
+        if next(part.children(), None) is None and part is not block:
+            yield part.register_forward_hook(probe.multiplied(path))
     for role, rows in by_role(block).items():
         owner = block.get_submodule(rows[0][0].rpartition(".")[0])
         if role in INSIDE and len(rows) == 1 and rows[0][1].dim() == 2 and owner is not block:
@@ -248,6 +284,8 @@ def inputs_for(module: nn.Module, blocks: Sequence[nn.Module], tokens: int) -> A
     if isinstance(size := getattr(config, "image_size", None), int):
         shape = (1, getattr(config, "num_channels", 3), size, size)
         return {"pixel_values": torch.randn(shape, generator=generator)}
+    if config is None and (image := _image(module)) is not None:
+        return torch.randn((1, *image), generator=generator).to(next(iter(module.parameters())))
     get = getattr(module, "get_input_embeddings", None)
     embedding = get() if callable(get) else None
     if isinstance(embedding, nn.Embedding):
@@ -257,6 +295,17 @@ def inputs_for(module: nn.Module, blocks: Sequence[nn.Module], tokens: int) -> A
     width = next((p.shape[-1] for block in blocks for p in block.parameters() if p.dim() > 1), 1)
     like = next(iter(module.parameters()))
     return torch.randn((1, tokens, width), generator=generator).to(like)
+
+
+def _image(module: nn.Module) -> tuple[int, int, int] | None:
+    """Channels, height and width of the images that a model without configuration cuts into patches."""
+    for part in module.modules():
+        size = getattr(part, "img_size", getattr(part, "image_size", None))
+        first = next((inner for inner in part.modules() if isinstance(inner, nn.Conv2d)), None)
+        if size is not None and first is not None:
+            height, width = (size, size) if isinstance(size, int) else size[-2:]
+            return first.in_channels, int(height), int(width)
+    return None
 
 
 def _positions(config: Any) -> list[int]:
@@ -272,7 +321,7 @@ def _seen(
     norms: Sequence[tuple[nn.Module, Tensor, Tensor]],
     cores: Sequence[Core],
     inside: dict[str, Tensor],
-    entered: Tensor | None,
+    products: Sequence[Product],
 ) -> Seen:
     layout = recorder.layout
     calls = [(kind, call) for kind, call in sublayers(recorder.seen, source, layout) if kind != "norm"]
@@ -285,12 +334,12 @@ def _seen(
     known = tuple((kind, layout.flat(x), y) for kind, x, y in heard if x is not None)
     equations = solver.sum_of(recorder.states[-1][0])
     core = cores[0] if cores else None
-    common = 0.0 if entered is None else _common(layout.flat(entered))
-    return Seen(block, equations, visible, rows, core, tuple(solver.kept_norms), known, inside, common)
+    parts = parts_of(calls, products, solver.streams, core)
+    return Seen(block, equations, visible, rows, core, tuple(solver.kept_norms), known, inside, parts, 0.0)
 
 
-def _common(x: Tensor) -> float:
-    x = x.detach().double()
+def _common(entered: Tensor, recorder: Recorder) -> float:
+    x = recorder.flat(entered.detach()).double()
     return float(x.mean(-1).square().mean() / x.square().mean().clamp_min(1e-300))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from torch import nn
+from torch import Tensor, nn
 
 ROLES = {
     "shared_in": r"shared_expert\w*\.up_proj\.weight$",
@@ -26,14 +26,14 @@ ROLES = {
 """Ends of a weight's path; the first that fits."""
 
 
-def by_role(block: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
+def by_role(block: nn.Module) -> dict[str, list[tuple[str, Tensor]]]:
     """The weights of a block by role, each with its path.
 
     Example:
         >>> [path for path, _ in by_role(nn.TransformerEncoderLayer(8, 2))["ffn_in"]]
         ['linear1.weight']
     """
-    found: dict[str, list[tuple[str, nn.Parameter]]] = {}
+    found: dict[str, list[tuple[str, Tensor]]] = {}
     for path, weight in block.named_parameters():
         role = role_of(path)
         if role is not None and weight.dim() >= 2:

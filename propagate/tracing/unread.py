@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -11,6 +12,7 @@ from propagate.tracing.find import is_norm
 from propagate.tracing.roles import role_of
 from propagate.tracing.statistics import precise
 
+SCALE = re.compile("lambda|gamma|scale", re.IGNORECASE)
 MEASURED = """
 afn attention_heads dff mask_token_id moe_topk
 activation activation_dropout activation_function add_bias_linear add_cross_attention add_pooling_layer alibi
@@ -52,8 +54,8 @@ word_embed_proj_dim
 """Fields of configurations that are looked at, or whose work is measured, or that act on no block."""
 
 
-def unread(blocks: Sequence[nn.Module], config: Any) -> Iterator[str]:
-    """Of weights and the configuration."""
+def unread(blocks: Sequence[nn.Module], known: Collection[str], config: Any) -> Iterator[str]:
+    """Of weights and the configuration. `known` are paths of matrices whose names do not tell what they do."""
     if repeated := repeats(blocks):
         yield f"the same weights in {repeated} of {len(blocks)} blocks, where a Model's are independent"
     biases = [p for block in blocks for path, p in block.named_parameters() if path.endswith("bias")]
@@ -62,7 +64,7 @@ def unread(blocks: Sequence[nn.Module], config: Any) -> Iterator[str]:
     weights = [p.detach() for block in blocks for part in block.modules() if is_norm(part) for p in part.parameters()]
     if any(float(weight.float().var(correction=0)) > 0 for weight in weights):
         yield "learned gains of the norms that are not all one"
-    if further := sorted({path for block in blocks for path in _further(block)}):
+    if further := sorted({path for block in blocks for path in _further(block)} - set(known)):
         yield f"parameters {', '.join(further)}"
     if cap := getattr(config, "attn_logit_softcapping", None):
         yield f"attention logits capped softly at {cap:g}"
@@ -101,8 +103,8 @@ def _further(block: nn.Module) -> Iterator[str]:
     norms = [f"{name}." for name, part in block.named_modules() if is_norm(part)]
     for path, weight in block.named_parameters():
         known = role_of(path) is not None or path.endswith("bias") or path.startswith(tuple(norms))
-        scale = (
-            "lambda" in path and float(weight.detach().float().var(correction=0)) == 0
-        )  # LayerScale, a measured factor
-        if not known and not scale:
+        scales = SCALE.search(path) or SCALE.search(type(block.get_submodule(path.rpartition(".")[0])).__name__)
+        values = weight.detach().double()
+        alike = weight.dim() == 1 and float(values.var(correction=0)) <= 1e-10 * float(values.square().mean())
+        if not known and not (scales and alike):  # LayerScale is a factor, which was measured
             yield path

@@ -1,0 +1,185 @@
+"""Which matrix of a block does what, where names do not tell: by autograd's graph of one call.
+
+Of a sublayer, the matrix that its output was made from last is its output matrix; those that hear of the stream by no
+other matrix read it. Queries, keys and values are told apart by where attention took them, a gate from what it opens
+by the activation that fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from propagate.tracing.graph import first_met
+from propagate.tracing.sublayers import Call
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """One call of a module that multiplies by a matrix, or a part of its outputs.
+
+    Attributes:
+        path: of its weight within the block.
+        weight: as stored.
+        outputs: the axis of the weight that its outputs lie along.
+        entered, output: what it was given and gave.
+    """
+
+    path: str
+    weight: Tensor
+    outputs: int
+    entered: Tensor
+    output: Tensor
+
+    def cut(self, which: Callable[[Tensor], Tensor]) -> Product:
+        """Some of its outputs; `which` takes them off a tensor that has all of them along its last axis."""
+        weight = which(self.weight.detach().movedim(self.outputs, -1)).movedim(-1, self.outputs)
+        return replace(self, weight=weight, output=which(self.output))
+
+
+class Parts(NamedTuple):
+    """By role, the weights of a block's sublayers; and what the matrices gave or, "ffn_out", were given."""
+
+    rows: dict[str, list[tuple[str, Tensor]]]
+    inside: dict[str, Tensor]
+
+
+def product_of(path: str, module: nn.Module, entered: Any, output: Any) -> Product | None:
+    """A call of a Linear or of the library transformers' Conv1D, which stores its matrix transposed; None of others.
+
+    Example:
+        >>> linear, x = nn.Linear(2, 3), torch.ones(1, 2)
+        >>> product_of("fc", linear, x, linear(x)).path
+        'fc.weight'
+    """
+    transposed = type(module).__name__ == "Conv1D"
+    if not (transposed or isinstance(module, nn.Linear)) or not isinstance(output, Tensor):
+        return None
+    weight: Any = module.weight
+    return Product(f"{path}.weight", weight, 1 if transposed else 0, entered, output)
+
+
+def parts_of(
+    calls: Sequence[tuple[str, Call]], products: Sequence[Product], streams: Collection[Tensor], core: Any
+) -> Parts | None:
+    """The matrices of one attention and one FFN by role; None where they are not the usual ones.
+
+    Args:
+        calls: the block's sublayers.
+        products: of the block's matrices.
+        streams: those that its norms and sublayers give and the one that entered it.
+        core: of its attention, with where queries, keys and values come from.
+    """
+    kinds = [kind for kind, _ in calls]
+    if sorted(kinds) != ["attention", "ffn"] or len({p.path for p in products}) < len(products):
+        return None
+    rows: dict[str, list[tuple[str, Tensor]]] = {}
+    inside: dict[str, Tensor] = {}
+    for kind, call in calls:
+        ends = {x.grad_fn for x in streams if x is not call.output}
+        last, first = _last(call, products, ends), _first(call, products, ends)
+        roles = None
+        if last is not None and last not in first:
+            roles = _of_attention(first, core) if kind == "attention" else _of_ffn(first, last)
+        if roles is None or last is None:
+            return None
+        out = "attention_out" if kind == "attention" else "ffn_out"
+        for role, product in {**roles, out: last}.items():
+            rows[role] = [(product.path, product.weight)]
+            inside[role] = product.entered.detach() if role == out else product.output.detach()
+    return Parts(rows, inside)
+
+
+def _nodes(products: Sequence[Product]) -> dict[Any, Product]:
+    return {p.output.grad_fn: p for p in products if p.output.grad_fn is not None}
+
+
+def _last(call: Call, products: Sequence[Product], ends: set[Any]) -> Product | None:
+    """The one that the output was made from, or that gave it."""
+    nodes = _nodes(products)
+    if call.output.grad_fn in nodes:
+        return nodes[call.output.grad_fn]
+    met = first_met(call.output, {*nodes, *ends})
+    return nodes[met[0]] if len(met) == 1 and met[0] in nodes else None
+
+
+def _first(call: Call, products: Sequence[Product], ends: set[Any]) -> list[Product]:
+    """Those of a sublayer that hear of no other, in the order in which they were called."""
+    nodes = _nodes(products)
+    within, waiting = set[Any](), [call.output.grad_fn] if call.output.grad_fn in nodes else []
+    waiting += [node for node in first_met(call.output, {*nodes, *ends}) if node in nodes]
+    while waiting:
+        node = waiting.pop()
+        if node in within:
+            continue
+        within.add(node)
+        waiting += [met for met in first_met(nodes[node].output, {*nodes, *ends}) if met in nodes]
+    heard = {node: [m for m in first_met(nodes[node].output, {*nodes, *ends}) if m in nodes] for node in within}
+    return [product for node, product in nodes.items() if node in within and not heard[node]]
+
+
+def _of_attention(first: Sequence[Product], core: Any) -> dict[str, Product] | None:
+    if len(first) == 1:
+        return _cut_by_head(first[0], core) or {"fused": first[0]}
+    if len(first) != 3 or core is None or core.sources is None:
+        return None
+    nodes = _nodes(first)
+    found: dict[str, Product] = {}
+    for role, source in zip(("query", "key", "value"), core.sources, strict=True):
+        met = [source] if source in nodes else [node for node in _behind(source, set(nodes)) if node in nodes]
+        if len(met) != 1:
+            return None
+        found[role] = nodes[met[0]]
+    return found if len({id(product) for product in found.values()}) == 3 else None
+
+
+def _cut_by_head(fused: Product, core: Any) -> dict[str, Product] | None:
+    """Queries, keys and values that lie within every head, one after the other; None where they do not."""
+    if core is None or fused.output.shape[-1] != 3 * core.heads * core.size or core.query.dim() != 4:
+        return None
+
+    def which(number: int) -> Callable[[Tensor], Tensor]:
+        shape = (core.heads, 3, core.size)
+        return lambda x: x.reshape(*x.shape[:-1], *shape)[..., number, :].flatten(-2)
+
+    token = core.query[0, :, 0].flatten()  # the first, which no positions turn
+    own = which(0)(fused.output.detach()).reshape(-1, token.numel())[0]
+    if float(torch.cosine_similarity(token.double(), own.double(), dim=0)) < 0.99:
+        return None
+    return {role: fused.cut(which(number)) for number, role in enumerate(("query", "key", "value"))}
+
+
+def _behind(source: Any, ends: set[Any]) -> list[Any]:
+    class Made:
+        grad_fn = source
+
+    made: Any = Made()
+    return first_met(made, ends)
+
+
+def _of_ffn(first: Sequence[Product], last: Product) -> dict[str, Product] | None:
+    if len(first) == 1 and first[0].output.shape == last.entered.shape:
+        return {"ffn_in": first[0]}
+    if len(first) == 1:
+        first = [first[0].cut(lambda x, number=number: x.chunk(2, -1)[number]) for number in (0, 1)]  # type: ignore[misc]
+    if len(first) != 2 or any(p.output.shape != last.entered.shape for p in first):
+        return None
+    one, other = first
+    return min(_orders(one, other, last), key=lambda found: found[0])[1]
+
+
+def _orders(one: Product, other: Product, last: Product) -> Iterator[tuple[float, dict[str, Product]]]:
+    """Which of the two is the gate, and how far what leaves the pair is from being linear in the other."""
+    for gate, entry in ((one, other), (other, one)):
+        ratio = (last.entered / entry.output).detach().flatten()
+        yield _unlike(ratio, gate.output.detach().flatten()), {"ffn_gate": gate, "ffn_in": entry}
+
+
+def _unlike(values: Tensor, arguments: Tensor) -> float:
+    """How far values are from a function of their arguments: their steps where the arguments are neighbours."""
+    steps = values[arguments.argsort()].diff().abs()
+    return float(steps[torch.isfinite(steps)].median())

@@ -284,7 +284,8 @@ def inputs_for(module: nn.Module, blocks: Sequence[nn.Module], tokens: int) -> A
     if isinstance(size := getattr(config, "image_size", None), int):
         shape = (1, getattr(config, "num_channels", 3), size, size)
         return {"pixel_values": torch.randn(shape, generator=generator)}
-    if config is None and (image := _image(module)) is not None:
+    own = not hasattr(config, "to_dict")  # not of the library transformers
+    if own and (image := _image(module)) is not None:
         return torch.randn((1, *image), generator=generator).to(next(iter(module.parameters())))
     get = getattr(module, "get_input_embeddings", None)
     embedding = get() if callable(get) else None
@@ -292,6 +293,11 @@ def inputs_for(module: nn.Module, blocks: Sequence[nn.Module], tokens: int) -> A
         most = min(tokens, *_positions(config))
         low = min(10, embedding.num_embeddings - 1)  # below are special ones, as a rule
         return {"input_ids": torch.randint(low, embedding.num_embeddings, (1, most), generator=generator)}
+    within = {id(part) for block in blocks for part in block.modules()}
+    tables = [e for e in module.modules() if isinstance(e, nn.Embedding) and id(e) not in within]
+    if own and tables:  # ids that every table has, of tokens and of positions
+        count = min(table.num_embeddings for table in tables)
+        return torch.randint(0, count, (1, min(tokens, count)), generator=generator)
     width = next((p.shape[-1] for block in blocks for p in block.parameters() if p.dim() > 1), 1)
     like = next(iter(module.parameters()))
     return torch.randn((1, tokens, width), generator=generator).to(like)

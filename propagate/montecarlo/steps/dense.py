@@ -40,9 +40,10 @@ class Dense:
         return [x @ one for one in self.now]
 
     def backward(self, cotangents: Sequence[Array]) -> Array:
-        left = centred(self.xp, self.read)
+        left, rounding = centred(self.xp, self.read), float(self.xp.finfo(self.now[0].dtype).eps)
         self.met = [
-            Gradient(left, centred(self.xp, g), one.shape[-2:]) for g, one in zip(cotangents, self.now, strict=True)
+            Gradient(left, centred(self.xp, g), one.shape[-2:], rounding)
+            for g, one in zip(cotangents, self.now, strict=True)
         ]
         back = [g @ one.swapaxes(-1, -2) for g, one in zip(cotangents, self.now, strict=True)]
         return sum(back[1:], back[0])

@@ -14,9 +14,9 @@ from propagate.checks import ModelError
 from propagate.montecarlo.arrays import Array
 from propagate.optimizers import SGD, Adam, Muon, Sign
 
-EXACT, DOUBTFUL = 2.0**-43, 2.0**-36
-"""Singular values of a gradient below the first, relative to the largest, are rounding and count as 0; of those below
-the second it cannot be told whether they are."""
+EXACT, DOUBTFUL = 2.0**9, 2.0**16
+"""In units of rounding: singular values of a gradient below the first, relative to the largest, count as 0; of those
+below the second it cannot be told whether they are."""
 
 
 class Gradient(NamedTuple):
@@ -26,11 +26,13 @@ class Gradient(NamedTuple):
         left: (draws, rows, fan_in), or coordinates of that.
         right: (draws, rows, fan_out), or coordinates of that.
         sizes: fan_in and fan_out.
+        rounding: of the arrays that they come from.
     """
 
     left: Array
     right: Array
     sizes: tuple[int, int]
+    rounding: float = 2.0**-52
 
     def matrix(self) -> Array:
         return self.left.swapaxes(-1, -2) @ self.right
@@ -86,7 +88,7 @@ def adam(optimizer: Adam, xp: Any, gradient: Gradient, memory: tuple[Any, ...]) 
 @direction.register(Muon)
 def muon(optimizer: Muon, xp: Any, gradient: Gradient, memory: tuple[Any, ...]) -> Direction:
     """Momentum is kept as the factors of all gradients so far, each times its weight."""
-    beta, (left, right, (fan_in, fan_out)) = optimizer.momentum, gradient
+    beta, (left, right, (fan_in, fan_out), rounding) = optimizer.momentum, gradient
     if memory:
         old_left, old_right = padded(xp, memory[0], left.shape[-1:]), beta * padded(xp, memory[1], right.shape[-1:])
         left, right = xp.concatenate([old_left, left], axis=-2), xp.concatenate([old_right, right], axis=-2)
@@ -95,7 +97,7 @@ def muon(optimizer: Muon, xp: Any, gradient: Gradient, memory: tuple[Any, ...]) 
         weights = xp.full(right.shape[-2], beta, dtype=right.dtype)
         weights[-gradient.right.shape[-2] :] += 1
         right = right * weights[:, None]
-    towards, doubtful = polar(xp, left, right)
+    towards, doubtful = polar(xp, left, right, rounding)
     sizes = {
         "none": 1.0,
         "original": math.sqrt(max(1.0, fan_out / fan_in)),
@@ -104,7 +106,7 @@ def muon(optimizer: Muon, xp: Any, gradient: Gradient, memory: tuple[Any, ...]) 
     return Direction(sizes[optimizer.scale] * towards, kept, doubtful)
 
 
-def polar(xp: Any, left: Array, right: Array) -> tuple[Array, Array]:
+def polar(xp: Any, left: Array, right: Array, rounding: float = 2.0**-52) -> tuple[Array, Array]:
     """U V^T of left^T right = U S V^T, and in which draws rounding may have decided what is in it.
 
     Example:
@@ -119,10 +121,9 @@ def polar(xp: Any, left: Array, right: Array) -> tuple[Array, Array]:
     sound = xp.isfinite(core).all(axis=(-1, -2))
     u, sizes, v = xp.linalg.svd(xp.where(sound[:, None, None], core, 0.0), full_matrices=False)
     share = sizes / xp.where(sizes[:, :1] > 0, sizes[:, :1], 1.0)
-    double = 1.0 if core.dtype == xp.float64 else 2.0**29
-    inner = (u * (share > EXACT * double)[:, None, :]) @ v
+    inner = (u * (share > EXACT * rounding)[:, None, :]) @ v
     inner = xp.where(sound[:, None, None], inner, xp.nan).astype(core.dtype)
-    doubtful = ((share > EXACT * double / 2**3) & (share < DOUBTFUL * double)).any(axis=-1)
+    doubtful = ((share > EXACT * rounding / 2**3) & (share < DOUBTFUL * rounding)).any(axis=-1)
     return along @ inner @ across.swapaxes(-1, -2), doubtful
 
 

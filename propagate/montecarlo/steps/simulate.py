@@ -20,6 +20,7 @@ from propagate.montecarlo.places import place_of
 from propagate.montecarlo.progress import progress_bar
 from propagate.montecarlo.starts import Ends, ends_of
 from propagate.montecarlo.statistics import Floats, Summary, check_finite
+from propagate.montecarlo.steps.directions import EXACT
 from propagate.montecarlo.steps.memory import bytes_of_a_draw
 from propagate.montecarlo.steps.run import Course, run_steps
 from propagate.montecarlo.steps.table import table_of_steps
@@ -140,7 +141,7 @@ def simulate_steps(
             with np.errstate(all="ignore"):  # of those that have left the range of numbers
                 summary.add(found)
             advance(len(some))
-    _warn(diverged, doubtful, draws)
+    _warn(diverged, doubtful, draws, precision)
     attributes = {
         "witness": "simulation of steps",
         "model": repr(model),
@@ -245,7 +246,7 @@ def _diverged(found: dict[str, Floats]) -> Any:
     return np.logical_or.accumulate(~whole, axis=1).sum(axis=0)
 
 
-def _warn(diverged: Floats, doubtful: int, draws: int) -> None:
+def _warn(diverged: Floats, doubtful: int, draws: int, precision: str) -> None:
     if diverged[-1]:
         first = int(np.flatnonzero(diverged)[0])
         warnings.warn(
@@ -257,7 +258,7 @@ def _warn(diverged: Floats, doubtful: int, draws: int) -> None:
     if doubtful:
         warnings.warn(
             f"in {doubtful} of {draws} networks Muon met gradients with singular values so small that rounding decides"
-            f" whether they count: those below {2.0**-43:.0e} of the largest do not",
+            f" whether they count: those below {EXACT * np.finfo(precision).eps:.0e} of the largest do not",
             UserWarning,
             stacklevel=3,
         )

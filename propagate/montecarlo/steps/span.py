@@ -55,7 +55,7 @@ class Span:
         else:
             length = _lengths(xp, met)
             along, rest = self._apart(met)
-            rest *= _lengths(xp, rest) > 2.0**9 * np.finfo(x.dtype).eps * length
+            rest *= _lengths(xp, rest) > 2.0**4 * np.finfo(x.dtype).eps * length
             again, rest = self._apart(rest)
             root, fresh = self._orthonormal(rest)
             leaning, fresh = self._apart(fresh)

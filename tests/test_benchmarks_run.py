@@ -16,7 +16,10 @@ SCRIPTS = [
     ("dense_ceiling", [*NUMPY, "--widths", "32", "--tokens", "4"]),
     ("operator_table", ["--backend", "numpy", "--operators", "relu", "--tokens", "100", "--effort", "0.05"]),
     ("million", ["--width", "1024", "--memory", "1e6"]),
-    ("steps_speed", ["--dense-width", "64", "--width", "128", "--depth", "1", "--tokens", "4", "--steps", "1"]),
+    (
+        "steps_speed",
+        ["--repeats", "1", "--dense-width", "64", "--width", "128", "--depth", "1", "--tokens", "4", "--steps", "1"],
+    ),
     pytest.param(
         "against_torch",
         [*NUMPY, "--widths", "32", "--tokens", "4", "--torch-draws", "1", "--check-draws", "500"],

@@ -145,7 +145,7 @@ def of_model(
 ) -> CoordinateCheck:
     loss = pg.Linear() if isinstance(optimizer, pg.Muon) else pg.CrossEntropy(VOCABULARY)
     model = pg.Model(placement, depth=2, tokens=8, heads=4, **fields)
-    settings = {"loss": loss, "optimizer": optimizer, "steps": 1}
+    settings = {"loss": loss, "optimizer": optimizer, "steps": 1, "by": "torch"}
     return coordinate_check(model, transfer=rule, widths=widths, draws=draws, seed=seed, **settings)
 
 

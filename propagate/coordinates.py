@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from propagate.checks import ModelError, checked_threshold, integer, number, shown
+from propagate.checks import ModelError, checked_threshold, choice, integer, number, shown
 from propagate.coordinate_fits import THRESHOLD, TOLERANCE, Finding, departing, findings, fitted, overall, sentence
 from propagate.curves import Coordinates
 from propagate.losses import CrossEntropy, Loss, check_loss
@@ -78,6 +78,7 @@ def coordinate_check(
     loss: Any = None,
     inputs: Any = None,
     start: Start | None = None,
+    by: Literal["simulation", "torch"] = "simulation",
     tolerance: float = TOLERANCE,
     threshold: float = THRESHOLD,
 ) -> CoordinateCheck:
@@ -108,6 +109,8 @@ def coordinate_check(
             from the module's output to a scalar.
         inputs: beside a function, what a module is called with, or a function from the number of a draw to that.
         start: of a `Model`, what enters.
+        by: of a `Model`, which witness takes the steps: `simulate_steps`, which under SGD and Muon needs no weights and
+            so reaches any width, or `trace_steps`.
         tolerance: how far an exponent may lie from the wanted one.
         threshold: normal score of what may be chance.
 
@@ -133,9 +136,11 @@ def coordinate_check(
         loss = CrossEntropy(64) if loss is None else loss
         check_optimizer(optimizer)
         check_loss(loss)
+        choice("by", by, ("simulation", "torch"))
         if model.dropout:
             raise ModelError(f"dropout must be 0 where steps are taken, got {shown(model.dropout)}")
-        found = _of_model(model, along, sizes, optimizer, loss, start, transfer, steps, draws, seed)
+        run = Run(optimizer, loss, start, transfer, steps, draws, seed)
+        found = (_simulated if by == "simulation" else _traced)(_models(model, along, sizes), run)
         law: Optimizer | None = optimizer
     elif callable(model):
         if transfer is not None or start is not None:
@@ -168,26 +173,42 @@ def _sizes(widths: Any, depths: Any) -> tuple[str, list[int]]:
     return along, sizes
 
 
-def _of_model(
-    model: Model,
-    along: str,
-    sizes: Sequence[int],
-    optimizer: Optimizer,
-    loss: Loss,
-    start: Start | None,
-    transfer: str | Transfer | None,
-    steps: int,
-    draws: int,
-    seed: int,
-) -> list[list[Coordinates]]:
+class Run(NamedTuple):
+    """What is done to every network of a `Model`."""
+
+    optimizer: Optimizer
+    loss: Loss
+    start: Start | None
+    transfer: str | Transfer | None
+    steps: int
+    draws: int
+    seed: int
+
+
+def _models(model: Model, along: str, sizes: Sequence[int]) -> list[Model]:
+    """Of every size, before any work."""
+    sized: list[dict[str, Any]] = [{along: size} for size in sizes]
+    return [dataclasses.replace(model, **size) for size in sized]
+
+
+def _simulated(models: Sequence[Model], run: Run) -> list[list[Coordinates]]:
+    from propagate.montecarlo.steps.coordinates import coordinates_of
+    from propagate.montecarlo.steps.simulate import plan
+
+    base = models[0].width, models[0].depth
+    said = run.optimizer, run.start, run.steps, run.seed, run.loss, run.transfer
+    plans = [plan(model, *said, base) for model in models]
+    return [list(coordinates_of(planned, run.draws)) for planned in plans]
+
+
+def _traced(models: Sequence[Model], run: Run) -> list[list[Coordinates]]:
     from propagate.tracing.coordinates import coordinates_of
 
-    rule = None if transfer is None else as_transfer(transfer)
-    sized: list[dict[str, Any]] = [{along: size} for size in sizes]
-    models = [dataclasses.replace(model, **size) for size in sized]  # all of them, before any work
-    base = (models[0].width, models[0].depth)
-    given = Start.of(start, **{field.name: field.default for field in dataclasses.fields(Start)})
-    return [list(coordinates_of(one, optimizer, loss, given, rule, base, steps, draws, seed)) for one in models]
+    base = models[0].width, models[0].depth
+    given = Start.of(run.start, **{field.name: field.default for field in dataclasses.fields(Start)})
+    rule = None if run.transfer is None else as_transfer(run.transfer)
+    said = run.optimizer, run.loss, given, rule, base, run.steps, run.draws, run.seed
+    return [list(coordinates_of(model, *said)) for model in models]
 
 
 def _of_family(

@@ -282,8 +282,8 @@ for _one in (
         streams=False,
         scale="linear",  # relative to itself, though decay can make it negative
     ),
-    Quantity("input_variance", "mean square of W's inputs", dims=("matrix",), streams=False, judged=False),
-    Quantity("output_variance", "mean square of what W gives", dims=("matrix",), streams=False, judged=False),
+    Quantity("input_variance", "mean square of W's inputs at step 0", dims=("matrix",), streams=False, judged=False),
+    Quantity("output_variance", "mean square of what W gives at step 0", dims=("matrix",), streams=False, judged=False),
     Quantity("loss", "of a step, before its update", streams=False, positive=False, scale="linear", judged=False),
     Quantity(
         "logit_change", "mean square of the logits' change since step 0", streams=False, scale="linear", judged=False

@@ -22,7 +22,7 @@ LEFT_OUT = {
     "placements": "takes nothing",
     "use_device": "what a pool runs in its processes",
     "trace": "needs torch: tests of tracing",
-    "coordinate_check": "needs torch: tests/test_coordinate_check.py",
+    "coordinate_check": "takes a model or functions: tests/test_coordinate_check.py",
     "CoordinateCheck": "what coordinate_check gives",
     "trace_steps": "needs torch: tests of tracing",
     "describe": "needs torch: tests of tracing",

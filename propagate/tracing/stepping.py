@@ -204,7 +204,7 @@ def _of_outputs(first: Seen, now: Seen, one: Leaf) -> dict[str, Tensor | None]:
         return {
             "own_change": moved.T[heard],
             "output_change": None if said is None else said - before,
-            "input_variance": None,
+            "input_variance": torch.tensor(one.tensor.shape[1] ** -0.5),  # of zeros and a one
             "output_variance": before,
         }
     alike = said is not None and said.shape[:-1] == before.shape[:-1]  # not where experts got other tokens

@@ -212,5 +212,7 @@ def _of_matrices(sums: dict[str, dict[str, Floats]]) -> dict[str, Floats]:
         found[f"param_grad:{name}"] = gradient
         found[f"own_change:{name}"] = of_name["own"] / of_name["count"]
         found[f"output_change:{name}"] = of_name["output"] / of_name["count"]
+        found[f"input_variance:{name}"] = of_name["heard"] / of_name["count"]
+        found[f"output_variance:{name}"] = of_name["said"] / of_name["count"]
         found[f"update_ratio:{name}"] = np.sqrt(of_name["far"] / of_name["size"])
     return found

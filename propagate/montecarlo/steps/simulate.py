@@ -7,7 +7,7 @@ import warnings
 from concurrent.futures import Executor
 from dataclasses import fields
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from propagate.experts import Experts
 from propagate.losses import CrossEntropy, Linear, Loss, check_loss
 from propagate.model import Model, check_model, check_norms
 from propagate.montecarlo.calls import called, smallest_fan_in
-from propagate.montecarlo.places import place_of
+from propagate.montecarlo.places import Place, place_of
 from propagate.montecarlo.progress import progress_bar
 from propagate.montecarlo.starts import Ends, ends_of
 from propagate.montecarlo.statistics import Floats, Summary, check_finite
@@ -105,32 +105,16 @@ def simulate_steps(
         >>> round(fall, 2)
         1.0
     """
-    check_model(model)
-    check_norms(model)
-    check_optimizer(optimizer)
-    steps = integer("steps", steps, at_most=MOST_STEPS)
     draws = integer("draws", draws, at_least=2, at_most=MOST_DRAWS)
-    seed = integer("seed", seed, at_least=0, at_most=2**128 - 1)
-    loss = Linear() if loss is None else loss
-    check_loss(loss)
-    factors = factors_by_kind(model, transfer, base)
-    given = Start.of(start, **{field.name: field.default for field in fields(Start)})
-    entering = _entering(model, loss, given)
-    _check_covered(model, optimizer, steps)
     if progress is not None:
         check_flag("progress", progress)
     if not isinstance(executor, Executor | None):
         raise ModelError(f"executor must be a concurrent.futures.Executor, got {shown(executor)}")
-    where = executor.submit(place_of, backend, precision).result() if executor else place_of(backend, precision)
-    chosen = _sampler(sampler, model, optimizer, steps)
-    if memory is not None:
-        integer("memory", memory, at_least=1)
-    taken = bytes_of_a_draw(model, optimizer, loss, steps=steps, sampler=chosen, precision=precision)
-    size = f"one draw of depth={model.depth}, width={model.width}, tokens={model.tokens}, steps={steps}, {chosen},"
-    check_memory(size, taken, where.most)
-    batch = max(1, (memory or where.batch) // taken)
-    batch = min(batch, math.ceil(draws / TASKS)) if executor else batch
-    course = Course(model, optimizer, steps, loss, factors, where.backend, precision, chosen, seed, entering)
+    planned = plan(
+        model, optimizer, start, steps, seed, loss, transfer, base, backend, sampler, precision, memory, executor
+    )
+    course, where, steps = planned.course, planned.where, planned.course.steps
+    batch = min(planned.batch, math.ceil(draws / TASKS)) if executor else planned.batch
     summary, diverged, doubtful = Summary(), np.zeros(steps + 1, dtype=int), 0
     batches = (range(first, min(first + batch, draws)) for first in range(0, draws, batch))
     with progress_bar(progress, draws, 0) as advance:
@@ -146,22 +130,76 @@ def simulate_steps(
         "witness": "simulation of steps",
         "model": repr(model),
         "optimizer": repr(optimizer),
-        "loss_function": repr(loss),
+        "loss_function": repr(course.loss),
         "transfer": "none" if transfer is None else repr(as_transfer(transfer)),
         "base": repr(base or (model.width, model.depth)),
         "width": model.width,
         "depth": model.depth,
         "tokens": model.tokens,
         "draws": draws,
-        "seed": seed,
-        "sampler": chosen,
+        "seed": course.seed,
+        "sampler": course.sampler,
         "backend": where.backend,
         "precision": precision,
         "device": where.device,
-        "bytes_of_a_draw": taken,
+        "bytes_of_a_draw": planned.taken,
         "diverged": int(diverged[-1]),
     }
     return table_of_steps(summary, model.depth, steps, attributes)
+
+
+class Plan(NamedTuple):
+    """What is to be run, checked.
+
+    Attributes:
+        course: what all draws have in common.
+        where: they run.
+        taken: bytes of one draw.
+        batch: draws at once.
+    """
+
+    course: Course
+    where: Place
+    taken: int
+    batch: int
+
+
+def plan(
+    model: Model,
+    optimizer: Optimizer,
+    start: Start | None,
+    steps: int,
+    seed: int,
+    loss: Loss | None,
+    transfer: str | Transfer | None,
+    base: tuple[int, int] | None,
+    backend: str = "auto",
+    sampler: str = "auto",
+    precision: str = "float64",
+    memory: int | None = None,
+    executor: Executor | None = None,
+) -> Plan:
+    """The plan of a run; see `simulate_steps` for the arguments and the errors raised."""
+    check_model(model)
+    check_norms(model)
+    check_optimizer(optimizer)
+    steps = integer("steps", steps, at_most=MOST_STEPS)
+    seed = integer("seed", seed, at_least=0, at_most=2**128 - 1)
+    loss = Linear() if loss is None else loss
+    check_loss(loss)
+    factors = factors_by_kind(model, transfer, base)
+    given = Start.of(start, **{field.name: field.default for field in fields(Start)})
+    entering = _entering(model, loss, given)
+    _check_covered(model, optimizer, steps)
+    where = executor.submit(place_of, backend, precision).result() if executor else place_of(backend, precision)
+    chosen = _sampler(sampler, model, optimizer, steps)
+    if memory is not None:
+        integer("memory", memory, at_least=1)
+    taken = bytes_of_a_draw(model, optimizer, loss, steps=steps, sampler=chosen, precision=precision)
+    size = f"one draw of depth={model.depth}, width={model.width}, tokens={model.tokens}, steps={steps}, {chosen},"
+    check_memory(size, taken, where.most)
+    course = Course(model, optimizer, steps, loss, factors, where.backend, precision, chosen, seed, entering)
+    return Plan(course, where, taken, max(1, (memory or where.batch) // taken))
 
 
 def factors_by_kind(model: Model, transfer: Any, base: Any) -> dict[str, Factors]:

@@ -34,11 +34,16 @@ class Matrix(NamedTuple):
 
 @dataclass(eq=False)
 class Site:
-    """A map and what is measured of it."""
+    """A map and what is measured of it.
+
+    Attributes:
+        entered: mean square of what it was given at first.
+    """
 
     map: Map
     matrices: list[Matrix]
     tokens: int
+    entered: Array
     first: list[Array] = field(default_factory=list)
     output_changes: list[Array] = field(default_factory=list)
     answered: bool = False
@@ -94,7 +99,8 @@ class Trained:
             factors = self.factors(name)
             stored.append(Stored(name, width, own * factors.gain))
             matrices.append(Matrix(name, width, gain / own * factors.multiplier, before * factors.multiplier))
-        return Site(self.make(site, x.shape[-1], stored), matrices, x.shape[-2])
+        made = self.make(site, x.shape[-1], stored)
+        return Site(made, matrices, x.shape[-2], _square(x) / (x.shape[-2] * x.shape[-1]))
 
     def settle(self) -> None:
         """After the way back: matrices that no cotangent has reached have met zeros."""
@@ -110,15 +116,19 @@ class Trained:
     def measured(self) -> Iterator[tuple[int, str, dict[str, Array]]]:
         """Of each matrix: its site, its name, and sums over its entries, (draws,) each, with how many there are."""
         for site, own in self.sites.items():
-            columns = zip(own.matrices, own.map.gradients(), own.map.moved(), own.output_changes, strict=True)
-            for matrix, gradient, moved, output in columns:
+            measured = own.map.gradients(), own.map.moved(), own.output_changes, own.first
+            columns = zip(own.matrices, *measured, strict=True)
+            for matrix, gradient, moved, output, first in columns:
+                count = float(own.tokens * matrix.width)
                 sums = {
                     "grad": _overlap(gradient.left, gradient.right),
                     "own": matrix.seen**2 * moved.own,
                     "output": matrix.seen**2 * output,
                     "far": moved.far,
                     "size": moved.size,
-                    "count": self.xp.full(len(output), float(own.tokens * matrix.width)),
+                    "heard": own.entered * count,
+                    "said": matrix.seen**2 * _square(first),
+                    "count": self.xp.full(len(output), count),
                 }
                 yield site, matrix.name, sums
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from propagate.tracing.describe import describe
     from propagate.tracing.steps import trace_steps
     from propagate.tracing.trace import trace
+    from propagate.tracing.training.train import train
     from propagate.verification import verify
 
 
@@ -94,6 +95,7 @@ __all__ = [
     "start_of",
     "trace",
     "trace_steps",
+    "train",
     "use_device",
     "validity",
     "verify",
@@ -122,6 +124,7 @@ _LAZY = {
     "simulate_steps": "propagate.montecarlo.steps.simulate",
     "trace": "propagate.tracing.trace",
     "trace_steps": "propagate.tracing.steps",
+    "train": "propagate.tracing.training.train",
     "use_device": "propagate.montecarlo.workers",
     "ValidityWarning": "propagate.theory.validity",
     "validity": "propagate.theory.validity",

@@ -5,6 +5,7 @@ Exit codes: 0 all is well, 1 theory and simulation disagree or a matrix departs,
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import io
@@ -33,6 +34,7 @@ from propagate.cli_output import (
     write,
 )
 from propagate.cli_trace import corpus, trace, weights
+from propagate.cli_train import TRAINING_OPTIONS, run
 from propagate.cli_verify import verify
 from propagate.experts import Experts
 from propagate.model import Model, ModelError
@@ -94,12 +96,13 @@ _RUN_OPTIONS = [
 
 
 def _on_a_network(command: Callable[..., None], depth: int = DEPTH) -> Callable[..., None]:
-    """Give a command the options of a network, as `model`, of what enters it, as `start`, and of a `run`.
+    """Give a command the options of a network, as `model`, of what enters it, as `start`, of a `run` or `training`.
 
     A network has `depth` blocks unless the options say another number.
     """
     own = inspect.signature(command, eval_str=True).parameters
-    groups = {"model": network_options(depth), "start": start_options(), "run": _RUN_OPTIONS}
+    groups = {"model": network_options(depth), "start": start_options()}
+    groups |= {"run": _RUN_OPTIONS, "training": TRAINING_OPTIONS}
     groups = {name: options for name, options in groups.items() if name in own}
 
     @functools.wraps(command)
@@ -209,6 +212,13 @@ def _simulated(model: Model, start: dict[str, Any], run: dict[str, Any], through
     integer("workers", workers, at_most=MOST_WORKERS)
     with nullcontext() if workers == 1 else pg.process_pool(workers) as pool, ended_at_once(pool):
         return pg.simulate(model, **options, executor=pool)
+
+
+@app.command()
+@_on_a_network
+def train(*, model: Model, training: dict[str, Any], json: JSON = False, out: OUT = None) -> None:
+    """Train language models on text, an arm for every rate and seed; the network is made causal."""
+    run(dataclasses.replace(model, causal=True), training, json=json, out=out)
 
 
 @app.command()
@@ -344,7 +354,8 @@ def main() -> None:
         typer.echo(f"error: {' '.join(error.format_message().split())}", err=True)
         code = BAD_INPUT
     if code == INTERRUPTED:  # newer versions of Typer make this code of an interrupt themselves
-        typer.echo("interrupted; with --checkpoint FILE the same command goes on where it stopped", err=True)
+        on = "with --checkpoint FILE (train: --to FOLDER) the same command goes on where it stopped"
+        typer.echo(f"interrupted; {on}", err=True)
     sys.exit(code)
 
 

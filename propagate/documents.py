@@ -69,6 +69,19 @@ class Corpus:
         return self._streams[side]
 
     @cached_property
+    def unigram_loss(self) -> float:
+        """Mean cross-entropy in nats of held-out tokens under the frequencies of training, one added to each count.
+
+        Example:
+            >>> ids = np.array([1, 1, 1], np.uint8), np.array([1], np.uint8)
+            >>> round(Corpus("ones", 2, ids[:1], ids[1:]).unigram_loss, 6) == round(float(-np.log(4 / 5)), 6)
+            True
+        """
+        counts = [np.bincount(self.stream(side), minlength=self.vocabulary) for side in SIDES]
+        share = (counts[0] + 1) / (counts[0] + 1).sum()
+        return float(-(counts[1] * np.log(share)).sum() / counts[1].sum())
+
+    @cached_property
     def digest(self) -> str:
         """A short name for every token of it."""
         made = hashlib.sha256(str(self.vocabulary).encode())

@@ -58,11 +58,16 @@ def digest(description: Any) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
 
 
-@functools.cache
 def simulation_digest() -> str:
     """A short name for the text of this package that a simulation runs: `montecarlo/`, and what describes a network."""
+    return text_digest("montecarlo")
+
+
+@functools.cache
+def text_digest(witness: str) -> str:
+    """A short name for the text of a witness, and of what describes a network."""
     package = Path(__file__).parent
-    files = sorted([*package.glob("*.py"), *package.glob("montecarlo/**/*.py")])
+    files = sorted([*package.glob("*.py"), *package.glob(f"{witness}/**/*.py")])
     return digest([[path.relative_to(package).as_posix(), path.read_text(encoding="utf-8")] for path in files])
 
 

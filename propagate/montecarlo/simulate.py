@@ -18,12 +18,12 @@ from propagate.montecarlo.checkpoint import load, save
 from propagate.montecarlo.memory import plan
 from propagate.montecarlo.norms import norm
 from propagate.montecarlo.places import place_of
-from propagate.montecarlo.progress import progress_bar
 from propagate.montecarlo.run import SAMPLERS, Network, run_halving
 from propagate.montecarlo.starts import ends_of
 from propagate.montecarlo.statistics import Summary, check_finite
 from propagate.montecarlo.sublayers import apply
 from propagate.montecarlo.workers import in_order
+from propagate.progress import progress_bar
 from propagate.start import Start, included
 from propagate.table import BY_MATRIX, STREAM, provenance, table
 

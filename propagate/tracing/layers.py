@@ -125,6 +125,22 @@ class Attention(nn.Module):
         self.register_buffer("turns", turns, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.heads(x)
+        seen = None if self.seen is None else _seen_for(x.shape[-2], self.seen, self.attention)
+        causal = self.attention.causal and seen is None
+        mixed = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=seen, is_causal=causal, scale=self.scale
+        )
+        return _tensor(self.dropout(self.write(self.inner["heads"](_merge_heads(mixed)))))
+
+    def largest_logit(self, x: Tensor) -> Tensor:
+        """Over sequences, heads and pairs of tokens that see one another, of the logits that the stream x makes."""
+        query, key, _ = self.heads(x)
+        seen = _seen(self.attention, x.shape[-2]).to(x.device)
+        return torch.where(seen, self.scale * query @ key.mT, -torch.inf).amax()
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (..., heads, tokens, head size) each, normed and turned."""
         attention, group = self.attention, self.attention.heads // self.attention.kv_heads
         query, key, value = (
             self.inner[name](_split_heads(part, attention.size))
@@ -134,12 +150,7 @@ class Attention(nn.Module):
             turns = _turns_for(x.shape[-2], self.turns, attention)
             query, key = _turned(query, turns), _turned(key, turns)
         key, value = (part.repeat_interleave(group, dim=-3) for part in (key, value))
-        seen = None if self.seen is None else _seen_for(x.shape[-2], self.seen, attention)
-        causal = attention.causal and seen is None
-        mixed = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=seen, is_causal=causal, scale=self.scale
-        )
-        return _tensor(self.dropout(self.write(self.inner["heads"](_merge_heads(mixed)))))
+        return query, key, value
 
 
 class UniformAttention(nn.Module):

@@ -17,7 +17,6 @@ from propagate.losses import CrossEntropy, Linear, Loss, check_loss
 from propagate.model import Model, check_model, check_norms
 from propagate.montecarlo.calls import called, smallest_fan_in
 from propagate.montecarlo.places import Place, place_of
-from propagate.montecarlo.progress import progress_bar
 from propagate.montecarlo.starts import Ends, ends_of
 from propagate.montecarlo.statistics import Floats, Summary, check_finite
 from propagate.montecarlo.steps.directions import EXACT
@@ -27,6 +26,7 @@ from propagate.montecarlo.steps.table import table_of_steps
 from propagate.montecarlo.sublayers import CALLS, MATRICES
 from propagate.montecarlo.workers import in_order
 from propagate.optimizers import SGD, Muon, Optimizer, check_optimizer
+from propagate.progress import progress_bar
 from propagate.start import Start
 from propagate.transfer import Factors, Kind, Transfer, as_transfer
 

@@ -22,7 +22,8 @@ LONG = (
 MEASURED = ("attention_gradient", "validity")  # drawn from stored measurements
 MODELS = ("architectures", "trained")  # test_model_figures.py
 TOUR = ("collapse_layers", "cosine_similarity", "phase_diagram", "twice_as_deep")  # test_figures_of_the_tour.py
-ALL = sorted((*NAMES, *MEASURED, *MODELS, *TOUR))
+STEPS = ("first_step", "step_over_depth")  # test_figures_of_first_steps.py
+ALL = sorted((*NAMES, *MEASURED, *MODELS, *TOUR, *STEPS))
 
 
 def predicted(name: str, data: xr.Dataset, network: int) -> xr.Dataset:

@@ -15,6 +15,6 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name != "apply":
         raise AttributeError(f"module 'propagate.tracing' has no attribute {name!r}")
-    from propagate.tracing import experts, layers, setting  # noqa: F401  # the first two register their kinds
+    from propagate.tracing.build import apply  # which imports those that register the package's kinds
 
-    return setting.apply
+    return apply

@@ -14,14 +14,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+import propagate.tracing.experts  # noqa: F401  # which, as layers, registers what the package covers
 from propagate.layers import Layer
 from propagate.model import SHORTHAND, Model, ModelError, check_model
 from propagate.norms import Norm
 from propagate.placement import split
 from propagate.sublayers import Sublayer
-from propagate.tracing import experts as _experts  # noqa: F401  # which, as layers, registers its kind
 from propagate.tracing.layers import Projection
-from propagate.tracing.setting import Setting, check_fields, module_of
+from propagate.tracing.setting import Setting, check_fields
+from propagate.tracing.setting import apply as apply
+from propagate.tracing.setting import module_of as module_of
 
 Equations = Callable[[Any, Any], Any]
 Describe = Callable[[], Sublayer | Norm]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from propagate.model import Model, ModelError
-from propagate.tracing import experts as _experts  # noqa: F401  # which, as layers, registers its kind
+from propagate.tracing.build import module_of
 from propagate.tracing.layers import Projection
 from propagate.tracing.probe import Seen
-from propagate.tracing.setting import Setting, module_of
+from propagate.tracing.setting import Setting
 
 DRAWS = 8
 FAR = 5.0

@@ -144,7 +144,8 @@ class Network(nn.Module):
 class LanguageModel(nn.Module):
     """A network between a token embedding of variance 1 and a linear head: token ids to logits.
 
-    Tokens carry no position: without a causal mask the network treats them as a set.
+    Positions are rotary, where the model has them (`rope`). Without them and without a causal mask the network treats
+    tokens as a set.
     """
 
     def __init__(self, model: Model, vocabulary: int) -> None:

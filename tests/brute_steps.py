@@ -90,5 +90,7 @@ def brute(model: pg.Model, optimizers: dict[str, Any], start: Any, draws: int, s
                     else:
                         mean[at], error[at] = np.mean(values), np.std(values, ddof=1) / np.sqrt(len(values))
             columns |= {column: (("block", "matrix"), mean), f"{column}_se": (("block", "matrix"), error)}
-        tables[name] = seen[["block"]].assign(columns).assign_coords(matrix=names).assign_attrs(seen.attrs)
+        tables[name] = (
+            seen.drop_vars(list(seen.data_vars)).assign(columns).assign_coords(matrix=names).assign_attrs(seen.attrs)
+        )
     return tables

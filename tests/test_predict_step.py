@@ -32,18 +32,19 @@ CASES: dict[str, pg.Model] = {
     "normed": pg.Model("hybridnorm", activation="geglu", normed=("heads", "hidden"), norm="layer", **SIZES),
     "two streams": pg.Model("residual", activation="tanh", logit_std=0.0, **SIZES),
 }
+LONGER = {name: [pytest.mark.slow] * (name in ("gates", "normed")) for name in CASES}
 
 
 @lru_cache(maxsize=len(CASES))
 def seen(name: str) -> dict[str, xr.Dataset]:
-    return brute(CASES[name], OPTIMIZERS, START, draws=40)
+    return brute(CASES[name], OPTIMIZERS, START, draws=24)
 
 
 def scores(said: xr.Dataset, measured: xr.Dataset) -> dict[str, float]:
     return {str(name): float(z) for name, z in pg.compare(said, measured).worst_z.to_series().items()}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=LONGER[name]) for name in CASES])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_theory_and_networks_agree(name: str, optimizer: str) -> None:
     said = pg.predict_step(CASES[name], OPTIMIZERS[optimizer], START)
@@ -76,13 +77,17 @@ def test_sgd_without_the_cotangents_gram_matrix_is_rejected(monkeypatch: pytest.
     assert min(found[f"own_change[{name}]"] for name in ("value", "attention_out", "ffn_out", "ffn_in")) > 4, found
 
 
-def test_the_law_of_gaussian_inputs_behind_an_activation_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("case", "optimizer"), [("kinks", "sign"), pytest.param("gates", "adam", marks=pytest.mark.slow)]
+)
+def test_the_law_of_gaussian_inputs_behind_an_activation_is_rejected(
+    monkeypatch: pytest.MonkeyPatch, case: str, optimizer: str
+) -> None:
     def gaussian(name: str, use: Any) -> Any:
         return dataclasses.replace(use, draw_x=None, draw_g=None)
 
-    for case, optimizer in (("kinks", "sign"), ("gates", "adam")):
-        found = wrong(monkeypatch, case, optimizer, gaussian)
-        assert found["own_change[ffn_out]"] > 4, found
+    found = wrong(monkeypatch, case, optimizer, gaussian)
+    assert found["own_change[ffn_out]"] > 4, found
 
 
 def test_adam_without_eps_is_rejected() -> None:
@@ -111,7 +116,7 @@ def test_resolutions_agree() -> None:
         closed = pg.predict_step(model, optimizer, START)
         resolved = pg.predict_step(model, optimizer, pg.Start(gram=gram, grad_covariance=0.2))
         for name in ("own_change", "update_ratio", "first_order_fall", "spectral_ratio"):
-            np.testing.assert_allclose(closed[name], resolved[name], rtol=1e-9)
+            np.testing.assert_allclose(closed[name], resolved[name], rtol=1e-6)  # what is drawn is in single precision
 
 
 def test_collapsed_tokens_keep_their_digits() -> None:
@@ -132,6 +137,7 @@ def test_collapsed_tokens_keep_their_digits() -> None:
     assert both[1] == pytest.approx(3e-18)
 
 
+@pytest.mark.slow  # what is proved is contracted first
 def test_the_propositions_formulas() -> None:
     """Those that proposition 13 proves, against the theory's and against the steps of dense networks."""
     formulas = {name: step_of(p13.PROPOSITION, name).right for name in ("sgd_fall", "sgd_change", "muon_fall")}

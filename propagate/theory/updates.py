@@ -31,8 +31,7 @@ from propagate.model import ModelError
 from propagate.optimizers import SGD, Adam, Muon, Optimizer, Sign
 from propagate.table import BY_MATRIX
 from propagate.theory.gaussian.signs import mean_root, mean_shares, soft_sign, soft_sign_averages
-from propagate.theory.tokens.drawn_heads import gaussian_tokens
-from propagate.theory.tokens.drawn_units import replicated
+from propagate.theory.tokens.drawn_units import drawn_tokens, resolved
 from propagate.theory.tokens.gram import Array, Gram
 from propagate.theory.tokens.modes import modes, uneven
 from propagate.theory.uses import Use
@@ -192,12 +191,12 @@ def _share(own: Any, crossed: Any) -> Any:
 
 def _by_entry(met: Met, eps: float) -> Step:
     use = met.use
-    x, g = (replicated(moments, met.tokens) for moments in (use.x, use.g))
+    x, g = (resolved(moments, met.tokens) for moments in (use.x, use.g))
     if use.draw_x is not None:
         return _of_drawn_inputs(met, use.draw_x, g, eps)
     if use.draw_g is None:
         draw = np.random.default_rng([*met.seed, 1])
-        apart, shared = gaussian_tokens(g, (len(g.matrix), 1, met.tokens, met.units), draw)
+        apart, shared = drawn_tokens(g, 1, met.units, draw)
         arriving = (apart + shared)[:, 0].swapaxes(-1, -2)
     else:
         units = use.draw_g(met.seed, met.units)
@@ -235,18 +234,20 @@ def _of_drawn_inputs(met: Met, draw: Any, g: Gram, eps: float) -> Step:
     n, tokens = met.use.fan_in, met.tokens
     x = draw(met.seed, met.units)  # (replicas, units, coordinates, tokens)
     normals = np.random.default_rng([*met.seed, 1])
-    apart, shared = gaussian_tokens(g, (len(g.matrix), 1, tokens, MET), normals)
+    apart, shared = drawn_tokens(g, 1, MET, normals)
     arriving = (apart + shared)[:, 0]  # (replicas, tokens, MET)
-    y = met.multiplier * (x @ arriving[:, None])
+    replicas, drawn, size, _ = x.shape
+    flat = x.reshape(replicas, drawn * size, tokens)
+    y = met.multiplier * (flat @ arriving)
     f = soft_sign(y, eps)
-    drawn, size = x.shape[1:3]
-    of_all = x.reshape(len(x), -1, tokens).swapaxes(-1, -2) @ f.reshape(len(x), -1, MET)
+    of_all = flat.swapaxes(-1, -2) @ f
     if size == 1:
-        own = ((x**2).sum(axis=(-1, -2))[:, None] @ f[:, :, 0] ** 2)[:, 0]
+        own = ((flat * flat).sum(axis=-1)[:, None] @ (f * f))[:, 0]
     else:
-        own = ((x.swapaxes(-1, -2) @ f) ** 2).sum(axis=(1, 2))
+        own = ((x.swapaxes(-1, -2) @ f.reshape(replicas, drawn, size, MET)) ** 2).sum(axis=(1, 2))
     crossed = ((of_all**2).sum(axis=1) - own) / (drawn * (drawn - 1) * size**2)
     crossed, own = (n * (n - size) * crossed).mean(axis=-1), (n * own / (drawn * size)).mean(axis=-1)
-    fall, square = (met.entries * of.mean(axis=(1, 2, 3)) for of in (y * f, f * f))
+    std = met.multiplier * np.sqrt(np.maximum(((flat @ g.matrix) * flat).sum(axis=-1), 0.0))  # of y, given x
+    fall, square = (met.entries * of.mean(axis=-1) for of in soft_sign_averages(std, eps)[:2])
     softness = 1 - square / met.entries if eps else 0 * square
     return Step((crossed + own) / tokens, fall, square, np.nan * fall, _share(own, crossed), softness)

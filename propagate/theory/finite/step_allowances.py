@@ -22,12 +22,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from propagate.layers import Layer
 from propagate.model import Model
 from propagate.optimizers import SGD, Muon, Optimizer
+from propagate.outline import outline
 from propagate.theory.finite.allowances import Array, experts_of, layers_of, logit_stds, wildness
 
 CHOICE = 0.5  # of what heads choose, measured with Muon at 4 and 32 heads
 CROWDED = 0.5
+FEW = 4.0
 EXACT = 2 / np.pi
 
 
@@ -50,7 +53,8 @@ def step_allowances(
         optimizer: its optimiser.
         matrices: names, in order.
     """
-    noise = np.array([[_noise(model, index, name) for name in matrices] for index in range(1, model.depth + 1)])
+    blocks = zip(range(1, model.depth + 1), layers_of(model), logit_stds(model), strict=True)
+    noise = np.array([_noise(model, *block, matrices) for block in blocks])
     read, met = np.moveaxis(np.concatenate([np.full((1, *noise.shape[1:]), np.nan), noise]), -1, 0)
     entering = np.concatenate([[np.nan], forward[:-1]])[:, None]
     uneven = model.tokens * (read + met + entering) / 8
@@ -66,12 +70,20 @@ def step_allowances(
     return {f"{name}_allowance": values + 0 * gradient for name, values in found.items()}
 
 
-def _noise(model: Model, index: int, name: str) -> tuple[float, float]:
-    """Relative variance of an entry of the Gram matrices that a matrix meets, of its input and of its cotangent."""
-    layer, stream = layers_of(model)[index - 1], 1 / model.width
-    logits = logit_stds(model)[index - 1] ** 2
-    heads = CHOICE * logits / (logits + 0.3) / layer.attention.kv_heads
+def _noise(
+    model: Model, index: int, layer: Layer, logit_std: float, matrices: Sequence[str]
+) -> list[tuple[float, float]]:
+    """Of each matrix: relative variance of an entry of the Gram matrices of its input and of its cotangent."""
+    attention, stream, logits = layer.attention, 1 / model.width, logit_std**2
+    heads = CHOICE * logits / (logits + 0.3) / attention.kv_heads
+    free = attention.size - layer.norm.centred
+    tails = FEW / max(free - 4, 0.5) / attention.kv_heads  # of what passes the norm of a small head
+    normed = {
+        *attention.normed,
+        *(name for call in outline(model.equations, model.depth, index) for name in call.normed),
+    }
     units = max(3.5 * wildness(ffn.activation) / ffn.units for ffn, _ in experts_of(layer))
     read = {"attention_out": stream + heads / model.tokens, "ffn_out": units}
-    met = dict.fromkeys(("query", "key", "value"), stream + heads) | dict.fromkeys(("ffn_in", "ffn_gate"), units)
-    return read.get(name, stream), met.get(name, stream)
+    met = {name: stream + heads + tails * (name in normed) for name in ("query", "key", "value")}
+    met |= dict.fromkeys(("ffn_in", "ffn_gate"), units)
+    return [(read.get(name, stream), met.get(name, stream)) for name in matrices]

@@ -12,6 +12,7 @@ either end and are analytic in a strip, so that the trapezoidal rule converges e
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ Array = NDArray[np.float64]
 TIMES = np.exp(np.arange(-90.0, 90.0, 0.5))
 STEP = 0.5
 SIZES = np.exp(np.arange(-14.0, 2.4, 0.15))  # of a standard normal, in equal steps of its logarithm
+RATIOS = np.arange(-40.0, 40.0, 0.01)  # logarithms of eps over a standard deviation
 WEIGHTS = 0.15 * SIZES * np.exp(-SIZES * SIZES / 2) * math.sqrt(2 / math.pi)
 
 
@@ -78,7 +80,13 @@ def soft_sign_averages(std: Array, eps: float) -> tuple[Array, Array, Array]:
     some = (std > 0).astype(float)
     if eps == 0:
         return np.asarray(math.sqrt(2 / math.pi) * std), some, some
-    ratio = eps / np.where(std > 0, std, 1.0)[..., None]
-    f = SIZES / (SIZES + ratio)
-    first, second, fourth = ((WEIGHTS * values).sum(axis=-1) for values in (SIZES * f, f * f, SIZES**2 * f * f))
+    ratio = np.log(eps / np.where(std > 0, std, eps))
+    first, second, fourth = (np.interp(ratio, RATIOS, values) for values in _softened())
     return np.asarray(std * first), np.asarray(some * second), np.asarray(some * fourth)
+
+
+@lru_cache(maxsize=1)
+def _softened() -> tuple[Array, ...]:
+    """The averages at standard deviation 1 over `RATIOS`."""
+    f = SIZES / (SIZES + np.exp(RATIOS)[:, None])
+    return tuple((WEIGHTS * values).sum(axis=-1) for values in (SIZES * f, f * f, SIZES**2 * f * f))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -121,10 +121,12 @@ def to_logits(drawn: Drawn, values: Gram, g: Gram, attention: Attention, norms: 
 
 def _tokens(gram: Gram, shape: tuple[int, ...], draw: np.random.Generator) -> Array:
     apart, shared = gaussian_tokens(gram, shape, draw)
-    return apart + shared
+    return np.asarray(apart + shared)
 
 
-def gaussian_tokens(gram: Gram, shape: tuple[int, ...], draw: np.random.Generator) -> tuple[Array, Array]:
+def gaussian_tokens(
+    gram: Gram, shape: tuple[int, ...], draw: np.random.Generator, precision: type = np.float64
+) -> tuple[Any, Any]:
     """Gaussian tokens with these second moments, as a sum: their differences, from the distances alone, and what is
     the same for all.
 
@@ -132,6 +134,7 @@ def gaussian_tokens(gram: Gram, shape: tuple[int, ...], draw: np.random.Generato
         gram: (replicas, tokens, tokens).
         shape: replicas, samples, tokens, coordinates.
         draw: what draws.
+        precision: of what is drawn; the roots of the moments are always double.
 
     Returns:
         Arrays of this shape, and of the same with one token.
@@ -155,8 +158,9 @@ def gaussian_tokens(gram: Gram, shape: tuple[int, ...], draw: np.random.Generato
     along = (vectors * inverse) @ (rows @ with_mean[..., None])  # of the mean token, along the differences' normals
     rest = variance.mean(axis=-1) - apart.mean(axis=-1) - (along**2).sum(axis=(-1, -2))
     mixed = (vectors * roots) @ rows + along.swapaxes(-1, -2)
-    own = draw.standard_normal((*shape[:2], 1, shape[3])) * np.sqrt(np.maximum(rest, 0.0))[:, None, None, None]
-    return np.asarray(mixed[:, None] @ draw.standard_normal(shape)), own
+    size = np.sqrt(np.maximum(rest, 0.0))[:, None, None, None].astype(precision)
+    shared = draw.standard_normal((*shape[:2], 1, shape[3]), dtype=precision) * size
+    return mixed[:, None].astype(precision) @ draw.standard_normal(shape, dtype=precision), shared
 
 
 def normed(x: Array, centred: bool) -> Array:

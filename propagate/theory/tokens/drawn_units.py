@@ -28,19 +28,23 @@ are independent, the coordinates of one are not."""
 REPLICAS = 8  # independent sets of draws, whose spread is the standard error
 
 
-def replicated(x: Any, tokens: int) -> Gram:
-    """Second moments of either resolution as Gram matrices of several replicas.
+def resolved(x: Any, tokens: int) -> Gram:
+    """Second moments of either resolution as Gram matrices with an axis of replicas, of one where all are alike.
 
     Example:
         >>> from propagate.theory.pairs.moments import Moments
-        >>> replicated(Moments(1.0, 0.5), 4).matrix.shape
-        (8, 4, 4)
+        >>> resolved(Moments(1.0, 0.5), 4).matrix.shape
+        (1, 4, 4)
     """
     gram = x if isinstance(x, Gram) else Gram.exchangeable(float(x.variance), float(x.deviation), tokens)
-    if gram.matrix.ndim == 2 or len(gram.matrix) == 1:
-        shape = (REPLICAS, tokens, tokens)
-        return Gram(np.broadcast_to(gram.matrix, shape), np.broadcast_to(gram.deviation, shape))
-    return gram
+    return Gram(gram.matrix[None], gram.deviation[None]) if gram.matrix.ndim == 2 else gram
+
+
+def drawn_tokens(gram: Gram, samples: int, count: int, draw: np.random.Generator) -> tuple[Array, Array]:
+    """`gaussian_tokens` of every replica in single precision; where there is but one, of `REPLICAS` like it."""
+    replicas, tokens = gram.variance.shape
+    shape = (replicas if replicas > 1 else REPLICAS, samples, tokens, count)
+    return gaussian_tokens(gram, shape, draw, np.float32)
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class HiddenUnits:
         tokens: their number.
         scale: of the norm before the output matrix, a number or one a token; None without.
         norm: of the model.
+        drawn: the last sample, which all matrices of a call share.
     """
 
     ffn: FFN
@@ -62,40 +67,41 @@ class HiddenUnits:
     tokens: int
     scale: Any
     norm: Norm
+    drawn: dict[Any, tuple[Array, Any, Array]] = field(default_factory=dict, repr=False, compare=False)
 
     def values(self, seed: Sequence[int], count: int) -> Array:
         """What the output matrix reads."""
-        gate, linear, _ = self._drawn(seed, count)
+        gate, linear, _ = self._sample(seed, count)
         found = functions(self.ffn.activation.core).value(gate) * linear
         if self.scale is not None:
             if self.norm.centred:
                 found = found - found.mean(axis=(0, 1), keepdims=True)
-            found = found * np.asarray(self.scale).reshape(
-                -1, 1, np.shape(self.scale)[-1] if np.ndim(self.scale) else 1
-            )
-        return np.asarray(found[:, :, None])
+            found = found * (self.scale[:, None] if np.ndim(self.scale) else self.scale)
+        return np.asarray(found[:, :, None], dtype=np.float32)
 
     def cotangents(self, name: str, seed: Sequence[int], count: int) -> Array:
         """At the output of an input matrix: "ffn_in" or "ffn_gate"."""
-        gate, linear, arriving = self._drawn(seed, count)
+        gate, linear, arriving = self._sample(seed, count)
         of_gate = functions(self.ffn.activation.core)
         if not self.ffn.activation.gated or name == "ffn_gate":
             factor = of_gate.slope(gate) * linear
         else:
             factor = of_gate.value(gate)
-        return np.asarray((factor * arriving)[:, :, None])
+        return np.asarray((factor * arriving)[:, :, None], dtype=np.float32)
 
-    def _drawn(self, seed: Sequence[int], count: int) -> tuple[Array, Any, Array]:
+    def _sample(self, seed: Sequence[int], count: int) -> tuple[Array, Any, Array]:
         """Input of the activation, what multiplies its output, and the cotangent: (replicas, units, tokens)."""
-        draw, ffn = np.random.default_rng(seed), self.ffn
-
-        def units(x: Any) -> Array:
-            gram = replicated(x, self.tokens)
-            apart, shared = gaussian_tokens(gram, (len(gram.matrix), 1, self.tokens, count), draw)
-            return np.asarray((apart + shared)[:, 0].swapaxes(-1, -2))
-
-        gate = ffn.gate_gain * units(self.before)
-        return gate, units(self.before) if ffn.activation.gated else 1.0, units(self.arriving)
+        of = (tuple(seed), count)
+        if of not in self.drawn:
+            self.drawn.clear()
+            draw, ffn = np.random.default_rng(seed), self.ffn
+            before, arriving = (resolved(x, self.tokens) for x in (self.before, self.arriving))
+            apart, shared = drawn_tokens(before, 1 + ffn.activation.gated, count, draw)
+            inputs = (apart + shared).swapaxes(-1, -2)
+            apart, shared = drawn_tokens(arriving, 1, count, draw)
+            linear = inputs[:, 1] if ffn.activation.gated else 1.0
+            self.drawn[of] = ffn.gate_gain * inputs[:, 0], linear, (apart + shared)[:, 0].swapaxes(-1, -2)
+        return self.drawn[of]
 
 
 class _Sample(NamedTuple):
@@ -162,8 +168,7 @@ class Heads:
         units = max(round(count / (size * group)), 2)
 
         def drawn(moments: Any, heads: int) -> tuple[Array, Array]:
-            gram = replicated(moments, self.tokens)
-            return gaussian_tokens(gram, (len(gram.matrix), heads, self.tokens, size), draw)
+            return drawn_tokens(resolved(moments, self.tokens), heads, size, draw)
 
         query, key, value = (
             self._projected(part, drawn(self.x.times(getattr(kind, f"{part}_gain")), heads))

@@ -195,3 +195,37 @@ def test_code_like_nanogpt_is_read_as_it_is_and_called_on_ids() -> None:
     attention, ffn = pg.Attention(heads=2, causal=True, out_gain=0.5), pg.FFN("relu", hidden=32)
     own = pg.describe(GPT(), tokens=TOKENS, placement="postnorm", attention=attention, ffn=ffn).model
     assert (own.at(1).attention.out_gain, own.at(1).ffn.hidden, type(own.equations).__name__) == (0.5, 32, "PostNorm")
+
+
+class PreNormBlock(Odd):
+    """No norm itself; it asks torch for norms without a module."""
+
+    def forward(self, x: Any) -> Any:
+        x = x + self.first(functional.rms_norm(x, (WIDTH,), eps=1e-4))
+        return x + self.second(functional.rms_norm(x, (WIDTH,), eps=1e-4))
+
+
+def test_norms_that_no_module_is_are_read() -> None:
+    torch.manual_seed(0)
+    model, said = pg.describe(nn.Sequential(PreNormBlock("apart"), PreNormBlock("apart")), tokens=TOKENS)
+    assert (type(model.equations).__name__, model.norm, said) == ("PreNorm", pg.Norm("rms", 1e-4), ())
+
+
+def test_blocks_of_bfloat16_are_read_within_its_rounding() -> None:
+    model = pg.describe(odd("apart").bfloat16(), tokens=TOKENS).model
+    assert (type(model.equations).__name__, model.at(1).ffn.activation.name) == ("PreNorm", "swiglu")
+
+
+def test_what_no_model_has_is_refused_by_name() -> None:
+    decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(16, 2, 32, batch_first=True), 2)
+    x = torch.randn(1, 4, 16)
+    with pytest.raises(
+        pg.ModelError, match="TransformerDecoderLayer attends 2 times, and 1 of its sublayers mix tokens"
+    ):
+        pg.describe(decoder, tokens=4, inputs=(x, torch.randn(1, 5, 16)))
+    module = odd("apart")
+    nn.init.constant_(module[1].second.b.weight, float("nan"))
+    with pytest.raises(pg.ModelError, match="what leaves block 2 is not finite"):
+        pg.describe(module, tokens=TOKENS)
+    with torch.inference_mode(), pytest.raises(pg.ModelError, match="describe needs autograd"):
+        pg.describe(odd("apart"), tokens=TOKENS)

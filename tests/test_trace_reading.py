@@ -342,8 +342,9 @@ def test_lists_that_the_model_steps_through_are_no_blocks() -> None:
             return x
 
     net, x = Net(), torch.randn(2, 6, 32)
-    with pytest.raises(pg.ModelError, match="called none of its blocks"):
-        pg.trace(net, x)
+    for verb in (lambda: pg.trace(net, x), lambda: pg.describe(net, inputs=x)):
+        with pytest.raises(pg.ModelError, match=r"called none of its blocks.*Lists of sublayers"):
+            verb()
     with pytest.raises(pg.ModelError, match="what enters block 3 is not what left block 2"):
         pg.trace(net, x, blocks=net.layers[0])
 

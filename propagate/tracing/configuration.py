@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from propagate.experts import Experts
 from propagate.model import ModelError
 from propagate.tracing import layers
+from propagate.tracing.cores import Core
 from propagate.tracing.find import is_norm
 from propagate.tracing.gains import Sizes
-from propagate.tracing.probe import Core
 
 TORCH_ACTIVATIONS = ("relu", "gelu", "silu", "tanh")
 ACTIVATIONS = {

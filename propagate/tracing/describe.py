@@ -17,7 +17,7 @@ from propagate.placement import Placement
 from propagate.scaling import Gains, Number
 from propagate.sublayers import FFN, Attention
 from propagate.tracing.configuration import activation_of, experts_of, inner_norms, logit_factor, rope_of, turned
-from propagate.tracing.find import Blocks, blocks_of, unwrapped
+from propagate.tracing.find import Blocks, blocks_of, none_called, unwrapped
 from propagate.tracing.gains import Rows, Sizes, gains_of, matrices, router_std, rows_of, sizes_of
 from propagate.tracing.layers import output_rms
 from propagate.tracing.layout import Axes
@@ -119,7 +119,7 @@ def describe(
     given = inputs_for(module, distinct, tokens) if inputs is None else inputs
     seen = probed(module, distinct, given, axes)
     if not seen:
-        raise ModelError("the model called none of its blocks; point at those it uses with blocks=")
+        raise none_called(distinct)
     images = given.get("pixel_values") if isinstance(given, dict) else given
     if isinstance(images, Tensor) and images.dim() == 4 and seen[0].calls:
         tokens = seen[0].calls[0][1].shape[1]

@@ -55,6 +55,22 @@ def blocks_of(module: nn.Module, blocks: Blocks = None) -> list[nn.Module]:
     return list(chosen)
 
 
+def none_called(blocks: Sequence[nn.Module]) -> ModelError:
+    """What to say where a model was run and none of its blocks was.
+
+    Example:
+        >>> print(none_called([nn.Linear(2, 2)]))
+        the model called none of its blocks; point at those it uses with blocks=
+    """
+    said = "the model called none of its blocks; point at those it uses with blocks="
+    if any(isinstance(block, nn.ModuleList | nn.ModuleDict) for block in blocks):
+        said += (
+            ". Lists of sublayers that a model steps through itself are none: where their skips end no hook sees; put"
+            " each into a module whose forward makes one block of it"
+        )
+    return ModelError(said)
+
+
 def _stacks(module: nn.Module) -> Iterator[tuple[str, Any]]:
     for path, part in module.named_modules():
         equal = isinstance(part, nn.ModuleList | nn.Sequential) and len({type(child) for child in part}) == 1
@@ -82,8 +98,8 @@ def is_norm(module: nn.Module) -> bool:
         >>> is_norm(Unit())
         True
     """
-    if "norm" in _name(module).lower():
-        return True
+    if "norm" in _name(module).lower():  # which "PreNormBlock" has in its name too
+        return next(module.children(), None) is None or all(p.dim() < 2 for p in module.parameters())
     if type(module).__module__.startswith("torch.") or next(module.children(), None) is not None:
         return False
     if module not in _DOES_NORM:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from propagate.model import ModelError
 from propagate.scaling import Gains
+from propagate.tracing.cores import Core
 from propagate.tracing.find import is_norm
-from propagate.tracing.probe import Core
 from propagate.tracing.roles import by_role
 from propagate.tracing.statistics import precise
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from propagate.model import ModelError
-from propagate.tracing.find import is_norm
+from propagate.tracing.cores import Core, Cores
+from propagate.tracing.find import is_norm, unwrapped
 from propagate.tracing.layout import Axes, Layout, gradient_at
 from propagate.tracing.recorder import Recorder, watching
 from propagate.tracing.roles import by_role
@@ -33,34 +32,6 @@ ROWS = 16
 
 INSIDE = ("query", "ffn_gate", "ffn_in", "ffn_both", "ffn_out")
 """Matrices whose outputs, and of the last whose inputs, are looked at."""
-
-
-PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm)
-SOFTMAXES = (functional.softmax, torch.softmax, Tensor.softmax)
-
-
-class Core(NamedTuple):
-    """Softmax attention as torch was asked for it.
-
-    Attributes:
-        query: (..., heads, tokens, size), as it meets the keys.
-        scale: factor on the logits.
-        biased: whether something finite is added to logits.
-        sources: the functions of autograd's graph that gave queries, keys and values; None where one was not seen.
-    """
-
-    query: Tensor
-    scale: float
-    biased: bool
-    sources: tuple[Any, Any, Any] | None = None
-
-    @property
-    def heads(self) -> int:
-        return self.query.shape[-3]
-
-    @property
-    def size(self) -> int:
-        return self.query.shape[-1]
 
 
 @dataclass(frozen=True)
@@ -92,70 +63,6 @@ class Seen:
     common: float
 
 
-class Cores(TorchFunctionMode):
-    """Notes every softmax attention that torch is asked for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[Core] = []
-        self._product: tuple[Tensor, Tensor] | None = None  # queries, and they times the keys
-        self._sources: tuple[Any, Any, Any] | None = None
-        self._weighing: torch.Size | None = None  # shape of attention's weights, until they meet the values
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is functional.scaled_dot_product_attention:
-            query, mask = (
-                args[0] if args else kwargs["query"],
-                kwargs.get("attn_mask", args[3] if len(args) > 3 else None),
-            )
-            scale = kwargs.get("scale") or query.shape[-1] ** -0.5
-            given = (*args, *(kwargs[name] for name in ("query", "key", "value") if name in kwargs))[:3]
-            sources = tuple(x.grad_fn for x in given)
-            self.found.append(Core(query.detach(), scale, _is_bias(mask), sources))
-        output = func(*args, **kwargs)
-        factors = _factors(func, args)
-        if factors is not None and self._weighing == factors[0].shape:  # weights times values
-            core, self._weighing = self.found[-1], None
-            assert core.sources is not None
-            self.found[-1] = core._replace(sources=(*core.sources[:2], factors[1].grad_fn))
-        elif factors is not None and factors[0].dim() == 4 and output.shape[-1] == output.shape[-2]:
-            self._product = factors[0].detach(), output.detach().clone()
-            self._sources = factors[0].grad_fn, factors[1].grad_fn, None
-        elif func in SOFTMAXES and self._product is not None and args[0].shape == self._product[1].shape:
-            self.found.append(_written_out(*self._product, args[0].detach())._replace(sources=self._sources))
-            self._product, self._weighing = None, args[0].shape
-        return output
-
-
-def _factors(func: Any, args: Any) -> tuple[Tensor, Tensor] | None:
-    """The two tensors of a product of matrices."""
-    if func in PRODUCTS:
-        return args[0], args[1]
-    if func is torch.einsum and len(args) == 3 and isinstance(args[0], str):
-        return args[1], args[2]
-    return None
-
-
-def _written_out(query: Tensor, product: Tensor, logits: Tensor) -> Core:
-    """Attention whose logits a model computes itself: the last token's, as a multiple of products.
-
-    With a bias on them that multiple is not told apart from it, and the usual one is taken.
-    """
-    x, y = product[..., -1, :].double(), logits[..., -1, :].double()
-    seen = y > torch.finfo(logits.dtype).min / 4
-    x, y = x[seen] - x[seen].mean(), y[seen] - y[seen].mean()
-    scale = float((x @ y) / (x @ x))
-    biased = not bool((y - scale * x).norm() <= 0.05 * y.norm())
-    return Core(query, query.shape[-1] ** -0.5 if biased else scale, biased)
-
-
-def _is_bias(mask: Tensor | None) -> bool:
-    if mask is None or not mask.is_floating_point():
-        return False
-    return bool(((mask != 0) & (mask > torch.finfo(mask.dtype).min / 4)).any())
-
-
 class Probe:
     """Hooks as `watching` sets them, a recorder of its own for every call of a block."""
 
@@ -175,7 +82,7 @@ class Probe:
 
     def enter(self, block: nn.Module, args: Any, kwargs: Any) -> Any:
         self._recorder, self._norms = Recorder(None, self.axes, self.stream), []
-        self.cores.found.clear()
+        self.cores.clear()
         self.inside, self.products = {}, []
         found = stream_of([*args, *kwargs.values()])
         self._entered = found
@@ -191,6 +98,8 @@ class Probe:
 
     def saw(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self._recorder.saw(module, args, kwargs, output)
+        if not self._recorder.inside:
+            return
         read, source = stream_of([*args, *kwargs.values()]), self._recorder.source
         if read is None or not is_norm(module) or read.shape != output.shape:
             return
@@ -205,7 +114,9 @@ class Probe:
     def leave(self, block: nn.Module, args: Any, output: Any) -> Any:
         source = self._recorder.source
         output = self._recorder.leave(block, args, output)
-        seen = _seen(block, source, self._recorder, self._norms, self.cores.found, self.inside, self.products)
+        if not bool(self._recorder.states[-1][0].isfinite().all()):
+            raise ModelError(f"what leaves block {len(self.seen) + 1} is not finite, so it cannot be read")
+        seen = _seen(block, source, self._recorder, self._norms, self.cores, self.inside, self.products)
         self.seen.append(
             seen if self._entered is None else replace(seen, common=_common(self._entered, self._recorder))
         )
@@ -213,6 +124,8 @@ class Probe:
 
     def multiplied(self, path: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if not self._recorder.inside:
+                return
             product = product_of(path, module, args[0] if args else None, output)
             self.products += [] if product is None else [product]
 
@@ -232,11 +145,15 @@ def probed(module: nn.Module, blocks: Sequence[nn.Module], inputs: Any, axes: Ax
         ModelError: where the model cannot be run on these inputs, or a block is no sum of what its norms and sublayers
             give.
     """
+    if torch.is_inference_mode_enabled() or any(p.is_inference() for p in module.parameters()):
+        raise ModelError(
+            "describe needs autograd: call it outside torch.inference_mode, with weights made outside of it"
+        )
     cores = Cores()
     probe: Any = Probe(axes, None, cores)
     training = [(part, part.training) for part in module.modules()]
     module.eval()
-    hooks = [hook for block in dict.fromkeys(blocks) for hook in _inside(probe, block)]
+    hooks = [hook for block in dict.fromkeys(blocks) for hook in _inside(probe, unwrapped(block))]
     try:
         with torch.enable_grad(), torch.compiler.set_stance("force_eager"), watching(probe, blocks, None), cores:
             _call(module, inputs)
@@ -325,11 +242,12 @@ def _seen(
     source: Tensor,
     recorder: Recorder,
     norms: Sequence[tuple[nn.Module, Tensor, Tensor]],
-    cores: Sequence[Core],
+    cores: Cores,
     inside: dict[str, Tensor],
     products: Sequence[Product],
 ) -> Seen:
     layout = recorder.layout
+    norms = [*norms, *cores.norms_besides([output for _, _, output in norms], source)]
     calls = [(kind, call) for kind, call in sublayers(recorder.seen, source, layout) if kind != "norm"]
     solver = Solver(block, source, calls, list(norms), layout)
     attention = next((call for kind, call in calls if kind == "attention"), None)
@@ -339,7 +257,13 @@ def _seen(
     ]
     known = tuple((kind, layout.flat(x), y) for kind, x, y in heard if x is not None)
     equations = solver.sum_of(recorder.states[-1][0])
-    core = cores[0] if cores else None
+    mixing = sum(kind == "attention" for kind, _ in calls)
+    if cores.count > mixing > 0:
+        raise ModelError(
+            f"{type(unwrapped(block)).__name__} attends {cores.count} times, and {mixing} of its sublayers mix tokens:"
+            " cross-attention, or several attentions in one sublayer, which no Model has"
+        )
+    core = cores.found[0] if cores.found else None
     parts = parts_of(calls, products, solver.streams, core)
     return Seen(block, equations, visible, rows, core, tuple(solver.kept_norms), known, inside, parts, 0.0)
 

@@ -32,6 +32,7 @@ class Recorder:
         called: the block modules, in the order of the calls: one module may be called many times.
         calls: for each of those calls, moments of what its sublayers gave, by name ("attention1": the first attention).
         layout: which axes of a stream are tokens.
+        inside: whether a block is running: a checkpointed one runs again in the reverse pass, which is no new call.
     """
 
     def __init__(self, keep: Tensor | None, axes: Axes = None, stream: Choice = None) -> None:
@@ -47,7 +48,7 @@ class Recorder:
         self._named: dict[str, Tensor] = {}
         self._waiting: list[tuple[nn.Module, Tensor, list[Tensor]]] = []  # what inner modules gave, and were given
         self._entered: list[Tensor | None] = []
-        self._inside = False  # a checkpointed block runs again in the reverse pass, which is no new call
+        self.inside = False
 
     @property
     def source(self) -> Tensor:
@@ -103,7 +104,7 @@ class Recorder:
 
     def enter(self, block: nn.Module, args: Any, kwargs: Any) -> Any:
         """Before a block: a fresh list of calls; the first block's stream starts the gradient's graph."""
-        self._seen, self._named, self._waiting, self._entered, self._inside = [], {}, [], [], True
+        self._seen, self._named, self._waiting, self._entered, self.inside = [], {}, [], [], True
         if self.several:
             return None
         found = stream_of([*args, *kwargs.values()])
@@ -132,7 +133,7 @@ class Recorder:
 
     def leave(self, block: nn.Module, args: Any, output: Any) -> Any:
         """After a block."""
-        self._inside = False
+        self.inside = False
         self.called.append(block)
         if self.several:
             source = self.states[-1][0]
@@ -164,14 +165,14 @@ class Recorder:
 
     def begin(self, part: nn.Module, args: Any, kwargs: Any) -> None:
         """Before a part of a block."""
-        if not self._inside:
+        if not self.inside:
             return
         rows = self._rows([*args, *kwargs.values()])
         self._entered.append(next((x for x in rows if self._is_stream(x)), next(iter(rows), None)))
 
     def saw(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """After a module that may be a sublayer call or, if it is one matrix, a piece of one."""
-        if not self._inside:
+        if not self.inside:
             return
         found = [x for x in self._rows([output]) if self._is_stream(x) or is_bare(module)]
         given = [x for x in self._rows([*args, *kwargs.values()]) if self._is_stream(x)]
@@ -187,7 +188,7 @@ class Recorder:
 
     def name(self, name: str, output: Tensor) -> None:
         """After a call whose name is known, in a block that `build` made."""
-        if self._inside:
+        if self.inside:
             self._named[name] = output
 
     def close(self, path: str, part: nn.Module, output: Any) -> Any:
@@ -195,7 +196,7 @@ class Recorder:
 
         What is handed on is a copy: the block may change it in place.
         """
-        if not self._inside:
+        if not self.inside:
             return None
         entered = self._entered.pop()
         waiting, self._waiting = self._waiting, []

@@ -135,7 +135,7 @@ class Solver:
             return None
         sizes = (found * wanted.norm().reciprocal()).abs()  # what is below rounding is not there
         return {
-            at: _rounded(float(f / scale[i]))
+            at: _rounded(float(f / scale[i]), span)
             for i, (at, f) in enumerate(zip(others, found, strict=True))
             if sizes[i] > span
         }
@@ -150,7 +150,9 @@ class Solver:
         return vector
 
 
-def _rounded(factor: float) -> float:
-    """Without the noise of float32: a multiple of 1e-4 where that is near."""
+def _rounded(factor: float, span: float = SPAN) -> float:
+    """Without the noise of float32, a multiple of 1e-3 where that is near; of coarser types a multiple of 0.1."""
+    if span > SPAN:
+        return float(f"{factor:.2g}") if abs(factor - round(factor, 1)) > span else round(factor, 1)
     near = round(factor, 3)
     return near if abs(near - factor) < 2e-4 * max(1.0, abs(factor)) and near != 0 else float(f"{factor:.4g}")

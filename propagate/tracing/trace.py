@@ -16,7 +16,7 @@ from propagate.quantities import quantity_of
 from propagate.start import GRAMS
 from propagate.table import STREAM, table
 from propagate.tracing.build import Network
-from propagate.tracing.find import Blocks, blocks_of, unwrapped
+from propagate.tracing.find import Blocks, blocks_of, none_called, unwrapped
 from propagate.tracing.layout import Axes
 from propagate.tracing.masks import checked_mask, counted_tokens
 from propagate.tracing.matrices import MATRICES, matrices_of, squared_norms
@@ -163,7 +163,7 @@ def _one(
     ):
         output = _call(module, inputs)
         if not seen.called:
-            raise ModelError("the model called none of its blocks; point at those it uses with blocks=")
+            raise none_called(found)
         gradients, of_parameters = _gradients(seen, output, loss, seed, draw)
         blocks_called = [unwrapped(block) for block in seen.called]
         norms = [squared_norms(of, of_parameters) for of in matrices_of(unwrapped(module), blocks_called)]

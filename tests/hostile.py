@@ -120,6 +120,7 @@ def callables() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "CrossEntropy": (pg.CrossEntropy, {"vocabulary": 8}),
         "predict": (pg.predict, {"model": model}),
         "predict_calls": (pg.predict_calls, {"model": model}),
+        "predict_step": (pg.predict_step, {"model": model, "optimizer": pg.Adam(0.1)}),
         "simulate": (pg.simulate, {"model": model, "draws": 2, "backend": "numpy"}),
         "simulate_steps": (
             pg.simulate_steps,

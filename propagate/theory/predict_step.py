@@ -63,14 +63,16 @@ def predict_step(
     Returns:
         A Dataset over `block` 0 ... depth, NaN at 0, and `matrix`, named as in `simulate_steps`: `own_change`, mean
         square per token and coordinate of H dW, H the matrix's own input and dW its change, times the rule's
-        multiplier; `update_ratio`, |dW| / |W| in Frobenius norms, the root of its mean square; `spectral_ratio`, that
-        of the largest singular values (NaN where that is not derived: Sign, Adam, and with decay);
+        multiplier; `update_ratio`, |dW| / |W| in Frobenius norms, the root of its mean square over networks (a
+        mean of ratios lies below it, within the allowance); `spectral_ratio`, that of the largest singular values (NaN
+        where that is not derived: Sign, Adam, and with decay);
         `first_order_fall`, <dLoss/dW, -dW>, by which the loss falls to first order. Each but the third with
         `<name>_allowance`, how far a network of the model's width may lie from it, relative to it, and, where anything
         was drawn, `<name>_se`.
 
-        Without dimensions `total_fall`, the sum of all falls, and `tangent_kernel`, the trace of the tangent kernel,
-        which of this one output is the sum of all squared norms of gradients.
+        Without dimensions `total_fall`, the sum of all falls (`total_fall_se` its error, at most), and
+        `tangent_kernel`, the trace of the tangent kernel, which of this one output is the sum of all squared norms of
+        gradients.
 
     Raises:
         ModelError: for what is not derived: a `CrossEntropy`; experts; with Sign and Adam dropout or tanh of streams;
@@ -113,11 +115,26 @@ def predict_step(
     of_model = {"model": repr(model), "width": model.width, "depth": model.depth, "tokens": model.tokens}
     asked = {"optimizer": repr(optimizer), "loss": repr(loss), "transfer": repr(rule.transfer)}
     attributes: dict[str, Any] = {"witness": "theory"} | of_model | asked
+    _check_finite(columns, found.matrices)
     step = table(columns, model.depth, attributes, (), found.matrices)
     if found.several:  # as the tables have them that this one is compared with
         streams = [str(i + 1) for i in range(found.columns["variance"].shape[1] - 1)]
         step = step.assign_coords({STREAM: [*streams, JOINED]})
-    return step.assign(total_fall=step.first_order_fall.sum(), tangent_kernel=np.nansum(found.columns[BY_MATRIX]))
+    step = step.assign(total_fall=step.first_order_fall.sum(), tangent_kernel=np.nansum(found.columns[BY_MATRIX]))
+    if "first_order_fall_se" in step:  # matrices of a block may have been drawn together, blocks have not
+        step["total_fall_se"] = (step.first_order_fall_se.sum("matrix") ** 2).sum() ** 0.5
+    return step
+
+
+def _check_finite(columns: dict[str, Any], matrices: Sequence[str]) -> None:
+    for name in ("own_change", "update_ratio", "first_order_fall"):
+        wrong = np.argwhere(~np.isfinite(columns[name][1:]))
+        if len(wrong):
+            index, matrix = wrong[0]
+            value = columns[name][1 + index, matrix]
+            raise ModelError(
+                f"{name} must stay a finite number, got {value} for {matrices[matrix]} of block {index + 1}"
+            )
 
 
 def _check_covered(model: Model, optimizer: Optimizer) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -121,12 +121,10 @@ def to_logits(drawn: Drawn, values: Gram, g: Gram, attention: Attention, norms: 
 
 def _tokens(gram: Gram, shape: tuple[int, ...], draw: np.random.Generator) -> Array:
     apart, shared = gaussian_tokens(gram, shape, draw)
-    return np.asarray(apart + shared)
+    return apart + shared
 
 
-def gaussian_tokens(
-    gram: Gram, shape: tuple[int, ...], draw: np.random.Generator, precision: type = np.float64
-) -> tuple[Any, Any]:
+def gaussian_tokens(gram: Gram, shape: tuple[int, ...], draw: np.random.Generator) -> tuple[Array, Array]:
     """Gaussian tokens with these second moments, as a sum: their differences, from the distances alone, and what is
     the same for all.
 
@@ -134,7 +132,6 @@ def gaussian_tokens(
         gram: (replicas, tokens, tokens).
         shape: replicas, samples, tokens, coordinates.
         draw: what draws.
-        precision: of what is drawn; the roots of the moments are always double.
 
     Returns:
         Arrays of this shape, and of the same with one token.
@@ -158,9 +155,9 @@ def gaussian_tokens(
     along = (vectors * inverse) @ (rows @ with_mean[..., None])  # of the mean token, along the differences' normals
     rest = variance.mean(axis=-1) - apart.mean(axis=-1) - (along**2).sum(axis=(-1, -2))
     mixed = (vectors * roots) @ rows + along.swapaxes(-1, -2)
-    size = np.sqrt(np.maximum(rest, 0.0))[:, None, None, None].astype(precision)
-    shared = draw.standard_normal((*shape[:2], 1, shape[3]), dtype=precision) * size
-    return mixed[:, None].astype(precision) @ draw.standard_normal(shape, dtype=precision), shared
+    size = np.sqrt(np.maximum(rest, 0.0))[:, None, None, None]
+    shared = draw.standard_normal((*shape[:2], 1, shape[3])) * size
+    return np.asarray(mixed[:, None] @ draw.standard_normal(shape)), np.asarray(shared)
 
 
 def normed(x: Array, centred: bool) -> Array:

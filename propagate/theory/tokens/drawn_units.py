@@ -41,10 +41,10 @@ def resolved(x: Any, tokens: int) -> Gram:
 
 
 def drawn_tokens(gram: Gram, samples: int, count: int, draw: np.random.Generator) -> tuple[Array, Array]:
-    """`gaussian_tokens` of every replica in single precision; where there is but one, of `REPLICAS` like it."""
+    """`gaussian_tokens` of every replica; where there is but one, of `REPLICAS` like it."""
     replicas, tokens = gram.variance.shape
     shape = (replicas if replicas > 1 else REPLICAS, samples, tokens, count)
-    return gaussian_tokens(gram, shape, draw, np.float32)
+    return gaussian_tokens(gram, shape, draw)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class HiddenUnits:
             if self.norm.centred:
                 found = found - found.mean(axis=(0, 1), keepdims=True)
             found = found * (self.scale[:, None] if np.ndim(self.scale) else self.scale)
-        return np.asarray(found[:, :, None], dtype=np.float32)
+        return np.asarray(found[:, :, None])
 
     def cotangents(self, name: str, seed: Sequence[int], count: int) -> Array:
         """At the output of an input matrix: "ffn_in" or "ffn_gate"."""
@@ -87,7 +87,7 @@ class HiddenUnits:
             factor = of_gate.slope(gate) * linear
         else:
             factor = of_gate.value(gate)
-        return np.asarray((factor * arriving)[:, :, None], dtype=np.float32)
+        return np.asarray((factor * arriving)[:, :, None])
 
     def _sample(self, seed: Sequence[int], count: int) -> tuple[Array, Any, Array]:
         """Input of the activation, what multiplies its output, and the cotangent: (replicas, units, tokens)."""

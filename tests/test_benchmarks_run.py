@@ -16,9 +16,10 @@ SCRIPTS = [
     ("dense_ceiling", [*NUMPY, "--widths", "32", "--tokens", "4"]),
     ("operator_table", ["--backend", "numpy", "--operators", "relu", "--tokens", "100", "--effort", "0.05"]),
     ("million", ["--width", "1024", "--memory", "1e6"]),
-    (
+    pytest.param(
         "steps_speed",
         ["--repeats", "1", "--dense-width", "64", "--width", "128", "--depth", "1", "--tokens", "4", "--steps", "1"],
+        marks=pytest.mark.slow,  # four processes
     ),
     pytest.param(
         "against_torch",

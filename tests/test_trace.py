@@ -250,3 +250,24 @@ def test_standard_errors_are_over_models() -> None:
     assert seen.attrs["draws"] == 5
     with pytest.raises(pg.ModelError, match="one architecture"):
         pg.trace([pg.build(model), pg.build(pg.Model("prenorm", depth=3, width=32, tokens=4, heads=2))], x.float())
+
+
+def test_several_cotangents_give_the_gradient_of_one_model_an_error_bar() -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(*(torch.nn.TransformerEncoderLayer(32, 2, 64) for _ in range(2)))
+    x = torch.randn(4, 2, 32)
+    one, many = pg.trace(module, x), pg.trace(module, x, cotangents=16)
+    assert "grad_variance_se" not in one
+    assert float(many.variance[2]) == float(one.variance[2])
+    assert "variance_se" not in many
+    others = [float(pg.trace(module, x, seed=seed).grad_variance[0]) for seed in range(16)]
+    mean = sum(others) / 16
+    spread = (sum((value - mean) ** 2 for value in others) / 15) ** 0.5
+    assert float(many.grad_variance_se[0]) * 4 == pytest.approx(spread, rel=0.8)
+    assert abs(float(many.grad_variance[0]) - mean) < 4 * spread / 8**0.5
+    assert {"param_grad_se", "parameter_grad_norm_se", "grad_deviation_se"} <= set(many)
+    with pytest.raises(pg.ModelError, match="cotangents must be 1 with a loss"):
+        pg.trace(module, x, cotangents=2, loss=lambda y: y.sum())
+    for wrong in (0, 2.5, True, 10**30):
+        with pytest.raises(pg.ModelError, match="cotangents"):
+            pg.trace(module, x, cotangents=wrong)

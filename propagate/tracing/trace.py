@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from propagate.checks import integer
 from propagate.model import ModelError
 from propagate.quantities import quantity_of
 from propagate.start import GRAMS
@@ -19,7 +20,7 @@ from propagate.tracing.build import Network
 from propagate.tracing.find import Blocks, blocks_of, none_called, unwrapped
 from propagate.tracing.layout import Axes
 from propagate.tracing.masks import checked_mask, counted_tokens
-from propagate.tracing.matrices import MATRICES, matrices_of, squared_norms
+from propagate.tracing.matrices import MATRICES, Weight, matrices_of, squared_norms
 from propagate.tracing.recorder import Recorder, watching
 from propagate.tracing.statistics import change, cosine, effective_rank, precise, second_moments, token_gram
 from propagate.tracing.streams import Choice
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 MOMENTS = ("variance", "covariance", "deviation")
+MOST_COTANGENTS = 10**4
 MOST_TOKENS = 1024
 """Of longer sequences no Gram matrix is kept."""
 
@@ -42,6 +44,7 @@ def trace(
     axes: Axes = None,
     stream: Choice = None,
     seed: int = 0,
+    cotangents: int = 1,
 ) -> xr.Dataset:
     """Second moments of the residual stream and its gradient at every block of a torch model, forward and backward.
 
@@ -65,6 +68,8 @@ def trace(
         stream: of blocks that return several tensors of the stream's shape, which is the stream: 0, 1, ..., or "sum" of
             a branch and a residual that the next block adds, the default where a block has an argument `residual`.
         seed: of the cotangents.
+        cotangents: how many enter one after the other, instead of one: quantities of the gradient are means over them
+            and, of a single model, have the standard error that they tell (of this model: another has another).
 
     Returns:
         A Dataset over `block` 0 ... depth with the names of `predict`; and `branch_skip_ratio`, rms(x_l - x_{l-1}) /
@@ -99,9 +104,12 @@ def trace(
         >>> seen.sizes["block"], bool(seen.variance[3] > seen.variance[0])
         (4, True)
     """
+    count = integer("cotangents", cotangents, at_most=MOST_COTANGENTS)
+    if loss is not None and count > 1:
+        raise ModelError(f"cotangents must be 1 with a loss, which makes its own, got {count}")
     draws: list[dict[str, Any]] = []
     for one in _modules(module):
-        draws.append(_one(one, inputs, loss, blocks, mask, (axes, stream), seed, len(draws)))
+        draws.append(_one(one, inputs, loss, blocks, mask, (axes, stream), Entering(seed, len(draws), count)))
         del one  # before the next is made
     if not draws:
         raise ModelError("module must be a torch model or an iterable of at least one")
@@ -118,6 +126,8 @@ def trace(
     columns = {name: values.mean(0) for name, values in stacked.items()}
     if len(draws) > 1:
         columns |= {f"{name}_se": v.std(0, ddof=1) / np.sqrt(len(draws)) for name, v in stacked.items()}
+    else:
+        columns |= draws[0]["_errors"]
     attributes = dict(draws[0]["_attributes"]) | {"draws": len(draws), "seed": seed, "torch": torch.__version__}
     found = _labelled(columns, draws[0]["_calls"], draws[0]["_matrices"], draws[0]["_several"], attributes)
     grams = {name: sum(draw[f"_{name}"] for draw in draws) / len(draws) for name in GRAMS if f"_{name}" in draws[0]}
@@ -144,10 +154,9 @@ def _one(
     blocks: Blocks,
     mask: Tensor | None,
     reading: tuple[Axes, Choice],
-    seed: int,
-    draw: int,
+    entering: Entering,
 ) -> dict[str, Any]:
-    """All quantities of one model, as lists over blocks; what is no quantity has a name with an underscore."""
+    """All quantities of one model, over blocks; what is no quantity has a name with an underscore."""
     if torch.is_inference_mode_enabled() or any(p.is_inference() for p in module.parameters()):
         raise ModelError("trace needs autograd: call it outside torch.inference_mode, with weights made outside of it")
     found = blocks_of(module, blocks)
@@ -164,24 +173,20 @@ def _one(
         output = _call(module, inputs)
         if not seen.called:
             raise none_called(found)
-        gradients, of_parameters = _gradients(seen, output, loss, seed, draw)
-        blocks_called = [unwrapped(block) for block in seen.called]
-        norms = [squared_norms(of, of_parameters) for of in matrices_of(unwrapped(module), blocks_called)]
-    stream = seen.flat(seen.states[0][0])
-    counted = seen.kept
-    columns = _of_streams(seen, gradients, counted)
-    columns["parameter_grad_norm"] = [np.nan, *(_norm(block, of_parameters) for block in seen.called)]
+        weights = matrices_of(unwrapped(module), [unwrapped(block) for block in seen.called])
+        every = [
+            _columns(seen, *_gradients(seen, output, loss, entering, number), weights, alone=loss is None)
+            for number in range(entering.cotangents)
+        ]
+    stream, counted = seen.flat(seen.states[0][0]), seen.kept
     sequences = counted.shape[0]
-    matrices = [name for name in MATRICES if (loss is None or sequences == 1) and any(name in of for of in norms)]
-    if matrices:
-        rows = [[of.get(name, 0.0) / sequences for name in matrices] for of in norms]
-        columns["param_grad"] = [[np.nan] * len(matrices), *rows]
-    if bool(counted.all()) and counted.shape[1] <= MOST_TOKENS:
-        first, last = (
-            (seen.ends[0], gradients.ends[-1]) if seen.several else (seen.states[0][0], gradients.states[-1][0])
-        )
-        for name, end in zip(GRAMS, (first, last), strict=True):
-            columns[f"_{name}"] = token_gram(seen.flat(end)).cpu().numpy()
+    columns: dict[str, Any] = {name: np.mean([one[name] for one in every], axis=0) for name in every[0]}
+    errors = {
+        quantity_of(name).column("se"): np.std([one[name] for one in every], axis=0, ddof=1) / np.sqrt(len(every))
+        for name in columns
+        if len(every) > 1 and name.startswith(("grad_", "param"))
+    }
+    matrices = _matrices(weights) if "param_grad" in columns else []
     names = list(dict.fromkeys(name for block in seen.calls for name in block))
     nothing = dict.fromkeys(MOMENTS, np.nan)
     for moment in MOMENTS if names else ():
@@ -202,7 +207,36 @@ def _one(
         "axes": " ".join(seen.layout.names),
         "first_not_finite": _first_not_finite(columns, several=seen.several),
     }
-    return columns | {"_calls": names, "_matrices": matrices, "_several": seen.several, "_attributes": attributes}
+    found_names = {"_calls": names, "_matrices": matrices, "_several": seen.several}
+    return columns | found_names | {"_attributes": attributes, "_errors": errors}
+
+
+def _columns(
+    seen: Recorder, gradients: Gradients, of_parameters: OfParameters, weights: list[list[Weight]], *, alone: bool
+) -> dict[str, Any]:
+    """Quantities over blocks, with one cotangent, which is `alone` where no loss made it."""
+    counted = seen.kept
+    columns = _of_streams(seen, gradients, counted)
+    columns["parameter_grad_norm"] = [np.nan, *(_norm(block, of_parameters) for block in seen.called)]
+    sequences = counted.shape[0]
+    matrices = _matrices(weights)
+    if matrices and (alone or sequences == 1):
+        norms = [squared_norms(of, of_parameters) for of in weights]
+        rows = [[of.get(name, 0.0) / sequences for name in matrices] for of in norms]
+        columns["param_grad"] = [[np.nan] * len(matrices), *rows]
+    if bool(counted.all()) and counted.shape[1] <= MOST_TOKENS:
+        ends = (seen.states[0][0], gradients.states[-1][0])
+        if seen.several:
+            ends = seen.ends[0], gradients.ends[-1]
+        for name, end in zip(GRAMS, ends, strict=True):
+            columns[f"_{name}"] = token_gram(seen.flat(end)).cpu().numpy()
+    return columns
+
+
+def _matrices(weights: list[list[Weight]]) -> list[str]:
+    """The names that any block has, in their order."""
+    named = {name for of in weights for weight in of for name in weight.names}
+    return [name for name in MATRICES if name in named]
 
 
 def _ends(module: nn.Module, blocks: list[nn.Module]) -> tuple[nn.Module, nn.Module] | None:
@@ -255,6 +289,14 @@ def _call(module: nn.Module, inputs: Any) -> Any:
     return module(*inputs) if isinstance(inputs, tuple) else module(inputs)
 
 
+class Entering(NamedTuple):
+    """Which cotangents: the seed, the number of the draw, and how many."""
+
+    seed: int
+    draw: int
+    cotangents: int
+
+
 class Gradients(NamedTuple):
     """Cotangents in the shape of `Recorder.states` and `Recorder.ends`."""
 
@@ -266,11 +308,13 @@ OfParameters = dict[int, Tensor | None]
 """Gradients by the identity of the parameter; None where nothing reached it."""
 
 
-def _gradients(seen: Recorder, output: Any, loss: Any, seed: int, draw: int) -> tuple[Gradients, OfParameters]:
+def _gradients(
+    seen: Recorder, output: Any, loss: Any, entering: Entering, number: int
+) -> tuple[Gradients, OfParameters]:
     """Cotangents of the streams, and the gradients of the blocks' parameters."""
     last = seen.ends[-1] if seen.several else seen.states[-1][0]
     if loss is None:
-        generator = torch.Generator().manual_seed(1_000_003 * seed + draw)
+        generator = torch.Generator().manual_seed(1_000_003 * entering.seed + entering.draw + 15_485_863 * number)
         shape = seen.flat(last).shape  # the same numbers, however the stream lies in memory and whatever its precision
         cotangent = torch.randn(shape, generator=generator).to(last) * seen.kept[..., None]
         target, seeds = last, seen.layout.spread(cotangent, last.shape)
@@ -280,7 +324,9 @@ def _gradients(seen: Recorder, output: Any, loss: Any, seed: int, draw: int) -> 
             raise ModelError(f"loss must give a tensor with one number, got {target!r}")
     streams = [x for state in seen.places for x in state] + seen.ends
     wanted = {id(p): p for block in seen.called for p in block.parameters() if p.requires_grad}
-    found = torch.autograd.grad(target, [*streams, *wanted.values()], seeds, allow_unused=True)
+    found = torch.autograd.grad(
+        target, [*streams, *wanted.values()], seeds, retain_graph=number + 1 < entering.cotangents, allow_unused=True
+    )
     given = iter(torch.zeros_like(x) if g is None else g for x, g in zip(streams, found, strict=False))
     states = [tuple(next(given) for _ in state) for state in seen.states]
     return Gradients(states, list(given)), dict(zip(wanted, found[len(streams) :], strict=True))

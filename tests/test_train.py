@@ -179,6 +179,18 @@ def test_what_diverges_is_data() -> None:
     assert np.isnan(lost.held_out_loss[-1])
 
 
+def test_theory_starts_at_a_probe_and_training_leaves_it() -> None:
+    model = pg.Model("spannorm", depth=2, width=128, heads=4, tokens=16, causal=True, rope=10000.0)
+    seen = pg.train(model, TEXT, ADAM, **(SETTINGS | {"steps": 12, "batch": 8, "warmup": 0.0, "probes": ()}))
+    for probe, left in ((0, False), (12, True)):
+        at = seen.isel(lr=0, seed=0).sel(probe=probe)
+        theory = pg.predict(model, **pg.start_of(at))
+        apart = np.abs(np.log(at.decorrelation / (theory.deviation / theory.variance)))
+        assert apart[0] < 1e-3
+        assert (float(apart.max()) > 0.7) == left
+        assert float(apart.max()) < 0.2 or left
+
+
 def test_arms_on_workers_give_the_same_table(tmp_path: Path) -> None:
     settings: Any = SETTINGS | {"lrs": (0.01, 0.1), "seeds": (0, 3)}
     with ThreadPoolExecutor(2) as pool:
@@ -210,6 +222,9 @@ def test_what_is_not_covered_is_said_in_one_line(tmp_path: Path) -> None:
         ({"causal": False}, {}, "model must be causal"),
         ({"causal": False, "mask": mask}, {}, "the mask of block 1"),
         ({"dropout": 0.1}, {}, "dropout must be 0"),
+        ({"placement": "rezero"}, {}, "no gradient reaches the matrices of block 1"),
+        ({}, {"to": ""}, "to must be a folder's path"),
+        ({}, {"to": "a\0b"}, "to must be a folder's path"),
         ({"tokens": 1}, {}, "tokens must be at least 2"),
         ({}, {"steps": 0}, "steps"),
         ({}, {"batch": 1.5}, "batch"),
@@ -251,7 +266,15 @@ def test_the_command_line_trains(tmp_path: Path) -> None:
 
     size = ["prenorm", "--depth", "1", "--width", "16", "--heads", "2", "--tokens", "8"]
     given = ["train", *size, "--lr", "0.1", "--lr", "1e30", "--optimizer", "sgd", "--steps", "3", "--clip", "0"]
-    done = CliRunner().invoke(app, [*given, "--warmup", "0", "--batch", "2", "--to", str(tmp_path)])
+    kept, out = tmp_path / "kept", tmp_path / "seen.nc"
+    given += ["--warmup", "0", "--batch", "2", "--to", str(kept), "--out", str(out)]
+    done = CliRunner().invoke(app, given)
     assert done.exit_code == 0, done.output
     assert "2 arms, 1 diverged, 3 steps of 2 sequences" in done.output
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(kept.iterdir())) == 2
+    import xarray as xr
+
+    with xr.open_dataset(out, engine="scipy") as seen:
+        assert seen.sizes["lr"] == 2
+    again = CliRunner().invoke(app, [*given, "--json"])
+    assert json.loads(again.output)["loss"][0] == seen.loss[0].values.tolist()

@@ -101,6 +101,8 @@ def trained(arm: Arm, to: Path | None = None, every: int = 100, advance: Advance
     Raises:
         ModelError: for a file of another arm.
     """
+    if to is not None:
+        to.parent.mkdir(parents=True, exist_ok=True)  # it may be a worker's on another machine
     plan, tokens, learner = arm.plan, arm.model.tokens, arm.learner()
     pieces = pieces_of(learner)
     first = [piece.tensor.clone() for piece in pieces]

@@ -21,7 +21,7 @@ from propagate.quantities import QUANTITIES
 from propagate.table import JOINED, STREAM, provenance
 from propagate.tracing.training.arm import ENDED, Arm, trained
 from propagate.tracing.training.batches import check_long_enough, held_out_of
-from propagate.tracing.training.causal import check_causal
+from propagate.tracing.training.covered import check_covered
 from propagate.tracing.training.pieces import optimizers_of, pieces_of
 from propagate.tracing.training.plan import Plan
 from propagate.tracing.training.probes import NAMES, TRACED, Columns
@@ -68,6 +68,7 @@ def train(
     Every arm of a seed begins with the same weights and sees the same sequences in the same order, so that differences
     between rates are paired. Matrices are trained each by itself under the names of `simulate`; norms' gains (and
     biases) without decay, under `Muon` by the sign of their momentum. Positions are those of `Model(rope=)`, if any.
+    Numbers in a placement's text stay as they are, also where its paper trains them (LayerScale, nGPT, ReZero).
 
     Args:
         model: a causal network.
@@ -104,7 +105,8 @@ def train(
         `attrs["unigram_loss"]` is what a model would reach that knew how frequent tokens are, and no more.
 
     Raises:
-        ModelError: names what is not covered: a network that is not causal or has dropout, text that is too short.
+        ModelError: names what is not covered: a network that is not causal, has dropout or blocks that no gradient
+            reaches, or text that is too short.
 
     Example: two rates and two steps.
         >>> from propagate import SGD, corpus
@@ -117,8 +119,6 @@ def train(
     check_optimizer(optimizer)
     if not isinstance(corpus, Corpus):
         raise ModelError(f"corpus must be a Corpus, as propagate.corpus makes, got {shown(corpus)[:80]}")
-    if model.dropout:
-        raise ModelError(f"dropout must be 0.0 to be trained, got {model.dropout!r}")
     plan = Plan(steps, batch, warmup, schedule, clip, probes)
     choice("precision", precision, ("float32", "float64"))
     integer("every", every)
@@ -128,8 +128,8 @@ def train(
         raise ModelError(f"executor must be a concurrent.futures.Executor, got {shown(executor)}")
     _check_device(device, executor)
     rates = [number("lrs", lr, positive=True) for lr in _several("lrs", (optimizer.lr,) if lrs is None else lrs)]
-    numbers = [integer("seeds", seed, at_least=0, at_most=2**63 - 1) for seed in _several("seeds", seeds)]
-    check_causal(model)
+    numbers = [integer("seeds", seed, at_least=0, at_most=2**31 - 1) for seed in _several("seeds", seeds)]
+    check_covered(model)
     check_long_enough(corpus, model.tokens)
     arms = [
         Arm(model, corpus, dataclasses.replace(optimizer, lr=lr), plan, seed, device, precision)
@@ -171,7 +171,7 @@ def _check_device(device: Any, executor: Executor | None) -> None:
 def _folder(to: Any) -> Path | None:
     if to is None:
         return None
-    if not isinstance(to, str | os.PathLike):
+    if not isinstance(to, str | os.PathLike) or not os.fspath(to) or "\0" in str(to):
         raise ModelError(f"to must be a folder's path, got {shown(to)}")
     try:
         Path(to).mkdir(parents=True, exist_ok=True)

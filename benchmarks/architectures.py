@@ -136,17 +136,18 @@ def main() -> None:
     parser.add_argument("--names", nargs="*", default=NAMES)
     parser.add_argument("--draws", type=int, default=16)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--add", action="store_true", help="keep the other rows of the file")
+    parser.add_argument("--add", action="store_true", help="to the file: its other rows stay")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", pg.ValidityWarning)
     transformers.logging.set_verbosity_error()
     sizes = {"width": WIDTH, "depth": DEPTH, "heads": HEADS, "tokens": TOKENS, "sequences": SEQUENCES}
     summary = provenance("CPU", ("numpy", "scipy", "torch", "transformers", "propagate"))
-    known = json.loads(arguments.out.read_text())["rows"] if arguments.add and arguments.out else []
-    found = {row["name"]: row for row in [*known, *rows(arguments.names, arguments.draws)]}
+    summary |= {"draws": arguments.draws, "sizes": sizes}
+    before = json.loads(arguments.out.read_text()) if arguments.add else {"summary": summary, "rows": []}
+    found = {row["name"]: row for row in [*before["rows"], *rows(arguments.names, arguments.draws)]}
     ordered = sorted(found.values(), key=lambda row: ("refused" in row, row["name"]))
-    write(arguments.out, {"summary": summary | {"draws": arguments.draws, "sizes": sizes}, "rows": ordered})
+    write(arguments.out, {"summary": before["summary"], "rows": ordered})
 
 
 if __name__ == "__main__":

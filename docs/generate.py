@@ -20,6 +20,7 @@ def write() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in (("performance", results.performance()), ("agreement", results.agreement())):
         replace(GENERATED / f"{name}.md", text.encode())
+    replace(GENERATED / "architectures.md", results.architectures().encode())
     replace(GENERATED / "same_law.md", results.same_law().encode())
     replace(GENERATED / "notebooks.md", _notebooks().encode())
     wanted = placement_pages.names()

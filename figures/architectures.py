@@ -37,7 +37,8 @@ reach {errors:.0f} %).
 
 **OLMo2 leaves the band, and the eps of its norms is why.** Its first block reads embeddings of variance 4e-4 without
 a norm. What attention and FFN make of them has a variance near, and far below, the 1e-5 that the norms behind them
-add under the root, and behind that block {olmo:.0f} % of the predicted variance are left. A `Model` has no eps. The
+add under the root, and behind that block {olmo:.0f} % of the predicted variance are left. The Models here have no eps;
+since then `describe` reads it, and a small OLMo2 keeps to theory (`benchmarks/results/architectures.json`). The
 panel beside it is the same weights with eps 1e-20: it agrees. The same eps makes the variance of GPT-NeoX's first
 block 3 % smaller than predicted and its gradient 5 % larger.
 

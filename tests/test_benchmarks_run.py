@@ -28,6 +28,7 @@ SCRIPTS = [
     ),
     pytest.param("llama_7b", ["--tiny", "--device", "cpu", "--blocks", "2", "--tokens", "6"], marks=TORCH),
     pytest.param("coordinate_check", ["--widths", "64", "128", "--draws", "2", "--some", "13"], marks=TORCH),
+    pytest.param("architectures", ["--names", "bert", "deepseek_v3", "--draws", "2"], marks=TORCH),
     pytest.param("scaling", [*NUMPY, "--largest", "64", "--base", "32", "4", "1", "1"], marks=TORCH),
 ]
 

@@ -94,3 +94,26 @@ def test_a_map_that_forgets_the_other_token_is_rejected(monkeypatch: pytest.Monk
 def test_matrices_that_are_not_known_are_refused() -> None:
     with pytest.raises(pg.ModelError, match="param_grad does not cover Memory"):
         pg.predict(MODEL, include={"param_grad"})
+
+
+def uses(memory: Memory, call: Any, g: pg.theory.Gram, seen: Any, layer: Any) -> dict[str, Any]:
+    """Two matrices of the sublayer's name, of which one reads the tokens moved by one."""
+    moved = np.eye(layer.tokens, k=-1)
+    read = pg.theory.Gram.of(moved @ call.entered.matrix @ moved.T)
+    here = pg.theory.Use(layer.width, layer.width, memory.gain, call.entered, g)
+    return {"memory": (here, replace(here, gain=memory.before, x=read))}
+
+
+@pytest.mark.usefixtures("registered")
+def test_gradients_of_its_matrices_agree_once_they_are_known() -> None:
+    seen = pg.simulate(MODEL, draws=60, seed=4, backend="numpy", include={"param_grad"}, **START)
+    registry = pg.theory.matrix_uses.registry
+    pg.theory.matrix_uses.register(Memory, uses)
+    try:
+        said = pg.predict(MODEL, START, include={"param_grad"})
+        pg.theory.matrix_uses.register(Memory, lambda *args: {"memory": uses(*args)["memory"][0]})
+        wrong = pg.predict(MODEL, START, include={"param_grad"})
+    finally:
+        pg.theory.matrix_uses.register(Memory, registry[object])
+    assert pg.compare(said, seen).worst_z.sel(quantity="param_grad[memory]") < 4
+    assert pg.compare(wrong, seen).worst_z.sel(quantity="param_grad[memory]") > 4

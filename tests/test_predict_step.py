@@ -200,6 +200,28 @@ def test_decay_and_transfer() -> None:
     np.testing.assert_allclose(slow.own_change, fast.own_change / 16)
 
 
+class TwoFFNs(pg.Placement):
+    """Two FFNs of different widths and gains, whose matrices have the same names."""
+
+    def block(self, x: Any, block: Any) -> Any:
+        x = x + block.apply(pg.FFN("relu", hidden=64, out_gain=2.0), block.norm(x))
+        return x + block.ffn(block.norm(x))
+
+
+def test_matrices_of_one_name_are_counted_together() -> None:
+    model = pg.Model(TwoFFNs(), depth=1, width=64, tokens=2, heads=16, ffn_ratio=4.0)
+    for optimizer in (pg.SGD(1e-3), pg.Muon(0.1)):
+        said = pg.predict_step(model, optimizer)
+        found = scores(said, pg.simulate_steps(model, optimizer, steps=1, draws=40, backend="numpy").sel(step=1))
+        assert max(found.values()) < 4, found
+    one, other = (
+        0.1 * math.sqrt(2 / 64),
+        0.1 * math.sqrt(2 / 64) / 2,
+    )  # over its gain, but for the rms
+    together = math.sqrt((one**2 * 1 + other**2 * 4) / 5) * math.sqrt(0.5)
+    assert float(said.update_ratio.sel(block=1, matrix="ffn_out")) == pytest.approx(together)
+
+
 def test_what_is_not_derived_is_refused() -> None:
     sign, model = pg.Sign(1e-3), CASES["kinks"]
     refused: list[tuple[str, Any]] = [

@@ -22,7 +22,7 @@ from propagate.theory.predict import MOMENTS, walk_of
 from propagate.theory.reading.blocks import Call
 from propagate.theory.transferred import Rule, transferred
 from propagate.theory.updates import CROWDING, SOFTNESS, UNITS, Met, update
-from propagate.theory.uses import uses_of_block
+from propagate.theory.uses import Use, uses_of_block
 from propagate.transfer import Transfer
 
 if TYPE_CHECKING:
@@ -168,19 +168,32 @@ class _Measure:
     units: int
 
     def __call__(self, index: int, layer: Layer, calls: Sequence[Call]) -> Numbers:
-        found: Numbers = {}
+        by_name: dict[str, list[tuple[Use, dict[str, Any]]]] = {}
         for name, use in uses_of_block(layer, calls):
             factors = self.rule.factors(name)
             met = Met(use, layer.tokens, float(factors.multiplier), (SEED, index), self.units)
-            for column, value in update(met, self.optimizer, factors).items():
-                found.setdefault(column, {}).setdefault(name, []).append(value)
-        return {column: {name: _together(column, v) for name, v in of.items()} for column, of in found.items()}
+            by_name.setdefault(name, []).append((use, update(met, self.optimizer, factors)))
+        names = {name: _together(of_name) for name, of_name in by_name.items()}
+        columns = dict.fromkeys(column for found in names.values() for column in found)
+        return {column: {name: found[column] for name, found in names.items()} for column in columns}
 
 
-def _together(column: str, values: list[Any]) -> Any:
-    """Of all matrices of one name in a block."""
-    if column in ("first_order_fall", BY_MATRIX):
-        return sum(values)
-    if column == "own_change":
-        return np.mean(values, axis=0)
-    return np.sqrt(np.mean(np.square(values), axis=0))
+def _together(parts: list[tuple[Use, dict[str, Any]]]) -> dict[str, Any]:
+    """Of all matrices of one name in a block: gradients add up, outputs and entries are counted together."""
+    if len(parts) == 1:
+        return parts[0][1]
+    outputs = np.array([use.fan_out for use, _ in parts], dtype=float)
+    sizes = outputs * np.array([float(use.gain) ** 2 for use, _ in parts])
+
+    def mean(column: str, weights: Any, power: int = 1) -> Any:
+        values = [np.asarray(found[column]) ** power for _, found in parts]
+        total = sum(weight * value for weight, value in zip(weights, values, strict=True))
+        return (total / weights.sum()) ** (1 / power)
+
+    return {
+        "own_change": mean("own_change", outputs),
+        "update_ratio": mean("update_ratio", sizes, 2),
+        "spectral_ratio": np.nan * parts[0][1]["spectral_ratio"],
+        **{name: sum(found[name] for _, found in parts) for name in ("first_order_fall", BY_MATRIX)},
+        **{name: mean(name, outputs) for name in (CROWDING, SOFTNESS)},
+    }

@@ -77,8 +77,8 @@ class Use:
         return self.fan_in * self.fan_out * of(tokens, self.x, self.g)
 
 
-Uses = dict[str, Use]
-"""By the name of the matrix."""
+Uses = dict[str, Use | tuple[Use, ...]]
+"""By the name of the matrix; of several of one name a tuple."""
 
 
 def uses_of_block(layer: Layer, calls: Iterable[Call]) -> list[tuple[str, Use]]:
@@ -96,11 +96,12 @@ def uses_of_block(layer: Layer, calls: Iterable[Call]) -> list[tuple[str, Use]]:
         (32, 8)
     """
     return [
-        found
+        (name, use)
         for call in calls
         if isinstance(call.description, Sublayer)
         for g, seen in call.arrived
-        for found in uses_of(call, g, seen, layer).items()
+        for name, found in uses_of(call, g, seen, layer).items()
+        for use in (found if isinstance(found, tuple) else (found,))
     ]
 
 
@@ -114,7 +115,7 @@ def uses_of(call: Call, g: Any, seen: Any, layer: Layer) -> Uses:
 def matrix_uses(description: Any, call: Call, g: Any, seen: Any, layer: Layer) -> Uses:
     """The uses of its matrices that one sublayer call makes, from its record and one entry of its `arrived`.
 
-    Register one for a description of your own.
+    Register one for a description of your own. Several matrices of one name are a tuple.
 
     Args:
         description: in force.
@@ -180,7 +181,7 @@ def _(description: Attention, call: Call, g: Any, sent: dict[str, Any], layer: L
     if "value" in kind.normed or (kind.logit_std and layer.tokens > 1):
         at_heads = g.times(kind.out_gain * math.sqrt(width / kind.inside))
         heads = Heads(kind, x, at_heads, layer.tokens, layer.norm)
-    uses = {"attention_out": Use(kind.inside, width, kind.out_gain, call.pull.heads, g, draw_x=_of(heads, "out"))}
+    uses: Uses = {"attention_out": Use(kind.inside, width, kind.out_gain, call.pull.heads, g, draw_x=_of(heads, "out"))}
     for name in PROJECTIONS if kind.logit_std else ("value",):
         gain = getattr(kind, f"{name}_gain")
         if gain == 0:
@@ -205,7 +206,7 @@ def _(description: FFN, call: Call, g: Any, seen: Any, layer: Layer) -> Uses:
     """
     ffn = _InsideFFN.of(description, call.entered, g, layer)
     units, width, gains = description.units, layer.width, _gains_in(description)
-    uses = {"ffn_out": Use(units, width, ffn.gain_out, ffn.after, g, draw_x=ffn.drawn.values)}
+    uses: Uses = {"ffn_out": Use(units, width, ffn.gain_out, ffn.after, g, draw_x=ffn.drawn.values)}
     for name, slope in ffn.slopes.items():
         arrived = slope.product(ffn.at_units)
         uses[name] = Use(width, units, gains[name], call.entered, arrived, draw_g=partial(ffn.drawn.cotangents, name))
@@ -225,7 +226,7 @@ def _(description: Experts, call: Call, g: Any, seen: Any, layer: Layer) -> Uses
     cut = units // experts.split
     # entries of a cut expert's output matrix are as large as in the uncut one
     gain_out = ffn.gain_out / math.sqrt(experts.split)
-    uses = {"ffn_out": Use(cut, width, gain_out, ffn.after.product(pull.overlap), g, several=True)}
+    uses: Uses = {"ffn_out": Use(cut, width, gain_out, ffn.after.product(pull.overlap), g, several=True)}
     if shared:
         uses["shared_out"] = Use(units, width, ffn.gain_out, ffn.after, g.times(math.sqrt(shared)), several=True)
     for name, slope in ffn.slopes.items():

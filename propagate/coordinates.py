@@ -94,8 +94,8 @@ def coordinate_check(
     the stream's change against depth^0.
 
     Args:
-        model: a `Model`, whose width is replaced by each of `widths`; or any function from a width (a depth) to a torch
-            module with random weights of torch's own generator.
+        model: a `Model`, whose width (depth) is replaced by each of those given; or any function from a width to a
+            torch module with random weights of torch's own generator.
         optimizer: `SGD`, `Sign`, `Adam` or `Muon`; beside a function, one from the module and the width to an optimiser
             of torch, with its groups.
         widths, depths: one of them, two sizes or more; by default widths 64, 128, 256 and 512. The smallest is the base
@@ -145,6 +145,8 @@ def coordinate_check(
     elif callable(model):
         if transfer is not None or start is not None:
             raise ModelError("transfer and start must be left out beside a function, whose optimizer has the groups")
+        if along == "depth":
+            raise ModelError("depths must be left out beside a function: nobody knows what its branches are to do")
         if not callable(optimizer) or not callable(loss) or inputs is None:
             raise ModelError("beside a function, optimizer and loss must be functions, and inputs must be given")
         found, law = _of_family(model, sizes, inputs, loss, optimizer, steps, draws, seed), None

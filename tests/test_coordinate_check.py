@@ -228,6 +228,7 @@ def test_a_family_needs_its_functions() -> None:
     for changes, message in (
         ({"optimizer": pg.SGD(lr=0.1)}, "optimizer and loss must be functions"),
         ({"transfer": "mup", "optimizer": rates}, "transfer and start must be left out"),
+        ({"widths": None, "depths": (1, 2), "optimizer": rates}, "depths must be left out beside a function"),
         ({"optimizer": lambda m, w: None}, "optimizer must give an optimiser of torch"),
         ({"optimizer": rates, "loss": lambda output: output}, "loss must give a tensor with one number"),
     ):

@@ -44,7 +44,7 @@ def coordinates_of_family(
 
     Args:
         make: from the size to a module with random weights, drawn from torch's own generator.
-        size: the width, or the depth.
+        size: the width.
         inputs: what the module is called with: a tensor, a tuple of arguments, a mapping of keyword arguments, or a
             function from the number of a network to one of these.
         loss: from the module's output to a scalar.

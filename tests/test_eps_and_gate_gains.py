@@ -22,6 +22,7 @@ CASES = {
     "queries and keys, causal": pg.Model(
         "prenorm", **SIZES, norm=EPS, normed=("query", "key"), logit_std=2.0, causal=True
     ),
+    "embedded tokens": pg.Model("periln", **SIZES, norm=pg.Norm("layer", eps=0.5)),
     "values, causal": pg.Model("prenorm", **SIZES, norm=EPS, normed=("value",), causal=True),
     "a gate's own gain": pg.Model("prenorm", **SIZES, ffn=GATED),
     "an expert's gate": pg.Model("prenorm", **SIZES, ffn=GATED, experts=pg.Experts(4, 2)),

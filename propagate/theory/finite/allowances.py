@@ -19,9 +19,12 @@ mean logarithm by (1 - kept)^2 r / 2:
 - coordinates, of which dropout leaves 1 - p: the fourth moment of what is left is 3 / (1 - p). Measured (three
   placements, p = 0.9): backward up to this much, forward nothing.
 
-Logits and their cotangents, last, go through the same matrices of queries and keys: at logits of variance v the
+Logits and their cotangents go through the same matrices of queries and keys: at logits of variance v the
 gradient of what a block adds grows by about 0.3 v over the width (measured: Peri-LN, PreNorm and SpanNorm in heads of 4
 and 16, logit_std 3 to 5, width 64 to 512). Up to v = 1 the constants above contain it.
+
+Embedded tokens, last, have the second moments that they are given; a LayerNorm with eps that they meet before the first
+block takes up to 1/width of them.
 
 Heads, logits and hidden units are those of each block; of a dense FFN beside experts, what allows for more.
 
@@ -44,6 +47,7 @@ from propagate.activations import Activation
 from propagate.experts import Experts
 from propagate.layers import Layer
 from propagate.model import Model
+from propagate.outline import Block, Stream
 from propagate.sublayers import FFN
 from propagate.theory.gaussian.activations import CLOSED
 from propagate.theory.gaussian.expressions import functions
@@ -110,7 +114,8 @@ def _of_kept(
     drift = DRIFT * (1 + tokens / width) / width * lost
     scarce = _scarce(model, np.exp(-lost), distinct, 1 if single_tokens else max(tokens - 1, 1))
     none = np.zeros((1, *variance.shape[1:]))
-    forward = np.concatenate([none, np.cumsum(drift + scarce[0], axis=0)])
+    start = none + _embedding(model)
+    forward = np.concatenate([start, start + np.cumsum(drift + scarce[0], axis=0)])
     back = np.cumsum((drift + scarce[1] + _same_matrices(model, np.exp(-lost), distinct))[::-1], axis=0)[::-1]
     back = np.concatenate([back + 1 / width, none + (1 / width if through_readout else 0.0)])
     mean_mode = columns["grad_variance"] - columns["grad_deviation"] * (tokens - 1) / tokens
@@ -130,6 +135,17 @@ def _of_kept(
         "grad_covariance_allowance": back * parts[1],
         "grad_deviation_allowance": back + leak,
     }
+
+
+def _embedding(model: Model) -> float:
+    """What the embedded tokens, whose second moments are exact, lose in a LayerNorm beside eps: the mean over their
+    coordinates, 1 / width of them. Without eps the norm gives it back.
+    """
+    norm, block = model.at(0).norm, Block(0, model.depth)
+    if not (norm.centred and norm.eps):
+        return 0.0
+    model.equations.embed(Stream(), block)
+    return any(call.verb == "norm" for call in block.made) / model.width
 
 
 def _scarce(model: Model, kept: Array, distinct: Array, evened: int) -> tuple[Array, Array]:

@@ -81,6 +81,10 @@ def test_a_probe_is_a_trace_of_the_network_at_that_moment() -> None:
     assert float(start.variance[0]) == pytest.approx(embedded.square().mean().item(), rel=1e-5)
     assert start.decorrelation.values == pytest.approx((1 - start.covariance / start.variance).values, rel=1e-4)
     assert (start.update_ratio.fillna(0) == 0).all()
+    alike = start.layer_similarity
+    assert alike.dims == ("block", "other_block")
+    assert np.diag(alike) == pytest.approx(1.0, abs=1e-5)
+    assert float(alike[0, 1]) == float(alike[1, 0]) == pytest.approx(float(start.layer_cosine[1]), abs=1e-5)
     last = seen.isel(lr=0, seed=0).sel(probe=6)
     assert list(seen.matrix.values) == [
         *("embedding", "query", "key", "value", "attention_out", "ffn_in", "ffn_out", "unembedding")

@@ -16,6 +16,8 @@ from torch.nn import functional
 from propagate.tracing.build import LanguageModel
 from propagate.tracing.layers import Attention
 from propagate.tracing.matrices import MATRICES
+from propagate.tracing.statistics import precise
+from propagate.tracing.stepping import Passed
 from propagate.tracing.trace import trace
 from propagate.tracing.training.pieces import Piece
 
@@ -58,7 +60,17 @@ def probe(learner: LanguageModel, ids: Tensor, batch: int) -> Columns:
     if "deviation" in found:
         with np.errstate(divide="ignore", invalid="ignore"):
             found["decorrelation"] = found["deviation"] / found["variance"]
-    return found | _evaluated(learner, ids, batch)
+    return found | _similarity(learner, traced) | _evaluated(learner, ids, batch)
+
+
+@torch.no_grad()
+def _similarity(learner: LanguageModel, ids: Tensor) -> Columns:
+    """Mean over tokens of the cosine between the streams that leave two blocks, where there is one stream."""
+    if learner.network.streams > 1:
+        return {}
+    states, _ = Passed(learner.network)(learner.embedding(ids[:, :-1]))
+    tokens = torch.stack([functional.normalize(precise(stream).flatten(0, -2), dim=-1) for (stream,) in states])
+    return {"layer_similarity": (torch.einsum("atd,btd->ab", tokens, tokens) / tokens.shape[1]).cpu().numpy()}
 
 
 @torch.no_grad()

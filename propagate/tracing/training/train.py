@@ -30,6 +30,7 @@ from propagate.tracing.training.states import load, save
 if TYPE_CHECKING:
     import xarray as xr
 
+OTHER = "other_block"
 MEANINGS = {
     "loss": "mean cross-entropy of the next token in nats, of a step's sequences, before its update",
     "grad_norm": "norm of the gradient of all parameters together, before clipping",
@@ -38,6 +39,7 @@ MEANINGS = {
     "held_out_loss": "mean cross-entropy of the next token in nats, of held-out sequences",
     "log_z": "mean log of the sum of the exponentials of a token's logits",
     "decorrelation": "1 - correlation between two tokens of a sequence, deviation / variance",
+    "layer_similarity": "mean over tokens of the cosine between the streams that leave two blocks",
     "attention_logit": "largest attention logit over sequences, heads and pairs of tokens that see one another",
     "step_ratio": "Frobenius norm of the step's change of W over that of W",
 }
@@ -84,8 +86,8 @@ def train(
         clip: largest norm of the gradient of all parameters together; None does not clip.
         executor: any `concurrent.futures.Executor`, whose workers train whole arms; here, one after another, without.
         to: a folder, made if need be, with a file for each arm: killed at any step, the same call goes on from there,
-            on the same kind of device to the same bytes. Workers write there too: it must be one that they share, or
-            else only arms that have ended are kept.
+            on the same CPU to the same bytes. (Of CUDA, some of whose sums have no fixed order, that is not known.)
+            Workers write there too: it must be a folder that they share, or else only arms that have ended are kept.
         every: steps between two states that are kept there.
         device: "cpu" or "cuda".
         precision: of weights and arithmetic.
@@ -96,7 +98,8 @@ def train(
         `probe` (updates made): `held_out_loss` and `log_z`, over up to 32 held-out sequences. By `block` also, over up
         to 8 of them, what `trace` gives: `variance`, ... `grad_deviation`, of the gradient of their mean loss;
         `layer_cosine`, `branch_skip_ratio`, `effective_rank`, `parameter_grad_norm`; and `decorrelation`, which is
-        1 - correlation, and `attention_logit`, the largest. By (`block`, `matrix`) `update_ratio`, |W - W_0| / |W_0|,
+        1 - correlation, and `attention_logit`, the largest. By (`block`, `other_block`) `layer_similarity`, the cosine
+        of a token's streams there, where there is one stream. By (`block`, `matrix`) `update_ratio`, |W - W_0| / |W_0|,
         and `step_ratio`, of the next update alone.
 
         An arm whose loss or gradient is not finite has diverged: `diverged_at` is that step, `diverged_value` what it
@@ -246,6 +249,7 @@ def _table(arms: list[Arm], rates: list[float], numbers: list[int], seen: list[C
         "step": range(plan.steps),
         "probe": list(plan.probes),
         "block": range(model.depth + 1),
+        OTHER: range(model.depth + 1),
         "matrix": list(NAMES),
     }
     found = xr.Dataset(variables, coordinates, attributes | provenance())
@@ -263,4 +267,6 @@ def _dims(name: str, ndim: int) -> tuple[str, ...]:
         return ("step",)
     if name in ("update_ratio", "step_ratio"):
         return ("probe", "block", "matrix")
+    if name == "layer_similarity":
+        return ("probe", "block", OTHER)
     return ("probe", "block", STREAM)[: ndim - 1]

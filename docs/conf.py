@@ -40,9 +40,9 @@ napoleon_use_ivar = True
 napoleon_use_rtype = False
 # Types of other projects, whose pages lie on the network, and names inside this one that have no page.
 nitpick_ignore_regex = [
-    ("py:.*", r"(collections|concurrent|contextlib|matplotlib|nn|os|pathlib|sp|sympy|torch|xr)\..*"),
-    ("py:.*", r"Axes|Blocks|Choice|Executor|Figure|Scalar|Tensor|Use|Visible"),
-    ("py:.*", r"propagate\.layers\.(D|Parts)"),
+    ("py:.*", r"(collections|concurrent|contextlib|matplotlib|nn|numpy|os|pathlib|sp|sympy|torch|xr)\..*"),
+    ("py:.*", r"Axes|Blocks|Choice|Executor|Figure|Loss|Optimizer|Scalar|Tensor|Use|Visible"),
+    ("py:.*", r"propagate\.(layers\.(D|Parts)|corpora\.Fetched|theory\.reading\.blocks\.Call)"),
     ("py:.*", r"propagate\.placement\.S|propagate\.montecarlo\.(workers\.Numbers|backend\.Backend|samplers\.Sampler)"),
 ]
 
@@ -79,7 +79,8 @@ def _complete(_: Any, page: str, content: list[str]) -> None:
 def _plain(*arguments: Any) -> None:
     """What docstrings write and reStructuredText would misread: |z|, and one line for several arguments."""
     lines: list[str] = arguments[-1]
-    text = "\n".join(lines).replace("|z|", r"\|z\|")
+    size = re.compile(r"(?<![\w`|])\|(\w[^|`]*)\|")  # as in |z| or |W - W_0|^2
+    text = "\n".join(line if line.lstrip().startswith(">>>") else size.sub(r"\\|\1\\|", line) for line in lines)
     entry = re.compile(r"^( +)(\w+), (\w+(?:, \w+)*): (.*(?:\n\1 .*)*)$", re.MULTILINE)
     while entry.search(text):
         text = entry.sub(r"\1\2: \4\n\1\3: \4", text)

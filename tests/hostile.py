@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib.util
 import inspect
 import io
 import math
@@ -137,6 +138,25 @@ def callables() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "process_pool": (_ended_pool, {"workers": 1}),
         "plot": (_plot, {"table": said}),
         "verify": (pg.verify, {"cells": cells, "settings": small}),
+        **_of_torch(),
+    }
+
+
+def _of_torch() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
+    """Those that need torch, where it is there."""
+    if importlib.util.find_spec("torch") is None:
+        return {}
+    import torch
+
+    torch.set_num_threads(1)  # threads of a parent are not there in its forks
+    layer = lambda: torch.nn.TransformerEncoderLayer(8, 1, 16, batch_first=True)  # noqa: E731
+    module, x = torch.nn.Sequential(layer(), layer()), torch.ones(1, 2, 8)
+    language = {"model": pg.Model("postnorm", causal=True, **SIZE), "vocabulary": 8}
+    return {
+        "trace": (pg.trace, {"module": module, "inputs": x}),
+        "describe": (pg.describe, {"module": module, "tokens": 2}),
+        "build": (pg.build, {"model": pg.Model("postnorm", **SIZE)}),
+        "build_language_model": (pg.build_language_model, language),
     }
 
 
@@ -158,8 +178,8 @@ def _plot(table: Any, quantities: Any = ("variance",)) -> Any:
     return pg.plot(table, quantities=quantities)
 
 
-WORK = {("verify", "cells", "None"), ("verify", "settings", "None")}
-"""Combinations that are right, and work for minutes."""
+WORK = {("verify", "cells", "None"), ("verify", "settings", "None"), ("trace", "loss", "type")}
+"""Combinations that are right, and work for minutes; or a function of the user's own, whose error is his."""
 SIGNATURES: dict[str, Callable[..., Any]] = {"Gains": pg.Gains, "Start": pg.Start}
 Combination = tuple[str, str, str]
 """A callable, one of its options, and a value."""
@@ -308,6 +328,9 @@ def _limited() -> None:
     """In a process of its own: an empty folder, and 1 GiB more than it has."""
     _used_gains(query=1.5)  # what is made and imported once in a process is no part of a call
     pg.recursion("postnorm", depth=1)
+    for name in {"trace", "describe", "build"} & set(callables_once()):
+        function, right = callables_once()[name]
+        function(**right)
     os.chdir(tempfile.mkdtemp())
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + BYTES, used + BYTES))

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import propagate.tracing.experts  # noqa: F401  # which, as layers, registers what the package covers
+from propagate.checks import ModelError, integer, shown
 from propagate.layers import Layer
-from propagate.model import SHORTHAND, Model, ModelError, check_model
+from propagate.model import SHORTHAND, Model, check_model
 from propagate.norms import Norm
 from propagate.placement import split
 from propagate.sublayers import Sublayer
@@ -30,6 +31,7 @@ Describe = Callable[[], Sublayer | Norm]
 M = TypeVar("M", bound=nn.Module)
 
 
+MOST_WORDS = 2**24
 KNOWN = frozenset({"placement", "depth", "width", "tokens", "norm", "normed", "attention", "ffn", "experts", "layers"})
 KNOWN |= {"scaling", "weights", "dropout", *(short for of in SHORTHAND.values() for short in of)}
 """Fields of a `Model` that the modules here follow; with any other a model is refused, unless it has its default."""
@@ -179,6 +181,7 @@ def build(model: Model, *, seed: int = 0, device: str = "cpu", dtype: torch.dtyp
         (torch.Size([4, 16]), ['attention1', 'norm1', 'ffn1', 'norm2'])
     """
     _check_known(model)
+    check_model(model)
     return _drawn(lambda: Network(model), seed, device, dtype)
 
 
@@ -205,9 +208,9 @@ def build_language_model(
         True
     """
     _check_known(model)
-    if isinstance(vocabulary, bool) or not isinstance(vocabulary, int) or vocabulary < 1:
-        raise ModelError(f"vocabulary must be a whole number of at least 1, got {vocabulary!r}")
-    return _drawn(lambda: LanguageModel(model, vocabulary), seed, device, dtype)
+    check_model(model)
+    size = integer("vocabulary", vocabulary, at_most=MOST_WORDS)
+    return _drawn(lambda: LanguageModel(model, size), seed, device, dtype)
 
 
 def _check_known(model: Model) -> None:
@@ -217,9 +220,17 @@ def _check_known(model: Model) -> None:
 
 def _drawn(make: Callable[[], M], seed: int, device: str, dtype: torch.dtype) -> M:
     """The module with weights drawn in the order of its parts: kinds of a user's own draw theirs as they are made."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ModelError(f"seed must be a whole number of at least 0, got {seed!r}")
-    place = torch.device(device)
+    seed = integer("seed", seed, at_least=0, at_most=2**63 - 1)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ModelError(f"dtype must be a floating-point type of torch, got {shown(dtype)}")
+    if not isinstance(device, str | torch.device):
+        raise ModelError(f"device must be a name such as 'cpu' or 'cuda', got {shown(device)}")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        said = str(error).splitlines()[0]
+        raise ModelError(f"device must be one that torch has here, got {shown(device)}: {said[:200]}") from None
     with place, torch.random.fork_rng([] if place.type == "cpu" else [place], device_type=place.type):
         torch.manual_seed(seed)
         module = make().to(dtype)

@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from propagate.activations import GATES
+from propagate.checks import ModelError, integer, shown
 from propagate.experts import Experts
-from propagate.model import Model, ModelError, as_placement
+from propagate.model import Model, as_placement
 from propagate.norms import Norm
 from propagate.placement import Placement
 from propagate.scaling import Gains, Number
 from propagate.sublayers import FFN, Attention
 from propagate.tracing.configuration import activation_of, experts_of, inner_norms, logit_factor, rope_of, turned
-from propagate.tracing.find import Blocks, blocks_of, none_called, unwrapped
+from propagate.tracing.find import Blocks, blocks_of, check_module, none_called, unwrapped
 from propagate.tracing.gains import Rows, Sizes, gains_of, matrices, router_std, rows_of, sizes_of
 from propagate.tracing.layers import output_rms
 from propagate.tracing.layout import Axes
@@ -27,6 +28,7 @@ from propagate.tracing.recheck import misses
 from propagate.tracing.unread import unread
 from propagate.tracing.wiring import placement_of
 
+MOST_TOKENS = 2**20
 COMMON = 0.1
 """Share of a stream's second moment; of random coordinates it is one over their number."""
 
@@ -111,16 +113,21 @@ def describe(
         >>> pg.predict(model, **pg.start_of(pg.trace(module, x))).sizes["block"]
         4
     """
+    check_module(module)
+    tokens = integer("tokens", tokens, at_most=MOST_TOKENS)
+    for name, given, kinds in (("attention", attention, (Attention,)), ("ffn", ffn, (FFN, Experts))):
+        if given is not None and not isinstance(given, kinds):
+            raise ModelError(f"{name} must be None or a propagate.{kinds[0].__name__}, got {shown(given)}")
     module = unwrapped(module)
     if hasattr(module, "model") and isinstance(module.model, Model):
         return Description(module.model, ())
     distinct = blocks_of(module, blocks)
     config = getattr(module, "config", None)
-    given = inputs_for(module, distinct, tokens) if inputs is None else inputs
-    seen = probed(module, distinct, given, axes)
+    called_with = inputs_for(module, distinct, tokens) if inputs is None else inputs
+    seen = probed(module, distinct, called_with, axes)
     if not seen:
         raise none_called(distinct)
-    images = given.get("pixel_values") if isinstance(given, dict) else given
+    images = called_with.get("pixel_values") if isinstance(called_with, dict) else called_with
     if isinstance(images, Tensor) and images.dim() == 4 and seen[0].calls:
         tokens = seen[0].calls[0][1].shape[1]
     found = [unwrapped(one.block) for one in seen]

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from propagate.model import ModelError
+from propagate.checks import ModelError, shown
 
 ATTENTION = re.compile(r"att(n|ention)", re.IGNORECASE)
 WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "module")
@@ -33,17 +33,19 @@ def blocks_of(module: nn.Module, blocks: Blocks = None) -> list[nn.Module]:
         >>> len(blocks_of(nn.Sequential(nn.Embedding(5, 8), nn.ModuleList([layer(), layer()]))))
         2
     """
+    check_module(module)
     if isinstance(blocks, str):
         try:
             blocks = module.get_submodule(blocks)
         except AttributeError:
-            raise ModelError(f"blocks must be the path of a module of {_name(module)}, got {blocks!r}") from None
+            raise ModelError(f"blocks must be the path of a module of {_name(module)}, got {shown(blocks)}") from None
     if isinstance(blocks, nn.Module) and not isinstance(blocks, nn.ModuleList | nn.Sequential):
         return [blocks]
     if blocks is not None:
-        found = list(blocks)
+        listed: Any = blocks
+        found = list(listed) if isinstance(blocks, list | tuple | nn.Module) else []
         if not found or not all(isinstance(block, nn.Module) for block in found):
-            raise ModelError(f"blocks must be torch modules, got {blocks!r}")
+            raise ModelError(f"blocks must be torch modules, got {shown(blocks)}")
         return found
     stacks = sorted(_stacks(module), key=lambda stack: -_size(stack[1]))
     if not stacks:
@@ -53,6 +55,12 @@ def blocks_of(module: nn.Module, blocks: Blocks = None) -> list[nn.Module]:
         if not other.startswith(f"{path}.") and not path.startswith(f"{other}.") and 2 * _size(stack) > _size(chosen):
             raise ModelError(f"{_name(module)} has several stacks of blocks, {path} and {other}; name one with blocks=")
     return list(chosen)
+
+
+def check_module(module: Any) -> None:
+    """ModelError unless it is a torch model."""
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"module must be a torch model, got {shown(module)}")
 
 
 def none_called(blocks: Sequence[nn.Module]) -> ModelError:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from propagate.model import ModelError
+from propagate.checks import ModelError, shown
 
 AXES = ("sequence", "token", "width")
 Axes = str | Sequence[str] | None
@@ -62,11 +62,11 @@ def layout_by_hand(axes: Axes, dims: int) -> Layout | None:
     """
     if axes is None:
         return None
-    names = tuple(axes.split() if isinstance(axes, str) else axes)
-    known = all(name in AXES for name in names)
+    names = tuple(axes.split()) if isinstance(axes, str) else tuple(axes) if isinstance(axes, list | tuple) else ()
+    known = all(isinstance(name, str) and name in AXES for name in names)
     if len(names) != dims or not known or names.count("width") != 1 or "token" not in names:
         raise ModelError(
-            f"axes must name each of the stream's {dims} axes sequence, token or width (once), got {axes!r}"
+            f"axes must name each of the stream's {dims} axes sequence, token or width (once), got {shown(axes)}"
         )
     return Layout(names)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from propagate.model import ModelError
+from propagate.checks import ModelError, shown
 
 ENCODER = ("attention_mask", "src_key_padding_mask", "key_padding_mask")
 DECODER = ("decoder_attention_mask", "tgt_key_padding_mask")
@@ -38,6 +38,8 @@ def counted_tokens(inputs: Any, module: nn.Module, block: nn.Module) -> Tensor |
 
 def checked_mask(mask: Tensor) -> Tensor:
     """A mask of booleans that lets at least one token of every sequence count; ModelError otherwise."""
+    if not isinstance(mask, Tensor) or mask.dim() < 1:
+        raise ModelError(f"mask must be a tensor (sequences, tokens), got {shown(mask)}")
     keep = mask.bool()
     if not keep.any(-1).all():
         raise ModelError("mask must let at least one token of every sequence count")

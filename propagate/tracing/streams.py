@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from propagate.model import ModelError
+from propagate.checks import ModelError, shown
 from propagate.tracing.find import unwrapped
 
 Choice = int | Literal["sum"] | None
@@ -67,13 +67,13 @@ def state_of(block: nn.Module, output: Any, first: Tensor, choice: Choice) -> St
     clones = [x.clone() for x in found]
     for old, new in zip(found, clones, strict=True):
         output = replaced(output, old, new)
-    if choice == "sum":
+    if isinstance(choice, str) and choice == "sum":
         if len(found) != 2:
             raise ModelError(f"stream='sum' needs two tensors of the stream's shape, got {len(found)}")
         return State(found[0] + found[1], clones[1], clones[0], output)  # the block may have used what it returns
-    at = choice or 0
+    at = 0 if choice is None else choice
     if not isinstance(at, int) or isinstance(at, bool) or not 0 <= at < len(found):
-        raise ModelError(f"stream must be 'sum' or a whole number below {len(found)}, got {choice!r}")
+        raise ModelError(f"stream must be 'sum' or a whole number below {len(found)}, got {shown(choice)}")
     return State(found[at], found[at], clones[at], output)
 
 

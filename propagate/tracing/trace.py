@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
@@ -11,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from propagate.checks import integer
-from propagate.model import ModelError
+from propagate.checks import ModelError, integer, shown
 from propagate.quantities import quantity_of
 from propagate.start import GRAMS
 from propagate.table import STREAM, table
@@ -104,6 +104,9 @@ def trace(
         >>> seen.sizes["block"], bool(seen.variance[3] > seen.variance[0])
         (4, True)
     """
+    seed = integer("seed", seed, at_least=0)
+    if loss is not None and not callable(loss):
+        raise ModelError(f"loss must be a function of the model's output, got {shown(loss)}")
     count = integer("cotangents", cotangents, at_most=MOST_COTANGENTS)
     if loss is not None and count > 1:
         raise ModelError(f"cotangents must be 1 with a loss, which makes its own, got {count}")
@@ -139,10 +142,10 @@ def _modules(module: Any) -> Iterator[nn.Module]:
         yield module
         return
     if not isinstance(module, Iterable):
-        raise ModelError(f"module must be a torch model or an iterable of them, got {module!r}")
+        raise ModelError(f"module must be a torch model or an iterable of them, got {shown(module)}")
     for one in module:
         if not isinstance(one, nn.Module):
-            raise ModelError(f"module must be a torch model or an iterable of them, got one of {one!r}")
+            raise ModelError(f"module must be a torch model or an iterable of them, got one of {shown(one)}")
         yield one
         del one
 
@@ -284,9 +287,14 @@ def _first_not_finite(columns: dict[str, Any], *, several: bool) -> str:
 
 
 def _call(module: nn.Module, inputs: Any) -> Any:
+    args, named = inputs if isinstance(inputs, tuple) else (inputs,), {}
     if isinstance(inputs, Mapping):
-        return module(**inputs)
-    return module(*inputs) if isinstance(inputs, tuple) else module(inputs)
+        args, named = (), dict(inputs)
+    try:
+        inspect.signature(module.forward).bind(*args, **named)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"inputs are not what {type(module).__name__} takes: {error}") from None
+    return module(*args, **named)
 
 
 class Entering(NamedTuple):
@@ -321,7 +329,7 @@ def _gradients(
     else:
         target, seeds = loss(output), None
         if not isinstance(target, Tensor) or target.dim() > 0:
-            raise ModelError(f"loss must give a tensor with one number, got {target!r}")
+            raise ModelError(f"loss must give a tensor with one number, got {shown(target)}")
     streams = [x for state in seen.places for x in state] + seen.ends
     wanted = {id(p): p for block in seen.called for p in block.parameters() if p.requires_grad}
     found = torch.autograd.grad(

@@ -1,12 +1,12 @@
-"""Training steps without weights: against dense ones in one run, and at a width where dense ones would fill 12 TB.
+"""Training steps without weights: against dense ones in one run, and at a width where dense matrices would fill 3 TB.
 
     python benchmarks/steps_speed.py --out benchmarks/results/steps_speed.json
 
 First one network of one block, trained by SGD on both samplers, one after the other: the fastest of `--repeats` runs
-of the weightless one, and the only run of the dense one, whose time is a thousand times what a clock can miss. Then one
-wide network for each optimiser. Every run has a process of its own, whose peak memory is the system's count. Processor
-seconds are told beside those of the clock: others may share the processors. Budget of the wide ones: 16 GiB, and 10
-minutes together.
+of the weightless one, and the only run of the dense one, which takes a minute. Then one wide network for each
+optimiser. Every run has a process of its own, whose peak memory is the system's count. Ratio and budget (16 GiB, and 10
+minutes for the wide ones together) are judged in processor seconds, for others may share the processors; those of the
+clock are told beside them. Set OMP_NUM_THREADS=1: threads that wait for one another count as busy.
 """
 
 from __future__ import annotations
@@ -56,6 +56,10 @@ def apart(*task: Any) -> dict[str, Any]:
         return pool.apply(trained, task)
 
 
+def _times(row: dict[str, Any]) -> str:
+    return f"{row['processor_seconds']:.2f} processor seconds ({row['seconds']:.1f} by the clock)"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tokens", type=int, default=16)
@@ -80,12 +84,12 @@ def main() -> int:
     )
     task = (small, OPTIMIZERS["SGD"], options.steps)
     quick = min(
-        (apart(*task, "weightless", options.precision) for _ in range(options.repeats)), key=lambda row: row["seconds"]
+        (apart(*task, "weightless", options.precision) for _ in range(options.repeats)),
+        key=lambda row: row["processor_seconds"],
     )
     slow = apart(*task, "dense", options.precision)
-    ratio, worked = (slow[key] / quick[key] for key in ("seconds", "processor_seconds"))
-    print(f"width {small.width}: dense {slow['seconds']:.1f} s, weightless {quick['seconds']:.2f} s: {ratio:.0f} times")
-    print(f"in processor seconds: {worked:.0f} times", flush=True)
+    ratio, clock = (slow[key] / quick[key] for key in ("processor_seconds", "seconds"))
+    print(f"width {small.width}: dense {_times(slow)}, weightless {_times(quick)}: {ratio:.0f} times", flush=True)
 
     wide = pg.Model(
         "prenorm",
@@ -98,15 +102,13 @@ def main() -> int:
     for name, optimizer in OPTIMIZERS.items():
         row = apart(wide, optimizer, options.steps, "weightless", options.wide_precision)
         rows.append(row)
-        print(
-            f"width {wide.width}, {name}: {row['seconds']:.0f} s, peak {row['peak_bytes'] / 2**30:.1f} GiB", flush=True
-        )
-    took = sum(row["seconds"] for row in rows[2:])
+        print(f"width {wide.width}, {name}: {_times(row)}, peak {row['peak_bytes'] / 2**30:.1f} GiB", flush=True)
+    took = sum(row["processor_seconds"] for row in rows[2:])
     within = took <= BUDGET["seconds"] and all(row["peak_bytes"] <= BUDGET["bytes"] for row in rows[2:])
     print("within 16 GiB and 10 minutes" if within else "NOT within 16 GiB and 10 minutes")
     summary = provenance("CPU") | {"precision": options.precision, "wide_precision": options.wide_precision}
-    summary |= {"dense_over_weightless": ratio, "the_same_in_processor_seconds": worked}
-    summary |= {"wide_seconds": took, "budget": BUDGET, "within_budget": within}
+    summary |= {"dense_over_weightless": ratio, "the_same_by_the_clock": clock, "wide_processor_seconds": took}
+    summary |= {"budget": BUDGET, "within_budget": within}
     write(options.out, {"summary": summary, "rows": rows})
     return 0 if within else 1
 

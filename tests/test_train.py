@@ -196,11 +196,11 @@ def test_theory_starts_at_a_probe_and_training_leaves_it() -> None:
 
 
 def test_arms_on_workers_give_the_same_table(tmp_path: Path) -> None:
-    settings: Any = SETTINGS | {"lrs": (0.01, 0.1), "seeds": (0, 3)}
+    settings: Any = SETTINGS | {"seeds": (0, 3), "steps": 3, "probes": ()}
     with ThreadPoolExecutor(2) as pool:
         found = pg.train(MODEL, TEXT, ADAM, executor=pool, to=tmp_path, **settings)
     assert equal(found, pg.train(MODEL, TEXT, ADAM, **settings))
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_text_is_learned_and_shuffled_text_is_not() -> None:
@@ -208,7 +208,7 @@ def test_text_is_learned_and_shuffled_text_is_not() -> None:
     generator = np.random.default_rng(0)
     sides = (generator.permutation(TEXT.stream(side)) for side in ("training", "held_out"))
     shuffled = Corpus("shuffled", 256, *((ids,) for ids in sides))
-    settings: Any = {"steps": 150, "batch": 16, "progress": False}
+    settings: Any = {"steps": 100, "batch": 16, "progress": False}
     learned, not_learned = (
         pg.train(model, text, pg.Adam(0.01), **settings).held_out_loss[0, 0, -1] - text.unigram_loss
         for text in (TEXT, shuffled)

@@ -55,7 +55,13 @@ def corpus(
 
 def trace(
     path: Annotated[Path, typer.Argument(help="A config.json of transformers, or a folder with one and with weights.")],
-    text: Annotated[Path, typer.Option("--text", help="A text file to run through the model.")],
+    text: Annotated[Path | None, typer.Option("--text", help="A text file to run through the model.")] = None,
+    inputs: Annotated[
+        Path | None, typer.Option("--inputs", help="In place of a text, a .safetensors file of the model's arguments.")
+    ] = None,
+    blocks: Annotated[
+        str | None, typer.Option("--blocks", help="Path of the list of blocks, where there are several.")
+    ] = None,
     tokens: Annotated[int, typer.Option("--tokens", "-T", help="Tokens in a sequence.")] = 32,
     sequences: Annotated[int, typer.Option("--sequences", help="How many sequences.")] = 16,
     draws: Annotated[
@@ -75,11 +81,10 @@ def trace(
             raise ModelError(f"--plot must end in .png or .svg, got {str(plot)!r}")
         if draws is not None and draws < 1:
             raise ModelError(f"--draws must be at least 1, got {draws}")
-        try:
-            words = text.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ModelError(f"--text must be a text file: {error}") from None
-        found, notes = _traced(path, words, tokens, sequences, draws, seed)
+        if inputs is not None and text is not None:
+            raise ModelError("--inputs stands in place of --text: give one of them, not both")
+        given = _words(text) if inputs is None else inputs
+        found, notes = _traced(path, given, blocks, (tokens, sequences), draws, seed)
     except ModelError as error:
         refuse(error)
     show(found, json, out)
@@ -91,20 +96,49 @@ def trace(
         keep(plot, render(_picture(found, path.name), plot.suffix[1:]))
 
 
+def _words(text: Path | None) -> str:
+    """Of a text file; "" of none, which a model of images needs none of."""
+    try:
+        return "" if text is None else text.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"--text must be a text file: {error}") from None
+
+
+def _arguments(given: str | Path, path: Path, module: Any, tokens: int, sequences: int) -> Any:
+    from propagate.tracing.checkpoints import inputs_for, tensors_in
+
+    if isinstance(given, str):
+        return inputs_for(path, module, given, tokens=tokens, sequences=sequences)
+    try:
+        return tensors_in(given)
+    except Exception as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"--inputs must be a file of safetensors: {said}") from None
+
+
 def _traced(
-    path: Path, words: str, tokens: int, sequences: int, draws: int | None, seed: int
+    path: Path, given: str | Path, blocks: str | None, sizes: tuple[int, int], draws: int | None, seed: int
 ) -> tuple[xr.Dataset, list[str]]:
     """The trace, with `theory_<name>` beside it where there is one, and what to say under the table."""
     import propagate as pg
-    from propagate.tracing.checkpoints import load, token_ids
+    from propagate.tracing.checkpoints import load
 
-    ids = token_ids(path, words, tokens=tokens, sequences=sequences)
+    first_seed = None if draws is None else seed
+    module = load(path, seed=first_seed)
+    inputs = _arguments(given, path, module, *sizes)
     own = [None] if draws is None else range(seed, seed + draws)
-    found = pg.trace((load(path, seed=k) for k in own), {"input_ids": ids}, seed=seed)
-    counted = found.attrs["tokens_counted"]
-    notes = [f"{found.attrs['model']}, {len(ids)} sequences of {tokens} tokens, {counted} counted, none special."]
     try:
-        model, unread = pg.describe(load(path, seed=None if draws is None else seed), tokens=tokens)
+        found = pg.trace((load(path, seed=k) for k in own), inputs, blocks=blocks, seed=seed)
+    except ModelError:
+        raise
+    except (IndexError, RuntimeError, ValueError, TypeError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ModelError(f"{type(module).__name__} cannot be run on these inputs: {said}") from None
+    counted, kind = found.attrs["tokens_counted"], "images" if "pixel_values" in inputs else "sequences"
+    sequences, tokens = found.attrs["sequences"], found.attrs["tokens"]
+    notes = [f"{found.attrs['model']}, {sequences} {kind} of {tokens} tokens, {counted} counted, none special."]
+    try:
+        model, unread = pg.describe(module, tokens=tokens, blocks=blocks, inputs=inputs)
         theory = pg.predict_calls(model, **pg.start_of(found))
         first = pg.first_divergence(theory, found)
     except ModelError as error:

@@ -65,3 +65,61 @@ def test_bad_input_ends_in_one_line_and_status_2(files: tuple[Path, Path], tmp_p
         assert named in done.output
         assert done.output.count("\n") == 1
     assert RUN.invoke(app, ["weights", "llama"]).exit_code == 2
+
+
+T5 = {"model_type": "t5", "d_model": 32, "num_layers": 2, "num_heads": 2, "d_ff": 64, "d_kv": 16, "vocab_size": 256}
+VIT = BERT | {"model_type": "vit", "image_size": 16, "patch_size": 4}
+
+
+def test_a_stack_of_several_images_and_inputs_of_ones_own(files: tuple[Path, Path], tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    config, text = files
+    config.write_text(json.dumps(T5))
+    few = ["--tokens", "8", "--sequences", "2", "--draws", "1"]
+    refused = RUN.invoke(app, ["trace", str(config), "--text", str(text), *few])
+    assert (refused.exit_code, "name one with blocks=" in refused.output) == (2, True)
+    done = RUN.invoke(app, ["trace", str(config), "--text", str(text), *few, "--blocks", "encoder.block"])
+    assert "T5Model, 2 sequences of 8 tokens" in done.output
+    config.write_text(json.dumps(VIT))
+    assert "ViTModel, 2 images of 17 tokens" in RUN.invoke(app, ["trace", str(config), *few]).output
+    config.write_text(json.dumps(BERT))
+    save_file({"input_ids": torch.ones(3, 5, dtype=torch.long)}, tmp_path / "own.safetensors")
+    own = RUN.invoke(app, ["trace", str(config), "--draws", "1", "--inputs", str(tmp_path / "own.safetensors")])
+    assert "BertModel, 3 sequences of 5 tokens" in own.output
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "weights", "said"),
+    [
+        (BERT | {"max_position_embeddings": 16}, ["--draws", "1"], None, "cannot be run on these inputs"),
+        (BERT | {"num_attention_heads": 3}, ["--draws", "1"], None, "makes no model"),
+        (BERT | {"hidden_size": "x"}, ["--draws", "1"], None, "makes no model"),
+        (BERT, ["--tokens", "8"], b"garbage", "is no file of safetensors"),
+        (BERT, ["--tokens", "0", "--draws", "1"], None, "tokens must be at least 1"),
+        (BERT, ["--draws", "1", "--blocks", "nowhere"], None, "must be the path of a module"),
+        (BERT, ["--draws", "1", "--inputs", "absent"], None, "--inputs stands in place of --text"),
+    ],
+)
+def test_what_does_not_fit_ends_in_one_line(
+    settings: dict, options: list[str], weights: bytes | None, said: str, files: tuple[Path, Path]
+) -> None:
+    config, text = files
+    config.write_text(json.dumps(settings))
+    if weights is not None:
+        (config.parent / "model.safetensors").write_bytes(weights)
+    done = RUN.invoke(app, ["trace", str(config.parent), "--text", str(text), *options])
+    assert (done.exit_code, said in done.output, done.output.count("\n")) == (2, True, 1)
+
+
+def test_weights_of_another_size_are_refused(files: tuple[Path, Path]) -> None:
+    from safetensors.torch import save_file
+
+    from propagate.tracing.checkpoints import load
+
+    config, text = files
+    save_file(load(config, seed=0).state_dict(), config.parent / "model.safetensors")
+    config.write_text(json.dumps(BERT | {"intermediate_size": 32}))
+    done = RUN.invoke(app, ["trace", str(config.parent), "--text", str(text), "--tokens", "8"])
+    assert (done.exit_code, "are of another model" in done.output, done.output.count("\n")) == (2, True, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import pickle
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from propagate.model import ModelError
+from propagate.checks import ModelError, integer
 
+MOST = 2**20
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -45,8 +47,8 @@ def load(path: str | Path, *, seed: int | None = None) -> nn.Module:
             torch.manual_seed(seed or 0)
             models: Any = transformers.AutoModel
             module: nn.Module = models.from_config(config)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"the configuration in {folder} makes no model of transformers: {error}") from None
+    except Exception as error:  # whatever the library raises of a configuration that is none
+        raise ModelError(f"the configuration in {folder} makes no model of transformers: {_line(error)}") from None
     if seed is None:
         state = _weights(folder)
         prefix = f"{module.base_model_prefix}."
@@ -55,6 +57,10 @@ def load(path: str | Path, *, seed: int | None = None) -> nn.Module:
         missing = [key for key in own if key not in bare and not key.startswith("pooler.")]
         if missing:
             raise ModelError(f"the weights in {folder} are of another model: {missing[0]} is not among them")
+        for key, value in own.items():
+            if key in bare and bare[key].shape != value.shape:
+                shapes = f"{tuple(bare[key].shape)} and not {tuple(value.shape)}"
+                raise ModelError(f"the weights in {folder} are of another model: {key} has shape {shapes}")
         module.load_state_dict({key: value for key, value in bare.items() if key in own}, strict=False)
     return module.eval()
 
@@ -73,6 +79,7 @@ def token_ids(path: str | Path, text: str, *, tokens: int = 32, sequences: int =
     Raises:
         ModelError: for a text that is too short.
     """
+    tokens, sequences = integer("tokens", tokens, at_most=MOST), integer("sequences", sequences, at_most=MOST)
     folder, settings = _settings(path)
     file = folder / "tokenizer.json"
     if file.is_file():
@@ -88,6 +95,33 @@ def token_ids(path: str | Path, text: str, *, tokens: int = 32, sequences: int =
     if count < 1:
         raise ModelError(f"the text must hold at least {tokens} tokens, got {len(ids)}")
     return torch.tensor(ids[: count * tokens]).reshape(count, tokens)
+
+
+def inputs_for(
+    path: str | Path, module: nn.Module, text: str, *, tokens: int = 32, sequences: int = 16
+) -> dict[str, Tensor]:
+    """What a model is called with: pieces of the text, for both of its stacks; noise where it takes images."""
+    taken = inspect.signature(module.forward).parameters
+    config: Any = module.config
+    if "pixel_values" in taken and "input_ids" not in taken:
+        size, count = config.image_size, integer("sequences", sequences, at_most=MOST)
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        noise = torch.randn(count, config.num_channels, *sides, generator=torch.Generator().manual_seed(0))
+        return {"pixel_values": noise}
+    ids = token_ids(path, text, tokens=tokens, sequences=sequences)
+    return {"input_ids": ids} | ({"decoder_input_ids": ids} if "decoder_input_ids" in taken else {})
+
+
+def tensors_in(file: str | Path) -> dict[str, Tensor]:
+    """The tensors of a file of safetensors, by name."""
+    from safetensors.torch import load_file
+
+    return dict(load_file(file))
+
+
+def _line(error: Exception) -> str:
+    said = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(said)[:300] or type(error).__name__
 
 
 def _settings(path: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -110,11 +144,16 @@ def _weights(folder: Path) -> dict[str, Tensor]:
         if not file.is_file():
             continue
         if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
+            from safetensors import SafetensorError
 
-            return dict(load_file(file))
+            try:
+                return tensors_in(file)
+            except SafetensorError as error:
+                raise ModelError(f"{file} is no file of safetensors: {_line(error)}") from None
         try:
             return dict(torch.load(file, map_location="cpu", weights_only=True))
         except pickle.UnpicklingError:
             raise ModelError(f"{file} is refused: it holds more than weights, and reading it could run code") from None
+        except Exception as error:
+            raise ModelError(f"{file} is no file of weights: {_line(error)}") from None
     raise ModelError(f"there are no weights ({' or '.join(WEIGHTS)}) in {folder}; give a seed to draw initial ones")

@@ -39,7 +39,7 @@ def measured(case: tuple[str, str, str], backend: str = "numpy") -> xr.Dataset:
     return pg.simulate(network(case), draws=DRAWS, seed=100 + GRID.index(case), backend=backend, **start_of(case))
 
 
-@pytest.mark.few(10)
+@pytest.mark.few(8)
 @pytest.mark.parametrize("backend", ["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize(
     "case", [pytest.param(c, marks=[pytest.mark.slow] * (c not in FEW), id="-".join(c)) for c in GRID]
@@ -93,7 +93,7 @@ def precise(case: tuple[str, str, str], draws: int = 400) -> tuple[pg.Model, xr.
     return model, pg.simulate(model, draws=draws, seed=7, backend="numpy", covariance=0.1)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("wrong", WRONG)
 def test_wrong_theories_are_rejected(wrong: str) -> None:
     model, seen = precise(POWER[wrong])

@@ -67,5 +67,5 @@ def test_blocks_of_few_units_behind_one_of_many_agree_with_networks(monkeypatch:
     seen = pg.simulate(model, draws=100, seed=5, backend="numpy", progress=False, **start)
     assert float(pg.compare(pg.predict(model, **start), seen).worst_z.max()) < 3
     first = [model.at(1)] * model.depth
-    monkeypatch.setattr(finite_width, "_layers", lambda model: first)
+    monkeypatch.setattr(finite_width, "layers_of", lambda model: first)
     assert float(pg.compare(pg.predict(model, **start), seen).worst_z.max()) > 3.5

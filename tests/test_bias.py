@@ -62,6 +62,7 @@ def test_the_slope_against_one_over_the_width_is_the_predicted_bias(slopes: Any)
         assert abs(measured - said) < 3.5 * math.hypot(error, own)
 
 
+@pytest.mark.slow
 def test_no_bias_and_the_opposite_bias_are_rejected(slopes: Any) -> None:
     measured, error, said, own = slopes["grad_deviation"]
     assert abs(measured) > 4 * error
@@ -286,6 +287,7 @@ def test_a_forgotten_term_is_found_out(forgotten: str, monkeypatch: pytest.Monke
         assert abs(block.mean) > 4 * block.mean_error
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("name", "depth"),
     [("prenorm", 12), *(pytest.param(n, 24, marks=pytest.mark.slow) for n in ("prenorm", "periln", "olmo2"))],
@@ -349,6 +351,7 @@ def test_several_streams_have_a_spread_too() -> None:
         assert (pg.compare(wrong, seen).verdict.sel(quantity=spreads.quantity) == "disagrees").any()
 
 
+@pytest.mark.slow
 def test_samples_agree_with_the_closed_form_of_the_spread() -> None:
     """Two derivations of one number: of one stream the spread has a closed form."""
     model = pg.Model("spannorm", depth=2, width=64, activation="gelu", tokens=4, heads=4)

@@ -69,7 +69,7 @@ def measured_products(kind: Experts, correlation: float) -> dict[str, np.ndarray
     }
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("correlation", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize(
     "kind",

@@ -18,7 +18,12 @@ SMALL: dict[str, dict[str, Any]] = {  # arguments of `data` that make it quick
     "twice_as_deep": {"depth": 2, "width": 64},
 }
 NAMES = tuple(SMALL)
-LONG = ("collapse_layers", "cosine_similarity", "phase_diagram")  # their bytes are tested with the slow tests
+LONG = (
+    "collapse_layers",
+    "cosine_similarity",
+    "phase_diagram",
+    "twice_as_deep",
+)  # their bytes are tested with the slow tests
 
 
 def needs_torch(name: str) -> None:
@@ -161,6 +166,7 @@ def test_the_phase_diagram_has_todays_theory(placement: str) -> None:
         np.testing.assert_allclose(one[f"theory_{name}"].sel(exponent=0.25, depth=4), now[f"theory_{name}"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_full_backend_and_folder_reach_the_script(
     tmp_path: Any, here: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,7 +133,7 @@ def test_pairs_of_tokens(name: str, which: str) -> None:
     assert wrong_places(lambda q, c: of_pair(name, which, q, c) * (1 + 1e-7), name, which)
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(5)
 @pytest.mark.parametrize("ratio", [1.0, 1.7])
 @pytest.mark.parametrize("which", ["value", "slope"])
 @pytest.mark.parametrize("name", [*(name for name in PHI if name not in LATER), "geglu", "mish", "elu"])

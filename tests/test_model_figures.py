@@ -46,6 +46,7 @@ def test_what_the_caption_says_of_olmo2_is_so() -> None:
     assert max(apart.values()) < 0.06
 
 
+@pytest.mark.slow
 def test_stored_theory_is_todays() -> None:
     pytest.importorskip("torch", reason="torch is absent: install the extra [torch]")
     pytest.importorskip("transformers", reason="transformers is absent: install the extra [text]")

@@ -66,7 +66,7 @@ def of_matrices(judged: xr.Dataset) -> xr.Dataset:
     return judged.sel(quantity=[q for q in judged.quantity.to_numpy() if q.startswith("param_grad")])
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", CASES)
 def test_theory_and_simulation_agree(name: str) -> None:
     said, seen = both(name)

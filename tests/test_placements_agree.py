@@ -138,7 +138,7 @@ WRONG = {
 }
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", WRONG)
 def test_a_neighbour_is_rejected(name: str) -> None:
     model, start = network(name)

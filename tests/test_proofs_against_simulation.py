@@ -35,6 +35,7 @@ SLOW = pytest.mark.slow
 widths = pytest.mark.parametrize("width", [pytest.param(64, marks=SLOW), 128, pytest.param(256, marks=SLOW)])
 
 
+@pytest.mark.slow
 def test_linear_layer() -> None:
     """Proposition 1: second moments both ways, exact at every width; fluctuation 2/n."""
     columns, squares = {}, {}

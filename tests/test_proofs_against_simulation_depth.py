@@ -189,6 +189,7 @@ def test_scale_init_other_activations(width: int) -> None:
     assert abs(np.log(back[0] / limit(chi=swiglu_ratio(), a_f=1.0))) < swiglu_ratio() ** 2 / depth  # tends to it
 
 
+@pytest.mark.slow
 @widths
 def test_companions(width: int) -> None:
     """Proposition 10a at k = 1/2: PostNorm's limiting token-mean share, PreNorm's limiting gains; O(1/L) away."""
@@ -222,7 +223,7 @@ def test_companions(width: int) -> None:
         assert agrees(claim[["grad_variance", "grad_variance_allowance"]], pre) is right
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("placement", ["prenorm", "postnorm", "spannorm", "periln", "deepnorm", "layernormscaling"])
 @widths
 def test_duality(placement: str, width: int) -> None:

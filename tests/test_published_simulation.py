@@ -137,13 +137,13 @@ def misses(row: dict[str, str], theory: dict[str, tuple[float, float]], slack: d
     return [key for key in QUANTITIES if abs(theory[key][0] - float(row[f"{key}_theory"])) > slack[key]]
 
 
-@pytest.mark.few(20)
+@pytest.mark.few(12)
 @pytest.mark.parametrize(("name", "row"), rows())
 def test_the_theory_columns(name: str, row: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert misses(row, predicted(name, row), tolerances(name, row, monkeypatch)) == []
 
 
-@pytest.mark.few(15)
+@pytest.mark.few(8)
 @pytest.mark.parametrize(("name", "row"), rows())
 def test_wrong_theories_miss_the_theory_columns(
     name: str, row: dict[str, str], monkeypatch: pytest.MonkeyPatch

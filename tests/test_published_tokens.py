@@ -155,6 +155,7 @@ def test_failure_modes_of_more_and_more_tokens() -> None:
     assert gaps[-1] < 2e-3
 
 
+@pytest.mark.slow
 def test_failure_modes_beyond_the_threshold() -> None:
     """There is no threshold at finitely many tokens, and the limit is far off: correlations are above it at 32 tokens
     and below it at 1024, by 0.13 and 0.06. The approach is only logarithmic in tokens.

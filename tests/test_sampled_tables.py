@@ -23,6 +23,7 @@ def predicted(placement: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> xr.
     return pg.predict(pg.Model(placement, **SMALL), covariance=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", ["postnorm", pytest.param("olmo2", marks=pytest.mark.slow)])
 def test_tables_of_other_draws_differ_by_the_stated_error(placement: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = [predicted(placement, seed, monkeypatch) for seed in (1, 2, 3)]

@@ -136,7 +136,7 @@ def mismatch(a: Array, b: Array) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
-@pytest.mark.few(60)
+@pytest.mark.few(32)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("placement", [*PLACEMENTS, "doubled"])
 def test_the_reverse_pass_is_autograd(placement: str, activation: str) -> None:

@@ -21,7 +21,7 @@ def measured(model: pg.Model, draws: int) -> xr.Dataset:
     return pg.simulate(model, draws=draws, seed=draws, backend="numpy", progress=False, **START)
 
 
-@pytest.mark.few(20)
+@pytest.mark.few(11)
 @pytest.mark.parametrize(
     ("placement", "draws"),
     [

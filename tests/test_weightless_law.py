@@ -64,7 +64,7 @@ SLOW = {"prenorm relu", "prenorm more tokens", "spannorm uniform causal", "spann
 """What the others have too: a PreNorm, a SpanNorm's norms, several heads, a mask, a gate."""
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in NETWORKS])
 def test_weightless_and_dense_agree_in_law(name: str, backend: Backend) -> None:
     p, tests = smallest_p(name, backend, "weightless")

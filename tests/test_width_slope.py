@@ -25,6 +25,7 @@ def judge(widths: tuple[int, ...], values: list[float], errors: list[float]) -> 
     assert abs(slope) > 4 * error
 
 
+@pytest.mark.slow
 def test_the_first_norm_removes_one_of_the_directions() -> None:
     """DeepNorm's branches are weak: what is left of the gradient's bias is its norms' (width - 1) / width."""
     widths, biases, errors = (16, 32, 64), [], []

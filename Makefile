@@ -39,6 +39,7 @@ notebooks: $(STAMP)        ## every notebook in full: its text, executed, with i
 	$(VENV)/bin/python notebooks/execute.py
 
 lab: $(STAMP)              ## the notebooks in JupyterLab, on this machine alone
+	$(VENV)/bin/python -m pip install --quiet --editable '.[lab]'
 	$(VENV)/bin/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir=. notebooks/1_ten_minutes.ipynb
 
 weights: $(WEIGHTS)/.installed ## four trained models and an English text to measure: data only, hash-checked

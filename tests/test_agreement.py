@@ -65,7 +65,7 @@ def test_they_agree_in_the_corners_of_the_grid() -> None:
         assert pg.compare(pg.predict(model), seen).attrs["verdict"] != "disagrees", model
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", ["prenorm", "layernormscaling", "periln"])
 def test_they_agree_through_the_readout(placement: str) -> None:
     model = pg.Model(placement, **SIZE)

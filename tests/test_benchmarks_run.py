@@ -33,7 +33,7 @@ SCRIPTS = [
 ]
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("script", "arguments"), SCRIPTS)
 def test_a_benchmark_runs(script: str, arguments: list[str], tmp_path: Path) -> None:
     out = tmp_path / "found.json"

@@ -172,6 +172,7 @@ def test_other_operators_are_met_and_neither_none_nor_the_opposite_is(case: str)
     assert opposite > 2 * none
 
 
+@pytest.mark.slow
 def test_a_mask_is_the_same_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of few kept coordinates. With another mask's mean for the cotangent the bias is far off."""
     model = pg.Model("postnorm", depth=1, width=64, tokens=4, heads=2, dropout=0.85, logit_std=0.0)
@@ -251,7 +252,7 @@ FORGOTTEN = (
 )
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("forgotten", FORGOTTEN)
 def test_a_forgotten_term_is_found_out(forgotten: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bias worked out by hand, or the exact mean, rejects each wrong derivation."""
@@ -287,7 +288,7 @@ def test_a_forgotten_term_is_found_out(forgotten: str, monkeypatch: pytest.Monke
         assert abs(block.mean) > 4 * block.mean_error
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "depth"),
     [("prenorm", 12), *(pytest.param(n, 24, marks=pytest.mark.slow) for n in ("prenorm", "periln", "olmo2"))],
@@ -301,6 +302,7 @@ def test_what_is_left_out_stays_small_at_depth(name: str, depth: int) -> None:
         assert float(error.max()) < 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "prenorm")) for n in OWN])
 def test_a_gain_twice_as_large_is_rejected_with_and_without_bias(name: str) -> None:
     """Of every placement. PostNorm's norms leave a fifth of it, which is told with bias and cannot be told without;
@@ -338,6 +340,7 @@ def test_with_a_choice_among_tokens_it_is_met_too(activation: str) -> None:
     assert wrong > 2 * right
 
 
+@pytest.mark.slow
 def test_several_streams_have_a_spread_too() -> None:
     model = pg.Model("residual", depth=2, width=96, tokens=4, heads=4)
     said = pg.predict(model, **START, include={"fluctuations", "bias"})

@@ -78,6 +78,7 @@ def test_the_estimate_of_memory_is_near_the_truth(network: Model, sampler: str, 
         assert 0.5 < peak(network, sampler, found.segment, precision) / estimate < 1.3
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_root_of_depth_where_blocks_are_run_twice() -> None:
     def growth(one_draw: int) -> float:
         short, long = (

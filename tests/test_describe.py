@@ -130,7 +130,7 @@ def test_what_could_not_be_read_is_said() -> None:
     assert read.at(3).attention.query_gain == pytest.approx(3 * read.at(2).attention.query_gain, rel=0.05)
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Mixtral", "Qwen3-MoE"])
 def test_mixtures_of_experts_are_read(name: str) -> None:
     """Simulation of what was read has the moments that are traced; with other gates or a dense FFN it has not."""

@@ -95,7 +95,7 @@ def causal(seed: int, spoilt: str = "", factor: float = 1.0) -> torch.nn.Module:
     return module
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("spoilt", "found"),
     [("layers.1.self_attn.o_proj", (2, "attention1")), ("layers.2.mlp.down_proj", (3, "ffn1")), ("", None)],

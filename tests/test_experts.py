@@ -246,6 +246,7 @@ class FeedForwardNormed(pg.Placement):
         return block.norm(x + block.ffn(x))
 
 
+@pytest.mark.slow
 def test_a_norm_behind_the_sum_quenches_the_router_s_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gates that are not renormalised scale the output, which the norm undoes: their cotangent sees that."""
     kind = Experts(8, 2, softmax="before", gain=4.0)

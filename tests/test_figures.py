@@ -18,6 +18,7 @@ LONG = (
     "gradient_variance",
     "parameter_gradients",
     "rank_collapse",
+    "skip_path",
 )  # their bytes are tested with the slow tests
 MEASURED = ("attention_gradient", "validity")  # drawn from stored measurements
 MODELS = ("architectures", "trained")  # test_model_figures.py

@@ -75,6 +75,7 @@ def test_an_applied_description_is_the_blocks_own() -> None:
     assert one != bias.sampled(pg.Model(Plain(), depth=2, **SIZES), *ENDS, pairs=20)
 
 
+@pytest.mark.slow
 def test_spreads_of_blocks_that_differ_are_the_same_in_closed_form() -> None:
     closed, found = pg.predict(MIXED, **START, include={"fluctuations"}), bias.sampled(MIXED, *ENDS, pairs=2000)
     other = pg.predict(pg.Model("spannorm", depth=2, **SIZES), **START, include={"fluctuations"})

@@ -28,7 +28,7 @@ def effects(placement: str, matrix: str, exponent: float, depth: int) -> tuple[f
     return unit * float(roots.sum()), unit * float((errors / (2 * roots)).sum())
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("depth", [4, 16])
 @pytest.mark.parametrize("exponent", [0.25, 0.5])
 def test_exponents_of_depth(exponent: float, depth: int) -> None:

@@ -59,6 +59,7 @@ def test_the_spread_between_networks_is_the_predicted_one(name: str) -> None:
     assert float(abs(ratio - 1).max()) < 0.25  # the allowance hides nothing large
 
 
+@pytest.mark.slow
 def test_through_the_readout_and_for_one_token() -> None:
     judged = spreads(pg.compare(*both("prenorm", through_readout=True)))
     assert bool((judged.verdict != "disagrees").all())

@@ -155,6 +155,7 @@ def test_tokens_that_differ(names: tuple[str, ...], norm: str, size: int, causal
     assert scored(math.inf) > 6
 
 
+@pytest.mark.slow
 def test_both_resolutions_agree() -> None:
     """Of exchangeable tokens, the closed form with its averages over pairs and drawn heads, token by token."""
     model = pg.Model("hybridnorm", depth=2, width=64, tokens=6, heads=8, logit_std=2.0, ffn_ratio=1.0)

@@ -227,6 +227,7 @@ def test_the_last_layer_of_prenorm_learns_slower_with_depth_and_that_of_postnorm
     assert slopes["postnorm"] == pytest.approx(0.0, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_simulation_shows_the_same_contrast() -> None:
     """Pre-LN at depth 24 against depth 2: the ratio is the square root of the ratio of variances, not 1."""
     last = {}

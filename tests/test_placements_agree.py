@@ -139,7 +139,7 @@ WRONG = {
 
 
 @pytest.mark.few(3)
-@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "olmo2")) for name in WRONG])
 def test_a_neighbour_is_rejected(name: str) -> None:
     model, start = network(name)
     wrong = pg.Model(WRONG[name], activation=model.activation, norm=model.norm, **SIZE)

@@ -17,7 +17,7 @@ NAMES = [p.name for p in PROPOSITIONS]
 LONG = ["small_logits", "placements", "prenorm", "scale_init", "gelu", "norms", "swiglu"]  # ten seconds and more, each
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in NAMES])
 def test_proposition_is_proved(name: str) -> None:
     [report] = runner.prove([name])

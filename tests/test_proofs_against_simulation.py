@@ -62,6 +62,7 @@ def test_linear_layer() -> None:
     assert -1.2 < slope(WIDTHS, [((squares[w] / 1.5 - 1) ** 2).mean() for w in WIDTHS]) < -0.8
 
 
+@pytest.mark.slow
 def test_norms() -> None:
     """Proposition 2: (d-1)/d and the two-token term at fixed inputs; averages over Gaussian inputs, both norms."""
     widths, draws = (8, 32, 128), 3000

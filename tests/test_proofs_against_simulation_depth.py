@@ -147,7 +147,7 @@ def test_spannorm(width: int) -> None:
     )  # PostNorm's rate
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("exponent", [0.25, 0.5])
 @widths
 def test_scale_init(width: int, exponent: float) -> None:

@@ -110,6 +110,7 @@ def replaced(name: str, **fields: object) -> Proposition:
     return with_steps(P10, tuple(put(step) for step in steps_of(P10)))  # type: ignore[misc]
 
 
+@pytest.mark.slow
 def test_the_two_sided_bound_is_tied_to_what_it_was_derived_from() -> None:
     """Changes consistent over the whole derivation: weaker by a factor, another exponent, hypotheses gone."""
     weaker = why(replaced("upper", larger=1 + 5 * s_f * B), P10)

@@ -57,6 +57,7 @@ def test_correlation_stays_between_0_and_1(model: pg.Model, correlation: float) 
         assert np.allclose(found[f"{prefix}variance"] - found[f"{prefix}deviation"], found[f"{prefix}covariance"])
 
 
+@pytest.mark.slow
 @EXAMPLES
 @given(networks(ENDS_IN_NORM), CORRELATION)
 def test_a_stream_that_leaves_a_norm_has_variance_1(model: pg.Model, correlation: float) -> None:

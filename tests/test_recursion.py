@@ -94,7 +94,7 @@ def largest_miss(found, path: Path, blocks: dict) -> float:
     return max(float(np.abs(np.subtract(a, b)).max() / np.abs(b).max()) for a, b in pairs)
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("name", "activation", "logit_std", "norm"), cases())
 def test_iterated_it_is_predict(name: str, activation: str, logit_std: float | str, norm: str) -> None:
     fields = {"activation": activation, "norm": norm}

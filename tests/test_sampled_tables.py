@@ -34,6 +34,7 @@ def test_tables_of_other_draws_differ_by_the_stated_error(placement: str, monkey
     assert found[0].grad_variance_se[-1] == 0 == found[0].variance_se[0]
 
 
+@pytest.mark.slow
 def test_there_is_no_error_where_averages_are_integrated() -> None:
     for fields in ({"heads": 1, "logit_std": 2.0}, {"logit_std": 1.0}, {"logit_std": 0.0}):
         assert "variance_se" not in pg.predict(pg.Model("postnorm", **SMALL | fields), covariance=0.2)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import propagate as pg
 from propagate import files
-from propagate.coordinates import CoordinateCheck, coordinate_check
+from propagate.coordinates.check import CoordinateCheck, coordinate_check
 from propagate.transfer import Factors, MuP, Spectral, Transfer, kind_of
 
 VOCABULARY, TOKENS, HEADS, BASE = 64, 16, 4, 64

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from propagate import theory as theory
     from propagate import tracing as tracing
     from propagate.agreement import compare
-    from propagate.coordinates import CoordinateCheck, coordinate_check
+    from propagate.coordinates.check import CoordinateCheck, coordinate_check
     from propagate.divergence import Divergence, first_divergence
     from propagate.documents import Corpus, corpus
     from propagate.montecarlo.simulate import simulate
@@ -102,14 +102,14 @@ __all__ = [
 ]
 
 _LAZY = {
-    "CoordinateCheck": "propagate.coordinates",
+    "CoordinateCheck": "propagate.coordinates.check",
     "Corpus": "propagate.documents",
     "Divergence": "propagate.divergence",
     "build": "propagate.tracing.build",
     "build_language_model": "propagate.tracing.build",
     "citation": "propagate.references",
     "compare": "propagate.agreement",
-    "coordinate_check": "propagate.coordinates",
+    "coordinate_check": "propagate.coordinates.check",
     "corpus": "propagate.documents",
     "describe": "propagate.tracing.describe",
     "equations": "propagate.text",

@@ -12,7 +12,7 @@ from propagate.model import Model, ModelError
 from propagate.optimizers import SGD, Adam, Muon, Optimizer, Sign
 
 if TYPE_CHECKING:
-    from propagate.coordinates import CoordinateCheck
+    from propagate.coordinates.check import CoordinateCheck
 
 STEP, RUN, OUTPUT = "What is checked", "Networks", "Output"
 OPTIMIZERS: dict[str, type[Any]] = {"adam": Adam, "sign": Sign, "sgd": SGD, "muon": Muon}
@@ -127,7 +127,7 @@ def _sizes(option: str, text: str | None) -> list[int] | None:
 
 
 def _print(check: CoordinateCheck) -> None:
-    from propagate.coordinate_text import COLUMNS, rows
+    from propagate.coordinates.text import COLUMNS, rows
 
     table = [tuple(f"[bold red]{cell}[/]" if cell == "DEPARTS" else cell for cell in row) for row in rows(check)]
     print_table(COLUMNS, table)

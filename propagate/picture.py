@@ -41,7 +41,7 @@ def plot(*tables: xr.Dataset, quantities: Collection[str] = SHOWN) -> Figure:
         ['variance', 'grad_variance']
     """
     if len(tables) == 1 and getattr(tables[0], "attrs", {}).get("witness") == "coordinate check":
-        from propagate.coordinate_picture import draw
+        from propagate.coordinates.picture import draw
 
         return draw(tables[0])
     for table in tables:

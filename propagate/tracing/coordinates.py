@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from propagate.curves import Coordinates, Matrix, geometric
+from propagate.coordinates.curves import Coordinates, Matrix, geometric
 from propagate.losses import Loss
 from propagate.model import Model
 from propagate.optimizers import Adam, Optimizer

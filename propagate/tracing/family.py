@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from propagate.checks import ModelError, shown
-from propagate.curves import Coordinates, Matrix
+from propagate.coordinates.curves import Coordinates, Matrix
 
 Make = Callable[[int], nn.Module]
 Optimize = Callable[[nn.Module, int], torch.optim.Optimizer]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from propagate.checks import ModelError
-from propagate.curves import Coordinates, Matrix, geometric
+from propagate.coordinates.curves import Coordinates, Matrix, geometric
 from propagate.experts import Experts
 from propagate.losses import CrossEntropy
 from propagate.montecarlo.statistics import Floats

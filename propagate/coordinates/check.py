@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from propagate.checks import ModelError, checked_threshold, choice, integer, number, shown
-from propagate.coordinate_fits import THRESHOLD, TOLERANCE, Finding, departing, findings, fitted, overall, sentence
-from propagate.curves import Coordinates
+from propagate.coordinates.curves import Coordinates
+from propagate.coordinates.fits import THRESHOLD, TOLERANCE, Finding, departing, findings, fitted, overall, sentence
 from propagate.losses import CrossEntropy, Loss, check_loss
 from propagate.model import Model
 from propagate.optimizers import Optimizer, check_optimizer
@@ -42,7 +42,7 @@ class CoordinateCheck:
 
     @property
     def departures(self) -> tuple[Finding, ...]:
-        """The exponents that depart, with what depends on no other matrix first; see `propagate.coordinate_fits`."""
+        """The exponents that depart, with what depends on no other matrix first; see `propagate.coordinates.fits`."""
         return tuple(departing(self.findings))
 
     def plot(self) -> Figure:
@@ -53,12 +53,12 @@ class CoordinateCheck:
 
     def print(self) -> None:
         """The exponents as a table of text, and the verdict."""
-        from propagate.coordinate_text import text
+        from propagate.coordinates.text import text
 
         print(text(self))
 
     def __str__(self) -> str:
-        from propagate.coordinate_text import text
+        from propagate.coordinates.text import text
 
         return text(self)
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from propagate.curves import Coordinates
-from propagate.expected_slopes import expected_response
+from propagate.coordinates.curves import Coordinates
+from propagate.coordinates.expected import expected_response
+from propagate.coordinates.slopes import Slope, judged, slope
 from propagate.optimizers import Optimizer
-from propagate.slopes import Slope, judged, slope
 from propagate.table import provenance
 from propagate.verdicts import CANNOT_TELL, DISAGREES, together
 

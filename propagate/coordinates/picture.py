@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from propagate import plots
-from propagate.coordinate_fits import Finding, findings
+from propagate.coordinates.fits import Finding, findings
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 
-from propagate.curves import Matrix
+from propagate.coordinates.curves import Matrix
 from propagate.optimizers import SGD, Muon, Optimizer
 
 

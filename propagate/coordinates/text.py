@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from propagate.coordinates import CoordinateCheck
+    from propagate.coordinates.check import CoordinateCheck
 
 COLUMNS = ("matrix", "quantity", "step", "exponent", "wanted", "by the rule", "verdict")
 

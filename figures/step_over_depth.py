@@ -130,7 +130,7 @@ def predict(placement: str, alpha: float, depth: int, width: int) -> dict[str, A
     ).reindex(matrix=list(SHOWN))
     fall = step.first_order_fall.sum("block").to_numpy()
     allowed = (step.first_order_fall * step.first_order_fall_allowance).sum("block").to_numpy()
-    return {"theory_fall": fall / RATE, "fall_allowance": allowed / fall}
+    return {"theory_fall": fall / RATE, "fall_allowance": allowed / np.where(fall > 0, fall, np.nan)}  # ReZero has none
 
 
 def simulate(

@@ -23,7 +23,7 @@ from timing import provenance, write
 import propagate as pg
 from propagate.montecarlo.starts import ends_of
 from propagate.montecarlo.steps.run import Course, run_steps
-from propagate.montecarlo.steps.simulate import factors_by_kind
+from propagate.transfer import factors_by_kind
 
 OPTIMIZERS: dict[str, pg.SGD | pg.Muon] = {"SGD": pg.SGD(lr=1e-7), "Muon": pg.Muon(lr=1e-3)}
 BUDGET = {"bytes": 16 * 2**30, "seconds": 600.0}

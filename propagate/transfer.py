@@ -10,14 +10,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from propagate.checks import ModelError, choice, number, shown
+from propagate.checks import ModelError, choice, integer, number, shown
+
+if TYPE_CHECKING:
+    from propagate.model import Model
 
 HALF = Fraction(1, 2)
 Number = Any  # an int, a float or a SymPy expression
 Kind = Literal["embedding", "hidden", "branch_out", "unembedding"]
 """What a matrix does: "branch_out" is the last matrix of a branch, "hidden" every other one inside a block."""
+KINDS: tuple[Kind, ...] = ("embedding", "hidden", "branch_out", "unembedding")
 BRANCH_OUT = ("attention_out", "ffn_out", "shared_out")
 
 
@@ -46,6 +50,42 @@ class Transfer(Protocol):
     def factors(self, kind: Kind, width: Number, depth: Number) -> Factors:
         """Factors of a matrix of this kind, on a network `width` times as wide and `depth` times as deep."""
         ...
+
+
+def factors_by_kind(model: Model, transfer: Any, base: Any) -> dict[Kind, Factors]:
+    """Numbers of a rule of transfer, by a matrix's kind; of none, all 1.
+
+    Args:
+        model: the network.
+        transfer: a rule, its name or None.
+        base: width and depth at which it changes nothing; None means the network's own.
+
+    Raises:
+        ModelError: for an unknown rule, a base that is no width and depth, or factors that are no positive numbers.
+
+    Example:
+        >>> from propagate.model import Model
+        >>> factors_by_kind(Model("prenorm", depth=4, width=64), "mup", (32, 4))["hidden"].lr
+        0.5
+    """
+    if base is not None:
+        if not isinstance(base, tuple) or len(base) != 2:
+            raise ModelError(f"base must be a width and a depth, (width, depth), got {shown(base)}")
+        base = integer("base[0]", base[0]), integer("base[1]", base[1])
+    if transfer is None:
+        return {kind: Factors() for kind in KINDS}
+    rule, (width, depth) = as_transfer(transfer), base or (model.width, model.depth)
+    found: dict[Kind, Factors] = {}
+    for kind in KINDS:
+        given = rule.factors(kind, model.width / width, model.depth / depth)
+        if not isinstance(given, Factors):
+            raise ModelError(f"factors of {shown(rule)} must be propagate.transfer.Factors, got {shown(given)}")
+        numbers = {
+            name: number(f"{name} of {shown(rule)} for {kind}", value, positive=name not in ("decay", "eps"))
+            for name, value in given.__dict__.items()
+        }
+        found[kind] = Factors(**numbers)
+    return found
 
 
 def kind_of(matrix: str) -> Kind:

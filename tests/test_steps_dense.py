@@ -13,8 +13,8 @@ from propagate.montecarlo.starts import ends_of
 from propagate.montecarlo.steps.directions import Gradient, direction, polar
 from propagate.montecarlo.steps.ends import bounds
 from propagate.montecarlo.steps.run import Course, Pass, _maker, _pass, run_steps
-from propagate.montecarlo.steps.simulate import factors_by_kind
 from propagate.montecarlo.steps.trained import Trained
+from propagate.transfer import factors_by_kind
 
 SMALL = {"depth": 2, "width": 16, "tokens": 3, "heads": 2}
 HOST = choose_backend("numpy")

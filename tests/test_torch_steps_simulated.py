@@ -12,9 +12,8 @@ from propagate.montecarlo.run import COTANGENT_SITE, INPUT_SITE
 from propagate.montecarlo.starts import ends_of
 from propagate.montecarlo.steps.ends import _uniform, bounds
 from propagate.montecarlo.steps.run import Course, _maker, _pass, run_steps
-from propagate.montecarlo.steps.simulate import factors_by_kind
 from propagate.montecarlo.steps.trained import Trained
-from propagate.transfer import Factors
+from propagate.transfer import Factors, factors_by_kind
 
 torch = pytest.importorskip("torch", reason="torch is absent: install the extra [torch]")
 

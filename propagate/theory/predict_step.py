@@ -20,10 +20,10 @@ from propagate.theory.finite.step_allowances import step_allowances
 from propagate.theory.parameter_gradients import Numbers
 from propagate.theory.predict import MOMENTS, walk_of
 from propagate.theory.reading.blocks import Call
-from propagate.theory.transferred import Rule, transferred
+from propagate.theory.transferred import transferred
 from propagate.theory.updates import CROWDING, SOFTNESS, UNITS, Met, update
 from propagate.theory.uses import Use, uses_of_block
-from propagate.transfer import Transfer
+from propagate.transfer import Factors, Kind, Transfer, as_transfer, factors_by_kind, kind_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -98,11 +98,11 @@ def predict_step(
     if not isinstance(loss, Linear):
         raise ModelError(f"predict_step covers loss=propagate.Linear() alone, got {loss!r}")
     _check_covered(model, optimizer)
-    rule = Rule.of(transfer, base, model)
+    factors = factors_by_kind(model, transfer, base)
     units = UNITS if samples is None else integer("samples", samples, at_least=16, at_most=MOST_UNITS)
     given = Start.of(start, **{name: getattr(Start(), name) for name in (*MOMENTS, "gram", "grad_gram")})
-    measure = _Measure(optimizer, rule, units)
-    network = transferred(model, rule)
+    measure = _Measure(optimizer, factors, units)
+    network = transferred(model, factors)
     arrays = [name for name in MOMENTS if getattr(given[name], "dims", ())]
     if arrays:
         raise ModelError(f"predict_step needs a start of plain numbers, got an array of {arrays[0]}")
@@ -113,7 +113,11 @@ def predict_step(
     shape = found.columns[CROWDING], found.columns[SOFTNESS]
     columns |= step_allowances(gradient, forward, *shape, network, optimizer, found.matrices)
     of_model = {"model": repr(model), "width": model.width, "depth": model.depth, "tokens": model.tokens}
-    asked = {"optimizer": repr(optimizer), "loss": repr(loss), "transfer": repr(rule.transfer)}
+    asked = {
+        "optimizer": repr(optimizer),
+        "loss": repr(loss),
+        "transfer": repr(None if transfer is None else as_transfer(transfer)),
+    }
     attributes: dict[str, Any] = {"witness": "theory"} | of_model | asked
     _check_finite(columns, found.matrices)
     step = table(columns, model.depth, attributes, (), found.matrices)
@@ -164,13 +168,13 @@ class _Measure:
     """The columns of a block's matrices."""
 
     optimizer: Optimizer
-    rule: Rule
+    factors: dict[Kind, Factors]
     units: int
 
     def __call__(self, index: int, layer: Layer, calls: Sequence[Call]) -> Numbers:
         by_name: dict[str, list[tuple[Use, dict[str, Any]]]] = {}
         for name, use in uses_of_block(layer, calls):
-            factors = self.rule.factors(name)
+            factors = self.factors[kind_of(name)]
             met = Met(use, layer.tokens, float(factors.multiplier), (SEED, index), self.units)
             by_name.setdefault(name, []).append((use, update(met, self.optimizer, factors)))
         names = {name: _together(of_name) for name, of_name in by_name.items()}

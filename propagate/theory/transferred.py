@@ -2,59 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
 
-from propagate.checks import ModelError, integer, shown
+from propagate.checks import ModelError
 from propagate.model import Model
 from propagate.outline import outline
 from propagate.scaling import Gains, Number, Scaling, checked_gains
-from propagate.transfer import Factors, Transfer, as_transfer, kind_of
+from propagate.transfer import Factors, Kind, kind_of
 
-NEUTRAL = Factors()
 REACHED = ("query", "key", "value", "attention_out", "ffn_in", "ffn_out")
 """Matrices whose gains a block scales, in the order of `Gains`; an FFN's two input matrices are of one kind."""
-
-
-class Rule(NamedTuple):
-    """A rule of transfer at the sizes of one network.
-
-    Attributes:
-        transfer: the rule; None leaves all as it is.
-        width, depth: over those at which it is neutral.
-    """
-
-    transfer: Transfer | None
-    width: float
-    depth: float
-
-    @classmethod
-    def of(cls, transfer: Any, base: Any, model: Model) -> Rule:
-        """Checked.
-
-        Raises:
-            ModelError: for what is no rule, or sizes that are not two whole numbers.
-
-        Example:
-            >>> Rule.of("mup", (128, 2), Model("prenorm", depth=2, width=512)).width
-            4.0
-        """
-        if base is not None and not (isinstance(base, tuple) and len(base) == 2):
-            raise ModelError(f"base must be None or (width, depth), got {shown(base)}")
-        width, depth = (model.width, model.depth) if base is None else base
-        ratios = model.width / integer("base width", width), model.depth / integer("base depth", depth)
-        return cls(None if transfer is None else as_transfer(transfer), *ratios)
-
-    def factors(self, matrix: str) -> Factors:
-        """Of the matrix of this name."""
-        if self.transfer is None:
-            return NEUTRAL
-        return self.transfer.factors(kind_of(matrix), self.width, self.depth)
-
-    def applied(self, matrix: str) -> Number:
-        """What the map of this name is larger by."""
-        factors = self.factors(matrix)
-        return float(factors.gain * factors.multiplier)
 
 
 @dataclass(frozen=True)
@@ -69,23 +27,23 @@ class Transferred:
         return plain * self.factors
 
 
-def transferred(model: Model, rule: Rule) -> Model:
-    """The network whose maps are those of another one under a rule of transfer.
+def transferred(model: Model, factors: Mapping[Kind, Factors]) -> Model:
+    """The network whose maps are those of another one under a rule of transfer, of these factors by a matrix's kind.
 
     Raises:
         ModelError: where the rule changes maps that it cannot reach: of experts and of sublayers of a user's own.
 
     Example:
+        >>> from propagate.transfer import factors_by_kind
         >>> model = Model("prenorm", depth=4)
-        >>> transferred(model, Rule.of("complete-p", (512, 1), model)).at(1).attention.out_gain
+        >>> transferred(model, factors_by_kind(model, "complete-p", (512, 1))).at(1).attention.out_gain
         0.25
     """
-    applied = {name: rule.applied(name) for name in REACHED}
-    own = [call for index in range(1, model.depth + 1) for call in outline(model.equations, model.depth, index)]
-    if model.uneven or any(call.verb == "apply" for call in own):
-        others = {rule.applied(kind) for kind in ("router", "attention_out")}
-        if others != {1.0}:
-            raise ModelError("transfer does not reach the maps of experts and of sublayers of one's own")
+    larger = {kind: float(of.gain * of.multiplier) for kind, of in factors.items()}
+    applied = {name: larger[kind_of(name)] for name in REACHED}
     if set(applied.values()) == {1.0}:
         return model
+    own = [call for index in range(1, model.depth + 1) for call in outline(model.equations, model.depth, index)]
+    if model.uneven or any(call.verb == "apply" for call in own):
+        raise ModelError("transfer does not reach the maps of experts and of sublayers of one's own")
     return replace(model, scaling=Transferred(model.scaling, Gains(**applied)))

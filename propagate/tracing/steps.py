@@ -21,7 +21,7 @@ from propagate.tracing.build import build
 from propagate.tracing.leaves import FactorsOf
 from propagate.tracing.starts import ends_of
 from propagate.tracing.stepping import Columns, stepped
-from propagate.transfer import Factors, Transfer, as_transfer, kind_of
+from propagate.transfer import Transfer, factors_by_kind, kind_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -117,14 +117,8 @@ def factors_for(model: Model, transfer: str | Transfer | None, base: tuple[int, 
         >>> factors_for(Model("prenorm", depth=2, width=512), "mup", (128, 2))("query").lr
         0.25
     """
-    if transfer is None:
-        return lambda matrix: Factors()
-    rule = as_transfer(transfer)
-    if base is not None and not (isinstance(base, tuple) and len(base) == 2):
-        raise ModelError(f"base must be a width and a depth, got {base!r}")
-    width, depth = base or (model.width, model.depth)
-    ratios = model.width / integer("base[0]", width), model.depth / integer("base[1]", depth)
-    return lambda matrix: rule.factors(kind_of(matrix), *ratios)
+    factors = factors_by_kind(model, transfer, base)
+    return lambda matrix: factors[kind_of(matrix)]
 
 
 SCALARS = ("loss", "logit_change")

@@ -27,7 +27,7 @@ from propagate.montecarlo.steps.trained import Trained
 from propagate.montecarlo.steps.weightless import weightless_map
 from propagate.optimizers import Adam, Optimizer
 from propagate.placement import check_streams
-from propagate.transfer import Factors, kind_of
+from propagate.transfer import Factors, Kind, kind_of
 
 NAMES = ("embedding", *ORDER, "unembedding")
 """Of the matrices in a table, in order; others follow as blocks have them."""
@@ -41,7 +41,7 @@ class Course:
     optimizer: Optimizer
     steps: int
     loss: Loss
-    factors: dict[str, Factors]
+    factors: dict[Kind, Factors]
     backend: str
     precision: str
     sampler: str

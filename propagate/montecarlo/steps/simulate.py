@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from propagate.checks import ModelError, check_flag, check_memory, integer, number, shown
+from propagate.checks import ModelError, check_flag, check_memory, integer, shown
 from propagate.experts import Experts
 from propagate.losses import CrossEntropy, Linear, Loss, check_loss
 from propagate.model import Model, check_model, check_norms
@@ -28,7 +28,7 @@ from propagate.montecarlo.workers import in_order
 from propagate.optimizers import SGD, Muon, Optimizer, check_optimizer
 from propagate.progress import progress_bar
 from propagate.start import Start
-from propagate.transfer import Factors, Kind, Transfer, as_transfer
+from propagate.transfer import Transfer, as_transfer, factors_by_kind
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 MOST_DRAWS, MOST_STEPS = 10**9, 10**4
 TASKS = 32  # batches that a run is cut into for an executor, at least
 CROSSOVER = 4  # coordinates a row that is kept, from which on "auto" takes the weightless sampler
-KINDS: tuple[Kind, ...] = ("embedding", "hidden", "branch_out", "unembedding")
 ENTRANCE = ("variance",)
 """What a start may say where a loss has cotangents and an embedding of its own."""
 
@@ -200,36 +199,6 @@ def plan(
     check_memory(size, taken, where.most)
     course = Course(model, optimizer, steps, loss, factors, where.backend, precision, chosen, seed, entering)
     return Plan(course, where, taken, max(1, (memory or where.batch) // taken))
-
-
-def factors_by_kind(model: Model, transfer: Any, base: Any) -> dict[str, Factors]:
-    """Numbers of a rule of transfer, by a matrix's kind; of none, all 1.
-
-    Raises:
-        ModelError: for an unknown rule, a base that is no width and depth, or factors that are no positive numbers.
-
-    Example:
-        >>> factors_by_kind(Model("prenorm", depth=4, width=64), "mup", (32, 4))["hidden"].lr
-        0.5
-    """
-    if base is not None:
-        if not isinstance(base, tuple) or len(base) != 2:
-            raise ModelError(f"base must be (width, depth), got {shown(base)}")
-        base = integer("base[0]", base[0]), integer("base[1]", base[1])
-    if transfer is None:
-        return {kind: Factors() for kind in KINDS}
-    rule, (width, depth) = as_transfer(transfer), base or (model.width, model.depth)
-    found: dict[str, Factors] = {}
-    for kind in KINDS:
-        given = rule.factors(kind, model.width / width, model.depth / depth)
-        if not isinstance(given, Factors):
-            raise ModelError(f"factors of {shown(rule)} must be propagate.transfer.Factors, got {shown(given)}")
-        numbers = {
-            name: number(f"{name} of {shown(rule)} for {kind}", value, positive=name not in ("decay", "eps"))
-            for name, value in given.__dict__.items()
-        }
-        found[kind] = Factors(**numbers)
-    return found
 
 
 def _entering(model: Model, loss: Loss, given: Start) -> Ends:

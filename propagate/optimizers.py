@@ -6,6 +6,7 @@ in AdamW (arXiv:1711.05101): a step first multiplies the matrix by 1 - lr * deca
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -127,6 +128,17 @@ class Muon:
         _check(self)
         check_flag("Muon.nesterov", self.nesterov)
         choice("Muon.scale", self.scale, ("none", "original", "rms"))
+
+    def size(self, fan_in: int, fan_out: int) -> float:
+        """The number that `scale` stands for, of a matrix with these sides.
+
+        Example:
+            >>> Muon(0.1, scale="original").size(16, 64), Muon(0.1, scale="rms").size(100, 16)
+            (2.0, 2.0)
+        """
+        if self.scale == "original":
+            return math.sqrt(max(1.0, fan_out / fan_in))
+        return 0.2 * math.sqrt(max(fan_in, fan_out)) if self.scale == "rms" else 1.0
 
 
 Optimizer = SGD | Sign | Adam | Muon

@@ -8,11 +8,12 @@ plain arithmetic. The rules here are for optimisers whose step does not grow wit
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from propagate.checks import ModelError, choice, integer, number, shown
+from propagate.optimizers import Adam, Optimizer
 
 if TYPE_CHECKING:
     from propagate.model import Model
@@ -86,6 +87,17 @@ def factors_by_kind(model: Model, transfer: Any, base: Any) -> dict[Kind, Factor
         }
         found[kind] = Factors(**numbers)
     return found
+
+
+def trained_with(optimizer: Optimizer, factors: Factors) -> Optimizer:
+    """The optimiser of a matrix with these factors: its own rate, decay and eps.
+
+    Example:
+        >>> trained_with(Adam(lr=0.5, decay=0.5), Factors(lr=0.5, decay=2, eps=0.25))
+        Adam(lr=0.25, betas=(0.9, 0.999), eps=2.5e-09, decay=1.0)
+    """
+    scaled = replace(optimizer, lr=optimizer.lr * float(factors.lr), decay=optimizer.decay * float(factors.decay))
+    return replace(scaled, eps=scaled.eps * float(factors.eps)) if isinstance(scaled, Adam) else scaled
 
 
 def kind_of(matrix: str) -> Kind:

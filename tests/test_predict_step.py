@@ -146,12 +146,12 @@ def test_the_propositions_formulas() -> None:
     sizes: dict[Any, Any] = {p13.T: 4, p13.n: 16, p13.m: 32}
     at = sizes | {p13.K_0: 3.5, p13.K_1: 1.5, p13.G_0: 0.6, p13.G_1: 0.2}
     use = Use(16, 32, 1.0, x, g)
-    found = {optimizer: step(optimizer, Met(use, tokens=4), 1.0) for optimizer in OPTIMIZERS.values()}
+    found = {optimizer: step(optimizer, Met(use, tokens=4)) for optimizer in OPTIMIZERS.values()}
     for name, optimizer in (("sgd", OPTIMIZERS["sgd"]), ("muon", OPTIMIZERS["muon"])):
         assert found[optimizer].fall == pytest.approx(float(formulas[f"{name}_fall"].subs(at)))
         assert found[optimizer].change == pytest.approx(float(formulas[f"{name}_change"].subs(at)))
     alike = dataclasses.replace(use, x=Moments(1.5, 1.5), g=Moments(0.2, 0.2))
-    sign = step(pg.Sign(1.0), Met(alike, tokens=4), 1.0)
+    sign = step(pg.Sign(1.0), Met(alike, tokens=4))
     assert sign.change == pytest.approx(float(formulas["sign_change"].subs(at)))
     length = math.sqrt(2 / math.pi * 1.5 * 0.2) * float(formulas["chi"].subs(at))
     assert sign.fall == pytest.approx(16 * 32 * length)

@@ -32,14 +32,8 @@ def expected_response(optimizer: Optimizer, matrix: Matrix, gradient: float) -> 
     fan_in = 1 if matrix.kind == "embedding" else matrix.fan_in
     size = matrix.lr * matrix.multiplier
     if isinstance(optimizer, Muon):
-        return size * _scale(optimizer, matrix) * math.sqrt(fan_in / matrix.fan_out)
+        return size * optimizer.size(matrix.fan_in, matrix.fan_out) * math.sqrt(fan_in / matrix.fan_out)
     if isinstance(optimizer, SGD):
         return size * fan_in * gradient
     eps = 0.0 if math.isnan(matrix.eps) else matrix.eps
     return size * fan_in * (gradient / (gradient + eps) if gradient else 0.0)
-
-
-def _scale(optimizer: Muon, matrix: Matrix) -> float:
-    if optimizer.scale == "original":
-        return math.sqrt(max(1.0, matrix.fan_out / matrix.fan_in))
-    return 0.2 * math.sqrt(max(matrix.fan_in, matrix.fan_out)) if optimizer.scale == "rms" else 1.0

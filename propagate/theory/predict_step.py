@@ -23,7 +23,7 @@ from propagate.theory.reading.blocks import Call
 from propagate.theory.transferred import transferred
 from propagate.theory.updates import CROWDING, SOFTNESS, UNITS, Met, update
 from propagate.theory.uses import Use, uses_of_block
-from propagate.transfer import Factors, Kind, Transfer, as_transfer, factors_by_kind, kind_of
+from propagate.transfer import Factors, Kind, Transfer, as_transfer, factors_by_kind, kind_of, trained_with
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -176,7 +176,7 @@ class _Measure:
         for name, use in uses_of_block(layer, calls):
             factors = self.factors[kind_of(name)]
             met = Met(use, layer.tokens, float(factors.multiplier), (SEED, index), self.units)
-            by_name.setdefault(name, []).append((use, update(met, self.optimizer, factors)))
+            by_name.setdefault(name, []).append((use, update(met, trained_with(self.optimizer, factors))))
         names = {name: _together(of_name) for name, of_name in by_name.items()}
         columns = dict.fromkeys(column for found in names.values() for column in found)
         return {column: {name: found[column] for name, found in names.items()} for column in columns}

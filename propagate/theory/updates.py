@@ -35,7 +35,6 @@ from propagate.theory.tokens.drawn_units import drawn_tokens, resolved
 from propagate.theory.tokens.gram import Array, Gram
 from propagate.theory.tokens.modes import modes, uneven
 from propagate.theory.uses import Use
-from propagate.transfer import Factors
 
 CROWDING, SOFTNESS = "crowding", "softness"  # see `finite.step_allowances`
 UNITS = 512  # coordinates drawn in each replica
@@ -93,13 +92,13 @@ class Met:
         return x.variance.sum(axis=-1) if isinstance(x, Gram) else self.tokens * x.variance
 
 
-def update(met: Met, optimizer: Optimizer, factors: Factors) -> dict[str, Any]:
-    """Of one matrix's first step: the columns of `predict_step`, numbers or one a replica.
+def update(met: Met, optimizer: Optimizer) -> dict[str, Any]:
+    """Of one matrix's first step by its own optimiser: the columns of `predict_step`, numbers or one a replica.
 
     Example: SGD on a square matrix that reads one token of unit variance.
         >>> from propagate.theory.pairs.moments import Moments
         >>> one = Met(Use(100, 100, 1.0, Moments(1.0, 1.0), Moments(1e-4, 1e-4)), tokens=1)
-        >>> found = update(one, SGD(lr=0.5), Factors())
+        >>> found = update(one, SGD(lr=0.5))
         >>> {name: round(float(found[name]), 6) for name in ("own_change", "update_ratio", "first_order_fall")}
         {'own_change': 0.25, 'update_ratio': 0.05, 'first_order_fall': 0.5}
     """
@@ -114,8 +113,7 @@ def update(met: Met, optimizer: Optimizer, factors: Factors) -> dict[str, Any]:
     gain = float(use.gain) / met.multiplier
     if gain == 0:
         raise ModelError("predict_step needs gains that are not 0, got 0 for a matrix")
-    made = step(optimizer, met, float(factors.eps))
-    rate, decay = optimizer.lr * float(factors.lr), optimizer.decay * float(factors.decay)
+    made, rate, decay = step(optimizer, met), optimizer.lr, optimizer.decay
     applied, shrunk = (rate * met.multiplier) ** 2, (rate * decay) ** 2
     ratio = rate * rate * made.square / (gain * gain * use.fan_out)
     own = gain * (1 + math.sqrt(use.fan_out / use.fan_in))  # the largest singular value of the matrix
@@ -131,13 +129,13 @@ def update(met: Met, optimizer: Optimizer, factors: Factors) -> dict[str, Any]:
 
 
 @singledispatch
-def step(optimizer: Any, met: Met, eps: float) -> Step:
-    """What an optimiser makes of the gradient; `eps` multiplies its own."""
+def step(optimizer: Any, met: Met) -> Step:
+    """What an optimiser makes of the gradient."""
     raise ModelError(f"predict_step does not cover {type(optimizer).__name__}, got {optimizer!r}")
 
 
 @step.register
-def _(optimizer: SGD, met: Met, eps: float) -> Step:
+def _(optimizer: SGD, met: Met) -> Step:
     use, found = met.use, modes(met.tokens, met.use.x, met.use.g, balanced=met.use.balanced)
     power = met.multiplier**2
     meeting, total = ((found.times * found.power * size).sum(axis=-1) for size in (found.size, 1.0))
@@ -148,13 +146,9 @@ def _(optimizer: SGD, met: Met, eps: float) -> Step:
 
 
 @step.register
-def _(optimizer: Muon, met: Met, eps: float) -> Step:
+def _(optimizer: Muon, met: Met) -> Step:
     use, found = met.use, modes(met.tokens, met.use.x, met.use.g, balanced=met.use.balanced)
-    scale = {
-        "none": 1.0,
-        "original": math.sqrt(max(1.0, use.fan_out / use.fan_in)),
-        "rms": 0.2 * math.sqrt(max(use.fan_in, use.fan_out)),
-    }[optimizer.scale]
+    scale = optimizer.size(use.fan_in, use.fan_out)
     change = scale**2 * use.fan_in / use.fan_out * found.spanned / met.tokens
     roots = (found.times * np.sqrt(found.power)).sum(axis=-1)
     fall = scale * met.multiplier * math.sqrt(met.entries) * roots
@@ -162,7 +156,7 @@ def _(optimizer: Muon, met: Met, eps: float) -> Step:
 
 
 @step.register
-def _(optimizer: Sign, met: Met, eps: float) -> Step:
+def _(optimizer: Sign, met: Met) -> Step:
     use = met.use
     if use.draw_x is None and use.draw_g is None:
         return _sign_of_gaussian(met)
@@ -170,8 +164,8 @@ def _(optimizer: Sign, met: Met, eps: float) -> Step:
 
 
 @step.register
-def _(optimizer: Adam, met: Met, eps: float) -> Step:
-    return _by_entry(met, optimizer.eps * eps)
+def _(optimizer: Adam, met: Met) -> Step:
+    return _by_entry(met, optimizer.eps)
 
 
 def _sign_of_gaussian(met: Met) -> Step:

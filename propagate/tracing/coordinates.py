@@ -17,7 +17,7 @@ from propagate.tracing.leaves import Leaf
 from propagate.tracing.starts import ends_of
 from propagate.tracing.stepping import Columns, stepped
 from propagate.tracing.steps import factors_for
-from propagate.transfer import Transfer, kind_of
+from propagate.transfer import Transfer, kind_of, trained_with
 
 
 def coordinates_of(
@@ -81,5 +81,6 @@ def _rms(change: float | list[float]) -> float:
 def _described(leaves: list[Leaf], optimizer: Optimizer) -> Matrix:
     one = leaves[0]
     fan_out, fan_in = one.first.shape
-    eps = optimizer.eps * float(one.factors.eps) if isinstance(optimizer, Adam) else math.nan
-    return Matrix(fan_in, fan_out, kind_of(one.name), optimizer.lr * float(one.factors.lr), one.multiplier, eps)
+    own = trained_with(optimizer, one.factors)
+    eps = own.eps if isinstance(own, Adam) else math.nan
+    return Matrix(fan_in, fan_out, kind_of(one.name), own.lr, one.multiplier, eps)

@@ -6,7 +6,6 @@ Torch's SGD, AdamW and Muon where torch has them. Weight decay is decoupled in a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import singledispatch
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from propagate.model import ModelError
 from propagate.optimizers import SGD, Adam, Muon, Optimizer, Sign
-from propagate.transfer import Factors
+from propagate.transfer import Factors, trained_with
 
 Groups = list[dict[str, Any]]
 
@@ -46,10 +45,10 @@ def torch_optimizer(
     """
     groups: Groups = []
     for matrix, one in zip(matrices, factors, strict=True):
-        lr, decay = optimizer.lr * float(one.lr), optimizer.decay * float(one.decay)
-        groups.append({"params": [matrix], "lr": lr, "weight_decay": 0.0, "shrink": lr * decay})
-        if isinstance(optimizer, Adam):
-            groups[-1] |= {"weight_decay": decay, "eps": _eps(optimizer.eps * float(one.eps), matrix)}
+        own = trained_with(optimizer, one)
+        groups.append({"params": [matrix], "lr": own.lr, "weight_decay": 0.0, "shrink": own.lr * own.decay})
+        if isinstance(own, Adam):
+            groups[-1] |= {"weight_decay": own.decay, "eps": _eps(own.eps, matrix)}
     if approximate and isinstance(optimizer, Muon):
         return _newton_schulz(optimizer, groups)
     return _made(optimizer, groups)
@@ -80,7 +79,8 @@ def _(optimizer: Sign, groups: Groups) -> torch.optim.Optimizer:
 @_made.register
 def _(optimizer: Muon, groups: Groups) -> torch.optim.Optimizer:
     def step(moved: Tensor) -> Tensor:
-        return muon_scale(optimizer, *moved.shape) * polar(moved)
+        fan_out, fan_in = moved.shape
+        return optimizer.size(fan_in, fan_out) * polar(moved)
 
     return OfMomentum(groups, step, momentum=optimizer.momentum, nesterov=optimizer.nesterov)
 
@@ -89,7 +89,8 @@ def _newton_schulz(optimizer: Muon, groups: Groups) -> torch.optim.Optimizer:
     """Torch's own, whose `adjust_lr_fn` knows two of the three scales."""
     if optimizer.scale == "none":
         for group in groups:
-            group["lr"] /= muon_scale(Muon(1.0, scale="original"), *group["params"][0].shape)
+            fan_out, fan_in = group["params"][0].shape
+            group["lr"] /= Muon(1.0, scale="original").size(fan_in, fan_out)
     adjusted = "match_rms_adamw" if optimizer.scale == "rms" else "original"
     made = torch.optim.Muon(groups, momentum=optimizer.momentum, nesterov=optimizer.nesterov, adjust_lr_fn=adjusted)
     made.register_step_pre_hook(_decay)
@@ -126,18 +127,6 @@ def polar(matrix: Tensor) -> Tensor:
     rounding = 2.0**9 * torch.finfo(matrix.dtype).eps * values[:1]
     kept = (values > rounding).to(matrix.dtype)
     return torch.as_tensor((left * kept) @ right)
-
-
-def muon_scale(optimizer: Muon, fan_out: int, fan_in: int) -> float:
-    """What the orthogonal factor is multiplied by, besides the rate.
-
-    Example:
-        >>> muon_scale(Muon(0.1, scale="original"), 64, 16), muon_scale(Muon(0.1, scale="rms"), 16, 100)
-        (2.0, 2.0)
-    """
-    if optimizer.scale == "original":
-        return math.sqrt(max(1.0, fan_out / fan_in))
-    return 0.2 * math.sqrt(max(fan_in, fan_out)) if optimizer.scale == "rms" else 1.0
 
 
 def _decay(made: torch.optim.Optimizer, *_: Any) -> None:

@@ -6,7 +6,6 @@ cotangents of the tokens, or their coordinates along orthonormal rows, for which
 
 from __future__ import annotations
 
-import math
 from functools import singledispatch
 from typing import Any, NamedTuple
 
@@ -98,12 +97,7 @@ def muon(optimizer: Muon, xp: Any, gradient: Gradient, memory: tuple[Any, ...]) 
         weights[-gradient.right.shape[-2] :] += 1
         right = right * weights[:, None]
     towards, doubtful = polar(xp, left, right, rounding)
-    sizes = {
-        "none": 1.0,
-        "original": math.sqrt(max(1.0, fan_out / fan_in)),
-        "rms": 0.2 * math.sqrt(max(fan_in, fan_out)),
-    }
-    return Direction(sizes[optimizer.scale] * towards, kept, doubtful)
+    return Direction(optimizer.size(fan_in, fan_out) * towards, kept, doubtful)
 
 
 def polar(xp: Any, left: Array, right: Array, rounding: float = 2.0**-52) -> tuple[Array, Array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -25,9 +25,9 @@ from propagate.montecarlo.steps.ends import BLOCK, Bounds, bounds
 from propagate.montecarlo.steps.maps import Map, Stored
 from propagate.montecarlo.steps.trained import Trained
 from propagate.montecarlo.steps.weightless import weightless_map
-from propagate.optimizers import Adam, Optimizer
+from propagate.optimizers import Optimizer
 from propagate.placement import check_streams
-from propagate.transfer import Factors, Kind, kind_of
+from propagate.transfer import Factors, Kind, kind_of, trained_with
 
 NAMES = ("embedding", *ORDER, "unembedding")
 """Of the matrices in a table, in order; others follow as blocks have them."""
@@ -54,9 +54,7 @@ class Course:
 
     def optimizer_of(self, name: str) -> Optimizer:
         """The optimiser with the rates of the matrix of this name."""
-        own, optimizer = self.factors_of(name), self.optimizer
-        scaled = replace(optimizer, lr=optimizer.lr * own.lr, decay=optimizer.decay * own.decay)
-        return replace(scaled, eps=scaled.eps * own.eps) if isinstance(scaled, Adam) else scaled
+        return trained_with(self.optimizer, self.factors_of(name))
 
 
 @dataclass(eq=False)

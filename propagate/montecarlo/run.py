@@ -18,7 +18,7 @@ from propagate.montecarlo.laws import LAWS
 from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.parameter_gradients import Norms, columns
 from propagate.montecarlo.samplers import Sampler, dense
-from propagate.montecarlo.starts import Ends, with_gram
+from propagate.montecarlo.starts import Ends, tokens_of, with_gram
 from propagate.montecarlo.statistics import Floats, moments_on, token_moments
 from propagate.montecarlo.weightless import weightless
 from propagate.placement import check_streams
@@ -133,11 +133,7 @@ def _pass(
             pulls.append(pull)
         return state, of_blocks, pulls
 
-    if start.inputs is None:
-        x = with_gram(start.input_root, normals, INPUT_SITE, model.width)
-    else:
-        inputs = backend.xp.asarray(start.inputs, dtype=backend.dtype)
-        x = backend.xp.repeat(inputs[None], len(normals.draws), axis=0)
+    x = tokens_of(start, normals, INPUT_SITE, model.width)
     state, pull_embed = read_state(placement.embed, block(0), State((x,)))
     streams = len(state.streams)
     forward = [of_streams(backend, moments, state.streams, x)]

@@ -83,6 +83,14 @@ def with_gram(root: NDArray[np.float64], normals: Normals, site: int, width: int
     return xp.asarray(root, dtype=dtype) @ directions
 
 
+def tokens_of(ends: Ends, normals: Normals, site: int, width: int) -> Array:
+    """The tokens that enter, (draws, tokens, width): in every draw those given, or some of the given Gram matrix."""
+    if ends.inputs is None:
+        return with_gram(ends.input_root, normals, site, width)
+    inputs = normals.backend.xp.asarray(ends.inputs, dtype=normals.backend.dtype)
+    return normals.backend.xp.repeat(inputs[None], len(normals.draws), axis=0)
+
+
 def ends_of(model: Model, given: start.Start) -> Ends:
     """What enters a network, checked. See `simulate` for the errors raised."""
     gram, grad_gram, inputs = given.gram, given.grad_gram, given.inputs

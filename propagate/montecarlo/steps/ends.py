@@ -16,7 +16,7 @@ from propagate.montecarlo.operators import softmax
 from propagate.montecarlo.parameter_gradients import Part
 from propagate.montecarlo.pulls import Pull
 from propagate.montecarlo.run import COTANGENT_SITE, INPUT_SITE
-from propagate.montecarlo.starts import Ends, with_gram
+from propagate.montecarlo.starts import Ends, tokens_of, with_gram
 from propagate.montecarlo.steps.trained import Trained
 from propagate.montecarlo.sublayers import CALLS, MATRICES
 
@@ -68,12 +68,7 @@ def bounds(loss: Any, model: Model, normals: Normals, ends: Ends, trained: Train
 @bounds.register(Linear)
 def linear(loss: Linear, model: Model, normals: Normals, ends: Ends, trained: Trained) -> Bounds:
     """Tokens and cotangents of `simulate`, the same at every step."""
-    backend = normals.backend
-    if ends.inputs is None:
-        x = with_gram(ends.input_root, normals, INPUT_SITE, model.width)
-    else:
-        inputs = backend.xp.asarray(ends.inputs, dtype=backend.dtype)
-        x = backend.xp.repeat(inputs[None], len(normals.draws), axis=0)
+    x = tokens_of(ends, normals, INPUT_SITE, model.width)
     cotangent = with_gram(ends.cotangent_root, normals, COTANGENT_SITE, model.width)
 
     def leave(y: Array) -> End:

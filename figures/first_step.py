@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 import propagate as pg
-from figures.networks import SEED, digits
+from figures.networks import SEED, digits, shipped
 from propagate import plots
 from propagate.figures import workers
 from propagate.scores import score
@@ -61,7 +61,7 @@ def data(
     placements: tuple[str, ...] | None = None,
 ) -> xr.Dataset:
     """Theory and simulation over (optimizer, placement, block, matrix)."""
-    names = placements or tuple(n for n, kind in pg.placements().items() if kind.__module__ == "propagate.placements")
+    names = placements or shipped()
     with workers(executor) as pool:
         cells = [
             [

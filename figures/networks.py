@@ -229,6 +229,11 @@ def scores(predicted: Any, allowance: Any, logarithm: Any, error: Any, draws: in
     return pg.compare(prediction, measurement.assign_attrs(draws=draws)).z.to_numpy().ravel()
 
 
+def shipped() -> tuple[str, ...]:
+    """Names of the placements that come with the package; a user may have registered others."""
+    return tuple(name for name, kind in pg.placements().items() if kind.__module__ == "propagate.placements")
+
+
 def digits(values: Any, keep: int = 9) -> Any:
     """`keep` significant digits: far outside the rounding of one machine or another."""
     return np.array([float(f"{value:.{keep - 1}e}") for value in np.asarray(values, dtype=float).ravel()]).reshape(

@@ -22,6 +22,7 @@ from figures.networks import (
     counts,
     digits,
     scores,
+    shipped,
 )
 from propagate import plots
 from propagate.figures import workers
@@ -78,7 +79,7 @@ def data(
     placements: tuple[str, ...] | None = None,
 ) -> xr.Dataset:
     """Theory over (placement, exponent, depth), and over (placement, check) the simulation of some cells."""
-    names = placements or tuple(n for n, kind in pg.placements().items() if kind.__module__ == "propagate.placements")
+    names = placements or shipped()
     depths = [length for length in DEPTHS if length <= depth]
     checked = [(k, length) for k, length in CHECKED if length <= depth]
     light = counts(draws)["light"]

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 import propagate as pg
-from figures.networks import HEADS, PLACEMENTS, SAMPLER, SEED, TOKENS, digits
+from figures.networks import HEADS, PLACEMENTS, SAMPLER, SEED, TOKENS, digits, shipped
 from propagate import plots
 from propagate.figures import workers
 from propagate.scores import score
@@ -68,7 +68,7 @@ def data(
     placements: tuple[str, ...] | None = None,
 ) -> xr.Dataset:
     """Falls over (placement, alpha, depth, matrix), simulated at some depths; exponents of every placement."""
-    every = placements or tuple(n for n, kind in pg.placements().items() if kind.__module__ == "propagate.placements")
+    every = placements or shipped()
     shown = [name.lower() for name in PLACEMENTS]
     grid = [(name, alpha) for name in shown for alpha in ALPHAS]
     ends = [(name, alpha, depth) for name in every for alpha in ALPHAS for depth in FITTED if max(FITTED) <= depths[-1]]

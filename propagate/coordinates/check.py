@@ -207,7 +207,7 @@ def _traced(models: Sequence[Model], run: Run) -> list[list[Coordinates]]:
     from propagate.tracing.coordinates import coordinates_of
 
     base = models[0].width, models[0].depth
-    given = Start.of(run.start, **{field.name: field.default for field in dataclasses.fields(Start)})
+    given = Start.of(run.start)
     rule = None if run.transfer is None else as_transfer(run.transfer)
     said = run.optimizer, run.loss, given, rule, base, run.steps, run.draws, run.seed
     return [list(coordinates_of(model, *said)) for model in models]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -84,7 +83,7 @@ def trace_steps(
     if model.dropout:
         raise ModelError(f"dropout must be 0 where steps are taken, got {shown(model.dropout)}")
     factors_of = factors_for(model, transfer, base)
-    ends = ends_of(model, _checked(start), loss, dtype)
+    ends = ends_of(model, Start.of(start), loss, dtype)
     found = []
     for draw in range(draws):
         network = build(model, seed=1_000_003 * integer("seed", seed, at_least=0) + draw, dtype=dtype)
@@ -101,10 +100,6 @@ def trace_steps(
     attributes |= {"draws": draws, "seed": seed, "steps": steps, "dtype": str(dtype).removeprefix("torch.")}
     attributes |= {"torch": torch.__version__}
     return labelled(found, attributes)
-
-
-def _checked(start: Any) -> Start:
-    return Start.of(start, **{field.name: field.default for field in dataclasses.fields(Start)})
 
 
 def factors_for(model: Model, transfer: str | Transfer | None, base: tuple[int, int] | None) -> FactorsOf:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from concurrent.futures import Executor
-from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -187,7 +186,7 @@ def plan(
     loss = Linear() if loss is None else loss
     check_loss(loss)
     factors = factors_by_kind(model, transfer, base)
-    given = Start.of(start, **{field.name: field.default for field in fields(Start)})
+    given = Start.of(start)
     entering = _entering(model, loss, given)
     _check_covered(model, optimizer, steps)
     where = executor.submit(place_of, backend, precision).result() if executor else place_of(backend, precision)

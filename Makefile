@@ -11,7 +11,7 @@ MAKEFLAGS += --jobs=2
 
 .PHONY: figures test test-slow lint types references docs notebooks lab weights measure-text clean
 
-figures: $(STAMP)          ## the main job: every figure, its data and its picture, into figures/
+figures: $(STAMP)          ## the main job: every figure, its data and its picture, into build/figures, beside the committed ones
 	$(VENV)/bin/propagate figures
 
 test: lint types references ## style, types, walls, references of the documentation, tests, notebooks run small (a GPU, where there is one, is used too)

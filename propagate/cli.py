@@ -279,17 +279,27 @@ def figures(
     list_them: Annotated[bool, typer.Option("--list", help="Only list their names.")] = False,
     full: Annotated[bool, typer.Option("--full", help="More draws and a larger width; hours on a CPU.")] = False,
     backend: Annotated[str, typer.Option(help="numpy or cupy; the committed figures are numpy's.")] = "numpy",
-    to: Annotated[Path | None, typer.Option(help="Folder to write to; by default the checkout's figures/.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Folder to write to; by default build/figures.")] = None,
 ) -> None:
-    """Regenerate the figures: their data, their pictures and their captions."""
+    """Regenerate the figures: their data, their pictures and their captions, compared with those that are committed.
+
+    With --to figures, in the checkout, they take their place.
+    """
     from propagate import figures as scripts
+    from propagate.figure_comparison import compared
 
     try:
         if list_them:
             typer.echo("\n".join(scripts.names()))
         else:
-            for path in scripts.regenerate(names or scripts.names(), full=full, backend=backend, to=to):
+            chosen, committed = names or scripts.names(), scripts.ROOT / "figures"
+            written = scripts.regenerate(chosen, full=full, backend=backend, to=to)
+            for path in written:
                 typer.echo(path)
+            data = [path for path in written if path.suffix == ".nc" and path.parent.resolve() != committed]
+            if data:
+                rows = [(path.stem, compared(path, committed / path.name)) for path in data]
+                print_table(("figure", "beside the committed data"), rows)
     except ModelError as error:
         refuse(error)
 

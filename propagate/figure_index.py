@@ -10,11 +10,12 @@ from propagate.files import replace
 OPENING = """\
 # Figures
 
-*Written by `propagate figures`. Do not edit: edit a script's caption and write again.*
+*Written by `propagate figures --to figures`. Do not edit: edit a script's caption and write again.*
 
-Each is a script with `data()`, `draw()` and a caption; `propagate figures [NAME ...]` writes the data, both pictures
-and the caption of each anew, the same bytes for the same seed. A click leads to the whole caption: what is shown, the
-claim it bears on, how far it is known to correspond to the paper's own figure, draws, seed and size.
+Each is a script with `data()`, `draw()` and a caption; `propagate figures [NAME ...]` makes the data, pictures and
+caption of each anew in `build/figures`, and says how they differ from these; `--to figures` replaces them. A click
+leads to the whole caption: what is shown, the claim it bears on, how far it is known to correspond to the paper's own
+figure, draws, seed and size.
 """
 CLOSING = """\
 `measured/models.json` holds the traces of real models: `propagate weights`, then `python figures/measure_models.py`,

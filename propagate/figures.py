@@ -57,6 +57,8 @@ def regenerate(
 ) -> list[Path]:
     """Make figures again: `<name>.png`, `.svg`, `.nc` (the data shown) and `.md` (the caption), and `README.md`.
 
+    `propagate.figure_comparison.compared` tells how the data differ from those that are committed.
+
     Simulations run in two processes; networks that several figures show are simulated once. Each file is replaced in
     one step, and the same seed gives the same bytes.
 
@@ -66,7 +68,8 @@ def regenerate(
         full: more draws and a larger width, as the scripts' `FULL` says; on a CPU that takes about ten times as long.
         backend: "numpy", "cupy" or "auto", of the simulations. The committed figures are made on "numpy"; networks of
             another backend have the same law and other numbers.
-        to: the folder that files are written to; by default the checkout's `figures/`.
+        to: the folder that files are written to; by default the checkout's `build/figures`, beside which nothing that
+            is committed changes.
         executor: where simulations run; by default a pool of two processes with one thread each.
         progress: show a progress bar on standard error; by default only on a terminal.
 
@@ -154,7 +157,9 @@ def _larger(script: Any, full: bool) -> dict[str, Any]:
 
 
 def _folder(to: str | os.PathLike[str] | None) -> Path:
-    folder = ROOT / "figures" if to is None else Path(to)
+    folder = ROOT / "build" / "figures" if to is None else Path(to)
+    if to is None:
+        folder.mkdir(parents=True, exist_ok=True)
     if not folder.is_dir():
         raise ModelError(f"to must be a folder, got {str(to)!r}")
     return folder

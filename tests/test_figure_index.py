@@ -11,7 +11,7 @@ def test_the_committed_index_is_todays(tmp_path: Path) -> None:
     for path in FOLDER.glob("*.md"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     written = figure_index.write(tmp_path)
-    assert written.read_bytes() == (FOLDER / "README.md").read_bytes(), "run: propagate figures validity"
+    assert written.read_bytes() == (FOLDER / "README.md").read_bytes(), "run: propagate figures validity --to figures"
 
 
 def test_every_figure_has_a_thumbnail_a_link_and_words() -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import Any
 
+import numpy as np
+
 from propagate.montecarlo.arrays import Array
 from propagate.montecarlo.laws import Law
 from propagate.montecarlo.normals import Normals
@@ -40,7 +42,7 @@ class Dense:
         return [x @ one for one in self.now]
 
     def backward(self, cotangents: Sequence[Array]) -> Array:
-        left, rounding = centred(self.xp, self.read), float(self.xp.finfo(self.now[0].dtype).eps)
+        left, rounding = centred(self.xp, self.read), float(np.finfo(self.now[0].dtype).eps)
         self.met = [
             Gradient(left, centred(self.xp, g), one.shape[-2:], rounding)
             for g, one in zip(cotangents, self.now, strict=True)

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
+import numpy as np
+
 from propagate.montecarlo.arrays import Array
 from propagate.montecarlo.normals import BACKWARD, Normals
 from propagate.montecarlo.steps.directions import Gradient, direction, padded
@@ -105,7 +107,7 @@ class Weightless:
             one.answered[:, before : one.across.count] = conditioned(z, fresh, span, one.seen[:, : self.span.count])
             total += (one.gain * (1 - one.lost) * tokens).astype(dtype) @ one.answered[:, : one.across.count]
             total += self._along(tokens, one.learnt.swapaxes(-1, -2), span, dtype)
-            one.met = Gradient(left, centred_of(xp, came), (self.fan_in, one.width), float(xp.finfo(dtype).eps))
+            one.met = Gradient(left, centred_of(xp, came), (self.fan_in, one.width), float(np.finfo(dtype).eps))
         self.step += 1
         return total
 

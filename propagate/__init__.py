@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from propagate.montecarlo.steps.simulate import simulate_steps
     from propagate.montecarlo.workers import process_pool, use_device
     from propagate.picture import plot
+    from propagate.readable import report
     from propagate.references import citation
     from propagate.text import equations
     from propagate.theory.calls import predict_calls
@@ -90,6 +91,7 @@ __all__ = [
     "predict_step",
     "process_pool",
     "recursion",
+    "report",
     "simulate",
     "simulate_steps",
     "start_of",
@@ -120,6 +122,7 @@ _LAZY = {
     "predict_step": "propagate.theory.predict_step",
     "process_pool": "propagate.montecarlo.workers",
     "recursion": "propagate.theory.recursion",
+    "report": "propagate.readable",
     "simulate": "propagate.montecarlo.simulate",
     "simulate_steps": "propagate.montecarlo.steps.simulate",
     "trace": "propagate.tracing.trace",

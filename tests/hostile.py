@@ -128,6 +128,7 @@ def callables() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
             {"model": model, "optimizer": pg.SGD(0.1), "steps": 1, "draws": 2, "backend": "numpy"},
         ),
         "compare": (pg.compare, {"prediction": said, "measurement": seen}),
+        "report": (pg.report, {"table": said}),
         "first_divergence": (pg.first_divergence, {"prediction": said, "measurement": seen}),
         "recursion": (pg.recursion, {"placement": "postnorm"}),
         "start_of": (pg.start_of, {"measured": seen}),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from propagate.readable import aligned
+
 if TYPE_CHECKING:
     from propagate.coordinates.check import CoordinateCheck
 
@@ -34,9 +36,6 @@ def _plain(value: float) -> float:
 
 def text(check: CoordinateCheck) -> str:
     """The exponents of a check in columns, and its verdict."""
-    lines = [COLUMNS, *rows(check)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
-    body = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     attrs, sizes = check.table.attrs, ", ".join(map(str, check.table["size"].values))
     head = f"Coordinate check over {attrs['along']}s {sizes}; {attrs['draws']} networks each; 95 % intervals"
-    return "\n".join([head, *body, check.summary])
+    return "\n".join([head, aligned(COLUMNS, rows(check)), check.summary])

@@ -10,7 +10,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import propagate.placements  # noqa: F401  # registers those that come with the package
+import propagate.placements  # registers those that come with the package
+import propagate.shortcuts  # noqa: F401  # and those with a shortcut
 from propagate.activations import Activation
 from propagate.experts import Experts
 from propagate.losses import CrossEntropy, Linear

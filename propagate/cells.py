@@ -11,7 +11,9 @@ from typing import Any
 
 from propagate.activations import ACTIVATIONS as KNOWN
 from propagate.checks import choice
+from propagate.experts import Experts
 from propagate.model import Model, ModelError, as_placement
+from propagate.outline import outline
 from propagate.placement import Placement, placements
 from propagate.placements import ReZero
 from propagate.scaling import ScaleInit
@@ -20,6 +22,8 @@ ACTIVATIONS = ("linear", "relu", "squared_relu", "gelu", "silu", "tanh", "swiglu
 MASKS = {"bidirectional": False, "causal": True}
 SCALINGS = {"none": None, "ScaleInit 1/2": ScaleInit(0.5)}
 AS_VERIFIED: dict[str, Placement] = {"rezero": ReZero(a=0.2)}  # its own a = 0 leaves nothing to measure
+MIXTURE = Experts(16, top_k=6, softmax="before", identity=8, gain=3.0)
+"""What placements that call `block.experts` have there: LongCat-Flash's design, small."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,14 @@ class Cell:
 
     def model(self, settings: Settings) -> Model:
         """The cell's network."""
+        equations = AS_VERIFIED.get(self.placement, as_placement(self.placement))
+        mixes = any(call.verb == "experts" for call in outline(equations, settings.depth, 1))
         return Model(
-            AS_VERIFIED.get(self.placement, self.placement),
+            equations,
             activation=self.activation,
             causal=MASKS[self.mask],
             scaling=SCALINGS[self.scaling],
+            experts=MIXTURE if mixes else None,
             **settings.network,
         )
 

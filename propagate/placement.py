@@ -19,6 +19,7 @@ from propagate.checks import ModelError, shown
 from propagate.scaling import Gains, Number
 
 EQUATIONS = "propagate.placements"  # the module of the placements that come with the package
+SHIPPED = (EQUATIONS, "propagate.shortcuts")  # and that of those whose layers are another kind
 
 
 class Stream(Protocol):
@@ -110,7 +111,7 @@ class Placement:
         names = (cls.__name__, *cls.__dict__.get("also", ()))
         for name in names:
             known = _REGISTRY.get(_key(name))
-            if known is not None and known.__module__ == EQUATIONS != cls.__module__:
+            if known is not None and known.__module__ in SHIPPED and known.__module__ != cls.__module__:
                 raise ValueError(f"a placement called {name} comes with the package; choose another name")
         dataclass(frozen=True)(cls)
         for name in names:
@@ -182,7 +183,7 @@ def placement(name: str) -> Placement:
     key = _key(name)
     if key not in _REGISTRY:
         near = difflib.get_close_matches(key, _REGISTRY, n=3, cutoff=0.4)
-        ours = sorted(name for name, kind in _REGISTRY.items() if kind.__module__ == "propagate.placements")
+        ours = sorted(name for name, kind in _REGISTRY.items() if kind.__module__ in SHIPPED)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(ours)}"
         raise ModelError(f"unknown placement {name!r}; {hint}")
     kind = _REGISTRY[key]

@@ -85,6 +85,7 @@ REFERENCES: dict[str, dict[str, str]] = {
         "author": _ZHUO,
     },
     "2503.10622": {"title": "Transformers without Normalization", "author": "Zhu and others"},
+    "2509.01322": {"title": "LongCat-Flash Technical Report", "author": "{Meituan LongCat Team}"},
     "2601.19895": {
         "title": "Post-LayerNorm Is Back: Stable, ExpressivE, and Deep",
         "author": "Chen, Chen and Wei, Lai",

@@ -21,17 +21,6 @@ HOST = choose_backend("numpy")
 BACKENDS = ["numpy", pytest.param("cupy", marks=pytest.mark.gpu)]
 
 
-class Shortcut(pg.Placement):
-    """LongCat-Flash's layer: two dense FFNs, and experts that read what the first one reads."""
-
-    def block(self, x, block):
-        a = x + block.attention(block.norm(x))
-        u = block.norm(a)
-        b = a + block.ffn(u)
-        c = b + block.attention(block.norm(b))
-        return sum([c, block.ffn(block.norm(c)), block.experts(u)])
-
-
 class Described(pg.Placement):
     """Sublayers that the placement describes itself, a difference and a negative."""
 
@@ -56,7 +45,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "gate": {"placement": "postnorm", "ffn": GATED, "norm": Norm("layer", eps=0.3)},
     "eps inside": {"placement": "hybridnorm", "norm": Norm("rms", eps=0.5), "normed": ("hidden",)},
     "own experts": {"placement": "olmo2", "experts": OWN},
-    "shortcut": {"placement": Shortcut(), "experts": OWN, "layers": [{}, {"norm": "layer"}]},
+    "shortcut": {"placement": "scmoe", "experts": OWN, "layers": [{}, {"norm": "layer"}]},
     "described": {"placement": Described(), "scaling": pg.ScaleInit(0.5)},
 }
 
@@ -227,7 +216,7 @@ def test_gradients_of_matrices_are_by_what_the_network_stores(which: str) -> Non
 def test_tables_of_networks_whose_blocks_differ() -> None:
     """Columns of matrices that only some blocks have are 0 in the others; batches and samplers take all blocks in."""
     model = model_of("shortcut")
-    first = pg.Model(Shortcut(), depth=2, width=12, tokens=5, heads=3, experts=OWN)
+    first = pg.Model("scmoe", depth=2, width=12, tokens=5, heads=3, experts=OWN)
     assert pg.simulate(first, draws=2, include={"param_grad"}).matrix.values.tolist() == [
         *("query", "key", "value", "attention_out", "router", "ffn_gate", "ffn_in", "ffn_out"),
         *("shared_gate", "shared_in", "shared_out"),
@@ -275,4 +264,4 @@ def test_experts_that_a_model_has_not_are_asked_for() -> None:
     with pytest.raises(
         pg.ModelError, match=r"experts must be given where the placement calls block\.experts, got None"
     ):
-        pg.simulate(pg.Model(Shortcut(), depth=1, width=12, tokens=2, heads=3), draws=2)
+        pg.simulate(pg.Model("scmoe", depth=1, width=12, tokens=2, heads=3), draws=2)

@@ -328,27 +328,6 @@ def test_of_two_tensors_none_is_guessed() -> None:
         pg.trace(module, x, stream=2)
 
 
-def test_lists_that_the_model_steps_through_are_no_blocks() -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            pair = lambda: [nn.LayerNorm(32), nn.Linear(32, 32)]  # noqa: E731
-            self.layers = nn.ModuleList([nn.ModuleList(pair() + pair()) for _ in range(2)])
-
-        def forward(self, x: Any) -> Any:
-            for n1, f1, n2, f2 in self.layers:
-                x = x + f1(n1(x))
-                x = x + f2(n2(x))
-            return x
-
-    net, x = Net(), torch.randn(2, 6, 32)
-    for verb in (lambda: pg.trace(net, x), lambda: pg.describe(net, inputs=x)):
-        with pytest.raises(pg.ModelError, match=r"called none of its blocks.*Lists of sublayers"):
-            verb()
-    with pytest.raises(pg.ModelError, match="what enters block 3 is not what left block 2"):
-        pg.trace(net, x, blocks=net.layers[0])
-
-
 def test_a_block_may_change_its_input_in_place() -> None:
     class Within(nn.Module):
         def __init__(self) -> None:

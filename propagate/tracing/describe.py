@@ -126,7 +126,7 @@ def describe(
     called_with = inputs_for(module, distinct, tokens) if inputs is None else inputs
     seen = probed(module, distinct, called_with, axes)
     if not seen:
-        raise none_called(distinct)
+        raise none_called()
     images = called_with.get("pixel_values") if isinstance(called_with, dict) else called_with
     if isinstance(images, Tensor) and images.dim() == 4 and seen[0].calls:
         tokens = seen[0].calls[0][1].shape[1]
@@ -148,6 +148,11 @@ def _equations(seen: Sequence[Seen], placement: str | Placement | None, normed: 
     if placement is not None:
         return as_placement(placement)
     for at, one in enumerate(seen):
+        if silent := [kind for kind, _, wrote in one.calls if not bool(wrote.any())]:
+            raise ModelError(
+                f"the {silent[0]} of block {at + 1} writes zeros, so where it is added is not seen;"
+                " say what the block is with placement="
+            )
         if one.equations is None:
             raise ModelError(
                 f"block {at + 1}, {type(unwrapped(one.block)).__name__}, is no sum of the streams that its norms and"

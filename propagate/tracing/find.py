@@ -63,20 +63,14 @@ def check_module(module: Any) -> None:
         raise ModelError(f"module must be a torch model, got {shown(module)}")
 
 
-def none_called(blocks: Sequence[nn.Module]) -> ModelError:
+def none_called() -> ModelError:
     """What to say where a model was run and none of its blocks was.
 
     Example:
-        >>> print(none_called([nn.Linear(2, 2)]))
+        >>> print(none_called())
         the model called none of its blocks; point at those it uses with blocks=
     """
-    said = "the model called none of its blocks; point at those it uses with blocks="
-    if any(isinstance(block, nn.ModuleList | nn.ModuleDict) for block in blocks):
-        said += (
-            ". Lists of sublayers that a model steps through itself are none: where their skips end no hook sees; put"
-            " each into a module whose forward makes one block of it"
-        )
-    return ModelError(said)
+    return ModelError("the model called none of its blocks; point at those it uses with blocks=")
 
 
 def _stacks(module: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -18,6 +18,7 @@ from propagate.model import ModelError
 from propagate.tracing.cores import Core, Cores
 from propagate.tracing.find import is_norm, unwrapped
 from propagate.tracing.layout import Axes, Layout, gradient_at
+from propagate.tracing.lists import all_listed, blocks_in_lists, on_its_own
 from propagate.tracing.recorder import Recorder, watching
 from propagate.tracing.roles import by_role
 from propagate.tracing.streams import Choice, replaced, stream_of
@@ -93,6 +94,15 @@ class Probe:
             kwargs = {key: replaced(value, found, uneven) for key, value in kwargs.items()}
         return self._recorder.enter(block, args, kwargs)
 
+    def step_in(self, block: nn.Module, stream: Tensor) -> None:
+        """Before a block of lists, whose skips read the stream outside of any module: it is made uneven where it is."""
+        self._recorder, self._norms = Recorder(None, self.axes, self.stream), []
+        self.cores.clear()
+        self.inside, self.products, self._entered = {}, [], stream
+        sizes = torch.rand((*stream.shape[:-1], 1), generator=self._generator) + 0.5
+        stream.data.mul_(sizes.to(stream))
+        self._recorder.step_in(block, stream)
+
     def begin(self, part: nn.Module, args: Any, kwargs: Any) -> None:
         self._recorder.begin(part, args, kwargs)
 
@@ -153,10 +163,14 @@ def probed(module: nn.Module, blocks: Sequence[nn.Module], inputs: Any, axes: Ax
     probe: Any = Probe(axes, None, cores)
     training = [(part, part.training) for part in module.modules()]
     module.eval()
-    hooks = [hook for block in dict.fromkeys(blocks) for hook in _inside(probe, unwrapped(block))]
+    hooks: list[Any] = []
     try:
-        with torch.enable_grad(), torch.compiler.set_stance("force_eager"), watching(probe, blocks, None), cores:
-            _call(module, inputs)
+        with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+            blocks = blocks_in_lists(blocks, lambda: _call(module, inputs))
+            hooks = [hook for block in dict.fromkeys(blocks) for hook in _inside(probe, unwrapped(block))]
+            given = on_its_own(inputs) if all_listed(blocks) else inputs
+            with watching(probe, module, blocks, None), cores:
+                _call(module, given)
     except ModelError:
         raise
     except Exception as error:
@@ -295,7 +309,8 @@ def _touched(output: Tensor, source: Tensor, token: int, layout: Layout) -> Tens
     gradient = gradient_at(output, source, (0, token))
     if gradient is None or not torch.isfinite(gradient).all():
         return None
-    return layout.flat(gradient)[0].abs().sum(-1) > 0
+    touched = layout.flat(gradient)[0].abs().sum(-1) > 0
+    return touched if bool(touched.any()) else None
 
 
 def rule(visible: Tensor, rows: Sequence[int]) -> dict[str, Any] | None:

@@ -14,11 +14,14 @@ from propagate.model import ModelError
 from propagate.tracing.build import Block
 from propagate.tracing.find import candidates, has_norm, is_norm, parts, unwrapped
 from propagate.tracing.layout import Axes, Layout, layout_by_hand, layout_of
+from propagate.tracing.lists import Steps, all_listed
 from propagate.tracing.statistics import second_moments
 from propagate.tracing.streams import Choice, State, replaced, state_of, stream_of, tensors
 from propagate.tracing.sublayers import Call, has_matrix, is_bare, sublayers
 
 Moments = dict[str, float]
+FACTOR = 1e-3
+"""What tells a factor from 1, and a multiple from what is none; of bfloat16, which rounds by more, none is found."""
 
 
 class Recorder:
@@ -104,7 +107,7 @@ class Recorder:
 
     def enter(self, block: nn.Module, args: Any, kwargs: Any) -> Any:
         """Before a block: a fresh list of calls; the first block's stream starts the gradient's graph."""
-        self._seen, self._named, self._waiting, self._entered, self.inside = [], {}, [], [], True
+        self._begin()
         if self.several:
             return None
         found = stream_of([*args, *kwargs.values()])
@@ -119,6 +122,17 @@ class Recorder:
         self.places.append((leaf,))
         self._handed_on = State(leaf, leaf, given)
         return replaced(args, found, given), {key: replaced(value, found, given) for key, value in kwargs.items()}
+
+    def step_in(self, block: nn.Module, stream: Tensor) -> None:
+        """Before a block of lists: its stream stays the tensor that it is, which the skips read too."""
+        self._begin()
+        if self._handed_on is None:
+            self.states.append((stream if stream.requires_grad else stream.requires_grad_(),))
+            self.places.append(self.states[-1])
+        self._handed_on = State(stream, stream, stream)
+
+    def _begin(self) -> None:
+        self._seen, self._named, self._waiting, self._entered, self.inside = [], {}, [], [], True
 
     def _check_handed_on(self, found: Tensor) -> None:
         """Numbers never come out of a guess: what enters a block is what left the one before."""
@@ -219,13 +233,15 @@ class Recorder:
 def _bare(
     row: tuple[nn.Module, Tensor, list[Tensor]], inner: Sequence[tuple[nn.Module, Tensor, list[Tensor]]]
 ) -> Tensor:
-    """What a module gave without the skip that it, or a module inside of it, has added to a branch."""
+    """What a module gave without the skip that it, or a module inside of it, has added to a branch, or a factor."""
     module, output, given = row
     own = {id(part) for part in module.modules()}
     within = [one for one in inner if id(one[0]) in own and one[0] is not module]
-    for _, value, further in reversed(within):
+    for inside, value, further in reversed(within):
         skips = [x for x in (*given, *further) if x.numel() == output.numel() == value.numel()]
         if any(_is_sum(output, value, skip.reshape(output.shape)) for skip in skips):
+            return value
+        if _matrices(inside) == _matrices(module) and _is_multiple(output, value):
             return value
     return output
 
@@ -235,16 +251,32 @@ def _is_sum(output: Tensor, value: Tensor, skip: Tensor) -> bool:
     return torch.equal(output, skip + branch) or torch.equal(output, branch + skip)
 
 
+def _matrices(module: nn.Module) -> set[Tensor]:
+    return {parameter for parameter in module.parameters() if parameter.dim() > 1}
+
+
+def _is_multiple(output: Tensor, value: Tensor) -> bool:
+    """Whether a wrapper gave what is inside of it times one number other than 1, as LayerScale does at first."""
+    if value.shape != output.shape:
+        return False
+    x, y = (part.detach().double().flatten() for part in (value, output))
+    factor = float(x @ y) / float(x @ x) if bool(x.any()) else 1.0
+    return abs(factor - 1) > FACTOR and bool((y - factor * x).norm() <= FACTOR * y.norm()) and factor != 0
+
+
 @contextmanager
 def watching(
-    recorder: Recorder, blocks: Sequence[nn.Module], ends: tuple[nn.Module, nn.Module] | None
+    recorder: Recorder, module: nn.Module, blocks: Sequence[nn.Module], ends: tuple[nn.Module, nn.Module] | None
 ) -> Iterator[None]:
     """Hooks on the blocks and their sublayers, gone on the way out, whatever happens.
 
-    `ends` are the modules that make several streams of one, and one of them again.
+    `ends` are the modules of the model that make several streams of one, and one of them again.
     """
-    handles = []
+    handles: list[Any] = []
+    listed = all_listed(blocks)
+    steps = Steps(recorder, listed, module) if listed else None
     try:
+        handles += steps.before() if steps else ()
         if ends is not None:
             handles.append(ends[0].register_forward_pre_hook(recorder.embed))
             handles.append(ends[0].register_forward_hook(recorder.embedded))
@@ -262,6 +294,7 @@ def watching(
                     handles.append(module.register_forward_hook(recorder.saw, with_kwargs=True))
                 handles.append(part.register_forward_hook(_closer(recorder, path)))
             handles.append(block.register_forward_hook(recorder.leave))
+        handles += steps.after() if steps else ()
         yield
     finally:
         for handle in handles:

@@ -94,13 +94,14 @@ def parts_of(
     return Parts(rows, inside)
 
 
-def _nodes(products: Sequence[Product]) -> dict[Any, Product]:
-    return {p.output.grad_fn: p for p in products if p.output.grad_fn is not None}
+def _nodes(products: Sequence[Product], ends: Collection[Any] = ()) -> dict[Any, Product]:
+    """By what made their outputs; without those that are what another sublayer gave."""
+    return {p.output.grad_fn: p for p in products if p.output.grad_fn is not None and p.output.grad_fn not in ends}
 
 
 def _last(call: Call, products: Sequence[Product], ends: set[Any]) -> Product | None:
     """The one that the output was made from, or that gave it."""
-    nodes = _nodes(products)
+    nodes = _nodes(products, ends)
     if call.output.grad_fn in nodes:
         return nodes[call.output.grad_fn]
     met = first_met(call.output, {*nodes, *ends})
@@ -109,7 +110,7 @@ def _last(call: Call, products: Sequence[Product], ends: set[Any]) -> Product | 
 
 def _first(call: Call, products: Sequence[Product], ends: set[Any]) -> list[Product]:
     """Those of a sublayer that hear of no other, in the order in which they were called."""
-    nodes = _nodes(products)
+    nodes = _nodes(products, ends)
     within, waiting = set[Any](), [call.output.grad_fn] if call.output.grad_fn in nodes else []
     waiting += [node for node in first_met(call.output, {*nodes, *ends}) if node in nodes]
     while waiting:

@@ -19,6 +19,7 @@ from propagate.table import STREAM, table
 from propagate.tracing.build import Network
 from propagate.tracing.find import Blocks, blocks_of, none_called, unwrapped
 from propagate.tracing.layout import Axes
+from propagate.tracing.lists import all_listed, blocks_in_lists, on_its_own
 from propagate.tracing.masks import checked_mask, counted_tokens
 from propagate.tracing.matrices import MATRICES, Weight, matrices_of, squared_norms
 from propagate.tracing.recorder import Recorder, watching
@@ -58,7 +59,8 @@ def trace(
         loss: from the model's output to a scalar, whose gradient is traced. By default a standard normal cotangent
             enters at the stream that leaves the last block, on the tokens that count: `simulate`'s grad_variance of 1.
         blocks: where the residual stream runs: modules, their container or its dotted path. By default the list of
-            equal blocks that holds the most parameters.
+            equal blocks that holds the most parameters; lists of sublayers that a model steps through itself, as
+            x-transformers and vit-pytorch do, make blocks too.
         mask: (sequences, tokens), true for tokens that count. By default what the inputs' masks say of the stack that
             is traced (`attention_mask`, `decoder_attention_mask`, `src_key_padding_mask` and torch's like), else all.
             Pass one to leave out special tokens too. `attrs` state how many counted.
@@ -163,6 +165,8 @@ def _one(
     if torch.is_inference_mode_enabled() or any(p.is_inference() for p in module.parameters()):
         raise ModelError("trace needs autograd: call it outside torch.inference_mode, with weights made outside of it")
     found = blocks_of(module, blocks)
+    with _evaluating(module):
+        found = blocks_in_lists(found, lambda: _call(module, inputs))
     mask = counted_tokens(inputs, module, found[0]) if mask is None else mask
     seen = Recorder(None if mask is None else checked_mask(mask), *reading)
     eager = torch.compiler.set_stance("force_eager")  # hooks inside a compiled module are not called otherwise
@@ -171,11 +175,11 @@ def _one(
         eager,
         torch.enable_grad(),
         _evaluating(module),
-        watching(seen, found, _ends(module, found)),
+        watching(seen, module, found, _ends(module, found)),
     ):
-        output = _call(module, inputs)
+        output = _call(module, on_its_own(inputs) if all_listed(found) else inputs)
         if not seen.called:
-            raise none_called(found)
+            raise none_called()
         weights = matrices_of(unwrapped(module), [unwrapped(block) for block in seen.called])
         every = [
             _columns(seen, *_gradients(seen, output, loss, entering, number), weights, alone=loss is None)

@@ -14,6 +14,7 @@ import propagate.placements  # registers those that come with the package
 import propagate.shortcuts  # noqa: F401  # and those with a shortcut
 from propagate.activations import Activation
 from propagate.experts import Experts
+from propagate.latent import LatentAttention
 from propagate.losses import CrossEntropy, Linear
 from propagate.model import Model, ModelError
 from propagate.norms import Norm
@@ -64,6 +65,7 @@ __all__ = [
     "Divergence",
     "Experts",
     "Gains",
+    "LatentAttention",
     "Linear",
     "Model",
     "ModelError",

@@ -9,13 +9,14 @@ from typing import Any, TypeVar
 
 from propagate.checks import ModelError, choice, shown
 from propagate.experts import Experts
+from propagate.latent import LatentAttention, SelfAttention
 from propagate.norms import Norm, as_norm
 from propagate.scaling import Gains
 from propagate.sublayers import FFN, Attention, Sublayer
 
 D = TypeVar("D", bound=Sublayer)
 KINDS: dict[str, tuple[tuple[type, ...], str]] = {
-    "attention": ((Attention,), "a propagate.Attention"),
+    "attention": ((Attention, LatentAttention), "a propagate.Attention or propagate.LatentAttention"),
     "ffn": ((FFN,), "a propagate.FFN"),
     "experts": ((Experts, type(None)), "None or propagate.Experts, such as Experts(8)"),
     "norm": ((Norm,), "a name or a propagate.Norm"),
@@ -31,7 +32,7 @@ class Parts:
         ModelError: for what is no description of its kind.
     """
 
-    attention: Attention
+    attention: SelfAttention
     ffn: FFN
     experts: Experts | None
     norm: Norm
@@ -114,7 +115,7 @@ class Layer:
     gains: Gains
     inner_norms: tuple[str, ...]
     norm: Norm
-    attention: Attention
+    attention: SelfAttention
     ffn: FFN | Experts
     experts: Experts | None
     dense: FFN
@@ -159,7 +160,18 @@ class Layer:
         found = description.norming(normed) if normed else description
         if isinstance(found, Attention) and found.normed:
             self._check_normed(found)
+        if isinstance(found, LatentAttention):
+            self._check_ranks(found)
         return found
+
+    def _check_ranks(self, attention: LatentAttention) -> None:
+        """ModelError where a norm has too few coordinates."""
+        for name in ("query_rank", "key_value_rank"):
+            rank = getattr(attention, name)
+            if rank is not None and rank < self.norm.smallest:
+                raise ModelError(
+                    f"{name} must be at least {self.norm.smallest} for norm={self.norm.kind!r}, got {rank}"
+                )
 
     def _check_normed(self, attention: Attention) -> None:
         """ModelError where a head is too small for its norm, or nothing is there to norm."""
@@ -176,7 +188,7 @@ class Layer:
 
 def _gains(description: Sublayer | None) -> list[tuple[str, Any]]:
     """Gains on the way to a sublayer's output, by the names that a user knows."""
-    if isinstance(description, Attention):
+    if isinstance(description, Attention | LatentAttention):
         return [("value_gain", description.value_gain), ("attention_gain", description.out_gain)]
     if isinstance(description, Experts):
         return [] if description.identity else _gains(description.expert)
@@ -187,6 +199,8 @@ def _in_force(description: Any, dense: FFN, width: int, tokens: int, gains: Gain
     if isinstance(description, Experts) and description.ffn is None:
         description = description.with_(ffn=dense)
     fitted = description.fitted(width, tokens).scaled(gains)
+    if isinstance(fitted, LatentAttention):  # which refuses those of attention
+        return fitted.norming(inner_norms)
     return fitted.norming([name for name in inner_norms if name in fitted.inner_norms])
 
 

@@ -11,7 +11,8 @@ from propagate.checks import WHOLE, choice, integer, number, shown
 from propagate.checks import ModelError as ModelError
 from propagate.checks import check_flag as check_flag
 from propagate.experts import Experts
-from propagate.layers import Layer, Parts, layer_of, parts_by_block
+from propagate.latent import SelfAttention
+from propagate.layers import KINDS, Layer, Parts, layer_of, parts_by_block
 from propagate.norms import Norm, as_norm
 from propagate.outline import norms_of_nothing, outline
 from propagate.placement import Placement, placement
@@ -75,7 +76,7 @@ class Model:
             divide `heads`, which share them in groups. None means all of them, 1 is multi-query attention. Expected
             second moments do not depend on it, forward or backward, at any width; their fluctuations do.
         attention: an `Attention`, in place of the short fields `heads`, `key_value_heads`, `causal`, `window`, `mask`,
-            `rope`, `logit_std`, `value_gain` and `attention_gain`, which then say the same.
+            `rope`, `logit_std`, `value_gain` and `attention_gain`, which then say the same; or a `LatentAttention`.
         ffn: an `FFN`, in place of `activation`, `ffn_ratio` and `ffn_gain`.
         layers: what blocks have of their own: a function of the index, or a mapping from indices, or a list over all
             blocks, to mappings from "attention", "ffn", "experts" and "norm" to descriptions.
@@ -111,7 +112,7 @@ class Model:
     experts: Experts | None = None
     dropout: float = 0.0
     key_value_heads: int | None = None
-    attention: Attention | None = None
+    attention: SelfAttention | None = None
     ffn: FFN | None = None
     layers: Any = None
     _parts: ClassVar[tuple[Parts, ...]]
@@ -150,13 +151,13 @@ class Model:
         given = getattr(self, field)
         if given is None:
             found = kind(**{name: getattr(self, short) for short, name in shorthand.items()})
-        elif not isinstance(given, kind):
-            raise ModelError(f"{field} must be None or a propagate.{kind.__name__}, got {shown(given)}")
+        elif not isinstance(given, KINDS[field][0]):
+            raise ModelError(f"{field} must be None or {KINDS[field][1]}, got {shown(given)}")
         else:
             found = given
         defaults = {one.name: one.default for one in dataclasses.fields(self)}
         for short, name in shorthand.items():
-            value, own = getattr(self, short), getattr(found, name)
+            value, own = getattr(self, short), getattr(found, name, defaults[short])  # a kind may lack the field
             if given is not None and not (_same(value, defaults[short]) or _same(value, own)):
                 raise ModelError(
                     f"{short} must be left out beside {field}=, which has {name}={own!r}, got {shown(value)}"

@@ -137,24 +137,14 @@ class Attention(Sublayer):
         ):
             set_(self, field, number(name, getattr(self, field), positive=False))
         set_(self, "normed", as_names("normed", self.normed, self.inner_norms))
-        check_flag("causal", self.causal)
-        if self.window is not None and not self.causal:
-            raise ModelError(f"window must be None unless causal=True, got {self.window}")
-        if self.mask is not None:
-            try:
-                set_(self, "mask", Mask.of(self.mask))
-            except ValueError as error:
-                raise ModelError(f"mask must be {error}") from None
-            if self.causal:
-                raise ModelError(f"mask must be None with causal=True (it says all by itself), got {self.mask}")
+        set_(self, "mask", checked_mask(self.causal, self.window, self.mask))
         if self.rope is not None:
             set_(self, "rope", number("rope", self.rope, positive=True))
 
     def fitted(self, width: int, tokens: int) -> Attention:
         if self.head_size is None and width % self.heads:
             raise ModelError(f"heads must divide the width, got heads={self.heads} for width={width}")
-        if self.mask is not None and len(self.mask.rows) != tokens:
-            raise ModelError(f"mask must have {tokens} rows, one a token, got {len(self.mask.rows)}")
+        check_rows(self.mask, tokens)
         size = self.head_size or width // self.heads
         if self.rope is not None and size % 2:
             raise ModelError(f"rope must be None for heads of odd width {size}, got {self.rope}")
@@ -187,9 +177,7 @@ class Attention(Sublayer):
     @property
     def frequencies(self) -> tuple[float, ...]:
         """Angles, in radians a token, by which rotary positions turn the pairs of coordinates of a head."""
-        if self.rope is None:
-            return ()
-        return tuple(self.rope ** (-2 * pair / self.size) for pair in range(self.size // 2))
+        return rotary_frequencies(self.rope, self.size)
 
     def visible(self, tokens: int) -> Visible:
         """Which token, the row, attends to which, (tokens, tokens)."""
@@ -198,6 +186,47 @@ class Attention(Sublayer):
     def exchangeable(self, tokens: int) -> bool:
         """Whether it treats all tokens alike."""
         return self.rope is None and all_visible(tokens, self.causal, self.mask)
+
+
+def checked_mask(causal: Any, window: int | None, mask: Any) -> Mask | None:
+    """The mask as one.
+
+    Raises:
+        ModelError: for what is none, or beside `causal`; or a window without that.
+
+    Example:
+        >>> checked_mask(False, 3, None)
+        Traceback (most recent call last):
+        propagate.checks.ModelError: window must be None unless causal=True, got 3
+    """
+    check_flag("causal", causal)
+    if window is not None and not causal:
+        raise ModelError(f"window must be None unless causal=True, got {window}")
+    if mask is None:
+        return None
+    try:
+        found = Mask.of(mask)
+    except ValueError as error:
+        raise ModelError(f"mask must be {error}") from None
+    if causal:
+        raise ModelError(f"mask must be None with causal=True (it says all by itself), got {found}")
+    return found
+
+
+def check_rows(mask: Mask | None, tokens: int) -> None:
+    """ModelError unless a mask has a row for each of so many tokens."""
+    if mask is not None and len(mask.rows) != tokens:
+        raise ModelError(f"mask must have {tokens} rows, one a token, got {len(mask.rows)}")
+
+
+def rotary_frequencies(rope: float | None, size: int) -> tuple[float, ...]:
+    """Angles, in radians a token, of the pairs of so many coordinates; none without a base.
+
+    Example:
+        >>> rotary_frequencies(100.0, 4)
+        (1.0, 0.1)
+    """
+    return () if rope is None else tuple(rope ** (-2 * pair / size) for pair in range(size // 2))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from propagate.checks import ModelError, choice, integer, number, shown
+from propagate.latent import LatentAttention
 from propagate.optimizers import Adam, Optimizer
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def factors_by_kind(model: Model, transfer: Any, base: Any) -> dict[Kind, Factor
         base: width and depth at which it changes nothing; None means the network's own.
 
     Raises:
-        ModelError: for an unknown rule, a base that is no width and depth, or factors that are no positive numbers.
+        ModelError: for an unknown rule, a base that is no width and depth, factors that are no positive numbers, or
+            latent attention.
 
     Example:
         >>> from propagate.model import Model
@@ -75,6 +77,8 @@ def factors_by_kind(model: Model, transfer: Any, base: Any) -> dict[Kind, Factor
         base = integer("base[0]", base[0]), integer("base[1]", base[1])
     if transfer is None:
         return {kind: Factors() for kind in KINDS}
+    if any(isinstance(parts.attention, LatentAttention) for parts in model.parts):
+        raise ModelError("transfer does not cover LatentAttention, whose ranks no rule here says how to choose")
     rule, (width, depth) = as_transfer(transfer), base or (model.width, model.depth)
     found: dict[Kind, Factors] = {}
     for kind in KINDS:

@@ -46,7 +46,7 @@ def test_theory_and_simulation_agree(name: str) -> None:
 
 
 def test_a_large_eps_inside_heads_is_warned_of() -> None:
-    with pytest.warns(pg.ValidityWarning, match="eps is up to .* of what a norm inside a head divides by"):
+    with pytest.warns(pg.ValidityWarning, match="eps is up to .* of what a norm inside attention divides by"):
         pg.predict(CASES["queries and keys"])
 
 

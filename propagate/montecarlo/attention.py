@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
+from propagate.latent import LatentAttention
 from propagate.masks import Mask, visible
 from propagate.montecarlo.arrays import Array
 from propagate.montecarlo.backend import Backend
@@ -44,7 +45,8 @@ def _visible(backend: Backend, tokens: int, causal: bool, window: int | None, ma
     return backend.xp.asarray(visible(tokens, causal, window, mask))
 
 
-def _seen(kind: Attention, block: Call) -> Array:
+def seen_by(kind: Attention | LatentAttention, block: Call) -> Array:
+    """Which token, the row, attends to which."""
     return _visible(block.backend, block.tokens, kind.causal, kind.window, kind.mask)
 
 
@@ -72,7 +74,7 @@ def _gather(kind: Attention, x: Array) -> Array:
 
 def _uniform(kind: Attention, x: Array, block: Call) -> tuple[Array, Pull]:
     """Every token averages the values it may see."""
-    seen = _seen(kind, block).astype(float)
+    seen = seen_by(kind, block).astype(float)
     weights = (seen / seen.sum(axis=-1, keepdims=True)).astype(x.dtype)
     shared = kind.size * kind.kv_heads
     values, pull = block.matrix(x, shared, parts=[Part("value", shared, kind.value_gain)])
@@ -104,7 +106,7 @@ def _softmax_heads(kind: Attention, x: Array, block: Call) -> tuple[Array, Pull]
     query, key, value = turn(query, 1), _spread(kind, block, turn(key, 1)), _spread(kind, block, value)
     logits = scale * (query @ key.swapaxes(-1, -2))
     if kind.causal or kind.mask is not None:
-        logits = xp.where(_seen(kind, block), logits, -xp.inf)
+        logits = xp.where(seen_by(kind, block), logits, -xp.inf)
     weights, pull_softmax = softmax(block.backend, logits)
 
     def pull_softmax_heads(g: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from propagate.experts import Experts
+from propagate.latent import LatentAttention
 from propagate.model import Model
 from propagate.outline import outline
 from propagate.sublayers import FFN, Attention, Sublayer
@@ -36,6 +37,8 @@ def smallest_fan_in(model: Model, index: int) -> int:
     for one in (layer.attention, layer.ffn, *called(model, index)):
         if isinstance(one, Attention):
             sizes.append(one.inside)
+        elif isinstance(one, LatentAttention):
+            sizes += [fan_in for _, fan_in, _, _ in one.matrices(model.width)]
         elif isinstance(one, FFN | Experts):
             sizes.append((one.expert if isinstance(one, Experts) else one).units)
     return min(sizes)
@@ -45,8 +48,4 @@ def exchangeable(model: Model) -> bool:
     """Whether every sublayer of every block treats all tokens alike, those that the placement describes itself too."""
     calls = (call for index in range(1, model.depth + 1) for call in outline(model.equations, model.depth, index))
     described = [call.description for call in calls if call.description is not None]
-    return model.exchangeable and all(_alike(one, model.tokens) for one in described)
-
-
-def _alike(description: Sublayer, tokens: int) -> bool:
-    return description.exchangeable(tokens) if isinstance(description, Attention) else description.alike
+    return model.exchangeable and all(one.exchangeable(model.tokens) for one in described)

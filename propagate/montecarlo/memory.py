@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from propagate.experts import Experts
+from propagate.latent import LatentAttention
 from propagate.model import Model
 from propagate.montecarlo.calls import called
 from propagate.sublayers import FFN, Attention, Sublayer
@@ -107,4 +108,9 @@ def numbers_of(one: Sublayer, d: int, t: int) -> Numbers:
             t * (inside + both) + square,
             square=square,
         )
+    if isinstance(one, LatentAttention):
+        sides = [(fan_in, fan_out) for _, fan_in, fan_out, _ in one.matrices(d)]
+        met, made = (t * sum(each) for each in zip(*sides, strict=True))
+        square = one.heads * t * t
+        return Numbers(sum(i * o for i, o in sides), met, made, made + met + square, square=square)
     return Numbers(4 * d * d, 2 * t * d, 4 * t * d, 3 * t * d)  # one's own: a guess, that it is like attention

@@ -22,7 +22,10 @@ from propagate.table import BY_MATRIX
 Norms = dict[str, Array]
 """By a matrix's name, squared norms of shape (draws,); of a matrix that a block has more than once, the sum."""
 ORDER = (
+    "query_down",
     "query",
+    "key_value_down",
+    "key_rotary",
     "key",
     "value",
     "attention_out",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from propagate.latent import LatentAttention
 from propagate.model import Model
 from propagate.sublayers import Attention
 from propagate.theory.call_columns import MOMENTS, call_moments
@@ -47,7 +48,9 @@ def found(
         uses.add(model.at(index), calls)
     shape = np.broadcast(*start, *cotangent).shape
     columns = _columns(path, start, cotangent, model, shape, through_readout)
-    read_off = {index: _error_of_tables(calls, model.tokens, head_size) for index, calls in enumerate(path.calls)}
+    read_off = {
+        index: _error_of_tables(calls, model.tokens, model.width, head_size) for index, calls in enumerate(path.calls)
+    }
     if any(read_off.values()):
         columns |= standard_errors(columns, _kept(path, shape), read_off, streams=path.several)
     matrices, of_calls = list[str](), dict[str, Array]()
@@ -87,10 +90,13 @@ def _columns(
     return columns | allowances(columns, model, through_readout=through_readout)
 
 
-def _error_of_tables(calls: Sequence[Call], tokens: int, head_size: float | None) -> float:
+def _error_of_tables(calls: Sequence[Call], tokens: int, width: int, head_size: float | None) -> float:
     """Relative standard error of the averages that the calls of a block read off tables of drawn heads."""
     errors = [0.0]
     for call in calls:
+        if isinstance(call.description, LatentAttention) and tokens > 1 and head_size != math.inf:
+            kind, loss = call.description, call.entered.deviation / call.entered.variance
+            errors.append(relative_error(kind.size, kind.logit_power(width) * loss, 1 - loss))
         if isinstance(call.description, Attention) and tokens > 1 and head_size != math.inf:
             normed, x = {"query", "key"} & set(call.description.normed), call.entered
             gains = call.description.query_gain * call.description.key_gain

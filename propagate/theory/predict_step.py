@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from propagate.checks import integer
+from propagate.latent import LatentAttention
 from propagate.layers import Layer
 from propagate.losses import Linear, Loss, check_loss
 from propagate.model import Model, ModelError, check_model
@@ -144,6 +145,8 @@ def _check_finite(columns: dict[str, Any], matrices: Sequence[str]) -> None:
 def _check_covered(model: Model, optimizer: Optimizer) -> None:
     if model.uneven:
         raise ModelError("predict_step does not cover experts, whose matrices have some of the tokens each")
+    if any(isinstance(parts.attention, LatentAttention) for parts in model.parts):
+        raise ModelError("predict_step does not cover LatentAttention, the law of whose heads is not known there")
     if not isinstance(optimizer, Sign | Adam):
         return
     if model.dropout:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from propagate.activations import Activation
 from propagate.checks import shown
 from propagate.experts import Experts
+from propagate.latent import LatentAttention
 from propagate.layers import Layer
 from propagate.model import Model, ModelError
 from propagate.norms import Norm
@@ -139,7 +140,9 @@ class Uses:
     def add(self, layer: Layer, calls: Iterable[Call]) -> None:
         """The uses of one block."""
         for call in calls:
-            if isinstance(call.description, Attention):
+            if isinstance(call.description, LatentAttention):
+                self._add_latent(call.description, call.entered, layer)
+            elif isinstance(call.description, Attention):
                 self._add_attention(call.description, call.entered, layer.norm)
             elif isinstance(call.description, FFN):
                 self._add_ffn(call.description, call.entered)
@@ -157,6 +160,15 @@ class Uses:
             self.free[name] = min(attention.size - norm.centred, self.free.get(name, attention.size))
             size = np.min(variance) * getattr(attention, f"{name}_gain") ** 2
             self.eps = max(self.eps, float(norm.eps / (size + norm.eps)) if norm.eps else 0.0)
+        self.attention += _farthest(power * deviation / variance, deviation / variance)
+
+    def _add_latent(self, attention: LatentAttention, x: Any, layer: Layer) -> None:
+        variance, deviation = _averages(x)
+        of_queries = 1.0 if attention.query_rank else variance
+        power = attention.logit_power(layer.width, of_queries, variance)
+        for name in ("query_down", "key_value_down") if attention.query_rank else ("key_value_down",):
+            size = float(np.min(variance)) * getattr(attention, f"{name}_gain") ** 2
+            self.eps = max(self.eps, layer.norm.eps / (size + layer.norm.eps) if layer.norm.eps else 0.0)
         self.attention += _farthest(power * deviation / variance, deviation / variance)
 
     def _add_ffn(self, ffn: FFN, x: Any) -> None:
@@ -192,8 +204,8 @@ def _of_eps(share: float) -> str:
     if share < LARGEST_EPS:
         return ""
     return (
-        f"eps is up to {_percent(share)} of what a norm inside a head divides by: theory takes it beside the mean"
-        " square of a head, from which single heads differ"
+        f"eps is up to {_percent(share)} of what a norm inside attention divides by: theory takes it beside the mean"
+        " square of a head or latent, from which single ones differ"
     )
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from propagate import sublayers
 from propagate.activations import Activation, as_activation
+from propagate.latent import SelfAttention
 from propagate.model import ModelError
 from propagate.norms import Norm
 from propagate.tracing.expressions import on_tensors
@@ -120,13 +121,13 @@ class Attention(nn.Module):
         self.write = Projection(attention.inside, block.width, attention.out_gain, law=block.weights)
         self.dropout = nn.Dropout(block.dropout)
         partly = attention.window is not None or attention.mask is not None
-        self.register_buffer("seen", _seen(attention, block.tokens) if partly else None, persistent=False)
-        turns = None if attention.rope is None else _turns(attention.frequencies, block.tokens)
+        self.register_buffer("seen", seen_by(attention, block.tokens) if partly else None, persistent=False)
+        turns = None if attention.rope is None else turns_of(attention.frequencies, block.tokens)
         self.register_buffer("turns", turns, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.heads(x)
-        seen = None if self.seen is None else _seen_for(x.shape[-2], self.seen, self.attention)
+        seen = None if self.seen is None else seen_for(x.shape[-2], self.seen, self.attention)
         causal = self.attention.causal and seen is None
         mixed = functional.scaled_dot_product_attention(
             query, key, value, attn_mask=seen, is_causal=causal, scale=self.scale
@@ -136,19 +137,19 @@ class Attention(nn.Module):
     def largest_logit(self, x: Tensor) -> Tensor:
         """Over sequences, heads and pairs of tokens that see one another, of the logits that the stream x makes."""
         query, key, _ = self.heads(x)
-        seen = _seen(self.attention, x.shape[-2]).to(x.device)
+        seen = seen_by(self.attention, x.shape[-2]).to(x.device)
         return torch.where(seen, self.scale * query @ key.mT, -torch.inf).amax()
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, (..., heads, tokens, head size) each, normed and turned."""
         attention, group = self.attention, self.attention.heads // self.attention.kv_heads
         query, key, value = (
-            self.inner[name](_split_heads(part, attention.size))
+            self.inner[name](split_heads(part, attention.size))
             for name, part in zip(("query", "key", "value"), self.read(x).split(self.sizes, dim=-1), strict=True)
         )
         if self.turns is not None:
-            turns = _turns_for(x.shape[-2], self.turns, attention)
-            query, key = _turned(query, turns), _turned(key, turns)
+            turns = turns_for(x.shape[-2], self.turns, attention)
+            query, key = turned(query, turns), turned(key, turns)
         key, value = (part.repeat_interleave(group, dim=-3) for part in (key, value))
         return query, key, value
 
@@ -170,13 +171,13 @@ class UniformAttention(nn.Module):
         self.read = Projection(block.width, size * attention.kv_heads, attention.value_gain, law=block.weights)
         self.write = Projection(attention.inside, block.width, attention.out_gain, law=block.weights)
         self.dropout = nn.Dropout(block.dropout)
-        self.register_buffer("seen", _seen(attention, block.tokens), persistent=False)
+        self.register_buffer("seen", seen_by(attention, block.tokens), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         attention = self.attention
-        values = self.inner["value"](_split_heads(self.read(x), attention.size))
+        values = self.inner["value"](split_heads(self.read(x), attention.size))
         values = _merge_heads(values.repeat_interleave(attention.heads // attention.kv_heads, dim=-3))
-        seen = _seen_for(x.shape[-2], self.seen, attention).to(x.dtype)
+        seen = seen_for(x.shape[-2], self.seen, attention).to(x.dtype)
         mixed = seen @ values / seen.sum(-1, keepdim=True)
         return _tensor(self.dropout(self.write(self.inner["heads"](mixed))))
 
@@ -235,40 +236,42 @@ def output_rms(activation: Activation | str) -> float:
     return math.sqrt(torch.trapezoid(function_of(activation)(z) ** 2 * density, z).item())
 
 
-def _seen(attention: sublayers.Attention, tokens: int) -> Tensor:
+def seen_by(attention: SelfAttention, tokens: int) -> Tensor:
     """Which token, the row, attends to which."""
     return torch.as_tensor(attention.visible(tokens))
 
 
-def _seen_for(tokens: int, table: Tensor, attention: sublayers.Attention) -> Tensor:
+def seen_for(tokens: int, table: Tensor, attention: SelfAttention) -> Tensor:
     """The table for as many tokens as there are."""
     if tokens == len(table):
         return table
     if attention.mask is not None:
         raise ModelError(f"mask must have {tokens} rows, one a token, got {len(table)}")
-    return table[:tokens, :tokens] if tokens < len(table) else _seen(attention, tokens).to(table.device)
+    return table[:tokens, :tokens] if tokens < len(table) else seen_by(attention, tokens).to(table.device)
 
 
-def _turns(frequencies: tuple[float, ...], tokens: int) -> Tensor:
+def turns_of(frequencies: tuple[float, ...], tokens: int) -> Tensor:
     """Cosine and sine of the angle of every token and pair of coordinates, (2, tokens, pairs)."""
     angle = torch.arange(tokens, dtype=torch.float64)[:, None] * torch.tensor(frequencies, dtype=torch.float64)
     return torch.stack([angle.cos(), angle.sin()])
 
 
-def _turns_for(tokens: int, table: Tensor, attention: sublayers.Attention) -> Tensor:
+def turns_for(tokens: int, table: Tensor, attention: SelfAttention) -> Tensor:
+    """The angles' cosines and sines for as many tokens as there are."""
     if tokens <= table.shape[1]:
         return table[:, :tokens]
-    return _turns(attention.frequencies, tokens).to(table)
+    return turns_of(attention.frequencies, tokens).to(table)
 
 
-def _turned(x: Tensor, turns: Tensor) -> Tensor:
+def turned(x: Tensor, turns: Tensor) -> Tensor:
     """Rotary positions: coordinate i of a head turns with the one half a head further."""
     cos, sin = turns.to(x.dtype)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
-def _split_heads(x: Tensor, size: int) -> Tensor:
+def split_heads(x: Tensor, size: int) -> Tensor:
+    """(..., tokens, all heads) -> (..., heads, tokens, size)."""
     return x.reshape(*x.shape[:-1], x.shape[-1] // size, size).transpose(-2, -3)
 
 

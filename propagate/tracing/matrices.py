@@ -17,12 +17,16 @@ from propagate.model import ModelError
 from propagate.tracing.build import Block
 from propagate.tracing.experts import Mixture
 from propagate.tracing.gains import Cut, Rows, Sizes, fused_cut, rows_of, sizes_of
-from propagate.tracing.layers import Attention, FeedForward, UniformAttention
+from propagate.tracing.latent import LatentHeads
+from propagate.tracing.layers import Attention, FeedForward, Projection, UniformAttention
 from propagate.tracing.statistics import precise
 
 FFN = ("gate", "in", "out")
 MATRICES = (
+    "query_down",
     "query",
+    "key_value_down",
+    "key_rotary",
     "key",
     "value",
     "attention_out",
@@ -89,6 +93,10 @@ def _of_sublayer(sublayer: nn.Module) -> Iterator[Weight]:
         sizes = list(sublayer.read.sizes)
         yield Weight(sublayer.read.weight, ("query", "key", "value"), lambda g: torch.split(g, sizes))
         yield Weight(sublayer.write.weight, ("attention_out",), _whole)
+    elif isinstance(sublayer, LatentHeads):
+        for name, projection in sublayer.weights.items():
+            assert isinstance(projection, Projection)
+            yield Weight(projection.weight, (name,), _whole)
     elif isinstance(sublayer, UniformAttention):
         yield Weight(sublayer.read.weight, ("value",), _whole)
         yield Weight(sublayer.write.weight, ("attention_out",), _whole)

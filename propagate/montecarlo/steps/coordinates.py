@@ -11,6 +11,7 @@ import numpy as np
 from propagate.checks import ModelError
 from propagate.coordinates.curves import Coordinates, Matrix, geometric
 from propagate.experts import Experts
+from propagate.latent import LatentAttention
 from propagate.losses import CrossEntropy
 from propagate.montecarlo.statistics import Floats
 from propagate.montecarlo.steps.run import Course, run_steps
@@ -94,9 +95,12 @@ def _sides(course: Course, name: str, block: int) -> tuple[int, int]:
         vocabulary = course.loss.vocabulary
         return (vocabulary, width) if name == "embedding" else (width, vocabulary)
     attention, ffn = layer.attention, layer.ffn
-    keys = attention.size * attention.kv_heads
-    sides = {"query": (width, attention.inside), "key": (width, keys), "value": (width, keys)}
-    sides |= {"attention_out": (attention.inside, width)}
+    if isinstance(attention, LatentAttention):
+        sides = {own: (fan_in, fan_out) for own, fan_in, fan_out, _ in attention.matrices(width)}
+    else:
+        keys = attention.size * attention.kv_heads
+        sides = {"query": (width, attention.inside), "key": (width, keys), "value": (width, keys)}
+        sides |= {"attention_out": (attention.inside, width)}
     if not isinstance(ffn, Experts):
         sides |= {"ffn_in": (width, ffn.units), "ffn_gate": (width, ffn.units), "ffn_out": (ffn.units, width)}
     if name not in sides:

@@ -16,6 +16,7 @@ mean logarithm by (1 - kept)^2 r / 2:
 - heads, each with a choice of its own: at logits of variance v between tokens as alike as they are, of relative
   variance (0.4 + 0.12 v) / (tokens - 1) backward, without the growth forward, and of a single token's gradient
   tokens - 1 times as much (fitted to heads drawn as in `units`, 2 to 32 tokens, v to 30: within a third);
+- coordinates of the latents of latent attention, whose Gram matrix all heads share; of half as much forward;
 - coordinates, of which dropout leaves 1 - p: the fourth moment of what is left is 3 / (1 - p). Measured (three
   placements, p = 0.9): backward up to this much, forward nothing.
 
@@ -35,6 +36,7 @@ drift is derived in `bias`, and the spread between networks in `fluctuations`, w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -45,6 +47,7 @@ from numpy.typing import NDArray
 
 from propagate.activations import Activation
 from propagate.experts import Experts
+from propagate.latent import LatentAttention, SelfAttention
 from propagate.layers import Layer
 from propagate.model import Model
 from propagate.outline import Block, Stream
@@ -164,7 +167,10 @@ def _scarce(model: Model, kept: Array, distinct: Array, evened: int) -> tuple[Ar
     share = np.square(1 - kept) / 2
     count = _over_blocks([layer.attention.heads for layer in layers_of(model)], distinct)
     heads = [answer / evened / count for answer in (choice, choice + 0.12 * logits)]
-    return share * (heads[0] + units), share * (heads[1] + units + coordinates)
+    ranks = [_of_ranks(layer.attention, model.tokens) for layer in layers_of(model)]
+    of_values, of_queries = (_over_blocks([float(one[i]) for one in ranks], distinct) for i in range(2))
+    latents = of_values + of_queries * choice
+    return share * (heads[0] + units + latents), share * (heads[1] + units + 2 * latents + coordinates)
 
 
 def scarcity(model: Model) -> float:
@@ -198,8 +204,22 @@ def layers_of(model: Model) -> list[Layer]:
 
 def logit_stds(model: Model) -> list[float]:
     """Of each block, gains of queries and keys included."""
-    kinds = (layer.attention for layer in layers_of(model))
-    return [float(kind.logit_std * kind.query_gain * kind.key_gain) for kind in kinds]
+    return [_logit_std(layer.attention, model.width) for layer in layers_of(model)]
+
+
+def _logit_std(kind: SelfAttention, width: int) -> float:
+    if isinstance(kind, LatentAttention):
+        return math.sqrt(kind.logit_power(width))
+    return float(kind.logit_std * kind.query_gain * kind.key_gain)
+
+
+def _of_ranks(kind: SelfAttention, tokens: int) -> tuple[float, float]:
+    """Relative variance of the Gram matrices of a block's latents: of keys and values, and of queries"""
+    if not isinstance(kind, LatentAttention):
+        return 0.0, 0.0
+    ranks = (kind.rank, kind.query_rank)
+    both = [0.0 if rank is None else (1 + tokens / rank) / rank for rank in ranks]
+    return both[0], both[1]
 
 
 def experts_of(layer: Layer) -> list[tuple[FFN, int]]:
@@ -280,6 +300,6 @@ def matrix_allowances(
     of_block = np.full_like(forward, np.nan)
     of_block[1:] = forward[1:] + back[:-1]
     of_logits = 3 * forward + (model.tokens + squares * small) / model.width
-    more = dict.fromkeys(("query", "key"), of_logits)
+    more = dict.fromkeys(("query", "key", "query_down", "key_rotary"), of_logits)
     more |= dict.fromkeys(("ffn_gate", "ffn_in", "ffn_out"), scarce)
     return np.stack([of_block + more.get(name, 0.0) for name in matrices], axis=-1)

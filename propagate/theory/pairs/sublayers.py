@@ -205,6 +205,7 @@ def attention_paths(
     x: Moments,
     heads: NormedHeads | None = None,
     values: Moments | None = None,
+    keys: Moments | None = None,
 ) -> AttentionPaths:
     """Attention at an input's moments, its three backward paths kept apart. See `attention`.
 
@@ -214,12 +215,13 @@ def attention_paths(
         x: what queries and keys are made of.
         heads: None are wide.
         values: if they are not x itself.
+        keys: likewise, of heads without norms.
 
     Example: uniform attention has no queries and keys to speak of.
         >>> attention_paths(4, 0.0, Moments(1.0, 1.0)).pull(Moments(1.0, 1.0)).query.variance
         0.0
     """
-    others, values = tokens - 1, values or x
+    others, values, keys = tokens - 1, values or x, keys or x
     uniform_slope = others / tokens**2
     normed = heads is not None and (heads.query or heads.key)
     mean_own, mean_cross = 0.0, 0.0
@@ -228,7 +230,7 @@ def attention_paths(
         *averages, mean_own, mean_cross = normed_averages(heads, of_unit, x.deviation * inverse(x.variance))
         found = HeadAverages(*averages)
     else:
-        of_logits = logit_variance * x.variance * x.deviation
+        of_logits = logit_variance * x.variance * keys.deviation
         found = head_averages(tokens, heads.size if heads else math.inf, of_logits, x.covariance / x.variance)
     second, overlap = found.second, found.overlap
     mean_mode = values.mean_mode(tokens)
@@ -240,7 +242,8 @@ def attention_paths(
         own = g.variance * (uniform_slope + found.query_own)
         cross = g.covariance * (uniform_slope + found.query_cross)
         per_logit = logit_variance * values.deviation
-        query, query_deviation = per_logit * x.deviation * own, per_logit * x.deviation * (own - cross)
+        per_query = per_logit * keys.deviation
+        query, query_deviation = per_query * own, per_query * (own - cross)
         key_own = x.variance * (uniform_slope + found.key_own)
         key_cross = x.covariance * uniform_slope + x.variance * found.key_cross
         key = per_logit * (g.variance * key_own + others * g.covariance * key_cross)

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from functools import lru_cache, singledispatch
+from functools import lru_cache, partial, singledispatch
 from typing import Any
 
 from propagate.checks import ModelError
 from propagate.experts import Experts
+from propagate.latent import LatentAttention, SelfAttention
 from propagate.norms import Norm
 from propagate.scaling import Gains
 from propagate.sublayers import FFN, Attention, Sublayer, registered
@@ -18,9 +20,11 @@ from propagate.theory.pairs import experts as pair_experts
 from propagate.theory.pairs import sublayers as pairs
 from propagate.theory.reading.blocks import Applied
 from propagate.theory.tokens import experts as gram_experts
-from propagate.theory.tokens import softmax
+from propagate.theory.tokens import latent, softmax
 from propagate.theory.tokens import sublayers as grams
 from propagate.theory.tokens.gram import Gram
+
+NORMED = frozenset({"latent"})
 
 
 @dataclass(frozen=True)
@@ -94,11 +98,28 @@ def _(description: Attention, x: Any, setting: Setting) -> Applied:
     return Applied(*grams.attention(kind, **gains, **inner)(x, normed))
 
 
-def attention_of(description: Attention, setting: Setting) -> softmax.Attention:
+def attention_of(description: SelfAttention, setting: Setting) -> softmax.Attention:
     """What attention between tokens that differ depends on."""
     size = setting.head_size or description.size
     visible, frequencies = description.visible(setting.tokens), description.frequencies
     return softmax.Attention(visible, description.logit_std**2, frequencies, setting.samples, setting.seed, size)
+
+
+@apply.register
+def _(description: LatentAttention, x: Any, setting: Setting) -> Applied:
+    """Heads and ranks have their own sizes, or are all taken for wide."""
+    inner, wide = _inner(setting, NORMED), setting.head_size == math.inf
+    if setting.head_size is not None and not (wide and not isinstance(x, Gram)):
+        raise ModelError(
+            f"head_size must be None for LatentAttention, or infinite where tokens are exchangeable, got"
+            f" {setting.head_size}"
+        )
+    if isinstance(x, Gram):
+        core: Any = partial(latent.of_grams, description, attention=attention_of(description, setting))
+    else:
+        core = partial(latent.of_pairs, description, tokens=setting.tokens, wide=wide)
+    norm = Norm("layer" if inner["centred"] else "rms", inner["eps"])
+    return Applied(*latent.latent_attention(description, x, setting.width, norm, core, wide=wide))
 
 
 @lru_cache(maxsize=256)

@@ -12,7 +12,7 @@ Draws come in pairs, of a query and its opposite, in the groups of `tokens.softm
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -65,19 +65,23 @@ def draw_heads(query: Gram, key: Gram, attention: Attention, norms: Norms) -> Dr
         >>> (draw_heads(tokens, tokens, attention, norms).query ** 2).sum(axis=-1).round(12).tolist()
         [[[4.0, 4.0], [4.0, 4.0]]]
     """
-    size, mask = int(attention.head_size), attention.mask
-    shape = (len(query.matrix), max(attention.samples // 2, 1), len(mask), size)
+    shape = (len(query.matrix), max(attention.samples // 2, 1), len(attention.mask), int(attention.head_size))
     draw = np.random.default_rng([SEED + 2, *attention.seed])
-    half, keys = _tokens(query, shape, draw), _tokens(key, shape, draw)
+    half, keys = tokens_of(query, shape, draw), tokens_of(key, shape, draw)
     raw_query, raw_key = np.concatenate([half, -half], axis=1), np.concatenate([keys, keys], axis=1)
     queries = turned(normed(raw_query, norms.centred) if norms.query else raw_query, attention.frequencies, 1)
     keys = turned(normed(raw_key, norms.centred) if norms.key else raw_key, attention.frequencies, 1)
-    weights = (attention.logit_variance / size) ** 0.5 * queries @ keys.swapaxes(-1, -2)
-    weights = np.where(mask, weights, -np.inf)
+    return Drawn(weights_of(queries, keys, attention), queries, keys, raw_query, raw_key)
+
+
+def weights_of(queries: Array, keys: Array, attention: Attention) -> Array:
+    """Attention's, of drawn heads."""
+    weights = (attention.logit_variance / queries.shape[-1]) ** 0.5 * queries @ keys.swapaxes(-1, -2)
+    weights = np.where(attention.mask, weights, -np.inf)
     weights -= weights.max(axis=-1, keepdims=True)
     np.exp(weights, out=weights)
     weights /= weights.sum(axis=-1, keepdims=True)
-    return Drawn(weights, queries, keys, raw_query, raw_key)
+    return np.asarray(weights)
 
 
 def output(drawn: Drawn, values: Gram) -> Gram:
@@ -99,15 +103,8 @@ def to_values(drawn: Drawn, g: Gram) -> Gram:
 
 def to_logits(drawn: Drawn, values: Gram, g: Gram, attention: Attention, norms: Norms) -> tuple[Gram, Gram]:
     """Cotangents at queries and keys before their norms, less the factor of the logits' variance."""
-    a, size = drawn.weights, int(attention.head_size)
-    draw = np.random.default_rng([SEED + 3, *attention.seed])
-    scale = np.sqrt(g.variance)[..., None]
-    alike = np.divide(g.matrix, scale * scale.swapaxes(-1, -2), out=np.zeros_like(g.matrix), where=g.matrix != 0)
-    left, right = scale * symmetric_root(alike), symmetric_root(centred(values.deviation))
     sent = []
-    for _ in range(COTANGENTS):
-        arrived = left[:, None] @ draw.standard_normal(a.shape) @ right[:, None]
-        arrived = a * (arrived - (a * arrived).sum(axis=-1, keepdims=True)) / size**0.5
+    for arrived in of_logits(drawn, values, g, attention):
         queries = turned(arrived @ drawn.key, attention.frequencies, -1)
         keys = turned(arrived.swapaxes(-1, -2) @ drawn.query, attention.frequencies, -1)
         if norms.query:
@@ -119,7 +116,20 @@ def to_logits(drawn: Drawn, values: Gram, g: Gram, attention: Attention, norms: 
     return Gram.of(to_queries), Gram.of(to_keys)
 
 
-def _tokens(gram: Gram, shape: tuple[int, ...], draw: np.random.Generator) -> Array:
+def of_logits(drawn: Drawn, values: Gram, g: Gram, attention: Attention) -> Iterator[Array]:
+    """Drawn cotangents of the logits, less the root of their variance, over that of a head's size."""
+    a = drawn.weights
+    draw = np.random.default_rng([SEED + 3, *attention.seed])
+    scale = np.sqrt(g.variance)[..., None]
+    alike = np.divide(g.matrix, scale * scale.swapaxes(-1, -2), out=np.zeros_like(g.matrix), where=g.matrix != 0)
+    left, right = scale * symmetric_root(alike), symmetric_root(centred(values.deviation))
+    for _ in range(COTANGENTS):
+        arrived = left[:, None] @ draw.standard_normal(a.shape) @ right[:, None]
+        yield np.asarray(a * (arrived - (a * arrived).sum(axis=-1, keepdims=True)) / drawn.query.shape[-1] ** 0.5)
+
+
+def tokens_of(gram: Gram, shape: tuple[int, ...], draw: np.random.Generator) -> Array:
+    """Gaussian tokens with these second moments; see `gaussian_tokens`."""
     apart, shared = gaussian_tokens(gram, shape, draw)
     return apart + shared
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from propagate.model import Model, ModelError
-from propagate.sublayers import Attention
 from propagate.tracing.build import Network, build
 
 
@@ -28,7 +27,7 @@ def check_covered(model: Model) -> None:
         raise ModelError(f"dropout must be 0.0 to be trained, got {model.dropout!r}")
     for index in range(1, model.depth + 1):
         attention = model.at(index).attention
-        if isinstance(attention, Attention) and np.triu(attention.visible(tokens), 1).any():
+        if np.triu(attention.visible(tokens), 1).any():
             way = "set causal=True" if attention.mask is None else f"the mask of block {index} is not"
             raise ModelError(f"model must be causal to be trained on next tokens: {way}")
     network = build(model, dtype=torch.float64)

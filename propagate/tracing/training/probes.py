@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from propagate.tracing.build import LanguageModel
+from propagate.tracing.latent import LatentHeads
 from propagate.tracing.layers import Attention
 from propagate.tracing.matrices import MATRICES
 from propagate.tracing.statistics import precise
@@ -96,9 +97,9 @@ def _largest_logits(learner: LanguageModel) -> Iterator[list[float]]:
     handles = []
     for index, block in enumerate(learner.network.blocks, start=1):
         for part in block.modules():
-            if isinstance(part, Attention):
+            if isinstance(part, Attention | LatentHeads):
 
-                def note(module: Attention, given: Any, index: int = index) -> None:
+                def note(module: Attention | LatentHeads, given: Any, index: int = index) -> None:
                     found[index] = _larger(found[index], float(module.largest_logit(given[0])))
 
                 handles.append(part.register_forward_pre_hook(note))

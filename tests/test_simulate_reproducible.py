@@ -1,5 +1,6 @@
 """A simulation is a function of its arguments: not of batches, of interruptions, or of what ran before."""
 
+import importlib
 import os
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import xarray as xr
 
 import propagate as pg
 from propagate.montecarlo import run as module
+from propagate.montecarlo.cores import threads_for
 from propagate.montecarlo.starts import ends_of
 from propagate.start import Start
 
+verb = importlib.import_module("propagate.montecarlo.simulate")
 BACKENDS = ["numpy", pytest.param("cupy", marks=pytest.mark.gpu)]
 SAMPLERS = ("dense", "weightless")
 MODEL = pg.Model("spannorm", depth=2, width=16, tokens=4, heads=2)
@@ -36,14 +39,31 @@ def test_one_seed_one_result(sampler: str, backend: str) -> None:
 @pytest.mark.parametrize("width", [16, 96])
 @pytest.mark.parametrize("activation", ["relu", "swiglu"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_batches_leave_no_trace(sampler: str, activation: str, width: int) -> None:
+def test_batches_leave_no_trace(sampler: str, activation: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verb, "threads_for", lambda *_: 1)
     model = pg.Model("spannorm", depth=3, width=width, tokens=8, heads=2, activation=activation)
     together = pg.simulate(model, draws=7, backend="numpy", sampler=sampler)
     for memory in (1, 3 * 2**20):
         assert same(together, pg.simulate(model, draws=7, backend="numpy", sampler=sampler, memory=memory))
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_threads_leave_no_trace(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for threads in (1, count):
+        monkeypatch.setattr(verb, "threads_for", lambda *_, threads=threads: threads)
+        found.append(pg.simulate(MODEL, draws=19, backend="numpy"))
+    assert same(*found)
+
+
+def test_as_many_threads_as_there_is_memory_for() -> None:
+    assert threads_for("numpy", taken=2**20, most=2**21) == 1
+    assert threads_for("numpy", taken=1, most=2**40) >= 1
+    assert threads_for("cupy", taken=1, most=2**40) == 1
+
+
 def test_memory_bounds_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verb, "threads_for", lambda *_: 1)
     sizes = watched(monkeypatch)
     pg.simulate(MODEL, draws=7, backend="numpy", memory=1)
     assert sizes == [1] * 7

@@ -15,6 +15,7 @@ from propagate.identity import described, simulation_digest
 from propagate.model import Model, ModelError, check_flag, check_model, check_norms
 from propagate.montecarlo.calls import called, smallest_fan_in
 from propagate.montecarlo.checkpoint import load, save
+from propagate.montecarlo.cores import AT_ONCE, in_threads, threads_for
 from propagate.montecarlo.memory import plan
 from propagate.montecarlo.norms import norm
 from propagate.montecarlo.places import place_of
@@ -97,9 +98,10 @@ def simulate(
             another seed, model or start, an edited placement or scaling, or another version, it is refused.
         executor: any `concurrent.futures.Executor` (threads, processes, MPI, Dask's
             `dask.distributed.Client(...).get_executor()`): its workers run batches of draws, each within `memory`.
-            Without one, draws run here. On NumPy the table is the same to the bit, whatever the workers; on CuPy a
-            batch's size may show in the last bits. Workers choose the backend: this process needs no GPU. See
-            `process_pool` for one process a GPU.
+            Without one, draws run here, on NumPy in a thread for each core, as many as there is memory for, with linear
+            algebra in one thread each whatever the environment says. On NumPy the table is the same to the bit,
+            whatever the workers; on CuPy a batch's size may show in the last bits. Workers choose the backend: this
+            process needs no GPU. See `process_pool` for one process a GPU.
 
     Returns:
         A Dataset over `block` with the names of `predict`, the mean over draws, and `<name>_se`, its standard error.
@@ -149,7 +151,8 @@ def simulate(
     size = f"one draw of depth={model.depth}, width={model.width}, tokens={model.tokens}"
     check_memory(size, planned.taken + ROOTS * 8 * model.tokens**2, where.most)
     entering = ends_of(model, given)
-    batch = min(planned.batch, math.ceil(draws / TASKS)) if executor else planned.batch
+    threads = threads_for(where.backend, planned.taken, where.most)
+    batch = min(planned.batch, math.ceil(draws / (TASKS if executor else AT_ONCE * threads if threads > 1 else 1)))
     network = Network(
         model,
         where.backend,
@@ -166,8 +169,8 @@ def simulate(
     if summary.draws > draws:
         raise ModelError(f"draws must be at least the {summary.draws} that the checkpoint holds, got {draws}")
     batches = (range(first, min(first + batch, draws)) for first in range(summary.draws, draws, batch))
-    with progress_bar(progress, draws, summary.draws) as advance:
-        for some, moments in in_order(executor, partial(run_halving, network), batches):
+    with progress_bar(progress, draws, summary.draws) as advance, in_threads(executor, threads) as pool:
+        for some, moments in in_order(pool, partial(run_halving, network), batches):
             check_finite(moments, some)
             summary.add(moments)
             if checkpoint is not None:

@@ -22,6 +22,7 @@ from typing import Any, Protocol, TypeVar
 
 from propagate.checks import integer
 from propagate.montecarlo.backend import choose_backend
+from propagate.montecarlo.cores import one_thread
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
 
@@ -66,7 +67,8 @@ def in_order(
 def use_device(numbers: Numbers) -> None:
     """Initialiser of a worker: take a number from a queue, and the CUDA device of that number for all that follows.
 
-    With more workers than devices, devices are shared in turn; without any, nothing happens.
+    Linear algebra has one thread there. With more workers than devices, devices are shared in turn; where there is no
+    device, none is taken.
 
     Args:
         numbers: holds 0, 1, 2, ..., one for each worker.
@@ -82,6 +84,7 @@ def use_device(numbers: Numbers) -> None:
         >>> pool.shutdown()
     """
     number = numbers.get()
+    one_thread()
     _keep_freed_memory()
     if choose_backend("auto").name == "cupy":
         import cupy

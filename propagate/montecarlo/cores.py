@@ -1,0 +1,59 @@
+"""Every core of this machine: a thread for batches of draws on each, with linear algebra that keeps to it.
+
+Threads of linear algebra that wait for one another cost more than they bring at the widths of one draw, most of all
+where other processes want the cores too: 15 times the time of a single thread was seen on two cores. What the
+environment says of other libraries' threads is left as it is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+
+from threadpoolctl import threadpool_limits
+
+AT_ONCE = 4
+"""Batches a thread, at least: an interrupt waits for those that run."""
+
+
+def threads_for(backend: str, taken: int, most: int) -> int:
+    """How many draws are run beside one another where nobody says: one a core that this process may use, if they fit.
+
+    Args:
+        backend: with CuPy one thread feeds the device.
+        taken: bytes of one draw.
+        most: bytes there are.
+
+    Example:
+        >>> threads_for("cupy", taken=1, most=2), threads_for("numpy", taken=2**30, most=2**30)
+        (1, 1)
+    """
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if backend != "numpy" else max(1, min(here, most // (2 * max(taken, 1))))
+
+
+@contextmanager
+def in_threads(executor: Executor | None, count: int) -> Iterator[Executor | None]:
+    """The executor, if there is one; else so many threads, or None for one, with linear algebra in one thread each.
+
+    Example:
+        >>> with in_threads(None, 2) as pool:
+        ...     print(pool.submit(abs, -1).result())
+        1
+    """
+    if executor is not None:
+        yield executor
+        return
+    with threadpool_limits(1):
+        if count == 1:
+            yield None
+            return
+        with ThreadPoolExecutor(count) as pool:
+            yield pool
+
+
+def one_thread() -> None:
+    """Linear algebra of this process has one thread from now on."""
+    threadpool_limits(1)

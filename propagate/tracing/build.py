@@ -6,7 +6,6 @@ where tensors have shapes and no values, finds which calls there are.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -22,7 +21,7 @@ from propagate.model import SHORTHAND, Model, check_model
 from propagate.norms import Norm
 from propagate.placement import split
 from propagate.sublayers import Sublayer
-from propagate.tracing.layers import Projection
+from propagate.tracing.layers import Projection, times
 from propagate.tracing.setting import Setting, check_fields
 from propagate.tracing.setting import apply as apply
 from propagate.tracing.setting import module_of as module_of
@@ -42,14 +41,16 @@ KNOWN |= {"scaling", "weights", "dropout", *(short for of in SHORTHAND.values() 
 class Verbs:
     """What a placement's equations see of a block: the sublayers, the norm, and where in the network they are.
 
-    `module` gives the module of a call from its name ("norm2": the second call of `norm`) and its description.
+    `module` gives the module of a call from its name ("norm2": the second call of `norm`) and its description. Streams
+    have so many leading axes that tell networks apart: 0, or 1 in an ensemble.
     """
 
     layer: Layer
     index: int
     depth: int
     module: Callable[[str, Describe], nn.Module]
-    calls: Counter[str] = field(default_factory=Counter)
+    networks: int = 0
+    calls: dict[str, int] = field(default_factory=dict)
 
     @property
     def first(self) -> bool:
@@ -80,16 +81,22 @@ class Verbs:
 
     def std(self, x: Tensor) -> Tensor:
         """Of the batch at hand, at every call; a constant to the gradient."""
-        return x.detach().square().mean().sqrt()
+        return x.detach().square().mean(tuple(range(self.networks, x.dim())), keepdim=True).sqrt()
 
     def _call(self, name: str, describe: Describe, x: Tensor) -> Tensor:
-        self.calls[name] += 1
+        self.calls[name] = self.calls.get(name, 0) + 1
         output: Tensor = self.module(f"{name}{self.calls[name]}", describe)(x)
         return output
 
 
 class Block(nn.Module):
-    """Equations, and a module for each sublayer call in them: `block.sublayers["attention1"]`."""
+    """Equations, and a module for each sublayer call in them: `block.sublayers["attention1"]`.
+
+    Attributes:
+        networks: leading axes of the stream that tell networks apart.
+    """
+
+    networks: int = 0
 
     def __init__(self, model: Model, equations: Equations, index: int) -> None:
         super().__init__()
@@ -97,7 +104,7 @@ class Block(nn.Module):
         self.sublayers = nn.ModuleDict()
 
     def verbs(self, module: Callable[[str, Describe], nn.Module]) -> Verbs:
-        return Verbs(self.layer, self.index, self.model.depth, module)
+        return Verbs(self.layer, self.index, self.model.depth, module, self.networks)
 
     def plan(self, x: Any) -> Any:
         """The dry run: makes the modules, in the order of the calls, and runs none, since all keep the shape."""
@@ -144,6 +151,19 @@ class Network(nn.Module):
         return output
 
 
+class Embedding(nn.Embedding):
+    """Of token ids, of variance 1.
+
+    Attributes:
+        multiplier: of its output, and no part of the weights: 1, but under a rule of transfer.
+    """
+
+    multiplier: float = 1.0
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return times(self.multiplier, super().forward(ids))
+
+
 class LanguageModel(nn.Module):
     """A network between a token embedding of variance 1 and a linear head: token ids to logits.
 
@@ -153,7 +173,7 @@ class LanguageModel(nn.Module):
 
     def __init__(self, model: Model, vocabulary: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(vocabulary, model.width)
+        self.embedding = Embedding(vocabulary, model.width)
         self.network = Network(model)
         self.head = Projection(model.width, vocabulary, 1.0)
 

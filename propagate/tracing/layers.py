@@ -70,18 +70,29 @@ LAWS = {"normal": _normal, "uniform": _uniform, "truncated_normal": _truncated_n
 """In-place laws of weights (fan_out, fan_in) whose entries have mean 0 and variance 1 / fan_in, as torch.nn.init."""
 
 
+def times(multiplier: float, weight: Tensor) -> Tensor:
+    """A weight matrix, or what it gives, with its multiplier: the same tensor where that is 1."""
+    return weight if multiplier == 1.0 else multiplier * weight
+
+
 class Projection(nn.Linear):
     """A linear map without bias that knows its initialisation: a law, and a gain for each part of its output.
 
     Its weights are not numbers before they are drawn. `sizes` are those of the parts; equal ones by default.
+
+    Attributes:
+        multiplier: of its output, and no part of the weights: 1, but under a rule of transfer.
     """
 
     def __init__(
         self, fan_in: int, fan_out: int, *gains: float, law: str = "normal", sizes: tuple[int, ...] = ()
     ) -> None:
         super().__init__(fan_in, fan_out, bias=False)
-        self.gains, self.law = gains, law
+        self.gains, self.law, self.multiplier = gains, law, 1.0
         self.sizes = sizes or (fan_out // len(gains),) * len(gains)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, times(self.multiplier, self.weight))
 
     def reset_parameters(self) -> None:
         """Nothing: `draw` does it, once dtype and device are known."""
@@ -129,9 +140,12 @@ class Attention(nn.Module):
         query, key, value = self.heads(x)
         seen = None if self.seen is None else seen_for(x.shape[-2], self.seen, self.attention)
         causal = self.attention.causal and seen is None
+        # more than one axis of sequences, as in an ensemble, would fall off torch's fast kernels
+        flat_query, flat_key, flat_value = (x.flatten(0, -4) if x.dim() > 4 else x for x in (query, key, value))
         mixed = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=seen, is_causal=causal, scale=self.scale
+            flat_query, flat_key, flat_value, attn_mask=seen, is_causal=causal, scale=self.scale
         )
+        mixed = mixed.reshape(query.shape) if query.dim() > 4 else mixed
         return _tensor(self.dropout(self.write(self.inner["heads"](_merge_heads(mixed)))))
 
     def largest_logit(self, x: Tensor) -> Tensor:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,10 +20,14 @@ from propagate.progress import Advance, silent
 from propagate.table import provenance
 from propagate.tracing.build import LanguageModel, build_language_model
 from propagate.tracing.training.batches import batch_of, held_out_of
+from propagate.tracing.training.columns import Columns, add, nothing_yet
 from propagate.tracing.training.pieces import optimizers_of, pieces_of, take_step, zero
 from propagate.tracing.training.plan import Plan
-from propagate.tracing.training.probes import Columns, loss_of, probe, ratio
+from propagate.tracing.training.precision import Precision, kept_in, products_in
+from propagate.tracing.training.probes import evaluated, loss_of, ratio, traced
 from propagate.tracing.training.states import load, save
+from propagate.tracing.training.transferred import transfer_to
+from propagate.transfer import Factors, Kind
 
 ENDED = -1
 
@@ -37,7 +40,9 @@ class Arm:
         model, corpus, plan: of every arm of a run.
         optimizer: at this arm's peak rate.
         seed: of the initial weights and the order of the data.
-        device, precision: where, and "float32" or "float64".
+        factors: of a rule of transfer.
+        device, precision: where, and in which number types.
+        together: whether it trains in an ensemble, whose sums are rounded otherwise.
     """
 
     model: Model
@@ -45,8 +50,10 @@ class Arm:
     optimizer: Optimizer
     plan: Plan
     seed: int
+    factors: Mapping[Kind, Factors]
     device: str = "cpu"
-    precision: str = "float32"
+    precision: Precision = "float32"
+    together: bool = False
 
     @property
     def file(self) -> str:
@@ -55,8 +62,10 @@ class Arm:
 
     def learner(self) -> LanguageModel:
         """At its initialisation."""
-        kind = {"float32": torch.float32, "float64": torch.float64}[self.precision]
-        return build_language_model(self.model, self.corpus.vocabulary, seed=self.seed, device=self.device, dtype=kind)
+        words, kind = self.corpus.vocabulary, kept_in(self.precision)
+        learner = build_language_model(self.model, words, seed=self.seed, device=self.device, dtype=kind)
+        transfer_to(learner, self.factors)
+        return learner
 
     def identity(self) -> dict[str, Any]:
         """As plain data, with versions, and the text of modules that are not of this package or of torch."""
@@ -96,7 +105,7 @@ def trained(arm: Arm, to: Path | None = None, every: int = 100, advance: Advance
         advance: called with steps that are done.
 
     Returns:
-        `loss` and `grad_norm` by step, `diverged_at` and `diverged_value`, and what `probe` gives by probe.
+        `loss` and `grad_norm` by step, `diverged_at` and `diverged_value`, and what is seen at probes and traces.
 
     Raises:
         ModelError: for a file of another arm.
@@ -106,10 +115,10 @@ def trained(arm: Arm, to: Path | None = None, every: int = 100, advance: Advance
     plan, tokens, learner = arm.plan, arm.model.tokens, arm.learner()
     pieces = pieces_of(learner)
     first = [piece.tensor.clone() for piece in pieces]
-    optimizers = optimizers_of(arm.optimizer, pieces)
+    optimizers = optimizers_of(arm.optimizer, pieces, arm.factors)
     held_out = held_out_of(arm.corpus, tokens).to(arm.device)
     identity = arm.identity() if to is not None else {}
-    begin, columns = 0, _nothing_yet(plan)
+    begin, columns = 0, nothing_yet(plan)
     if to is not None and (kept := load(to, identity)) is not None:
         begin, columns, states = kept
         if begin == ENDED:
@@ -119,17 +128,17 @@ def trained(arm: Arm, to: Path | None = None, every: int = 100, advance: Advance
         advance(begin)
 
     def look(step: int) -> None:
-        seen = probe(learner, held_out, plan.batch)
-        seen["update_ratio"] = ratio(pieces, first, first, arm.model.depth)
-        seen["step_ratio"] = np.full_like(seen["update_ratio"], np.nan)
-        _add(columns, plan, step, seen)
+        loss, log_z = evaluated(learner, held_out, plan.batch)
+        add(columns, plan, step, {"held_out_loss": loss, "log_z": log_z})
+        if step in plan.traces:
+            add(columns, plan, step, traced(learner, held_out, plan.batch, pieces, first))
 
     for step in range(begin, plan.steps):
-        probed = step in plan.probes
-        if probed:
+        traced_now = step in plan.traces
+        if step in plan.probes:
             look(step)
         ids = batch_of(arm.corpus, tokens, plan.batch, arm.seed, step).to(arm.device)
-        loss, norm = _gradients(learner, ids)
+        loss, norm = _gradients(arm, learner, ids)
         columns["loss"][step], columns["grad_norm"][step] = loss, norm
         advance(1, f"loss {loss:.3f}")
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -137,11 +146,11 @@ def trained(arm: Arm, to: Path | None = None, every: int = 100, advance: Advance
             columns["diverged_value"][...] = norm if math.isfinite(loss) else loss
             advance(plan.steps - step - 1)
             break
-        before = [piece.tensor.clone() for piece in pieces] if probed else []
+        before = [piece.tensor.clone() for piece in pieces] if traced_now else []
         scale = 1.0 if plan.clip is None or norm <= plan.clip else plan.clip / norm
         take_step(optimizers, pieces, plan.share(step), scale)
-        if probed:
-            _add(columns, plan, step, {"step_ratio": ratio(pieces, before, before, arm.model.depth)})
+        if traced_now:
+            add(columns, plan, step, {"step_ratio": ratio(pieces, before, before, arm.model.depth)})
         if to is not None and (step + 1) % every == 0 and step + 1 < plan.steps:
             moments = [made.state_dict() for made in optimizers]
             save(to, identity, step + 1, columns, learner=learner.state_dict(), optimizers=moments)
@@ -152,24 +161,12 @@ def trained(arm: Arm, to: Path | None = None, every: int = 100, advance: Advance
     return columns
 
 
-def _nothing_yet(plan: Plan) -> Columns:
-    by_step = {name: np.full(plan.steps, np.nan) for name in ("loss", "grad_norm")}
-    return by_step | {name: np.full((), np.nan) for name in ("diverged_at", "diverged_value")}
-
-
-def _add(columns: Columns, plan: Plan, step: int, seen: Columns) -> None:
-    """What one probe has seen, at its place; other places stay NaN until they are seen."""
-    for name, values in seen.items():
-        if name not in columns:
-            columns[name] = np.full((len(plan.probes), *values.shape), np.nan)
-        columns[name][plan.probes.index(step)] = values
-
-
-def _gradients(learner: LanguageModel, ids: Tensor) -> tuple[float, float]:
+def _gradients(arm: Arm, learner: LanguageModel, ids: Tensor) -> tuple[float, float]:
     """The loss, and the norm of its gradient, which the parameters then hold."""
     zero(learner)
-    loss = loss_of(learner, ids)
-    loss.backward()  # type: ignore[no-untyped-call]
+    with products_in(arm.precision, arm.device):
+        loss = loss_of(learner, ids)
+        loss.backward()  # type: ignore[no-untyped-call]
     norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float64) for p in learner.parameters() if p.grad is not None]
     return float(loss.detach()), float(torch.linalg.vector_norm(torch.stack(norms)))
 

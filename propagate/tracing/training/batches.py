@@ -31,8 +31,13 @@ def batch_of(corpus: Corpus, tokens: int, batch: int, seed: int, step: int) -> T
         >>> [batch_of(text, 4, 2, seed=0, step=step).shape for step in (0, 1)]
         [torch.Size([2, 5]), torch.Size([2, 5])]
     """
-    stream = corpus.stream("training")
-    return _windows(stream, np.random.default_rng([seed, step]).integers(0, len(stream) - tokens, batch), tokens)
+    return _windows(corpus.stream("training"), begins_of(corpus, tokens, batch, seed, step), tokens)
+
+
+def begins_of(corpus: Corpus, tokens: int, batch: int, seed: int, step: int) -> NDArray[np.int64]:
+    """Where in the training documents the sequences of a step begin, (batch,)."""
+    length = len(corpus.stream("training"))
+    return np.random.default_rng([seed, step]).integers(0, length - tokens, batch)
 
 
 def held_out_of(corpus: Corpus, tokens: int) -> Tensor:

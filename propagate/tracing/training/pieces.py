@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +13,7 @@ from propagate.optimizers import Muon, Optimizer, Sign
 from propagate.tracing.build import LanguageModel
 from propagate.tracing.matrices import matrices_of
 from propagate.tracing.optimizers import torch_optimizer
-from propagate.transfer import Factors
+from propagate.transfer import Factors, Kind, kind_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +37,15 @@ class Piece:
     @property
     def matrix(self) -> bool:
         return self.tensor.dim() > 1
+
+    @property
+    def kind(self) -> Kind | None:
+        """What it does, of a matrix."""
+        return kind_of(self.name) if self.matrix else None
+
+    def factors(self, by_kind: Mapping[Kind, Factors]) -> Factors:
+        """Of a rule of transfer; vectors have none."""
+        return Factors() if self.kind is None else by_kind[self.kind]
 
     def gradient(self) -> Tensor:
         """Its share of the parameter's; 0 where nothing reached it, as of an expert that no token chose."""
@@ -80,8 +89,10 @@ def _block_of(path: str) -> int:
     return int(names[2]) + 1 if names[:2] == ["network", "blocks"] else 0
 
 
-def optimizers_of(optimizer: Optimizer, pieces: Sequence[Piece]) -> list[torch.optim.Optimizer]:
-    """One over matrices and one over vectors, which do not decay.
+def optimizers_of(
+    optimizer: Optimizer, pieces: Sequence[Piece], by_kind: Mapping[Kind, Factors]
+) -> list[torch.optim.Optimizer]:
+    """One over matrices, with the factors of a rule of transfer, and one over vectors, which do not decay.
 
     Under Muon gains take the sign of their momentum: the orthogonal factor of a diagonal matrix.
 
@@ -94,11 +105,20 @@ def optimizers_of(optimizer: Optimizer, pieces: Sequence[Piece]) -> list[torch.o
                 raise ModelError(
                     f"optimizer Muon needs matrices, got {piece.name} of shape {tuple(piece.tensor.shape)}"
                 )
-    matrices = [piece.tensor for piece in pieces if piece.matrix]
-    vectors = [piece.tensor for piece in pieces if not piece.matrix]
-    still = Sign(optimizer.lr, optimizer.momentum) if isinstance(optimizer, Muon) else replace(optimizer, decay=0.0)
-    found = [torch_optimizer(optimizer, matrices, [Factors()] * len(matrices))]
-    return [*found, torch_optimizer(still, vectors, [Factors()] * len(vectors))] if vectors else found
+    found = []
+    for own, some in (
+        (optimizer, [piece for piece in pieces if piece.matrix]),
+        (of_vectors(optimizer), [piece for piece in pieces if not piece.matrix]),
+    ):
+        if some:
+            tensors, factors = [piece.tensor for piece in some], [piece.factors(by_kind) for piece in some]
+            found.append(torch_optimizer(own, tensors, factors))
+    return found
+
+
+def of_vectors(optimizer: Optimizer) -> Optimizer:
+    """What trains norms' gains where this trains matrices."""
+    return Sign(optimizer.lr, optimizer.momentum) if isinstance(optimizer, Muon) else replace(optimizer, decay=0.0)
 
 
 def take_step(optimizers: Sequence[torch.optim.Optimizer], pieces: Sequence[Piece], share: float, scale: float) -> None:

@@ -23,6 +23,7 @@ class Plan:
         schedule: what it does from there to the end: "constant", or "linear" or "cosine" down to 0.
         clip: the largest norm of the gradient of all parameters together; None does not clip.
         probes: updates made before a probe, in order, the first 0 and the last `steps` among them.
+        traces: those of the probes at which the network is traced too; by default all.
 
     Raises:
         ModelError: for a value out of its range.
@@ -39,6 +40,7 @@ class Plan:
     schedule: str = "cosine"
     clip: float | None = 1.0
     probes: Any = ()
+    traces: Any = None
 
     def __post_init__(self) -> None:
         integer("steps", self.steps)
@@ -48,10 +50,16 @@ class Plan:
         choice("schedule", self.schedule, SCHEDULES)
         if self.clip is not None:
             number("clip", self.clip, positive=True)
-        if not isinstance(self.probes, Collection) or isinstance(self.probes, str):
-            raise ModelError(f"probes must be whole numbers of steps, got {shown(self.probes)}")
-        probes = {integer("probes", step, at_least=0, at_most=self.steps) for step in self.probes}
-        object.__setattr__(self, "probes", tuple(sorted(probes | {0, self.steps})))
+        traces = set() if self.traces is None else self._moments("traces")
+        probes = tuple(sorted(self._moments("probes") | traces | {0, self.steps}))
+        object.__setattr__(self, "probes", probes)
+        object.__setattr__(self, "traces", probes if self.traces is None else tuple(sorted(traces)))
+
+    def _moments(self, name: str) -> set[int]:
+        given = getattr(self, name)
+        if not isinstance(given, Collection) or isinstance(given, str):
+            raise ModelError(f"{name} must be whole numbers of steps, got {shown(given)}")
+        return {integer(name, step, at_least=0, at_most=self.steps) for step in given}
 
     def share(self, step: int) -> float:
         """Of the peak rate, in the update that step number `step` (from 0) makes."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from propagate.tracing.build import LanguageModel
@@ -20,6 +20,7 @@ from propagate.tracing.matrices import MATRICES
 from propagate.tracing.statistics import precise
 from propagate.tracing.stepping import Passed
 from propagate.tracing.trace import trace
+from propagate.tracing.training.columns import Columns
 from propagate.tracing.training.pieces import Piece
 
 TRACED = 8
@@ -30,38 +31,55 @@ KEPT = (
 )
 """Of what `trace` gives."""
 NAMES = ("embedding", *MATRICES, "unembedding")
-Columns = dict[str, NDArray[np.float64]]
 
 
-def loss_of(learner: LanguageModel, ids: Tensor) -> Tensor:
-    """Mean cross-entropy in nats of the next token, over sequences (sequences, tokens + 1)."""
-    return _cross_entropy(learner(ids[:, :-1]), ids)
+def loss_of(learner: nn.Module, ids: Tensor) -> Tensor:
+    """Mean cross-entropy in nats of the next token over sequences, of token ids (..., sequences, tokens + 1): (...)."""
+    return cross_entropy(learner(ids[..., :-1]), ids)
 
 
-def _cross_entropy(logits: Tensor, ids: Tensor) -> Tensor:
-    return functional.cross_entropy(logits.flatten(0, -2), ids[:, 1:].flatten())
+def cross_entropy(logits: Tensor, ids: Tensor) -> Tensor:
+    """Of logits (..., sequences, tokens, vocabulary), without the axes of sequences and tokens."""
+    each = functional.cross_entropy(logits.flatten(0, -2), ids[..., 1:].flatten(), reduction="none")
+    return each.reshape(*ids.shape[:-2], -1).mean(-1)
 
 
-def probe(learner: LanguageModel, ids: Tensor, batch: int) -> Columns:
-    """Numbers, or arrays over blocks (and streams).
+@torch.no_grad()
+def evaluated(learner: nn.Module, ids: Tensor, batch: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Loss and mean log Z over sequences (..., sequences, tokens + 1), so many at a time: (...) both."""
+    found = torch.zeros(2, *ids.shape[:-2], dtype=torch.float64, device=ids.device)
+    for some in torch.split(ids, batch, dim=-2):
+        logits = learner(some[..., :-1])
+        both = torch.stack([cross_entropy(logits, some), logits.logsumexp(-1).mean((-2, -1))])
+        found += both * (some.shape[-2] / ids.shape[-2])
+    loss, log_z = found.cpu().numpy()
+    return loss, log_z
+
+
+def traced(
+    learner: LanguageModel, ids: Tensor, batch: int, pieces: Sequence[Piece], first: Sequence[Tensor]
+) -> Columns:
+    """What a trace sees: arrays over blocks (and streams).
 
     Args:
         learner: its weights, gradients and mode stay as they are.
-        ids: held-out sequences.
-        batch: sequences at a time, at least 8.
+        ids: held-out sequences, of which the first 8 are traced; attention's logits are looked for in all.
+        batch: sequences at a time.
+        pieces: of the learner.
+        first: what they were at first.
     """
-    traced = ids[:TRACED]
-    seen = trace(
-        learner,
-        traced[:, :-1],
-        loss=lambda logits: _cross_entropy(logits, traced),
-        blocks=learner.network.blocks,
-    )
+    some = ids[:TRACED]
+    seen = trace(learner, some[:, :-1], loss=lambda logits: cross_entropy(logits, some), blocks=learner.network.blocks)
     found: Columns = {name: np.asarray(seen[name].values, float) for name in KEPT if name in seen}
     if "deviation" in found:
         with np.errstate(divide="ignore", invalid="ignore"):
             found["decorrelation"] = found["deviation"] / found["variance"]
-    return found | _similarity(learner, traced) | _evaluated(learner, ids, batch)
+    with _largest_logits(learner) as largest:
+        evaluated(learner, ids, batch)
+    found |= _similarity(learner, some) | {"attention_logit": np.array(largest)}
+    found["update_ratio"] = ratio(pieces, first, first, learner.network.model.depth)
+    found["step_ratio"] = np.full_like(found["update_ratio"], np.nan)  # until the step is taken
+    return found
 
 
 @torch.no_grad()
@@ -72,22 +90,6 @@ def _similarity(learner: LanguageModel, ids: Tensor) -> Columns:
     states, _ = Passed(learner.network)(learner.embedding(ids[:, :-1]))
     tokens = torch.stack([functional.normalize(precise(stream).flatten(0, -2), dim=-1) for (stream,) in states])
     return {"layer_similarity": (torch.einsum("atd,btd->ab", tokens, tokens) / tokens.shape[1]).cpu().numpy()}
-
-
-@torch.no_grad()
-def _evaluated(learner: LanguageModel, ids: Tensor, batch: int) -> Columns:
-    """Loss, mean log Z and, by block, the largest attention logit, over all held-out sequences."""
-    losses, partitions = [], []
-    with _largest_logits(learner) as largest:
-        for some in torch.split(ids, max(batch, TRACED)):
-            logits = learner(some[:, :-1])
-            losses.append(float(_cross_entropy(logits, some)) * len(some))
-            partitions.append(float(logits.logsumexp(-1).mean()) * len(some))
-    return {
-        "held_out_loss": np.array(sum(losses) / len(ids)),
-        "log_z": np.array(sum(partitions) / len(ids)),
-        "attention_logit": np.array(largest),
-    }
 
 
 @contextmanager

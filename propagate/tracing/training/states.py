@@ -16,7 +16,7 @@ import torch
 from propagate.files import read_whole, replace, sealed, unsealed
 from propagate.identity import differences
 from propagate.model import ModelError
-from propagate.tracing.training.probes import Columns
+from propagate.tracing.training.columns import Columns
 
 LARGEST = 2**40  # bytes
 

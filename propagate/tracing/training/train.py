@@ -4,45 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Executor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 
-from propagate.checks import check_flag, choice, integer, number, shown
+from propagate.checks import check_flag, integer, number, shown
 from propagate.documents import Corpus
 from propagate.model import Model, ModelError, check_model
 from propagate.optimizers import Optimizer, check_optimizer
-from propagate.progress import Advance, progress_bar
-from propagate.quantities import QUANTITIES
-from propagate.table import JOINED, STREAM, provenance
+from propagate.progress import Advance, progress_bar, silent
 from propagate.tracing.training.arm import ENDED, Arm, trained
-from propagate.tracing.training.batches import check_long_enough, held_out_of
+from propagate.tracing.training.batches import check_long_enough
+from propagate.tracing.training.columns import Columns
 from propagate.tracing.training.covered import check_covered
+from propagate.tracing.training.members import check_batchable
 from propagate.tracing.training.pieces import optimizers_of, pieces_of
 from propagate.tracing.training.plan import Plan
-from propagate.tracing.training.probes import NAMES, TRACED, Columns
+from propagate.tracing.training.precision import Precision, check_precision
+from propagate.tracing.training.result import table_of
 from propagate.tracing.training.states import load, save
+from propagate.tracing.training.together import trained_together
+from propagate.tracing.training.updates import check_elementwise
+from propagate.transfer import Transfer, factors_by_kind
 
 if TYPE_CHECKING:
     import xarray as xr
 
-OTHER = "other_block"
-MEANINGS = {
-    "loss": "mean cross-entropy of the next token in nats, of a step's sequences, before its update",
-    "grad_norm": "norm of the gradient of all parameters together, before clipping",
-    "diverged_at": "step in which loss or gradient stopped being finite; NaN if none",
-    "diverged_value": "the loss or, where that is finite, the gradient's norm in that step",
-    "held_out_loss": "mean cross-entropy of the next token in nats, of held-out sequences",
-    "log_z": "mean log of the sum of the exponentials of a token's logits",
-    "decorrelation": "1 - correlation between two tokens of a sequence, deviation / variance",
-    "layer_similarity": "mean over tokens of the cosine between the streams that leave two blocks",
-    "attention_logit": "largest attention logit over sequences, heads and pairs of tokens that see one another",
-    "step_ratio": "Frobenius norm of the step's change of W over that of W",
-}
+MOST = 2**20
+"""Arms of one ensemble, where the device's memory says how many."""
 
 
 def train(
@@ -57,12 +49,16 @@ def train(
     warmup: float = 0.1,
     schedule: Literal["constant", "linear", "cosine"] = "cosine",
     probes: Collection[int] = (),
+    traces: Collection[int] | None = None,
     clip: float | None = 1.0,
+    transfer: str | Transfer | None = None,
+    base: tuple[int, int] | None = None,
+    together: int | None = None,
     executor: Executor | None = None,
     to: str | os.PathLike[str] | None = None,
     every: int = 100,
     device: str = "cpu",
-    precision: Literal["float32", "float64"] = "float32",
+    precision: Precision = "float32",
     progress: bool | None = None,
 ) -> xr.Dataset:
     """Train language models on text, an arm for every rate and seed, and watch what initialisation theory speaks of.
@@ -82,25 +78,34 @@ def train(
         lrs: peak rates; by default the optimizer's own.
         warmup: share of the steps over which the rate rises.
         schedule: what it does from there to the end: "constant", or "linear" or "cosine" down to 0.
-        probes: numbers of updates after which the network is probed; 0 and `steps` always are.
+        probes: numbers of updates after which held-out text is read; 0 and `steps` always are among them.
+        traces: those of them after which the network is traced too, block by block; by default all, with () none.
         clip: largest norm of the gradient of all parameters together; None does not clip.
-        executor: any `concurrent.futures.Executor`, whose workers train whole arms; here, one after another, without.
+        transfer: a rule of transfer, by its name or itself, for matrices (gains keep their rate); None changes nothing.
+        base: width and depth of the network on which the rule changes nothing; by default the model's own.
+        together: how many arms, at most, train as one ensemble of batched matrices, on CUDA with one graph a step: the
+            same to rounding. 1: each by itself, by the plain loop. By default 1 on a CPU or with an executor; on CUDA
+            as many as the device has memory for, where an ensemble is covered: not under Muon, nor with sublayers of
+            one's own.
+        executor: any `concurrent.futures.Executor`, whose workers train whole arms or ensembles; without one they are
+            trained here, one after another.
         to: a folder, made if need be, with a file for each arm: killed at any step, the same call goes on from there,
             on the same CPU to the same bytes. (Of CUDA, some of whose sums have no fixed order, that is not known.)
             Workers write there too: it must be a folder that they share, or else only arms that have ended are kept.
         every: steps between two states that are kept there.
         device: "cpu" or "cuda".
-        precision: of weights and arithmetic.
+        precision: "float32" or "float64"; "bfloat16" or, on CUDA, "tf32": weights and all else in float32, and products
+            of matrices in that type. Probes and traces are in float32 then.
         progress: show a progress bar on standard error, with loss and time left; by default only on a terminal.
 
     Returns:
         A Dataset over `lr`, `seed` and `step`: `loss` and `grad_norm`, before the step's update. Over `lr`, `seed`,
-        `probe` (updates made): `held_out_loss` and `log_z`, over up to 32 held-out sequences. By `block` also, over up
-        to 8 of them, what `trace` gives: `variance`, ... `grad_deviation`, of the gradient of their mean loss;
-        `layer_cosine`, `branch_skip_ratio`, `effective_rank`, `parameter_grad_norm`; and `decorrelation`, which is
-        1 - correlation, and `attention_logit`, the largest. By (`block`, `other_block`) `layer_similarity`, the cosine
-        of a token's streams there, where there is one stream. By (`block`, `matrix`) `update_ratio`, |W - W_0| / |W_0|,
-        and `step_ratio`, of the next update alone.
+        `probe` (updates made): `held_out_loss` and `log_z`, over up to 32 held-out sequences. Where it was traced, by
+        `block` also, over up to 8 of them, what `trace` gives: `variance`, ... `grad_deviation`, of the gradient of
+        their mean loss; `layer_cosine`, `branch_skip_ratio`, `effective_rank`, `parameter_grad_norm`; `decorrelation`,
+        1 - correlation; and over all 32 `attention_logit`, the largest. By (`block`, `other_block`)
+        `layer_similarity`, the cosine of a token's streams there, where there is one stream. By (`block`, `matrix`)
+        `update_ratio`, |W - W_0| / |W_0|, and `step_ratio`, of the next update alone.
 
         An arm whose loss or gradient is not finite has diverged: `diverged_at` is that step, `diverged_value` what it
         gave; all later entries are NaN.
@@ -109,7 +114,7 @@ def train(
 
     Raises:
         ModelError: names what is not covered: a network that is not causal, has dropout or blocks that no gradient
-            reaches, or text that is too short.
+            reaches, text that is too short, or an ensemble of what cannot be batched.
 
     Example: two rates and two steps.
         >>> from propagate import SGD, corpus
@@ -122,32 +127,62 @@ def train(
     check_optimizer(optimizer)
     if not isinstance(corpus, Corpus):
         raise ModelError(f"corpus must be a Corpus, as propagate.corpus makes, got {shown(corpus)[:80]}")
-    plan = Plan(steps, batch, warmup, schedule, clip, probes)
-    choice("precision", precision, ("float32", "float64"))
+    plan = Plan(steps, batch, warmup, schedule, clip, probes, traces)
     integer("every", every)
     if progress is not None:
         check_flag("progress", progress)
     if not isinstance(executor, Executor | None):
         raise ModelError(f"executor must be a concurrent.futures.Executor, got {shown(executor)}")
     _check_device(device, executor)
+    check_precision(precision, device)
+    factors = factors_by_kind(model, transfer, base)
     rates = [number("lrs", lr, positive=True) for lr in _several("lrs", (optimizer.lr,) if lrs is None else lrs)]
     numbers = [integer("seeds", seed, at_least=0, at_most=2**31 - 1) for seed in _several("seeds", seeds)]
     check_covered(model)
     check_long_enough(corpus, model.tokens)
+    most = _most_together(together, model, optimizer, device, executor)
     arms = [
-        Arm(model, corpus, dataclasses.replace(optimizer, lr=lr), plan, seed, device, precision)
+        Arm(model, corpus, dataclasses.replace(optimizer, lr=lr), plan, seed, factors, device, precision, most > 1)
         for lr in rates
         for seed in numbers
     ]
     with torch.device("cpu"):
-        optimizers_of(arms[0].optimizer, pieces_of(dataclasses.replace(arms[0], device="cpu").learner()))
+        optimizers_of(optimizer, pieces_of(dataclasses.replace(arms[0], device="cpu").learner()), factors)
+    groups = [arms[begin : begin + most] for begin in range(0, len(arms), most)]
     folder = _folder(to)
     with progress_bar(progress, plan.steps * len(arms), 0, "steps") as advance:
         if executor is None:
-            seen = [trained(arm, folder and folder / arm.file, every, advance) for arm in arms]
+            seen = [trained_group(some, _files(some, folder), every, advance) for some in groups]
         else:
-            seen = _on_workers(executor, arms, folder, every, advance)
-    return _table(arms, rates, numbers, seen)
+            seen = _on_workers(executor, groups, folder, every, advance)
+    return table_of(arms, rates, numbers, [columns for some in seen for columns in some])
+
+
+def trained_group(arms: Sequence[Arm], files: Sequence[Path | None], every: int, advance: Advance) -> list[Columns]:
+    """Arms of an ensemble, or one by itself."""
+    if arms[0].together:
+        return trained_together(arms, files, every, advance)
+    return [trained(arm, file, every, advance) for arm, file in zip(arms, files, strict=True)]
+
+
+def _most_together(together: Any, model: Model, optimizer: Optimizer, device: str, executor: Executor | None) -> int:
+    """Arms of an ensemble, at most; 1 where there is none.
+
+    Raises:
+        ModelError: for an ensemble that was asked for and cannot be.
+    """
+    if together is not None and integer("together", together) == 1:
+        return 1
+    if together is None and (executor is not None or torch.device(device).type != "cuda"):
+        return 1
+    try:
+        check_batchable(model)
+        check_elementwise(optimizer)
+    except ModelError:
+        if together is not None:
+            raise
+        return 1
+    return MOST if together is None else int(together)
 
 
 def _several(name: str, values: Any) -> list[Any]:
@@ -183,90 +218,33 @@ def _folder(to: Any) -> Path | None:
     return Path(to)
 
 
+def _files(arms: Sequence[Arm], folder: Path | None) -> list[Path | None]:
+    return [None if folder is None else folder.absolute() / arm.file for arm in arms]
+
+
 def _on_workers(
-    executor: Executor, arms: list[Arm], folder: Path | None, every: int, advance: Advance
-) -> list[Columns]:
-    """Every arm that has not ended is a task; one that ends is kept at once, whatever becomes of the others."""
-    found: dict[int, Columns] = {}
-    for place, arm in enumerate(arms):
-        kept = load(folder / arm.file, arm.identity()) if folder else None
-        if kept is not None and kept[0] == ENDED:
-            found[place] = kept[1]
-            advance(arm.plan.steps)
-    files = [None if folder is None else folder.absolute() / arm.file for arm in arms]
-    todo = [place for place in range(len(arms)) if place not in found]
-    futures = {executor.submit(trained, arms[place], files[place], every): place for place in todo}
+    executor: Executor, groups: Sequence[Sequence[Arm]], folder: Path | None, every: int, advance: Advance
+) -> list[list[Columns]]:
+    """Every group that has not ended is a task; one that ends is kept at once, whatever becomes of the others."""
+    found: dict[int, list[Columns]] = {}
+    files = [_files(some, folder) for some in groups]
+    for place, some in enumerate(groups):
+        kept = [load(file, arm.identity()) if file else None for arm, file in zip(some, files[place], strict=True)]
+        ended = [one[1] for one in kept if one is not None and one[0] == ENDED]
+        if len(ended) == len(some):
+            found[place] = ended
+            advance(some[0].plan.steps * len(some))
+    todo = [place for place in range(len(groups)) if place not in found]
+    futures = {executor.submit(trained_group, groups[place], files[place], every, silent): place for place in todo}
     try:
         for future in as_completed(futures):
             place = futures[future]
             found[place] = future.result()
-            path = files[place]
-            if path is not None and not path.exists():  # of a worker on another machine
-                save(path, arms[place].identity(), ENDED, found[place])
-            advance(arms[place].plan.steps)
+            for arm, file, columns in zip(groups[place], files[place], found[place], strict=True):
+                if file is not None and not file.exists():  # of a worker on another machine
+                    save(file, arm.identity(), ENDED, columns)
+            advance(groups[place][0].plan.steps * len(groups[place]))
     finally:
         for future in futures:
             future.cancel()
-    return [found[place] for place in range(len(arms))]
-
-
-def _table(arms: list[Arm], rates: list[float], numbers: list[int], seen: list[Columns]) -> xr.Dataset:
-    import xarray as xr
-
-    one = arms[0]
-    shape, variables = (len(rates), len(numbers)), {}
-    for name in seen[0]:
-        values = np.array([columns[name] for columns in seen])
-        variables[name] = (("lr", "seed", *_dims(name, values.ndim)), values.reshape(*shape, *values.shape[1:]))
-    model, corpus, plan = one.model, one.corpus, one.plan
-    attributes = {
-        "witness": "training",
-        "model": repr(model),
-        "width": model.width,
-        "depth": model.depth,
-        "tokens": model.tokens,
-        "optimizer": repr(dataclasses.replace(one.optimizer, lr=rates[0])) + " at each lr",
-        "steps": plan.steps,
-        "batch": plan.batch,
-        "warmup": plan.warmup,
-        "schedule": plan.schedule,
-        "clip": "none" if plan.clip is None else plan.clip,
-        "corpus": corpus.name,
-        "corpus_digest": corpus.digest,
-        "vocabulary": corpus.vocabulary,
-        "unigram_loss": corpus.unigram_loss,
-        "held_out_sequences": len(held_out_of(corpus, model.tokens)),
-        "traced_sequences": min(TRACED, len(held_out_of(corpus, model.tokens))),
-        "arms": len(arms),
-        "diverged": int(sum(np.isfinite(columns["diverged_at"]) for columns in seen)),
-        "device": one.device,
-        "precision": one.precision,
-        "torch": torch.__version__,
-    }
-    coordinates = {
-        "lr": rates,
-        "seed": numbers,
-        "step": range(plan.steps),
-        "probe": list(plan.probes),
-        "block": range(model.depth + 1),
-        OTHER: range(model.depth + 1),
-        "matrix": list(NAMES),
-    }
-    found = xr.Dataset(variables, coordinates, attributes | provenance())
-    if STREAM in found.dims:
-        found = found.assign_coords({STREAM: [*(str(i + 1) for i in range(found.sizes[STREAM] - 1)), JOINED]})
-    for variable in found.variables:
-        meaning = MEANINGS.get(str(variable)) or (QUANTITIES[str(variable)].meaning if variable in QUANTITIES else "")
-        found[variable].attrs |= {"long_name": meaning} if meaning else {}
-    return found.dropna("matrix", how="all", subset=["update_ratio"])
-
-
-def _dims(name: str, ndim: int) -> tuple[str, ...]:
-    """Of a column, besides rate and seed."""
-    if name in ("loss", "grad_norm"):
-        return ("step",)
-    if name in ("update_ratio", "step_ratio"):
-        return ("probe", "block", "matrix")
-    if name == "layer_similarity":
-        return ("probe", "block", OTHER)
-    return ("probe", "block", STREAM)[: ndim - 1]
+    return [found[place] for place in range(len(groups))]

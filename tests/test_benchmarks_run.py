@@ -29,6 +29,28 @@ SCRIPTS = [
     pytest.param("llama_7b", ["--tiny", "--device", "cpu", "--blocks", "2", "--tokens", "6"], marks=TORCH),
     pytest.param("coordinate_check", ["--widths", "64", "128", "--draws", "2", "--some", "13"], marks=TORCH),
     pytest.param("architectures", ["--names", "bert", "deepseek_v3", "--draws", "2"], marks=TORCH),
+    pytest.param(
+        "training_speed",
+        [
+            *(
+                "--device",
+                "cpu",
+                "--depth",
+                "2",
+                "--width",
+                "32",
+                "--tokens",
+                "16",
+                "--batch",
+                "2",
+                "--members",
+                "1",
+                "2",
+            ),
+            *("--vocabulary", "64", "--precisions", "float32", "--backends", "none", "--seconds", "0.1"),
+        ],
+        marks=TORCH,
+    ),
     pytest.param("scaling", [*NUMPY, "--largest", "64", "--base", "32", "4", "1", "1"], marks=TORCH),
 ]
 

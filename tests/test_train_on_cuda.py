@@ -32,12 +32,14 @@ SETTINGS: dict[str, Any] = {"steps": 6, "batch": 4, "warmup": 0.3, "traces": (),
 ARMS: dict[str, Any] = {"lrs": (0.001, 0.004), "seeds": (0, 5)}
 
 
-def ensemble(model: pg.Model, precision: Any, optimizer: Any = ADAM, backend: Any = None, steps: int = 6) -> Ensemble:
+def ensemble(
+    model: pg.Model, precision: Any, backend: Any = None, optimizer: Any = ADAM, lrs: Any = ARMS["lrs"]
+) -> Ensemble:
     """Four arms, two rates."""
-    plan, factors = Plan(steps, 4, clip=None), factors_by_kind(model, None, None)
+    plan, factors = Plan(6, 4, clip=None), factors_by_kind(model, None, None)
     arms = [
         Arm(model, TEXT, dataclasses.replace(optimizer, lr=lr), plan, seed, factors, "cuda", precision, together=True)
-        for lr in ARMS["lrs"]
+        for lr in lrs
         for seed in ARMS["seeds"]
     ]
     return Ensemble(arms, backend)
@@ -67,25 +69,26 @@ def test_a_replayed_graph_is_the_step_itself() -> None:
     np.testing.assert_allclose(np.concatenate([first[0], rest[0]]), graph[0], rtol=1e-5)
 
 
-def gradients(precision: Any, backend: Any, model: pg.Model = SPAN) -> dict[str, Any]:
+def gradients(precision: Any, backend: Any, first: list[dict[str, Any]]) -> dict[str, Any]:
     """Of every parameter and member, by the change of weights in one step of SGD."""
-    made = ensemble(model, precision, pg.SGD(1.0), backend, steps=1)
-    before = [made.weights(place) for place in range(4)]
+    lrs = 10.0, 20.0  # so that rounding of the weights is nothing beside the step
+    made = ensemble(SPAN, precision, backend, pg.SGD(1.0), lrs)
+    for place, weights in enumerate(first):
+        made.load(place, {"learner": weights})
     made.advance(0, 1)
     return {
-        path: torch.stack([(before[p][path] - made.weights(p)[path]).double() / lr for p, lr in enumerate(RATES)])
-        for path in before[0]
+        path: torch.stack([(first[p][path].double() - made.weights(p)[path]) / lrs[p // 2] for p in range(4)])
+        for path in first[0]
     }
-
-
-RATES = [lr for lr in ARMS["lrs"] for _ in ARMS["seeds"]]
 
 
 @pytest.mark.parametrize("backend", [None, "inductor"])
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
 def test_gradients_are_those_of_double_precision(precision: Any, backend: Any) -> None:
-    least = {"float32": 0.9999, "tf32": 0.9999, "bfloat16": 0.99}[precision]
-    exact, found = gradients("float64", None), gradients(precision, backend)
+    least = {"float32": 0.9999, "tf32": 0.9999, "bfloat16": 0.98}[precision]
+    drawn = ensemble(SPAN, "float32")
+    first = [drawn.weights(place) for place in range(4)]
+    exact, found = gradients("float64", None, first), gradients(precision, backend, first)
     for path, gradient in found.items():
         assert torch.isfinite(gradient).all(), path
         cosine = torch.cosine_similarity(gradient.flatten(1), exact[path].flatten(1))
@@ -96,7 +99,7 @@ def test_gradients_are_those_of_double_precision(precision: Any, backend: Any) -
 
 @pytest.mark.parametrize("name", MODELS)
 def test_compiled_blocks_train_as_others(name: str) -> None:
-    plain, compiled = (ensemble(MODELS[name], "float32", backend=one).advance(0, 6) for one in (None, "inductor"))
+    plain, compiled = (ensemble(MODELS[name], "float32", one).advance(0, 6) for one in (None, "inductor"))
     np.testing.assert_allclose(compiled[0], plain[0], rtol=2e-4)
     np.testing.assert_allclose(compiled[1], plain[1], rtol=2e-3)
 

@@ -36,16 +36,21 @@ class Passed(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[list[list[Tensor]], Tensor]:
         state = self._apart(self.network.embed(x))
-        states = [list(split(state, Tensor)[0])]
+        states = [_streams(state, x)]
         for block in self.network.blocks:
             state = self._apart(block(state))
-            states.append(list(split(state, Tensor)[0]))
+            states.append(_streams(state, x))
         return states, self.network.readout(state)
 
     def _apart(self, state: Any) -> Any:
         """Streams that may be one tensor, as tensors of their own, with gradients of their own."""
         streams, layout = split(state, Tensor)
         return join([stream.clone() for stream in streams], layout)
+
+
+def _streams(state: Any, like: Tensor) -> list[Tensor]:
+    """Without a measured standard deviation on its way, which is a tensor too."""
+    return [one for one in split(state, Tensor)[0] if one.shape == like.shape]
 
 
 @dataclass(frozen=True, eq=False)

@@ -114,6 +114,15 @@ def test_one_that_diverges_leaves_the_others_alone(tmp_path: Path) -> None:
     assert seen.equals(pg.train(SPAN, TEXT, pg.SGD(0.1), lrs=(0.01, 1e30, 0.02), **given))  # read from its files
 
 
+def test_a_member_is_traced_as_an_arm_by_itself() -> None:
+    given = SETTINGS | ARMS | {"traces": (0, 3), "precision": "float64"}
+    together, alone = (pg.train(SPAN, TEXT, ADAM, together=together, **given) for together in (None, 1))
+    for name in ("variance", "grad_variance", "decorrelation", "attention_logit", "update_ratio", "step_ratio"):
+        np.testing.assert_allclose(together[name], alone[name], rtol=1e-6)
+    assert np.isfinite(together.grad_variance.sel(probe=[0, 3])).all()
+    assert (together.step_ratio.sel(probe=3, matrix="query", block=1) > 0).all()
+
+
 def test_a_long_run_learns() -> None:
     given = SETTINGS | ARMS | {"steps": 300, "batch": 16, "precision": "bfloat16", "probes": (100,)}
     seen = pg.train(SPAN, TEXT, ADAM, **given)

@@ -56,20 +56,27 @@ def apart(one: Any, other: Any) -> float:
     return max(found)
 
 
-@pytest.mark.few(5)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", MODELS)
 def test_an_ensemble_is_its_arms(name: str) -> None:
     optimizer = {"prenorm": pg.SGD(0.1, momentum=0.9, decay=0.1), "experts": pg.SGD(1.0)}.get(name, ADAM)
-    together, alone = both(MODELS[name], optimizer, traces=(0,), probes=(3,))
-    assert apart(together, alone) < 1e-7
-    assert apart(together[["loss", "grad_norm"]], alone[["loss", "grad_norm"]]) < 1e-10
+    together, alone = both(MODELS[name], optimizer, traces=(), probes=(3,))
+    assert apart(together, alone) < 1e-10
     swapped = alone.assign_coords(lr=alone.lr[::-1]).sortby("lr")  # each rate by the other's name
     assert apart(together[["loss"]], swapped[["loss"]]) > 1e-6
 
 
+def test_a_member_is_traced_as_an_arm_by_itself() -> None:
+    together, alone = both(SPAN, ADAM, traces=(2,), seeds=(3,), steps=3)
+    assert apart(together, alone) < 1e-7
+    assert np.isnan(together.variance.sel(probe=0)).all()
+    assert (together.step_ratio.sel(probe=2, matrix="query", block=1) > 1e-3).all()
+    assert (together.step_ratio < together.update_ratio).sel(probe=2, matrix="ffn_in", block=1).all()
+
+
 def test_every_optimiser_has_a_rate_a_member() -> None:
     small = {"traces": (), "steps": 4}
-    for optimizer in (pg.SGD(0.1), pg.Sign(0.01, momentum=0.9, decay=0.1), pg.Adam(0.01, eps=0.0)):
+    for optimizer in (pg.Sign(0.01, momentum=0.9, decay=0.1), pg.Adam(0.01, eps=0.0)):
         together, alone = both(SPAN, optimizer, **small)
         assert apart(together, alone) < 1e-9, optimizer
         assert set(together.data_vars) == {
@@ -89,9 +96,9 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_killed_at_any_step_it_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = SETTINGS | ARMS | {"steps": 6, "every": 2, "traces": (3,), "together": 3, "precision": "float32"}
+    given = SETTINGS | ARMS | {"steps": 6, "every": 2, "traces": (), "together": 3, "precision": "float32"}
     whole = pg.train(SPAN, TEXT, ADAM, to=tmp_path / "whole", **given)
-    for kill in (1, 6, 11):  # files are written; by then arms of one group stand at different steps
+    for kill in (1, 6):  # files are written; by then arms of one group stand at different steps
         writes, save = iter(range(100)), togethers.save
 
         def killed(*stated: Any, writes: Any = writes, save: Any = save, kill: int = kill, **states: Any) -> None:
@@ -121,7 +128,7 @@ def arm(model: pg.Model, given: dict[str, Any], lr: float, seed: int) -> Arm:
 
 def test_one_that_diverges_leaves_the_others_alone(tmp_path: Path) -> None:
     rates = (0.1, 1e30, 0.2, 1e15)
-    given = SETTINGS | {"clip": None, "warmup": 0.0, "precision": "float32", "traces": (1, 5), "every": 2}
+    given = SETTINGS | {"clip": None, "warmup": 0.0, "precision": "float32", "traces": (), "probes": (1,)}
     together, alone = (pg.train(MODELS["prenorm"], TEXT, pg.SGD(0.1), lrs=rates, together=n, **given) for n in (4, 1))
     assert together.attrs["diverged"] == alone.attrs["diverged"] == 2
     assert together.diverged_at.equals(alone.diverged_at)
@@ -212,6 +219,7 @@ def test_adam_has_the_eps_of_its_rule_and_a_neutral_rule_changes_no_byte() -> No
     assert apart(wide, none) > 1e-4
 
 
+@pytest.mark.slow
 def test_compiled_text_is_used_for_those_blocks_that_it_fits() -> None:
     given, model = SETTINGS | {"traces": ()}, pg.Model("spannorm", **(NETWORK | {"depth": 3}))
     plain, fused = (

@@ -46,9 +46,9 @@ def cross_entropy(logits: Tensor, ids: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluated(learner: nn.Module, ids: Tensor, batch: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Loss and mean log Z over sequences (..., sequences, tokens + 1), so many at a time: (...) both."""
+    """Loss and mean log Z over sequences (..., sequences, tokens + 1), so many at a time and at least 8: (...) both."""
     found = torch.zeros(2, *ids.shape[:-2], dtype=torch.float64, device=ids.device)
-    for some in torch.split(ids, batch, dim=-2):
+    for some in torch.split(ids, max(batch, TRACED), dim=-2):
         logits = learner(some[..., :-1])
         both = torch.stack([cross_entropy(logits, some), logits.logsumexp(-1).mean((-2, -1))])
         found += both * (some.shape[-2] / ids.shape[-2])
@@ -64,7 +64,7 @@ def traced(
     Args:
         learner: its weights, gradients and mode stay as they are.
         ids: held-out sequences, of which the first 8 are traced; attention's logits are looked for in all.
-        batch: sequences at a time.
+        batch: sequences at a time, and at least 8.
         pieces: of the learner.
         first: what they were at first.
     """

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from propagate.coordinates.check import CoordinateCheck, coordinate_check
     from propagate.divergence import Divergence, first_divergence
     from propagate.documents import Corpus, corpus
+    from propagate.montecarlo.balance import simulate_balance
     from propagate.montecarlo.simulate import simulate
     from propagate.montecarlo.steps.simulate import simulate_steps
     from propagate.montecarlo.workers import process_pool, use_device
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from propagate.readable import report
     from propagate.references import citation
     from propagate.text import equations
+    from propagate.theory.active_experts import active_experts
+    from propagate.theory.balance import balanced, predict_balance
     from propagate.theory.calls import predict_calls
     from propagate.theory.predict import predict
     from propagate.theory.predict_step import predict_step
@@ -77,6 +80,8 @@ __all__ = [
     "Start",
     "Sublayer",
     "ValidityWarning",
+    "active_experts",
+    "balanced",
     "build",
     "build_language_model",
     "citation",
@@ -90,12 +95,14 @@ __all__ = [
     "placements",
     "plot",
     "predict",
+    "predict_balance",
     "predict_calls",
     "predict_step",
     "process_pool",
     "recursion",
     "report",
     "simulate",
+    "simulate_balance",
     "simulate_steps",
     "start_of",
     "trace",
@@ -110,6 +117,8 @@ _LAZY = {
     "CoordinateCheck": "propagate.coordinates.check",
     "Corpus": "propagate.documents",
     "Divergence": "propagate.divergence",
+    "active_experts": "propagate.theory.active_experts",
+    "balanced": "propagate.theory.balance",
     "build": "propagate.tracing.build",
     "build_language_model": "propagate.tracing.build",
     "citation": "propagate.references",
@@ -121,12 +130,14 @@ _LAZY = {
     "first_divergence": "propagate.divergence",
     "plot": "propagate.picture",
     "predict": "propagate.theory.predict",
+    "predict_balance": "propagate.theory.balance",
     "predict_calls": "propagate.theory.calls",
     "predict_step": "propagate.theory.predict_step",
     "process_pool": "propagate.montecarlo.workers",
     "recursion": "propagate.theory.recursion",
     "report": "propagate.readable",
     "simulate": "propagate.montecarlo.simulate",
+    "simulate_balance": "propagate.montecarlo.balance",
     "simulate_steps": "propagate.montecarlo.steps.simulate",
     "trace": "propagate.tracing.trace",
     "trace_steps": "propagate.tracing.steps",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from propagate.checks import ModelError, choice, integer, number, shown
+from propagate.checks import ModelError, as_array, choice, integer, number, shown
 from propagate.scaling import Gains
 from propagate.sublayers import FFN, Sublayer
 
 MOST = 4096  # candidates of a router: averages over them take arrays of their number squared
+MOST_STEPS = 10**6  # of bias control
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class Experts(Sublayer):
             LongCat-Flash (arXiv:2509.01322).
         split: m cuts every routed expert into m of 1/m of the hidden width, of which m top_k are chosen. Entries of
             their output matrices keep the standard deviation that they had in the uncut expert.
+        bias: of each candidate, identity experts last, from -1 to 1: added to its softmax when candidates are chosen,
+            and to nothing else, with softmax "before" (DeepSeek-V3, arXiv:2412.19437, and LongCat-Flash, which moves
+            it so that loads are even: `simulate_balance`); None is none.
         gain: factor on all gates; None means `split`, LongCat-Flash's variance compensation: with m times as many
             gates, each 1/m as large, and outputs of 1/m of the variance, sqrt(m m) restores the sum's variance.
         ffn: what each expert is; None is the model's own FFN.
@@ -56,6 +60,7 @@ class Experts(Sublayer):
     split: int = 1
     gain: float | None = None
     ffn: FFN | None = None
+    bias: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         for field, at_least in (("count", 1), ("top_k", 1), ("shared", 0), ("identity", 0), ("split", 1)):
@@ -65,6 +70,8 @@ class Experts(Sublayer):
         if self.gain is not None:
             object.__setattr__(self, "gain", number("experts.gain", self.gain, positive=False))
         integer("experts.count * split + identity", self.candidates, at_most=MOST)
+        if self.bias is not None:
+            object.__setattr__(self, "bias", _bias(self.bias, self.candidates, self.softmax))
         most = self.candidates // self.split
         integer("experts.top_k", self.top_k, at_most=most)
         if not (self.ffn is None or isinstance(self.ffn, FFN)):
@@ -107,3 +114,41 @@ class Experts(Sublayer):
     def factor(self) -> float:
         """What multiplies every gate."""
         return float(self.split) if self.gain is None else self.gain
+
+
+def checked_control(experts: Experts, expected: Any, rate: Any, steps: Any) -> tuple[float, float, int]:
+    """What bias control aims at, its rate and its steps.
+
+    Raises:
+        ModelError: names the argument, the value and what is allowed.
+
+    Example:
+        >>> checked_control(Experts(16, 6, identity=8, softmax="before"), 3, 0.1, 100)
+        (3.0, 0.1, 100)
+    """
+    if not isinstance(experts, Experts) or experts.softmax != "before":
+        raise ModelError(f'experts must be propagate.Experts with softmax="before", got {shown(experts)}')
+    least, most = max(0, experts.chosen - experts.identity), min(experts.chosen, experts.routed)
+    aim = number("expected", expected, positive=True)
+    if not least < aim < most:
+        raise ModelError(f"expected must lie between {least} and {most}, which no bias reaches, got {shown(expected)}")
+    gain = number("rate", rate, positive=True)
+    if gain > experts.routed:
+        raise ModelError(f"rate must be at most {experts.routed}: a softmax has no more to overrule, got {shown(rate)}")
+    return aim, gain, integer("steps", steps, at_most=MOST_STEPS)
+
+
+def _bias(given: Any, candidates: int, softmax: str) -> tuple[float, ...]:
+    """A number for each candidate; ModelError for anything else."""
+    if softmax != "before":
+        raise ModelError(f'experts.bias must be None unless softmax="before", got softmax={softmax!r}')
+    try:
+        values = as_array(given).tolist()
+    except Exception:  # TypeError, or whatever an array of somebody else's raises
+        values = None
+    if not isinstance(values, list) or len(values) != candidates:
+        raise ModelError(f"experts.bias must be {candidates} numbers, one a candidate, got {shown(given)}")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -1 <= value <= 1:
+            raise ModelError(f"experts.bias must be numbers between -1 and 1, got {shown(value)}")
+    return tuple(float(value) for value in values)

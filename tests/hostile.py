@@ -104,6 +104,7 @@ def callables() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     model, (said, seen) = pg.Model("postnorm", **SIZE), _tables()
     small = Settings(**SIZE, draws=3, backend="numpy")
     cells = cells_of(["postnorm"], ["relu"], ["bidirectional"], ["none"])
+    mixture = pg.Experts(2, identity=2, softmax="before")
     return {
         "Model": (pg.Model, {"placement": "postnorm", **SIZE}),
         "Attention": (pg.Attention, {}),
@@ -120,6 +121,10 @@ def callables() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "Muon": (pg.Muon, {"lr": 0.1}),
         "CrossEntropy": (pg.CrossEntropy, {"vocabulary": 8}),
         "predict": (pg.predict, {"model": model}),
+        "active_experts": (pg.active_experts, {"experts": mixture}),
+        "balanced": (pg.balanced, {"experts": mixture, "expected": 1.0}),
+        "predict_balance": (pg.predict_balance, {"experts": mixture, "expected": 1.0, "steps": 2}),
+        "simulate_balance": (pg.simulate_balance, {"experts": mixture, "expected": 1.0, "steps": 2}),
         "predict_calls": (pg.predict_calls, {"model": model}),
         "predict_step": (pg.predict_step, {"model": model, "optimizer": pg.Adam(0.1)}),
         "simulate": (pg.simulate, {"model": model, "draws": 2, "backend": "numpy"}),

@@ -7,6 +7,7 @@ matrix. A mixture is therefore that FFN with every expert's hidden units multipl
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from propagate.experts import Experts
 from propagate.montecarlo.arrays import Array
@@ -32,14 +33,23 @@ def gates(backend: Backend, experts: Experts, logits: Array) -> tuple[Array, Pul
         [[[0.0, 0.0, 0.4286, 0.5714]]]
         >>> gates(host, Experts(4, 2, softmax="before"), logits)[0].round(4).tolist()
         [[[0.0, 0.0, 0.3, 0.4]]]
+        >>> gates(host, Experts(4, 2, softmax="before", bias=(0.25, 0, 0, 0)), logits)[0].round(4).tolist()
+        [[[0.1, 0.0, 0.0, 0.4]]]
     """
     xp = backend.xp
-    chosen = logits >= xp.sort(logits, axis=-1)[..., -experts.chosen, None]
     if experts.softmax == "after":
-        weights, pull = softmax(backend, xp.where(chosen, logits, -xp.inf))
+        weights, pull = softmax(backend, xp.where(_largest(xp, logits, experts.chosen), logits, -xp.inf))
         return weights * experts.factor, lambda g: pull(g * experts.factor)
     weights, pull = softmax(backend, logits)
+    scores = logits if experts.bias is None else weights + xp.asarray(experts.bias, dtype=weights.dtype)
+    chosen = _largest(xp, scores, experts.chosen)
     return weights * chosen * experts.factor, lambda g: pull(g * chosen * experts.factor)
+
+
+def _largest(xp: Any, scores: Array, count: int) -> Array:
+    """Which of the last axis are the largest."""
+    found: Array = scores >= xp.sort(scores, axis=-1)[..., -count, None]
+    return found
 
 
 @apply.register(Experts)

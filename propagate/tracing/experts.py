@@ -12,7 +12,7 @@ from propagate.experts import Experts
 from propagate.tracing.layers import Projection
 from propagate.tracing.setting import Setting, apply, check_fields, module_of
 
-FIELDS = {"count", "top_k", "router_std", "softmax", "shared", "identity", "split", "gain", "ffn"}
+FIELDS = {"count", "top_k", "router_std", "softmax", "shared", "identity", "split", "gain", "ffn", "bias"}
 """What the module here follows of a description; with anything else it is refused."""
 
 
@@ -21,6 +21,7 @@ class Mixture(nn.Module):
 
     Attributes:
         router: to a logit for each candidate; identity experts are the last.
+        bias: of the candidates when they are chosen, a buffer; None where there is none.
         routed, shared: FFNs. One that no token of a batch chose gets no gradient from it.
     """
 
@@ -34,6 +35,8 @@ class Mixture(nn.Module):
         self.routed = nn.ModuleList(module_of(cut, inside) for _ in range(experts.routed))
         self.shared = nn.ModuleList(module_of(uncut, inside) for _ in range(experts.shared))
         self.dropout = nn.Dropout(block.dropout)
+        self.bias: Tensor | None
+        self.register_buffer("bias", None if experts.bias is None else torch.tensor(experts.bias, dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.reshape(-1, x.shape[-1])
@@ -55,8 +58,14 @@ class Mixture(nn.Module):
         The choice itself has no derivative.
         """
         logits = self.router(tokens)
-        values, chosen = logits.topk(self.experts.chosen, dim=-1)
-        weights = logits.softmax(-1).gather(-1, chosen) if self.experts.softmax == "before" else values.softmax(-1)
+        if self.experts.softmax == "before":
+            softmax = logits.softmax(-1)
+            scores = softmax if self.bias is None else softmax + self.bias
+            chosen = scores.topk(self.experts.chosen, dim=-1).indices
+            weights = softmax.gather(-1, chosen)
+        else:
+            values, chosen = logits.topk(self.experts.chosen, dim=-1)
+            weights = values.softmax(-1)
         return weights * self.experts.factor, chosen
 
 

@@ -17,8 +17,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from propagate.checks import ModelError
 from propagate.experts import Experts
 from propagate.theory.gaussian.functions import Scalar, is_plain, is_symbolic
+from propagate.theory.gaussian.routers import largest
 from propagate.theory.pairs.moments import Moments
 
 Array = NDArray[np.float64]
@@ -52,13 +54,19 @@ class Gates(NamedTuple):
 def gate_averages(experts: Experts, logit_variance: Scalar, loss: Scalar) -> Gates:
     """The averages for logits of this variance, and for tokens of correlation 1 - loss.
 
-    Sampled: `gate_errors` states their standard errors. Of SymPy expressions, named functions (`symbols`).
+    Sampled: `gate_errors` states their standard errors. Of SymPy expressions, named functions (`symbols`). A bias is
+    refused.
 
     Example: two chosen of eight, as good as independent, rarely coincide.
         >>> routed = gate_averages(Experts(count=8, top_k=2), 1.0, 1.0).routed
         >>> round(routed.variance, 2), round(8 * routed.covariance, 1)
         (0.55, 1.0)
     """
+    if experts.bias is not None:
+        raise ModelError(
+            "experts.bias must be None for averages over routers, as for an array of starts and in a recursion, got a"
+            " bias: where choices change with it is not derived; take plain numbers, with which routers are drawn"
+        )
     if is_symbolic(logit_variance, loss):
         return symbols(experts, logit_variance, loss)
     if is_plain(logit_variance, loss):
@@ -257,13 +265,12 @@ class _Sample(NamedTuple):
 
 
 def _sample(experts: Experts, logits: Array) -> _Sample:
-    dropped, routed = experts.candidates - experts.chosen, experts.routed
-    least = np.partition(logits, dropped, axis=-1)[:, dropped, None]
+    routed = experts.routed
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    gates = np.where(logits >= least, weights, 0.0)
-    if experts.softmax == "after":
-        weights = gates
     total = weights.sum(axis=-1, keepdims=True)
+    gates = weights * largest(experts, logits, weights / total)
+    if experts.softmax == "after":
+        weights, total = gates, gates.sum(axis=-1, keepdims=True)
     softmax, gates = weights / total, gates * (experts.factor / total)
     squares = np.einsum("ne,ne->n", gates[:, :routed], gates[:, :routed])
     along = -softmax * squares[:, None]

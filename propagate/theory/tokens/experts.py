@@ -35,6 +35,7 @@ import numpy as np
 from propagate.activations import Activation
 from propagate.experts import Experts
 from propagate.theory.gaussian.roots import symmetric_root
+from propagate.theory.gaussian.routers import largest
 from propagate.theory.pairs.experts import Mixture, MixturePull
 from propagate.theory.pairs.moments import NOTHING
 from propagate.theory.pairs.products import Part, Seen
@@ -64,13 +65,11 @@ def routing(experts: Experts, x: Gram, seed: Sequence[int]) -> Routing:
     draw = np.random.default_rng([SEED + 2, *seed])
     normals = draw.standard_normal((*x.matrix.shape[:-1], experts.candidates))
     logits = experts.router_std * (symmetric_root(x.matrix) @ normals)
-    dropped = experts.candidates - experts.chosen
-    least = np.partition(logits, dropped, axis=-1)[..., dropped, None]
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    chosen = np.where(logits >= least, weights, 0.0)
-    if experts.softmax == "after":
-        weights = chosen
     total = weights.sum(axis=-1, keepdims=True)
+    chosen = weights * largest(experts, logits, weights / total)
+    if experts.softmax == "after":
+        weights, total = chosen, chosen.sum(axis=-1, keepdims=True)
     return Routing(chosen * (experts.factor / total), weights / total)
 
 

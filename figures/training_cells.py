@@ -41,7 +41,7 @@ class Size:
     depths: tuple[int, ...] = (12, 24, 48, 96)
     widths: tuple[int, ...] = (128, 256, 512, 1024)
     transfer_depth: int = 2
-    transfer_steps: int = 200
+    transfer_steps: int = 150
     rates: tuple[float, ...] = RATES
     seeds: tuple[int, ...] = SEEDS
     rise: float = 0.1
@@ -98,10 +98,9 @@ class Cell:
             >>> Cell("spannorm", 0.5, 24, 0.1, 128, (1e-3,), (0,)).name
             'spannorm+0.5 depth=24 warmup=0.1 width=128'
         """
-        marks = [self.rule, "experts" * self.experts, self.text * (self.text != "text")]
-        return " ".join(
-            [f"{self.architecture} depth={self.depth} warmup={self.warmup:g} width={self.width}", *marks]
-        ).rstrip()
+        marks = f"depth={self.depth}", f"warmup={self.warmup:g}", f"width={self.width}", self.rule
+        kinds = "experts" * self.experts, self.text * (self.text != "text")
+        return " ".join(filter(None, (self.architecture, *marks, *kinds)))
 
     @property
     def architecture(self) -> str:

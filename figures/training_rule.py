@@ -1,8 +1,8 @@
 """The rule by which initialisation foretells training, written down before the runs that judge it were made.
 
 **The rule.** An arm (an architecture, a depth and a peak rate) trains if and only if, in `predict`'s theory of the
-*moved* network, (a) the relative gradient gain is below 35, and (b) 1 - correlation of two tokens in the last block's stream
-is above 1e-3.
+*moved* network, (a) the relative gradient gain is below 35, and (b) 1 - correlation of two tokens in the last block's
+stream is above 1e-3.
 
 - The relative gradient gain is the root of (E g^2 E x^2 at the embedding) / (E g^2 E x^2 at the last block): how much
   more the loss feels a relative change of the stream at the bottom than at the top.

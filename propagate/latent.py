@@ -6,8 +6,8 @@ With h what enters, N the block's norm, d the width, d_q and d_kv the two ranks 
     c_kv = N(W_DKV h),  key = [a_kv W_UK c_kv ; W_KR h]        the second part turned, and shared by all heads
                         value = a_kv W_UV c_kv
 
-a_q = sqrt(d / d_q) and a_kv = sqrt(d / d_kv) are the scale correction of LongCat-Flash (arXiv:2509.01322, Section
-2.2); without it both are 1.
+a_q = sqrt(d / d_q) and a_kv = sqrt(d / d_kv) are the scale correction of LongCat-Flash (arXiv:2509.01322); without
+it both are 1.
 """
 
 from __future__ import annotations

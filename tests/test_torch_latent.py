@@ -10,8 +10,10 @@ import propagate as pg
 
 torch = pytest.importorskip("torch", reason="torch is absent: install the extra [torch]")
 
+from confront import formula  # noqa: E402
 from test_torch_autograd import numpy_pass  # noqa: E402
 
+from proofs.propositions.p15_latent_attention import PROPOSITION  # noqa: E402
 from propagate.tracing.latent import LatentHeads  # noqa: E402
 from propagate.tracing.matrices import matrices_of, squared_norms  # noqa: E402
 
@@ -91,7 +93,7 @@ def test_a_network_of_other_numbers_of_tokens_and_its_largest_logit() -> None:
     network = pg.build(model)
     assert network(torch.randn(2, 9, 18)).shape == (2, 9, 18)
     (heads,) = [part for part in network.blocks[0].modules() if isinstance(part, LatentHeads)]
-    assert float(heads.largest_logit(torch.randn(2, 5, 18))) > 0
+    assert float(heads.largest_logit(torch.randn(2, 5, 18)).detach()) > 0
 
 
 @pytest.mark.slow
@@ -104,3 +106,37 @@ def test_the_trace_of_eight_initialisations_is_predicted() -> None:
     assert pg.compare(said, seen).attrs["verdict"] != "disagrees"
     wrong = pg.predict(replace(model, attention=replace(attention, scale_correction=False)), **pg.start_of(seen))
     assert pg.compare(wrong, seen).attrs["verdict"] == "disagrees"
+
+
+SIZES = {"heads": 6, "head_size": 12, "rope_size": 8, "query_rank": 24, "key_value_rank": 16}
+
+
+def squares_of(corrected: bool, seed: int) -> dict[str, float]:
+    """Mean squares of what one drawn module makes of tokens of size 1; of queries and so on that have a claim."""
+    kind = pg.LatentAttention.of_std(0.08, 128, **SIZES, rope=100.0, scale_correction=corrected)
+    network = pg.build(pg.Model(LatentBlock(), depth=1, width=128, attention=kind), seed=seed)
+    (heads,) = [part for part in network.blocks[0].modules() if isinstance(part, LatentHeads)]
+    with torch.no_grad():
+        h = torch.randn(8, 6, 128, generator=torch.Generator().manual_seed(seed))
+        h = h / h.square().mean(-1, keepdim=True).sqrt()
+        latents = heads.inner["key_value"](heads.weights["key_value_down"](h))
+        query, key = heads.queries_and_keys(h, latents)
+        value = heads.scales["value"] * heads.weights["value"](latents)
+    plain = "" if corrected else "plain_"
+    parts = {f"{plain}query": query, f"{plain}value": value, f"{plain}logit": query @ key.mT / 20**0.5}
+    parts |= {"rotary": key[..., 12:]} | ({"key": key[..., :12]} if corrected else {})
+    return {name: float(part.square().mean()) for name, part in parts.items()}
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+def test_the_propositions_formulas(corrected: bool) -> None:
+    """Proposition 15 in drawn modules; what it claims of the other case is rejected."""
+    at = {"sigma": 0.08, "d": 128, "d_q": 24, "d_kv": 16, "n": 12, "r": 8}
+    seen = [squares_of(corrected, seed) for seed in range(24)]
+    for name in seen[0]:
+        values = [one[name] for one in seen]
+        error = np.std(values, ddof=1) / len(values) ** 0.5
+        assert abs(np.mean(values) - formula(PROPOSITION, name)(**at)) < 4 * error, name
+        other = f"plain_{name}" if corrected else name.removeprefix("plain_")
+        if name not in ("rotary", "key"):
+            assert abs(np.mean(values) - formula(PROPOSITION, other)(**at)) > 4 * error, name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -35,7 +36,12 @@ TRAINING_OPTIONS: list[inspect.Parameter] = [
         ("schedule", (), str, "constant, linear or cosine.", "cosine"),
         ("clip", (), float, "Largest norm of the gradient; 0 does not clip.", 1.0),
         ("probes", ("--probe",), list[int] | None, "Updates after which to probe; may be given more than once.", None),
+        ("traces", ("--trace",), list[int] | None, "Those of them at which to trace too, by default all.", None),
+        ("transfer", (), str | None, "A rule of transfer; see `propagate coordcheck`.", None),
+        ("base", (), tuple[int, int] | None, "Width and depth on which the rule changes nothing.", None),
+        ("together", (), int | None, "Arms of one ensemble at most; by default 1, on cuda as many as fit.", None),
         ("device", (), str, "cpu or cuda.", "cpu"),
+        ("precision", (), str, "float32, float64, bfloat16 or, on cuda, tf32.", "float32"),
         ("to", (), Path | None, "Folder of checkpoints: an interrupted run goes on from it.", None),
         ("workers", (), int, "Processes that share the arms.", 1),
     )
@@ -59,7 +65,20 @@ def run(model: Model, options: dict[str, Any], *, json: bool, out: Path | None) 
     rates = options["lrs"] or [RATE]
     optimizer = _optimizer(options["optimizer"], rates[0], options["decay"])
     text = pg.corpus(options["corpus"], options["vocabulary"])
-    kept = {name: options[name] for name in ("steps", "batch", "warmup", "schedule", "device", "to")}
+    names = (
+        "steps",
+        "batch",
+        "warmup",
+        "schedule",
+        "device",
+        "to",
+        "traces",
+        "transfer",
+        "base",
+        "together",
+        "precision",
+    )
+    kept = {name: options[name] for name in names}
     kept |= {"clip": options["clip"] or None, "probes": options["probes"] or (), "seeds": seeds, "lrs": rates}
     with nullcontext() if workers == 1 else pg.process_pool(workers) as pool, ended_at_once(pool):
         seen = pg.train(model, text, optimizer, executor=pool, **kept)
@@ -81,6 +100,13 @@ def _optimizer(name: str, lr: float, decay: float) -> Any:
     return {"sgd": SGD, "sign": Sign}[name](lr, momentum=0.9, decay=decay)
 
 
+def _collapse(probe: xr.Dataset) -> float:
+    """Where the stream ends; NaN of a probe that was not traced."""
+    if "decorrelation" not in probe:
+        return math.nan
+    return float(probe.decorrelation.values.reshape(probe.sizes["block"], -1)[-1, -1])
+
+
 def _print(seen: xr.Dataset) -> None:
     rows: list[Sequence[str]] = []
     for lr in seen.lr.values:
@@ -88,9 +114,7 @@ def _print(seen: xr.Dataset) -> None:
             arm = seen.sel(lr=lr, seed=seed)
             first, last = arm.isel(probe=0), arm.isel(probe=-1)
             cells = (arm.loss[-1], first.held_out_loss, last.held_out_loss, arm.grad_norm[0])
-            collapse = [
-                float(one.decorrelation.values.reshape(one.sizes["block"], -1)[-1, -1]) for one in (first, last)
-            ]
+            collapse = [_collapse(one) for one in (first, last)]
             end = "" if arm.diverged_at.isnull() else f"in step {int(arm.diverged_at)}"
             numbers = [f"{float(cell):.4g}" for cell in cells] + [f"{value:.3g}" for value in collapse]
             rows.append((f"{lr:g}", str(seed), *numbers, end))

@@ -1,5 +1,6 @@
 """A forward pass of what `build` makes copies nothing from the host: a step that does cannot be one CUDA graph."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -52,3 +53,28 @@ def test_tables_are_buffers(name: str) -> None:
 def test_a_table_that_is_made_in_passing_would_be_seen() -> None:
     assert hosts(9, **NETWORKS["rotary"]) != []
     assert hosts(9, **NETWORKS["uniform"]) != []
+
+
+@pytest.mark.parametrize("optimizer", [pg.Adam(0.1, decay=0.1), pg.Sign(0.1, momentum=0.5)], ids=["adam", "sign"])
+@pytest.mark.parametrize("name", ["rotary", "uniform", "gated", "experts", "measured"])
+def test_a_step_of_an_ensemble_needs_nothing(name: str, optimizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from contextlib import nullcontext
+
+    from propagate.tracing.training import ensemble
+    from propagate.tracing.training.arm import Arm
+    from propagate.tracing.training.plan import Plan
+    from propagate.transfer import factors_by_kind
+
+    more: Any = {"experts": {"experts": pg.Experts(3, 2, shared=1, identity=1)}, "measured": {"placement": "admin"}}
+    fields = {"placement": "spannorm", "causal": True} | NETWORKS.get(name, {}) | more.get(name, {})
+    model = pg.Model(**SIZE, **fields)
+    learner = Arm.learner
+    monkeypatch.setattr(Arm, "learner", lambda arm: learner(dataclasses.replace(arm, device="cpu")).to("meta"))
+    monkeypatch.setattr(ensemble, "evaluated", lambda *_: None)
+    monkeypatch.setattr(ensemble, "products_in", lambda *_: nullcontext())
+    factors = factors_by_kind(model, "complete-p", (8, 1))
+    arms = [Arm(model, pg.corpus(), optimizer, Plan(2, 3), seed, factors, "meta", together=True) for seed in (0, 1)]
+    made = ensemble.Ensemble(arms)
+    with Hosts() as mode:
+        made._step()
+    assert mode.seen == []

@@ -271,7 +271,8 @@ def test_the_command_line_trains(tmp_path: Path) -> None:
     size = ["prenorm", "--depth", "1", "--width", "16", "--heads", "2", "--tokens", "8"]
     given = ["train", *size, "--lr", "0.1", "--lr", "1e30", "--optimizer", "sgd", "--steps", "3", "--clip", "0"]
     kept, out = tmp_path / "kept", tmp_path / "seen.nc"
-    given += ["--warmup", "0", "--batch", "2", "--to", str(kept), "--out", str(out)]
+    given += ["--warmup", "0", "--batch", "2", "--to", str(kept), "--out", str(out), "--together", "2", "--trace", "0"]
+    given += ["--transfer", "mup", "--base", "8", "1"]
     done = CliRunner().invoke(app, given)
     assert done.exit_code == 0, done.output
     assert "2 arms, 1 diverged, 3 steps of 2 sequences" in done.output
@@ -280,5 +281,6 @@ def test_the_command_line_trains(tmp_path: Path) -> None:
 
     with xr.open_dataset(out, engine="scipy") as seen:
         assert seen.sizes["lr"] == 2
+        assert (seen.attrs["together"], seen.attrs["base"]) == ("an ensemble", "(8, 1)")
     again = CliRunner().invoke(app, [*given, "--json"])
     assert json.loads(again.output)["loss"][0] == seen.loss[0].values.tolist()

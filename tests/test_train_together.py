@@ -211,7 +211,7 @@ def test_adam_has_the_eps_of_its_rule_and_a_neutral_rule_changes_no_byte() -> No
     given = SETTINGS | {"traces": (), "steps": 2}
     together, alone = (pg.train(SPAN, TEXT, ADAM, together=n, transfer=Rule(), **given) for n in (2, 1))
     assert apart(together, alone) < 1e-9
-    none, neutral, wide = (
+    none, neutral, wide = (  # their attributes differ
         pg.train(SPAN, TEXT, ADAM, transfer=rule, base=base, **given)
         for rule, base in ((None, None), ("mup", (16, 2)), ("mup", (8, 2)))
     )
@@ -242,6 +242,32 @@ def test_bfloat16_keeps_weights_in_float32() -> None:
     assert 1e-6 < apart(rounded[["loss"]], exact[["loss"]]) < 0.02
     made = Ensemble([arm(SPAN, given | {"precision": "bfloat16"}, 0.01, 0)])
     assert {weight.dtype for weight in made.weights(0).values()} == {torch.float32}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recalled(pg.Sublayer):
+    """A kind of one's own, whose weights are nobody else's."""
+
+
+@pg.tracing.apply.register
+def _(_: Recalled, block: Any) -> Any:
+    return torch.nn.Linear(block.width, block.width)
+
+
+class Recalling(pg.Placement):
+    def block(self, x: Any, block: Any) -> Any:
+        x = x + block.attention(block.norm(x))
+        return x + block.apply(Recalled(), block.norm(x))
+
+
+def test_modules_of_ones_own_train_one_by_one() -> None:
+    given = SETTINGS | ARMS | {"traces": (), "steps": 2}
+    model = pg.Model(Recalling(), **NETWORK)
+    with pytest.raises(pg.ModelError, match="together must be 1 with Linear, whose members cannot be batched"):
+        pg.train(model, TEXT, ADAM, together=2, **given)
+    assert pg.train(model, TEXT, ADAM, **given).attrs["together"] == "one by one"
+    with pytest.raises(pg.ModelError, match="a rule of transfer cannot be applied to network"):
+        pg.train(model, TEXT, ADAM, transfer="mup", base=(8, 2), **given)
 
 
 def test_what_cannot_be_an_ensemble_is_said() -> None:

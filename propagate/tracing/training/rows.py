@@ -93,8 +93,8 @@ def rows_for(learner: LanguageModel, optimizer: Optimizer, by_kind: Mapping[Kind
         >>> from propagate.tracing.build import build_language_model
         >>> from propagate.transfer import KINDS
         >>> learner = build_language_model(Model("prenorm", depth=1, width=8, heads=2), vocabulary=5)
-        >>> [one.values.shape for one in rows_for(learner, SGD(0.1), {kind: Factors() for kind in KINDS}, 3)]
-        [torch.Size([3, 64]), torch.Size([3, 512]), torch.Size([3, 384]), torch.Size([3, 64]), torch.Size([3, 192])]
+        >>> [one.values.shape[1] for one in rows_for(learner, SGD(0.1), {kind: Factors() for kind in KINDS}, 3)]
+        [64, 448, 320, 64, 192]
     """
     paths = {id(parameter): path for path, parameter in learner.named_parameters()}
     found: dict[Kind | None, tuple[Optimizer, float, dict[str, nn.Parameter]]] = {}

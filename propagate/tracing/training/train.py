@@ -155,7 +155,8 @@ def train(
             seen = [trained_group(some, _files(some, folder), every, advance) for some in groups]
         else:
             seen = _on_workers(executor, groups, folder, every, advance)
-    return table_of(arms, rates, numbers, [columns for some in seen for columns in some])
+    found = table_of(arms, rates, numbers, [columns for some in seen for columns in some])
+    return found.assign_attrs(transfer=repr(transfer), base=repr(base))
 
 
 def trained_group(arms: Sequence[Arm], files: Sequence[Path | None], every: int, advance: Advance) -> list[Columns]:

@@ -11,7 +11,7 @@ The first two are exact in the wide limit whatever the law of coordinates, if T 
 and for Adam's first step, f(y) = y / (|y| + eps), eps being felt where it nears an entry. Given g, x . g is Gaussian
 where the coordinates of x are, and the averages over x are integrals of one variable; so are those over g for the sign,
 where g is Gaussian too. Else they are taken over drawn units (`tokens.drawn_units`), in independent replicas, whose
-spread is the standard error. E_x of two different coordinates makes n (n - 1); coordinates of one head count as one.
+spread is the standard error; second moments, which are known, serve as control variates. E_x of two different coordinates makes n (n - 1); coordinates of one head count as one.
 
 Momentum, which the first step has not yet, changes nothing. Decoupled decay adds -eta decay W, uncorrelated with S: a
 linear loss is odd in its own direction, and so is S.
@@ -31,13 +31,14 @@ from propagate.model import ModelError
 from propagate.optimizers import SGD, Adam, Muon, Optimizer, Sign
 from propagate.table import BY_MATRIX
 from propagate.theory.gaussian.signs import mean_root, mean_shares, soft_sign, soft_sign_averages
-from propagate.theory.tokens.drawn_units import drawn_tokens, resolved
+from propagate.theory.tokens.controls import controlled
+from propagate.theory.tokens.drawn_units import drawn_tokens, generator, resolved
 from propagate.theory.tokens.gram import Array, Gram
-from propagate.theory.tokens.modes import modes, uneven
+from propagate.theory.tokens.modes import modes, uneven, without_mean
 from propagate.theory.uses import Use
 
 CROWDING, SOFTNESS = "crowding", "softness"  # see `finite.step_allowances`
-UNITS = 512  # coordinates drawn in each replica
+UNITS = 256  # coordinates drawn in each replica
 MET = 64  # of the other side, where both are drawn
 
 
@@ -186,62 +187,120 @@ def _share(own: Any, crossed: Any) -> Any:
 def _by_entry(met: Met, eps: float) -> Step:
     use = met.use
     x, g = (resolved(moments, met.tokens) for moments in (use.x, use.g))
-    if use.draw_x is not None:
-        return _of_drawn_inputs(met, use.draw_x, g, eps)
     if use.draw_g is None:
-        draw = np.random.default_rng([*met.seed, 1])
-        apart, shared = drawn_tokens(g, 1, met.units, draw)
+        draw = generator([*met.seed, 1])
+        apart, shared = drawn_tokens(g, 1, MET if use.draw_x is not None else met.units, draw)
         arriving = (apart + shared)[:, 0].swapaxes(-1, -2)
     else:
         units = use.draw_g(met.seed, met.units)
         arriving = units.reshape(len(units), -1, met.tokens)
-    return _of_gaussian_inputs(met, x, arriving, eps)
+    meeting = _Meeting.of(met, x, g, arriving, eps)
+    if use.draw_x is not None:
+        return _of_drawn_inputs(met, use.draw_x(met.seed, met.units), meeting, eps)
+    return _of_gaussian_inputs(met, meeting, eps)
 
 
-def _of_gaussian_inputs(met: Met, x: Gram, g: Array, eps: float) -> Step:
-    """Given cotangents g (replicas, coordinates, tokens): x . g is Gaussian, of variance g^T K g."""
-    n, tokens = met.use.fan_in, met.tokens
-    if met.use.balanced:
-        g = g - g.mean(axis=-1, keepdims=True)
-        along = -g @ x.deviation
-        variance = (along * g).sum(axis=-1)
-        along = along + (g @ uneven(x)[..., None]) / 2
+class _Meeting(NamedTuple):
+    """Drawn cotangents and what the input's Gram matrix K makes of them; y = multiplier x . g of Gaussian x.
+
+    Attributes:
+        x, g: the Gram matrices.
+        arriving: cotangents (replicas, coordinates, tokens).
+        along: K g of each.
+        variance: g^T K g, of x . g.
+        power: |K g|^2.
+        controls: variance and power over their known means, less 1.
+        averages: E y f, E f^2 and E y^2 f^2 over the variance of y.
+    """
+
+    x: Gram
+    g: Gram
+    arriving: Array
+    along: Array
+    variance: Array
+    power: Array
+    controls: tuple[Array, Array]
+    averages: tuple[Array, Array, Array]
+
+    @classmethod
+    def of(cls, met: Met, x: Gram, g: Gram, arriving: Array, eps: float) -> _Meeting:
+        if met.use.balanced:
+            arriving = arriving - arriving.mean(axis=-1, keepdims=True)
+            kernel, gram = uneven(x)[..., None] / 2 - x.deviation, without_mean(g.matrix)
+        else:
+            kernel, gram = x.matrix, g.matrix
+        along = arriving @ kernel
+        variance, power = np.maximum((along * arriving).sum(axis=-1), 0.0), (along * along).sum(axis=-1)
+        means = (gram * kernel).sum(axis=(-1, -2)), ((gram @ kernel) * kernel).sum(axis=(-1, -2))
+        first, second = (_over(of, mean) for of, mean in zip((variance, power), means, strict=True))
+        averages = soft_sign_averages(met.multiplier * np.sqrt(variance), eps)
+        return cls(x, g, arriving, along, variance, power, (first, second), averages)
+
+    def slope(self, multiplier: float) -> Array:
+        """s of E x f(y) = s K g, for Gaussian x: what is linear in f is s x . g."""
+        variance, first = self.variance, self.averages[0]
+        return np.divide(first / multiplier, variance, out=np.zeros_like(first), where=variance > 0)
+
+
+def _over(values: Array, mean: Array) -> Array:
+    """Values over their mean, less 1."""
+    mean = mean[..., None]
+    return np.divide(values, mean, out=np.ones_like(values), where=mean > 0) - 1
+
+
+def _of_gaussian_inputs(met: Met, meeting: _Meeting, eps: float) -> Step:
+    n, variance = met.use.fan_in, meeting.variance
+    first, second, fourth = meeting.averages
+    crossed = n * (n - 1) * controlled(meeting.slope(met.multiplier) ** 2 * meeting.power, meeting.controls)
+    power = np.divide(meeting.power, variance, out=np.zeros_like(variance), where=variance > 0)
+    total = meeting.x.variance.sum(axis=-1)[..., None]
+    own = n * (total * second + power * (fourth - second)).mean(axis=-1)
+    return _step(met, crossed, own, controlled(first, meeting.controls[:1]), second.mean(axis=-1), eps)
+
+
+def _of_drawn_inputs(met: Met, x: Array, meeting: _Meeting, eps: float) -> Step:
+    """Inputs (replicas, units, coordinates, tokens): products of independent units.
+
+    f is split in two: a part linear in x . g, of which the mean is known, and the rest, which is averaged over units.
+    What a unit has of itself is taken out of the square of their sum.
+    """
+    n, multiplier = met.use.fan_in, met.multiplier
+    replicas, drawn, size, tokens = x.shape
+    flat, number = x.reshape(replicas, drawn * size, tokens), drawn * size
+    products = flat @ meeting.arriving.swapaxes(-1, -2)  # (replicas, coordinates, MET)
+    slope = meeting.slope(multiplier)
+    f, linear = soft_sign(multiplier * products, eps), slope[:, None] * products
+    lengths = (flat * flat).sum(axis=-1)[:, None]
+    share = _share_of(lengths, f, linear)
+    rest = f - share * linear
+    of_rest = flat.swapaxes(-1, -2) @ rest
+    if size == 1:
+        own_rest, missed = ((lengths @ of)[:, 0] for of in (rest * rest, 1 - f * f))
+        own = meeting.x.variance.sum(axis=-1)[..., None] - missed / number
     else:
-        along = g @ x.matrix
-        variance = (along * g).sum(axis=-1)
-    variance = np.maximum(variance, 0.0)
-    std = np.sqrt(variance)
-    first, second, fourth = soft_sign_averages(met.multiplier * std, eps)
-    # E x f = K g E y f / (g^T K g), y = multiplier x . g
-    power = np.divide((along**2).sum(axis=-1), variance, out=np.zeros_like(std), where=variance > 0)
-    mean = np.divide(first / met.multiplier, std, out=np.zeros_like(std), where=std > 0)
-    total = x.variance.sum(axis=-1)[..., None]
-    crossed, own = n * (n - 1) * mean**2 * power, n * (total * second + power * (fourth - second))
-    crossed, own, first, second = (of.mean(axis=-1) for of in (crossed, own, first, second))
+        turned = x.swapaxes(-1, -2)
+        by_unit = ((turned @ of.reshape(replicas, drawn, size, -1)) ** 2 for of in (rest, f))
+        own_rest, own = (of.sum(axis=(1, 2)) for of in by_unit)
+        own = own / number
+    known = share * (slope[..., None] * meeting.along).swapaxes(-1, -2)
+    of_pairs = ((of_rest * of_rest).sum(axis=1) - own_rest) / (drawn * (drawn - 1) * size**2)
+    of_pairs = (of_pairs + 2 * (known * of_rest).sum(axis=1) / number).mean(axis=-1)
+    crossed = n * (n - size) * (share**2 * controlled(slope**2 * meeting.power, meeting.controls) + of_pairs)
+    variance = np.maximum(((flat @ meeting.g.matrix) * flat).sum(axis=-1), 0.0)  # of g . x, given x
+    first, second = soft_sign_averages(multiplier * np.sqrt(variance), eps)[:2]
+    mean = (meeting.x.matrix * meeting.g.matrix).sum(axis=(-1, -2))
+    fall = controlled(first, [_over(variance, mean)])
+    return _step(met, crossed, n * own.mean(axis=-1), fall, second.mean(axis=-1), eps)
+
+
+def _share_of(lengths: Array, f: Array, linear: Array) -> float:
+    """The share of the linear part that leaves least of x f."""
+    total = float((lengths @ (linear * linear)).sum())
+    return float((lengths @ (f * linear)).sum()) / total if total > 0 else 0.0
+
+
+def _step(met: Met, crossed: Array, own: Array, first: Array, second: Array, eps: float) -> Step:
+    """From what n (n - 1) pairs of coordinates and each by itself make of the change, E y f and E f^2."""
     fall, square = met.entries * first, met.entries * second
     softness = 1 - square / met.entries if eps else 0 * square
-    return Step((crossed + own) / tokens, fall, square, np.nan * fall, _share(own, crossed), softness)
-
-
-def _of_drawn_inputs(met: Met, draw: Any, g: Gram, eps: float) -> Step:
-    """Products of independent units: what one has of itself is taken out of the square of their sum."""
-    n, tokens = met.use.fan_in, met.tokens
-    x = draw(met.seed, met.units)  # (replicas, units, coordinates, tokens)
-    normals = np.random.default_rng([*met.seed, 1])
-    apart, shared = drawn_tokens(g, 1, MET, normals)
-    arriving = (apart + shared)[:, 0]  # (replicas, tokens, MET)
-    replicas, drawn, size, _ = x.shape
-    flat = x.reshape(replicas, drawn * size, tokens)
-    y = met.multiplier * (flat @ arriving)
-    f = soft_sign(y, eps)
-    of_all = flat.swapaxes(-1, -2) @ f
-    if size == 1:
-        own = ((flat * flat).sum(axis=-1)[:, None] @ (f * f))[:, 0]
-    else:
-        own = ((x.swapaxes(-1, -2) @ f.reshape(replicas, drawn, size, MET)) ** 2).sum(axis=(1, 2))
-    crossed = ((of_all**2).sum(axis=1) - own) / (drawn * (drawn - 1) * size**2)
-    crossed, own = (n * (n - size) * crossed).mean(axis=-1), (n * own / (drawn * size)).mean(axis=-1)
-    std = met.multiplier * np.sqrt(np.maximum(((flat @ g.matrix) * flat).sum(axis=-1), 0.0))  # of y, given x
-    fall, square = (met.entries * of.mean(axis=-1) for of in soft_sign_averages(std, eps)[:2])
-    softness = 1 - square / met.entries if eps else 0 * square
-    return Step((crossed + own) / tokens, fall, square, np.nan * fall, _share(own, crossed), softness)
+    return Step((crossed + own) / met.tokens, fall, square, np.nan * fall, _share(own, crossed), softness)

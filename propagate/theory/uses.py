@@ -29,12 +29,10 @@ from propagate.sublayers import FFN, Attention, Sublayer, registered
 from propagate.theory.gaussian.activations import Maps, maps_of
 from propagate.theory.pairs.moments import Moments
 from propagate.theory.reading.blocks import Call
-from propagate.theory.tokens.drawn_units import Draw, Heads, HiddenUnits
+from propagate.theory.tokens.drawn_units import PROJECTIONS, Draw, Heads, HiddenUnits
 from propagate.theory.tokens.gram import Gram
 from propagate.theory.tokens.kernels import Kernel, kernel_of
 from propagate.theory.tokens.sublayers import of_means
-
-PROJECTIONS = ("query", "key", "value")
 
 
 @dataclass(frozen=True)

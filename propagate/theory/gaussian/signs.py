@@ -80,13 +80,21 @@ def soft_sign_averages(std: Array, eps: float) -> tuple[Array, Array, Array]:
     some = (std > 0).astype(float)
     if eps == 0:
         return np.asarray(math.sqrt(2 / math.pi) * std), some, some
-    ratio = np.log(eps / np.where(std > 0, std, eps))
-    first, second, fourth = (np.interp(ratio, RATIOS, values) for values in _softened())
+    place = (np.log(eps / np.where(std > 0, std, eps)) - RATIOS[0]) / (RATIOS[1] - RATIOS[0])
+    place = np.clip(place, 0, len(RATIOS) - 1.001)
+    below = place.astype(int)
+    first, second, fourth = _softened()[:, below] + (place - below) * _softened_steps()[:, below]
     return np.asarray(std * first), np.asarray(some * second), np.asarray(some * fourth)
 
 
 @lru_cache(maxsize=1)
-def _softened() -> tuple[Array, ...]:
-    """The averages at standard deviation 1 over `RATIOS`."""
+def _softened() -> Array:
+    """The averages at standard deviation 1, over `RATIOS` along the last axis."""
     f = SIZES / (SIZES + np.exp(RATIOS)[:, None])
-    return tuple((WEIGHTS * values).sum(axis=-1) for values in (SIZES * f, f * f, SIZES**2 * f * f))
+    return np.stack([(WEIGHTS * values).sum(axis=-1) for values in (SIZES * f, f * f, SIZES**2 * f * f)])
+
+
+@lru_cache(maxsize=1)
+def _softened_steps() -> Array:
+    """By how much each is less than the next."""
+    return np.diff(_softened(), axis=-1, append=0.0)

@@ -22,6 +22,7 @@ from propagate.theory.gaussian.expressions import functions
 from propagate.theory.tokens.drawn_heads import gaussian_tokens, norm_pull, normed, turned
 from propagate.theory.tokens.gram import Array, Gram
 
+PROJECTIONS = ("query", "key", "value")
 Draw = Callable[[Sequence[int], int], Array]
 """From a seed and about how many coordinates to draw in each replica to (replicas, units, coordinates, tokens); units
 are independent, the coordinates of one are not."""
@@ -38,6 +39,11 @@ def resolved(x: Any, tokens: int) -> Gram:
     """
     gram = x if isinstance(x, Gram) else Gram.exchangeable(float(x.variance), float(x.deviation), tokens)
     return Gram(gram.matrix[None], gram.deviation[None]) if gram.matrix.ndim == 2 else gram
+
+
+def generator(seed: Sequence[int]) -> np.random.Generator:
+    """Of the bit generators the one whose normals take the least time."""
+    return np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed)))
 
 
 def drawn_tokens(gram: Gram, samples: int, count: int, draw: np.random.Generator) -> tuple[Array, Array]:
@@ -67,12 +73,12 @@ class HiddenUnits:
     tokens: int
     scale: Any
     norm: Norm
-    drawn: dict[Any, tuple[Array, Any, Array]] = field(default_factory=dict, repr=False, compare=False)
+    drawn: dict[Any, tuple[Array, Array, Any, Array]] = field(default_factory=dict, repr=False, compare=False)
 
     def values(self, seed: Sequence[int], count: int) -> Array:
         """What the output matrix reads."""
-        gate, linear, _ = self._sample(seed, count)
-        found = functions(self.ffn.activation.core).value(gate) * linear
+        _, value, linear, _ = self._sample(seed, count)
+        found = value * linear
         if self.scale is not None:
             if self.norm.centred:
                 found = found - found.mean(axis=(0, 1), keepdims=True)
@@ -81,26 +87,24 @@ class HiddenUnits:
 
     def cotangents(self, name: str, seed: Sequence[int], count: int) -> Array:
         """At the output of an input matrix: "ffn_in" or "ffn_gate"."""
-        gate, linear, arriving = self._sample(seed, count)
-        of_gate = functions(self.ffn.activation.core)
+        gate, factor, linear, arriving = self._sample(seed, count)
         if not self.ffn.activation.gated or name == "ffn_gate":
-            factor = of_gate.slope(gate) * linear
-        else:
-            factor = of_gate.value(gate)
+            factor = functions(self.ffn.activation.core).slope(gate) * linear
         return np.asarray((factor * arriving)[:, :, None])
 
-    def _sample(self, seed: Sequence[int], count: int) -> tuple[Array, Any, Array]:
-        """Input of the activation, what multiplies its output, and the cotangent: (replicas, units, tokens)."""
+    def _sample(self, seed: Sequence[int], count: int) -> tuple[Array, Array, Any, Array]:
+        """Input of the activation, its output, what multiplies that, and the cotangent: (replicas, units, tokens)."""
         of = (tuple(seed), count)
         if of not in self.drawn:
             self.drawn.clear()
-            draw, ffn = np.random.default_rng(seed), self.ffn
-            before, arriving = (resolved(x, self.tokens) for x in (self.before, self.arriving))
+            draw, ffn = generator(seed), self.ffn
+            before, cotangents = (resolved(x, self.tokens) for x in (self.before, self.arriving))
             apart, shared = drawn_tokens(before, 1 + ffn.activation.gated, count, draw)
             inputs = (apart + shared).swapaxes(-1, -2)
-            apart, shared = drawn_tokens(arriving, 1, count, draw)
+            apart, shared = drawn_tokens(cotangents, 1, count, draw)
             linear = inputs[:, 1] if ffn.activation.gated else 1.0
-            self.drawn[of] = ffn.gate_gain * inputs[:, 0], linear, (apart + shared)[:, 0].swapaxes(-1, -2)
+            gate, arriving = ffn.gate_gain * inputs[:, 0], (apart + shared)[:, 0].swapaxes(-1, -2)
+            self.drawn[of] = gate, functions(ffn.activation.core).value(gate), linear, arriving
         return self.drawn[of]
 
 
@@ -164,15 +168,18 @@ class Heads:
         return self.kind.heads // self.kind.kv_heads
 
     def _sample(self, seed: Sequence[int], count: int) -> _Sample:
-        kind, size, group, draw = self.kind, self.kind.size, self._group, np.random.default_rng(seed)
+        kind, size, group, draw = self.kind, self.kind.size, self._group, generator(seed)
         units = max(round(count / (size * group)), 2)
 
         def drawn(moments: Any, heads: int) -> tuple[Array, Array]:
             return drawn_tokens(resolved(moments, self.tokens), heads, size, draw)
 
+        ends = [units * group, units * group + units]
+        apart, shared = (np.split(part, ends, axis=1) for part in drawn(self.x, ends[-1] + units))
+        gains = kind.query_gain, kind.key_gain, kind.value_gain
         query, key, value = (
-            self._projected(part, drawn(self.x.times(getattr(kind, f"{part}_gain")), heads))
-            for part, heads in (("query", units * group), ("key", units), ("value", units))
+            self._projected(name, (gain * one, gain * other))
+            for name, gain, one, other in zip(PROJECTIONS, gains, apart, shared, strict=True)
         )
         keys, values = (np.repeat(part.apart, group, axis=1) if group > 1 else part.apart for part in (key, value))
         apart, shared = drawn(self.arriving, units * group)

@@ -65,7 +65,9 @@ def modes(tokens: int, x: Any, g: Any, *, balanced: bool = False) -> Modes:
 def _of_grams(x: Gram, g: Gram, balanced: bool) -> Modes:
     scale = np.sqrt(np.maximum(g.variance, 0.0))
     shape = scale[..., :, None] * scale[..., None, :]
-    alike = np.divide(_centred(g.matrix) if balanced else g.matrix, shape, out=np.zeros_like(shape), where=shape > 0)
+    alike = np.divide(
+        without_mean(g.matrix) if balanced else g.matrix, shape, out=np.zeros_like(shape), where=shape > 0
+    )
     values, vectors = np.linalg.eigh(alike)
     there = values > RESOLVED * np.maximum(values[..., -1:], RESOLVED)
     root = scale[..., None] * vectors * np.sqrt(np.where(there, values, 0.0))[..., None, :]
@@ -90,7 +92,7 @@ def _of_grams(x: Gram, g: Gram, balanced: bool) -> Modes:
     return Modes(np.where(resolved, power, 0.0), size, count, rank, spanned)
 
 
-def _centred(matrix: Array) -> Array:
+def without_mean(matrix: Array) -> Array:
     """Symmetric, and without what sums over tokens have: the rounding of draws in single precision."""
     matrix = (matrix + matrix.swapaxes(-1, -2)) / 2
     less = matrix - matrix.mean(axis=-1, keepdims=True)

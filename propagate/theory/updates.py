@@ -11,7 +11,8 @@ The first two are exact in the wide limit whatever the law of coordinates, if T 
 and for Adam's first step, f(y) = y / (|y| + eps), eps being felt where it nears an entry. Given g, x . g is Gaussian
 where the coordinates of x are, and the averages over x are integrals of one variable; so are those over g for the sign,
 where g is Gaussian too. Else they are taken over drawn units (`tokens.drawn_units`), in independent replicas, whose
-spread is the standard error; second moments, which are known, serve as control variates. E_x of two different coordinates makes n (n - 1); coordinates of one head count as one.
+spread is the standard error; second moments, which are known, serve as control variates. E_x of two different
+coordinates makes n (n - 1); coordinates of one head count as one.
 
 Momentum, which the first step has not yet, changes nothing. Decoupled decay adds -eta decay W, uncorrelated with S: a
 linear loss is odd in its own direction, and so is S.

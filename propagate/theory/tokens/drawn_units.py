@@ -175,11 +175,11 @@ class Heads:
             return drawn_tokens(resolved(moments, self.tokens), heads, size, draw)
 
         ends = [units * group, units * group + units]
-        apart, shared = (np.split(part, ends, axis=1) for part in drawn(self.x, ends[-1] + units))
+        entered = (np.split(part, ends, axis=1) for part in drawn(self.x, ends[-1] + units))
         gains = kind.query_gain, kind.key_gain, kind.value_gain
         query, key, value = (
             self._projected(name, (gain * one, gain * other))
-            for name, gain, one, other in zip(PROJECTIONS, gains, apart, shared, strict=True)
+            for name, gain, one, other in zip(PROJECTIONS, gains, *entered, strict=True)
         )
         keys, values = (np.repeat(part.apart, group, axis=1) if group > 1 else part.apart for part in (key, value))
         apart, shared = drawn(self.arriving, units * group)

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from propagate.coordinates.check import CoordinateCheck, coordinate_check
     from propagate.divergence import Divergence, first_divergence
     from propagate.documents import Corpus, corpus
+    from propagate.inverse.conditions import AttentionShare, Distinct, FirstStep, GradientGain, Growth, StreamGain
+    from propagate.inverse.solve import Solution, solve
     from propagate.montecarlo.balance import simulate_balance
     from propagate.montecarlo.simulate import simulate
     from propagate.montecarlo.steps.simulate import simulate_steps
@@ -62,12 +64,17 @@ __all__ = [
     "Activation",
     "Adam",
     "Attention",
+    "AttentionShare",
     "CoordinateCheck",
     "Corpus",
     "CrossEntropy",
+    "Distinct",
     "Divergence",
     "Experts",
+    "FirstStep",
     "Gains",
+    "GradientGain",
+    "Growth",
     "LatentAttention",
     "Linear",
     "Model",
@@ -77,7 +84,9 @@ __all__ = [
     "Placement",
     "ScaleInit",
     "Sign",
+    "Solution",
     "Start",
+    "StreamGain",
     "Sublayer",
     "ValidityWarning",
     "active_experts",
@@ -104,6 +113,7 @@ __all__ = [
     "simulate",
     "simulate_balance",
     "simulate_steps",
+    "solve",
     "start_of",
     "trace",
     "trace_steps",
@@ -116,9 +126,16 @@ __all__ = [
 _LAZY = {
     "CoordinateCheck": "propagate.coordinates.check",
     "Corpus": "propagate.documents",
+    "AttentionShare": "propagate.inverse.conditions",
+    "Distinct": "propagate.inverse.conditions",
     "Divergence": "propagate.divergence",
     "active_experts": "propagate.theory.active_experts",
     "balanced": "propagate.theory.balance",
+    "FirstStep": "propagate.inverse.conditions",
+    "GradientGain": "propagate.inverse.conditions",
+    "Growth": "propagate.inverse.conditions",
+    "Solution": "propagate.inverse.solve",
+    "StreamGain": "propagate.inverse.conditions",
     "build": "propagate.tracing.build",
     "build_language_model": "propagate.tracing.build",
     "citation": "propagate.references",
@@ -139,6 +156,7 @@ _LAZY = {
     "simulate": "propagate.montecarlo.simulate",
     "simulate_balance": "propagate.montecarlo.balance",
     "simulate_steps": "propagate.montecarlo.steps.simulate",
+    "solve": "propagate.inverse.solve",
     "trace": "propagate.tracing.trace",
     "trace_steps": "propagate.tracing.steps",
     "train": "propagate.tracing.training.train",

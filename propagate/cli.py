@@ -33,6 +33,7 @@ from propagate.cli_output import (
     show,
     write,
 )
+from propagate.cli_solve import solve
 from propagate.cli_trace import corpus, trace, weights
 from propagate.cli_train import TRAINING_OPTIONS, run
 from propagate.cli_verify import verify
@@ -339,6 +340,7 @@ def prove(
 
 
 app.command()(_on_a_network(coordcheck, FEW))
+app.command()(_on_a_network(solve))
 app.command()(trace)
 app.command()(weights)
 app.command()(corpus)

@@ -1,0 +1,1 @@
+"""The inverse problem: which value of a field meets stated conditions."""

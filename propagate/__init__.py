@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from propagate.picture import plot
     from propagate.readable import report
     from propagate.references import citation
+    from propagate.sweeps.sweep import sweep
     from propagate.text import equations
     from propagate.theory.active_experts import active_experts
     from propagate.theory.balance import balanced, predict_balance
@@ -115,6 +116,7 @@ __all__ = [
     "simulate_steps",
     "solve",
     "start_of",
+    "sweep",
     "trace",
     "trace_steps",
     "train",
@@ -157,6 +159,7 @@ _LAZY = {
     "simulate_balance": "propagate.montecarlo.balance",
     "simulate_steps": "propagate.montecarlo.steps.simulate",
     "solve": "propagate.inverse.solve",
+    "sweep": "propagate.sweeps.sweep",
     "trace": "propagate.tracing.trace",
     "trace_steps": "propagate.tracing.steps",
     "train": "propagate.tracing.training.train",

@@ -34,6 +34,7 @@ from propagate.cli_output import (
     write,
 )
 from propagate.cli_solve import solve
+from propagate.cli_sweep import sweep
 from propagate.cli_trace import corpus, trace, weights
 from propagate.cli_train import TRAINING_OPTIONS, run
 from propagate.cli_verify import verify
@@ -341,6 +342,7 @@ def prove(
 
 app.command()(_on_a_network(coordcheck, FEW))
 app.command()(_on_a_network(solve))
+app.command()(_on_a_network(sweep))
 app.command()(trace)
 app.command()(weights)
 app.command()(corpus)

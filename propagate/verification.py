@@ -30,14 +30,14 @@ from propagate.cells import cells_of as cells_of
 from propagate.checks import shown
 from propagate.files import check_writable
 from propagate.identity import described, digest
+from propagate.kept_tables import write_table
 from propagate.model import Model, ModelError, as_placement
-from propagate.outline import outline
-from propagate.placement import Placement
+from propagate.own_functions import functions_of_placement
 from propagate.quantities import QUANTITIES
 from propagate.scaling import ScaleInit
 from propagate.table import provenance
 from propagate.verdicts import CANNOT_TELL, DISAGREES
-from propagate.verification_files import read_results, read_table, write_results, write_table
+from propagate.verification_files import read_results, read_table, write_results
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -217,21 +217,7 @@ def _text_of(cell: Cell) -> dict[str, Any]:
     """What a cell's network is drawn from, but for the settings."""
     placement = AS_VERIFIED.get(cell.placement) or as_placement(cell.placement)
     texts = {cell.placement: described(placement), cell.scaling: described(SCALINGS[cell.scaling])}
-    return {"propagate": provenance()["propagate"]} | texts | _functions_of(placement)
-
-
-def _functions_of(placement: Placement) -> dict[str, Any]:
-    """The text of the functions that are registered for descriptions of a user's own which a placement applies."""
-    import propagate as pg
-
-    calls = [call for index in (1, 2, 3) for call in outline(placement, 3, index)]
-    kinds = {type(call.description) for call in calls if call.description is not None}
-    return {
-        f"{witness.__name__} of {kind.__qualname__}": described(witness.apply.registry.get(kind))
-        for kind in sorted(kinds, key=lambda kind: kind.__qualname__)
-        if kind.__module__.split(".")[0] != "propagate"
-        for witness in (pg.theory, pg.montecarlo)
-    }
+    return {"propagate": provenance()["propagate"]} | texts | functions_of_placement(placement)
 
 
 def _judged_once(settings: Settings, cell: Cell, tables: Path | None) -> dict[str, Any]:

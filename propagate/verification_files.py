@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
 from dataclasses import asdict
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from propagate.cells import Cell, Settings
 from propagate.checks import ModelError
-from propagate.files import read_whole, replace, sealed, unsealed
+from propagate.files import read_whole, replace
 from propagate.identity import differences, digest
+from propagate.kept_tables import read_sealed
 from propagate.verdicts import AGREES, CANNOT_TELL, DISAGREES
 
 if TYPE_CHECKING:
@@ -112,32 +112,15 @@ def _control(one: Any) -> bool:
     return isinstance(one, dict) and all(isinstance(one.get(name), kind) for name, kind in kinds.items())
 
 
-def write_table(path: Path, table: xr.Dataset) -> None:
-    """As netCDF, with the SHA-256 of its bytes behind them."""
-    long = {"seed": str(table.attrs["seed"])}  # more digits than the file format has
-    replace(path, sealed(bytes(table.assign_attrs(long).to_netcdf(engine="scipy"))))
-
-
 def read_table(path: Path, depth: int) -> xr.Dataset:
     """A measured table.
 
     Raises:
         ModelError: for a file that is not as it was written, or no table of so many blocks.
     """
-    import xarray as xr
-
-    content = unsealed(read_whole(path, "table", MOST))
-    if content is None:
-        raise ModelError(
-            f"table {str(path)!r} is damaged or no table: its bytes are not those that were written, by their SHA-256;"
-            " remove it, and it is measured again"
-        )
-    try:
-        found = xr.load_dataset(io.BytesIO(content), engine="scipy")
-        sizes = dict.fromkeys(("variance", "variance_se", "grad_variance"), found.sizes["block"])
-        complete = all("block" in found[name].dims for name in sizes) and "sampler" in found.attrs
-    except Exception as error:  # of SciPy's reader: its bytes are a stranger's, sealed by a stranger
-        raise ModelError(f"table {str(path)!r} is no table: {type(error).__name__}; remove it") from None
+    found = read_sealed(path)
+    names = ("variance", "variance_se", "grad_variance")
+    complete = all(name in found and "block" in found[name].dims for name in names) and "sampler" in found.attrs
     if not complete or found.sizes["block"] != depth + 1:
         raise ModelError(f"table {str(path)!r} is no table of depth={depth}; remove it")
     return found

@@ -87,6 +87,19 @@ def test_a_killed_worker_changes_no_verdict(client: Any, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+def test_a_killed_worker_changes_no_sweep(client: Any, tmp_path: Path) -> None:
+    over = {"depth": (1, 2), "placement": ["postnorm", "prenorm"], "ffn_gain": (0.5, 1.0)}
+    verbs: Any = {"predict": {}, "simulate": {name: DRAWS[name] for name in ("draws", "backend")}}
+    cells = tmp_path / "there" / "cells"
+    with killing(client, lambda: cells.exists() and any(cells.iterdir())) as killed:
+        found = pg.sweep(MODEL, over, verbs, executor=client.get_executor(), to=tmp_path / "there")
+    assert killed
+    assert killed[0] not in client.run(os.getpid).values()
+    assert found.identical(pg.sweep(MODEL, over, verbs, to=tmp_path / "here"))
+    assert (tmp_path / "there" / "sweep.nc").read_bytes() == (tmp_path / "here" / "sweep.nc").read_bytes()
+
+
+@pytest.mark.slow
 def test_a_killed_worker_loses_no_arm_that_has_ended(client: Any, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="torch is absent: install the extra [torch]")
     settings: Any = {"lrs": (0.01, 0.1), "seeds": (0, 1, 2), "steps": 20, "batch": 2, "progress": False}

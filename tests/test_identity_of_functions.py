@@ -42,10 +42,13 @@ def test_an_edited_function_names_other_tables() -> None:
 
 
 def test_the_package_s_own_have_none() -> None:
-    from propagate.verification import _functions_of
+    from propagate.own_functions import functions_of_placement
 
-    assert _functions_of(pg.placement("spannorm")) == {}
-    assert list(_functions_of(AppliesTurned())) == ["propagate.theory of Turned", "propagate.montecarlo of Turned"]
+    assert functions_of_placement(pg.placement("spannorm")) == {}
+    assert list(functions_of_placement(AppliesTurned())) == [
+        "propagate.theory of Turned",
+        "propagate.montecarlo of Turned",
+    ]
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Solution:
     """
 
     unknown: str
-    intervals: tuple[Interval, ...]
+    intervals: tuple[tuple[float, float], ...]
     value: float | None
     nearest: float
     setting: Setting

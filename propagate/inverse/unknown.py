@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,7 @@ class Setting:
     optimizer: Any = None
     transfer: Any = None
 
-    def replaced(self, path: str, value: float) -> Setting:
+    def replaced(self, path: str, value: Any) -> Setting:
         """With another value of the number at this path.
 
         Raises:
@@ -47,6 +48,44 @@ class Setting:
         if head in BESIDE:
             return dataclasses.replace(self, **{head: _replaced(getattr(self, head), rest, value)})
         return dataclasses.replace(self, model=_replaced(self.model, path, value))
+
+    def with_values(self, values: Mapping[str, Any]) -> Setting:
+        """With other values of several fields: those of the model itself together, then those of its descriptions.
+
+        Raises:
+            ModelError: for a path that leads to no field, or as whatever has the field refuses the value.
+
+        Example:
+            >>> from propagate.scaling import ScaleInit
+            >>> setting = Setting(Model("prenorm", depth=4, scaling=ScaleInit(0.0)))
+            >>> setting.with_values({"scaling.exponent": 0.5, "width": 96, "heads": 12}).model.heads
+            12
+        """
+        own: dict[str, Any] = {path: value for path, value in values.items() if "." not in path}
+        for path in own:
+            _check_field(path, self.model, path)
+        found = dataclasses.replace(self, model=dataclasses.replace(self.model, **own))
+        for path, value in values.items():
+            if path not in own:
+                found.check_field(path)
+                found = found.replaced(path, value)
+        return found
+
+    def check_field(self, path: str) -> Any:
+        """What has the field at this path.
+
+        Raises:
+            ModelError: for a path that leads to no field.
+        """
+        owner: Any = self if path.partition(".")[0] in BESIDE else self.model
+        *heads, last = path.split(".")
+        for at, head in enumerate(heads):
+            _check_field(path, owner, head)
+            owner = getattr(owner, head)
+            if owner is None:
+                raise ModelError(f"{path!r} needs {'.'.join(heads[: at + 1])}=, which is None")
+        _check_field(path, owner, last)
+        return owner
 
     def number(self, path: str) -> tuple[float | None, bool]:
         """The number at this path, None where that is its default; and whether it must be whole.
@@ -64,25 +103,17 @@ class Setting:
             raise ModelError(
                 f"unknown must be the path of a number, such as 'scaling.exponent' or 'depth', got {shown(path)}"
             )
-        owner: Any = self if path.partition(".")[0] in BESIDE else self.model
-        *heads, last = path.split(".")
-        for at, head in enumerate(heads):
-            _check_field(path, owner, head)
-            owner = getattr(owner, head)
-            if owner is None:
-                raise ModelError(f"unknown {path!r} needs {'.'.join(heads[: at + 1])}=, which is None")
-        _check_field(path, owner, last)
-        return _number(path, owner, last)
+        return _number(path, self.check_field(path), path.rpartition(".")[2])
 
 
 def _check_field(path: str, owner: Any, name: str) -> None:
     kind = type(owner).__name__
     if not dataclasses.is_dataclass(owner):
-        raise ModelError(f"unknown must be the path of a number, got {path!r}: {kind} has no fields")
+        raise ModelError(f"{path!r} must be the path of a field, but {kind} has none")
     names = [field.name for field in dataclasses.fields(owner) if field.init]
     if name not in names:
         known = f"the fields {', '.join(names)}" if names else "no fields"
-        raise ModelError(f"unknown must be the path of a number, got {path!r}: {kind} has {known}")
+        raise ModelError(f"{path!r} must be the path of a field, but {kind} has {known}")
 
 
 def _number(path: str, owner: Any, name: str) -> tuple[float | None, bool]:
@@ -98,7 +129,7 @@ def _number(path: str, owner: Any, name: str) -> tuple[float | None, bool]:
     return value, whole
 
 
-def _replaced(owner: Any, path: str, value: float) -> Any:
+def _replaced(owner: Any, path: str, value: Any) -> Any:
     head, _, rest = path.partition(".")
     new = _replaced(getattr(owner, head), rest, value) if rest else value
     short: dict[str, Any] = {}

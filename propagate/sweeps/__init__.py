@@ -1,0 +1,1 @@
+"""Grids of networks and verbs, cell by cell, on any executor."""

@@ -32,6 +32,9 @@ MODELS = {
     "grouped heads, window": pg.Model("spannorm", key_value_heads=1, window=3, rope=10.0, **NETWORK),
     "uniform attention": pg.Model("prenorm", logit_std=0.0, **NETWORK),
     "experts": pg.Model("spannorm", experts=pg.Experts(4, 2, shared=1, identity=1), activation="swiglu", **NETWORK),
+    "experts, chosen with a bias": pg.Model(
+        "spannorm", experts=pg.Experts(3, 2, softmax="before", bias=(0.0, 0.5, 0.1)), **NETWORK
+    ),
     "normed inside": pg.Model("prenorm", normed=("query", "key", "heads", "hidden"), **NETWORK),
     "a measured standard deviation": pg.Model("admin", **NETWORK),
     "several streams": pg.Model("siamesenorm", **NETWORK),
@@ -67,7 +70,8 @@ def test_an_ensemble_is_its_arms(name: str) -> None:
 
 
 def test_a_member_is_traced_as_an_arm_by_itself() -> None:
-    together, alone = both(SPAN, ADAM, traces=(2,), seeds=(3,), steps=3)
+    model = MODELS["experts, chosen with a bias"]
+    together, alone = both(model, ADAM, traces=(2,), seeds=(3,), steps=3)
     assert apart(together, alone) < 1e-7
     assert np.isnan(together.variance.sel(probe=0)).all()
     assert (together.step_ratio.sel(probe=2, matrix="query", block=1) > 1e-3).all()

@@ -43,6 +43,7 @@ class Ensemble:
         self.learner = one.learner()
         self._rows = rows_for(self.learner, one.optimizer, one.factors, members)
         views = {path: nn.Parameter(rows.view(rows.values, path)) for rows in self._rows for path in rows.places}
+        self._fixed = {path: kept for path, kept in self.learner.state_dict().items() if path not in views}
         stack(self.learner, views)
         self._weights = views
         self._text = torch.from_numpy(one.corpus.stream("training").astype(np.int32)).to(device)
@@ -90,7 +91,8 @@ class Ensemble:
 
     def weights(self, member: int) -> dict[str, Tensor]:
         """Copies, by the paths of a plain language model."""
-        return {path: weight.detach()[member].clone() for path, weight in self._weights.items()}
+        trained = {path: weight.detach()[member].clone() for path, weight in self._weights.items()}
+        return trained | self._fixed
 
     @torch.no_grad()
     def load(self, member: int, state: State) -> None:

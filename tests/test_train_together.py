@@ -1,6 +1,7 @@
 """An ensemble is its arms, each trained by the plain loop: losses, gradients, weights; on CUDA as one graph a step."""
 
 import dataclasses
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -223,16 +224,23 @@ def test_adam_has_the_eps_of_its_rule_and_a_neutral_rule_changes_no_byte() -> No
     assert apart(wide, none) > 1e-4
 
 
-@pytest.mark.slow
-def test_compiled_text_is_used_for_those_blocks_that_it_fits() -> None:
-    given, model = SETTINGS | {"traces": ()}, pg.Model("spannorm", **(NETWORK | {"depth": 3}))
+TEXTS = {"prenorm": 1, "spannorm": 2, "layernormscaling": 1, "siamesenorm": 1, "admin": 2}
+"""SpanNorm's first block norms what enters it; Admin's is given a number, the others a measured one."""
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("placement", TEXTS)
+def test_a_compiled_text_serves_those_blocks_that_it_fits(placement: str) -> None:
+    given, model = SETTINGS | {"traces": ()}, pg.Model(placement, rope=10.0, **(NETWORK | {"depth": 3}))
     plain, fused = (
         Ensemble([arm(model, given, lr, 0) for lr in (0.003, 0.02)], backend) for backend in (None, "eager")
     )
-    first, second, third = fused.learner.network.blocks
-    assert all(isinstance(block, Fused) for block in (first, second, third))
-    assert first.function is not second.function  # SpanNorm's first block norms what enters it
-    assert second.function is third.function
+    blocks = list(fused.learner.network.blocks)
+    assert all(isinstance(block, Fused) for block in blocks)
+    assert len({block.function for block in blocks}) == TEXTS[placement]
+    assert all(one.text.is_of(other.text) for one, other in pairwise(blocks[1:]))
+    differ = any(not torch.equal(a, b) for a, b in zip(blocks[1].text.numbers, blocks[2].text.numbers, strict=True))
+    assert differ == (placement in ("layernormscaling", "siamesenorm"))
     for one, other in zip(plain.advance(0, 3), fused.advance(0, 3), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12)
 

@@ -62,7 +62,8 @@ class Ensemble:
                 self.load(member, {"learner": first})
         self._by = plainly(one.optimizer)
         if backend is not None:
-            fuse(self.learner, self._held_out[:, : plan.batch, :-1], backend)
+            with products_in(one.precision, device):
+                fuse(self.learner, self._held_out[:, : plan.batch, :-1], backend)
             self._by = torch.compile(self._by, backend=backend, fullgraph=True, dynamic=False)
         self._graph = _captured(self._step, self._at) if self._at.is_cuda else None
         self.evaluated()  # so that it is known at once whether there is memory for it

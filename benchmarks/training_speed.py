@@ -33,6 +33,7 @@ from propagate.tracing.training.probes import loss_of
 from propagate.transfer import factors_by_kind
 
 OPTIMIZER = Adam(1e-3, betas=(0.9, 0.95), decay=0.1)
+PLAIN = "plain loop"
 STEPS = 500
 """At most."""
 
@@ -69,7 +70,7 @@ def main() -> None:
     print(f"{'':34} {'ms':>8} {'x plain':>8} {'x graph':>8} {'of floor':>8} {'TFLOP/s':>8} {'built, s':>8}")
     for precision in options.precisions:
         one = dataclasses.replace(arm, precision=precision)
-        ways: list[tuple[str, int, Callable[[], Callable[[int], object]]]] = [("plain loop", 1, lambda a=one: plain(a))]
+        ways: list[tuple[str, int, Callable[[], Callable[[int], object]]]] = [(PLAIN, 1, lambda a=one: plain(a))]
         for backend in options.backends:
             for members in options.members:
                 way = f"ensemble of {members}, {'compiled' if backend != 'none' else 'as it is'}"
@@ -79,6 +80,9 @@ def main() -> None:
             rows.append(_measured(precision, way, members, make, rows, floors[precision], options))
             _print(rows[-1])
             write(options.out, {"summary": summary, "rows": rows})
+    plain_ms, ensemble_ms = (min(row["ms"] for row in rows if (row["way"] == PLAIN) == it) for it in (True, False))
+    print(f"the fastest ensemble is {plain_ms / ensemble_ms:.1f} times as fast as the fastest plain loop")
+    write(options.out, {"summary": summary | {"fastest_over_fastest_plain": plain_ms / ensemble_ms}, "rows": rows})
 
 
 def _arm(model: Model, options: argparse.Namespace) -> Arm:
@@ -141,8 +145,8 @@ def _measured(
     row = {"precision": precision, "way": way, "members": members, "ms": ms, "steps": steps, "built_s": built}
     row |= {"peak_gib": memory, "tflops": least["flops"] / ms / 1e9, "of_floor": ms / least["ms"]}
     same = [one for one in rows if one["precision"] == precision]
-    row["times_plain"] = next((one["ms"] for one in same if one["way"] == "plain loop"), ms) / ms
-    graphs = [one["ms"] for one in [*same, row] if one["members"] == 1 and one["way"] != "plain loop"]
+    row["times_plain"] = next((one["ms"] for one in same if one["way"] == PLAIN), ms) / ms
+    graphs = [one["ms"] for one in [*same, row] if one["members"] == 1 and one["way"] != PLAIN]
     row["times_graph"] = min(graphs) / ms if graphs else float("nan")
     return row
 

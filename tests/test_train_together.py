@@ -148,7 +148,7 @@ def test_one_that_diverges_leaves_the_others_alone(tmp_path: Path) -> None:
 def test_what_does_not_fit_into_memory_trains_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
 
-    def small(arms: Any) -> Ensemble:
+    def small(arms: Any, backend: Any = None) -> Ensemble:
         sizes.append(len(arms))
         if len(arms) > 2:
             raise torch.cuda.OutOfMemoryError
@@ -159,6 +159,20 @@ def test_what_does_not_fit_into_memory_trains_in_halves(monkeypatch: pytest.Monk
     monkeypatch.setattr(togethers, "Ensemble", small)
     assert apart(pg.train(MODELS["prenorm"], TEXT, ADAM, together=5, **given), whole) < 1e-12
     assert sizes == [5, 2, 3, 1, 2]
+
+
+def test_where_nothing_compiles_arms_train_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(arms: Any, backend: Any = None) -> Any:
+        if backend is not None:
+            raise RuntimeError("no C compiler\nand more")
+        return len(arms), backend
+
+    monkeypatch.setattr(togethers, "Ensemble", made)
+    long = dataclasses.replace(arm(SPAN, SETTINGS | {"traces": ()}, 0.1, 0), device="cuda", plan=Plan(10**8, 1))
+    with pytest.warns(UserWarning, match="torch.compile failed, .*: no C compiler$"):
+        assert togethers._made([long, long]) == (2, None)
+    short = dataclasses.replace(long, plan=Plan(10, 1))
+    assert togethers._made([short]) == (1, None)
 
 
 @dataclasses.dataclass(frozen=True)

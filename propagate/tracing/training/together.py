@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -24,6 +25,8 @@ from propagate.tracing.training.states import load, save
 
 REPORT = 20
 """Steps, at most, between two moments in which the host waits for the device."""
+WORTH_COMPILING = 5e10
+"""Entries of streams, over steps, blocks and members, from which on what `torch.compile` saves is worth its seconds."""
 
 
 @dataclass(eq=False)
@@ -87,7 +90,7 @@ def _member(arm: Arm, file: Path | None) -> Member:
 
 def _train(members: list[Member], every: int, advance: Advance) -> None:
     try:
-        ensemble = Ensemble([one.arm for one in members])
+        ensemble = _made([one.arm for one in members])
     except torch.cuda.OutOfMemoryError as error:
         if len(members) == 1:
             raise ModelError(f"the device has too little memory for one arm: {error}") from None
@@ -124,6 +127,22 @@ def _train(members: list[Member], every: int, advance: Advance) -> None:
     for place, one in enumerate(members):
         if one.file is not None and not one.diverged:
             one.keep(ENDED, {"learner": ensemble.weights(place)})
+
+
+def _made(arms: list[Arm]) -> Ensemble:
+    """Compiled where that is worth its time; as it is where compiling fails, as without a C compiler."""
+    one = arms[0]
+    work = one.plan.steps * one.plan.batch * one.model.tokens * one.model.depth * one.model.width * len(arms)
+    if torch.device(one.device).type != "cuda" or work < WORTH_COMPILING:
+        return Ensemble(arms)
+    try:
+        return Ensemble(arms, "inductor")
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a compiler raises
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        warnings.warn(f"torch.compile failed, so that arms train about half as fast: {said[:200]}", stacklevel=2)
+    return Ensemble(arms)
 
 
 def _stops(members: Sequence[Member], every: int) -> list[int]:

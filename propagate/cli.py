@@ -213,7 +213,7 @@ def _simulated(model: Model, start: dict[str, Any], run: dict[str, Any], through
     workers = options.pop("workers")
     integer("workers", workers, at_most=MOST_WORKERS)
     with nullcontext() if workers == 1 else pg.process_pool(workers) as pool, ended_at_once(pool):
-        return pg.simulate(model, **options, executor=pool)
+        return pg.simulate(model, **options, executor=pool, progress=True)
 
 
 @app.command()
@@ -295,7 +295,7 @@ def figures(
             typer.echo("\n".join(scripts.names()))
         else:
             chosen, committed = names or scripts.names(), scripts.ROOT / "figures"
-            written = scripts.regenerate(chosen, full=full, backend=backend, to=to)
+            written = scripts.regenerate(chosen, full=full, backend=backend, to=to, progress=True)
             for path in written:
                 typer.echo(path)
             data = [path for path in written if path.suffix == ".nc" and path.parent.resolve() != committed]

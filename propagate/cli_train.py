@@ -81,7 +81,7 @@ def run(model: Model, options: dict[str, Any], *, json: bool, out: Path | None) 
     kept = {name: options[name] for name in names}
     kept |= {"clip": options["clip"] or None, "probes": options["probes"] or (), "seeds": seeds, "lrs": rates}
     with nullcontext() if workers == 1 else pg.process_pool(workers) as pool, ended_at_once(pool):
-        seen = pg.train(model, text, optimizer, executor=pool, **kept)
+        seen = pg.train(model, text, optimizer, executor=pool, progress=True, **kept)
     if json:
         print_json(seen)
     else:

@@ -14,6 +14,7 @@ import typer
 from propagate.calibration import COLUMNS
 from propagate.cli_output import CANNOT_TELL, DISAGREE, check_target, print_table, refuse
 from propagate.model import ModelError
+from propagate.progress import progress_bar
 
 if TYPE_CHECKING:
     from propagate.verification import Report
@@ -76,7 +77,11 @@ def verify(
         if tables is not None and not tables.is_dir():
             raise ModelError(f"--tables must be an existing folder, got {str(tables)!r}")
         cells = cells_of(placements, activation, mask, scaling)
-        with _pool(workers) as pool, _progress(len(cells)) as report:
+        with _pool(workers) as pool, progress_bar(True, len(cells), 0, "cells") as advance:
+
+            def report(row: dict[str, Any]) -> None:
+                advance(1, " ".join(map(str, list(row.values())[:4])))
+
             found = verify_cells(cells, settings, out=out, tables=tables, executor=pool, report=report)
     except ModelError as error:
         refuse(error)
@@ -99,22 +104,6 @@ def _pool(workers: int) -> Iterator[Any]:
 
     with one_thread(), pg.process_pool(workers) as pool, ended_at_once(pool):
         yield pool
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Any]:
-    """A bar on standard error, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda row: None
-        return
-    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("cells", total=total)
-        yield lambda row: bar.update(task, advance=1, description=" ".join(list(row.values())[:4]))
 
 
 def _print(found: Report) -> None:

@@ -21,6 +21,7 @@ from propagate import figure_index
 from propagate.checks import integer
 from propagate.files import replace
 from propagate.model import ModelError
+from propagate.progress import Advance, progress_bar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -89,7 +90,12 @@ def regenerate(
     settings |= _backend(backend)
     scripts = {name: load(name) for name in chosen}
     written: list[Path] = []
-    with workers(executor) as pool, _counted(pool, progress) as counted, ThreadPoolExecutor(len(scripts)) as callers:
+    with (
+        workers(executor) as pool,
+        progress_bar(progress, 0, 0, "networks") as advance,
+        ThreadPoolExecutor(len(scripts)) as callers,
+    ):
+        counted = _Counted(pool, advance)
         # one thread a figure, which only waits: so the pool always has the next figure's networks to go on with
         tables = {
             name: callers.submit(script.data, executor=counted, **(_larger(script, full) | settings))
@@ -188,34 +194,11 @@ def _write(folder: Path, name: str, script: Any, data: Any) -> list[Path]:
 class _Counted(Executor):
     """Passes work on, and reports how much there is and how much is done."""
 
-    def __init__(self, inner: Executor, report: Callable[[int, int], None]) -> None:
-        self.inner, self.report = inner, report
+    def __init__(self, inner: Executor, advance: Advance) -> None:
+        self.inner, self.advance = inner, advance
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         future = self.inner.submit(fn, *args, **kwargs)
-        self.report(1, 0)
-        future.add_done_callback(lambda _: self.report(0, 1))
+        self.advance(0, more=1)
+        future.add_done_callback(lambda _: self.advance(1))
         return future
-
-
-@contextmanager
-def _counted(pool: Executor, show: bool | None) -> Iterator[Executor]:
-    if not (sys.stderr.isatty() if show is None else show):
-        yield pool
-        return
-    from threading import Lock
-
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task, lock, total = bar.add_task("networks", total=0), Lock(), 0
-
-        def report(more: int, done: int) -> None:
-            nonlocal total
-            with lock:
-                total += more
-                bar.update(task, total=total, advance=done)
-
-        yield _Counted(pool, report)

@@ -35,7 +35,7 @@ class Record:
         joined = xr.concat(
             [*known, one], CELL, data_vars="all", join="outer", combine_attrs="override", fill_value=float("nan")
         )
-        self.table = joined.assign_attrs({**(known[0].attrs if known else {}), **table.attrs})
+        self.table = joined.assign_attrs({**table.attrs, **(known[0].attrs if known else {})})
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             replace(self.path, bytes(self.table.to_netcdf(engine="scipy", format="NETCDF3_64BIT")))

@@ -12,6 +12,9 @@ stream is above 1e-3.
   gradients and tells tokens apart.
 - Theory is that of tokens without a mask, of variance 1 and covariance 0.02, as many as are trained on.
 
+Judged are rates from 5e-4 on: smaller ones may leave a network where it was after few steps, whatever it is, of which
+the rule knows nothing. (Added before any run was made.)
+
 "At rest" is the same rule with rate 0: whether an architecture trains at all, at its best rate.
 
 An arm trains if the mean over its seeds of the last held-out loss, a diverged run counting at its initial loss, is
@@ -33,6 +36,8 @@ import propagate as pg
 
 GAIN, DISTINCT, MOVES = 35.0, 1e-3, 10.0
 COVARIANCE = 0.02
+FROM = 5e-4
+"""The smallest rate that is judged."""
 MARGIN = 0.1
 """Nats below the unigram loss from which on a network is said to train."""
 

@@ -33,7 +33,20 @@ SEEN = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 TRACED = (0.0, 0.03, 0.1, 0.2, 0.5, 1.0)
 """Those after which the arms at a cell's best rate are traced block by block."""
 STREAMS = ("variance", "covariance", "deviation", "grad_variance", "grad_covariance", "grad_deviation", "decorrelation")
-ORDER = ("main", "shuffled", "scatter", "profiles", "deep", "transfer", "sudden", "experts", "cost", "transfer_experts")
+ORDER = (
+    "main",
+    "shuffled",
+    "scatter",
+    "profiles",
+    "shallow",
+    "deepest",
+    "transfer",
+    "cost",
+    "experts",
+    "sudden",
+    "deep",
+)
+ORDER += ("unscaled", "transfer_experts")
 SWEEPS = tuple(part for part in ORDER if part not in ("profiles", "cost"))
 WINDOW = 10
 """Steps over which a loss curve is averaged."""
@@ -62,7 +75,7 @@ class Task:
 
 def sweep(cell: Cell, setting: Setting) -> xr.Dataset:
     """Every rate and seed of a cell, over (lr, seed) and, of the held-out loss, (lr, seed, share)."""
-    steps = steps_of(cell, setting.size)
+    steps, text = steps_of(cell, setting.size), _text(cell, setting)
     seen = _train(cell, setting, cell.rates, cell.seeds, probes=_steps(SEEN, steps), traces=())
     at = seen.sel(probe=_steps(SEEN, steps))
     found = {
@@ -73,7 +86,9 @@ def sweep(cell: Cell, setting: Setting) -> xr.Dataset:
         "largest_gradient": (("lr", "seed"), np.nanmax(seen.grad_norm.values, axis=-1)),
     }
     coordinates = {"lr": list(cell.rates), "seed": list(cell.seeds), "share": list(SEEN)}
-    return _light(xr.Dataset(found, coordinates, _said(seen)).assign(unigram_loss=seen.attrs["unigram_loss"]))
+    return _light(
+        xr.Dataset(found, coordinates, _said(seen)).assign(unigram_loss=plateau(text, cell.model(setting.size).tokens))
+    )
 
 
 def profile(cell: Cell, lr: float, setting: Setting) -> xr.Dataset:
@@ -100,7 +115,7 @@ def profile(cell: Cell, lr: float, setting: Setting) -> xr.Dataset:
         "loss_without": (("seed", "block"), without),
         "loss": (("seed", "step"), curve),
         "lr": ((), lr),
-        "unigram_loss": ((), seen.attrs["unigram_loss"]),
+        "unigram_loss": ((), plateau(setting.text, model.tokens)),
     }
     coordinates = {
         "seed": list(cell.seeds),
@@ -128,7 +143,7 @@ def _train(cell: Cell, setting: Setting, lrs: Any, seeds: Any, **options: Any) -
     rule = {"transfer": cell.rule, "base": (size.widths[0], cell.depth)} if cell.rule else {}
     return pg.train(
         cell.model(size),
-        training_text.shuffled(setting.text) if cell.text == "shuffled" else setting.text,
+        _text(cell, setting),
         OPTIMIZER,
         lrs=lrs,
         seeds=seeds,
@@ -141,6 +156,21 @@ def _train(cell: Cell, setting: Setting, lrs: Any, seeds: Any, **options: Any) -
         **rule,
         **options,
     )
+
+
+def _text(cell: Cell, setting: Setting) -> Corpus:
+    return training_text.shuffled(setting.text) if cell.text == "shuffled" else setting.text
+
+
+def plateau(text: Corpus, tokens: int) -> float:
+    """Cross-entropy under the frequencies of training of the very tokens that held-out losses are taken of.
+
+    A few sequences are easier or harder than the whole of what is held out, so its unigram loss would be no plateau.
+    """
+    from propagate.tracing.training.batches import held_out_of
+
+    counts = np.bincount(text.stream("training"), minlength=text.vocabulary) + 1
+    return float(-np.log(counts / counts.sum())[held_out_of(text, tokens)[:, 1:].numpy()].mean())
 
 
 def _said(seen: xr.Dataset) -> dict[str, Any]:

@@ -137,11 +137,12 @@ OPTIMA = ("standard", "mup", "longcat")
 def cells(part: str, size: Size) -> list[Cell]:
     """The cells of a part, most important first.
 
-    Parts: "main", "shuffled", "scatter", "deep", "experts", "sudden" (no warm-up), "transfer", "transfer_experts".
+    Parts: "main", "shuffled", "scatter", "shallow", "deep", "deepest", "unscaled" (at those depths), "sudden" (no
+    warm-up), "experts", "transfer", "transfer_experts".
 
     Example:
-        >>> [len(cells(part, FULL)) for part in ("main", "shuffled", "scatter", "deep", "experts", "sudden")]
-        [16, 3, 1, 18, 6, 6]
+        >>> [len(cells(part, FULL)) for part in ("main", "shuffled", "scatter", "deep", "unscaled", "sudden")]
+        [16, 3, 1, 4, 6, 6]
     """
     main = replace(
         Cell("prenorm", 0.0, size.depths[1], size.rise, size.width, size.rates, size.seeds),
@@ -157,10 +158,11 @@ def cells(part: str, size: Size) -> list[Cell]:
         return of(SCALED[1:], text="shuffled", rates=few)
     if part == "scatter":
         return of(SCALED[3:], rates=(SCATTER_RATE,), seeds=MANY_SEEDS[: 20 if size is FULL else 3])
-    if part == "deep":
-        shallow, _, deep, deepest = size.depths
-        found = [*of(SCALED, depth=deepest), *of(SCALED, depth=shallow), *of(SCALED, depth=deep)]
-        return [*found, *(one for depth in (shallow, deep, deepest) for one in of(UNSCALED, depth=depth, rates=few))]
+    shallow, _, deep, deepest = size.depths
+    if part in ("shallow", "deep", "deepest"):
+        return of(SCALED, depth={"shallow": shallow, "deep": deep, "deepest": deepest}[part])
+    if part == "unscaled":
+        return [one for depth in (shallow, deep, deepest) for one in of(UNSCALED, depth=depth, rates=few)]
     if part == "sudden":
         return of((*SCALED, *UNSCALED), warmup=0.0)
     if part == "experts":

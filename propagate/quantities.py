@@ -255,6 +255,16 @@ for _one in (
         mean="arithmetic",
     ),
     Quantity(
+        "own_covariance",
+        "the same, mean over pairs of tokens t != s of products: with own_change, the Gram matrix over tokens",
+        dims=("matrix",),
+        streams=False,
+        positive=False,
+        scale="linear",
+        relative_to="own_change",
+        pairs=True,
+    ),
+    Quantity(
         "output_change",
         "mean square of the change since step 0 of what W gives, inputs and W changed",
         dims=("matrix",),

@@ -14,7 +14,7 @@ import pytest
 import propagate as pg
 from propagate.montecarlo import parameter_gradients, sublayers
 
-COLUMNS = ("own_change", "update_ratio", "first_order_fall")
+COLUMNS = ("own_change", "own_covariance", "update_ratio", "first_order_fall")
 
 
 def direction(optimizer: Any, gradient: Any) -> Any:
@@ -40,8 +40,11 @@ def of_matrix(optimizer: Any, x: Any, g: Any, gain: float) -> dict[str, float]:
         scale = {"none": 1.0, "original": original, "rms": 0.2 * max(rows, columns) ** 0.5}[optimizer.scale]
     gradient = x.T @ g
     step = optimizer.lr * scale * direction(optimizer, gradient)
+    made, tokens = x @ step, len(x)
+    products = made @ made.T
     return {
-        "own_change": ((x @ step) ** 2).sum() / len(x) / columns,
+        "own_change": np.trace(products) / tokens / columns,
+        "own_covariance": (products.sum() - np.trace(products)) / tokens / max(tokens - 1, 1) / columns,
         "update_ratio": np.sqrt((step**2).sum() / columns) / gain,
         "first_order_fall": (gradient * step).sum(),
     }

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 SEED = 20_261_129
-COLUMNS = ("own_change", "update_ratio", "spectral_ratio", "first_order_fall")
+COLUMNS = ("own_change", "own_covariance", "update_ratio", "spectral_ratio", "first_order_fall")
 MOST_UNITS = 2**16
 
 
@@ -64,12 +64,13 @@ def predict_step(
     Returns:
         A Dataset over `block` 0 ... depth, NaN at 0, and `matrix`, named as in `simulate_steps`: `own_change`, mean
         square per token and coordinate of H dW, H the matrix's own input and dW its change, times the rule's
-        multiplier; `update_ratio`, |dW| / |W| in Frobenius norms, the root of its mean square over networks (a
-        mean of ratios lies below it, within the allowance); `spectral_ratio`, that of the largest singular values (NaN
-        where that is not derived: Sign, Adam, and with decay);
-        `first_order_fall`, <dLoss/dW, -dW>, by which the loss falls to first order. Each but the third with
-        `<name>_allowance`, how far a network of the model's width may lie from it, relative to it, and, where anything
-        was drawn, `<name>_se`.
+        multiplier; `own_covariance`, the mean over pairs of tokens of products, so that the two are the Gram matrix of
+        H dW where all tokens have one law, else the means on and off its diagonal; `update_ratio`, |dW| / |W| in
+        Frobenius norms, the root of its mean square over networks (a mean of ratios lies below it, within the
+        allowance); `spectral_ratio`, that of the largest singular values (NaN where that is not derived: Sign, Adam,
+        and with decay); `first_order_fall`, <dLoss/dW, -dW>, by which the loss falls to first order. Each but
+        `spectral_ratio` with `<name>_allowance`, how far a network of the model's width may lie from it, relative to it
+        (of `own_covariance`, to `own_change`), and, where anything was drawn, `<name>_se`.
 
         Without dimensions `total_fall`, the sum of all falls (`total_fall_se` its error, at most), and
         `tangent_kernel`, the trace of the tangent kernel, which of this one output is the sum of all squared norms of
@@ -132,7 +133,7 @@ def predict_step(
 
 
 def _check_finite(columns: dict[str, Any], matrices: Sequence[str]) -> None:
-    for name in ("own_change", "update_ratio", "first_order_fall"):
+    for name in ("own_change", "own_covariance", "update_ratio", "first_order_fall"):
         wrong = np.argwhere(~np.isfinite(columns[name][1:]))
         if len(wrong):
             index, matrix = wrong[0]
@@ -198,7 +199,7 @@ def _together(parts: list[tuple[Use, dict[str, Any]]]) -> dict[str, Any]:
         return (total / weights.sum()) ** (1 / power)
 
     return {
-        "own_change": mean("own_change", outputs),
+        **{name: mean(name, outputs) for name in ("own_change", "own_covariance")},
         "update_ratio": mean("update_ratio", sizes, 2),
         "spectral_ratio": np.nan * parts[0][1]["spectral_ratio"],
         **{name: sum(found[name] for _, found in parts) for name in ("first_order_fall", BY_MATRIX)},

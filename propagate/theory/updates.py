@@ -7,6 +7,9 @@ columns, C = K^(1/2) Gamma K^(1/2) with eigenvalues lambda and eigenvectors v, a
 - Muon, S = U V^T of it: n / (m T) tr of K on the span of the v with lambda > 0, and sqrt(n m) sum sqrt(lambda);
 - f of every entry: (n (n - 1) E |E_x x f(x . g)|^2 + n E |x|^2 f(x . g)^2) / T, and n m E (x . g) f(x . g).
 
+Of the Gram matrix of x S the trace is told in this way and, with sums over tokens in place of lengths, the sum of all
+entries: the mean over pairs of tokens follows.
+
 The first two are exact in the wide limit whatever the law of coordinates, if T <= min(n, m). The third is for the sign,
 and for Adam's first step, f(y) = y / (|y| + eps), eps being felt where it nears an entry. Given g, x . g is Gaussian
 where the coordinates of x are, and the averages over x are integrals of one variable; so are those over g for the sign,
@@ -35,7 +38,7 @@ from propagate.theory.gaussian.signs import mean_root, mean_shares, soft_sign, s
 from propagate.theory.tokens.controls import controlled
 from propagate.theory.tokens.drawn_units import drawn_tokens, generator, resolved
 from propagate.theory.tokens.gram import Array, Gram
-from propagate.theory.tokens.modes import modes, uneven, without_mean
+from propagate.theory.tokens.modes import modes, squares, uneven, without_mean
 from propagate.theory.uses import Use
 
 CROWDING, SOFTNESS = "crowding", "softness"  # see `finite.step_allowances`
@@ -47,7 +50,7 @@ class Step(NamedTuple):
     """S, before the learning rate; numbers, or one a replica.
 
     Attributes:
-        change: mean square per token and coordinate of x S.
+        change: of the Gram matrix of x S, per coordinate, the trace and the sum of all entries, along the first axis.
         fall: <gradient, S>.
         square: |S|^2.
         largest: its largest singular value; NaN where that is not derived.
@@ -88,10 +91,12 @@ class Met:
         return self.use.fan_in * self.use.fan_out
 
     @property
-    def length(self) -> Any:
-        """The trace of K."""
-        x = self.use.x
-        return x.variance.sum(axis=-1) if isinstance(x, Gram) else self.tokens * x.variance
+    def lengths(self) -> Any:
+        """The trace of K and the sum of its entries."""
+        x, tokens = self.use.x, self.tokens
+        if isinstance(x, Gram):
+            return np.stack([x.variance.sum(axis=-1), x.matrix.sum(axis=(-1, -2))])
+        return np.array([tokens * x.variance, tokens**2 * x.mean_mode(tokens)])
 
 
 def update(met: Met, optimizer: Optimizer) -> dict[str, Any]:
@@ -119,8 +124,11 @@ def update(met: Met, optimizer: Optimizer) -> dict[str, Any]:
     applied, shrunk = (rate * met.multiplier) ** 2, (rate * decay) ** 2
     ratio = rate * rate * made.square / (gain * gain * use.fan_out)
     own = gain * (1 + math.sqrt(use.fan_out / use.fan_in))  # the largest singular value of the matrix
+    own_shrunk = shrunk * (met.multiplier * gain) ** 2
+    trace, total = (applied * of + own_shrunk * length for of, length in zip(made.change, met.lengths, strict=True))
     return {
-        "own_change": applied * made.change + shrunk * (met.multiplier * gain) ** 2 * met.length / tokens,
+        "own_change": trace / tokens,
+        "own_covariance": (total - trace) / (tokens * max(tokens - 1, 1)),
         "update_ratio": np.sqrt(ratio + shrunk),
         "spectral_ratio": rate * made.largest / own if decay == 0 else np.nan * made.largest,
         "first_order_fall": rate * made.fall,
@@ -140,10 +148,10 @@ def step(optimizer: Any, met: Met) -> Step:
 def _(optimizer: SGD, met: Met) -> Step:
     use, found = met.use, modes(met.tokens, met.use.x, met.use.g, balanced=met.use.balanced)
     power = met.multiplier**2
-    meeting, total = ((found.times * found.power * size).sum(axis=-1) for size in (found.size, 1.0))
-    square = power * use.gradient(met.tokens)
-    crowding = np.divide(total * met.length, meeting, out=np.ones_like(total), where=meeting > 0)
-    change = power * use.fan_in**2 * meeting / met.tokens
+    change = np.stack([(found.times * found.power * size).sum(axis=-1) for size in (found.size, found.total)])
+    square, total = power * use.gradient(met.tokens), (found.times * found.power).sum(axis=-1)
+    crowding = np.divide(total * met.lengths[0], change[0], out=np.ones_like(total), where=change[0] > 0)
+    change = power * use.fan_in**2 * change
     return Step(change, square, square, np.sqrt(power * met.entries * found.power.max(axis=-1)), crowding)
 
 
@@ -151,7 +159,7 @@ def _(optimizer: SGD, met: Met) -> Step:
 def _(optimizer: Muon, met: Met) -> Step:
     use, found = met.use, modes(met.tokens, met.use.x, met.use.g, balanced=met.use.balanced)
     scale = optimizer.size(use.fan_in, use.fan_out)
-    change = scale**2 * use.fan_in / use.fan_out * found.spanned / met.tokens
+    change = scale**2 * use.fan_in / use.fan_out * np.moveaxis(found.spanned, -1, 0)
     roots = (found.times * np.sqrt(found.power)).sum(axis=-1)
     fall = scale * met.multiplier * math.sqrt(met.entries) * roots
     return Step(change, fall, scale**2 * found.rank, scale * np.minimum(found.rank, 1.0))
@@ -174,10 +182,10 @@ def _sign_of_gaussian(met: Met) -> Step:
     use, found = met.use, modes(met.tokens, met.use.x, met.use.g, balanced=met.use.balanced)
     n, some = use.fan_in, found.rank > 0
     shares = mean_shares(found.power, found.times)
-    along = 2 / math.pi * (found.times * shares * found.size).sum(axis=-1)
-    own, crossed = n * met.length * some, n * (n - 1) * along
+    along = np.stack([(found.times * shares * size).sum(axis=-1) for size in (found.size, found.total)])
+    own, crossed = n * met.lengths * some, n * (n - 1) * 2 / math.pi * along
     fall = met.entries * met.multiplier * math.sqrt(2 / math.pi) * mean_root(found.power, found.times)
-    return Step((crossed + own) / met.tokens, fall, met.entries * some, np.nan * fall, _share(own, crossed))
+    return Step(crossed + own, fall, met.entries * some, np.nan * fall, _share(own[0], crossed[0]))
 
 
 def _share(own: Any, crossed: Any) -> Any:
@@ -209,8 +217,8 @@ class _Meeting(NamedTuple):
         arriving: cotangents (replicas, coordinates, tokens).
         along: K g of each.
         variance: g^T K g, of x . g.
-        power: |K g|^2.
-        controls: variance and power over their known means, less 1.
+        powers: |K g|^2 and (1^T K g)^2, along the first axis.
+        controls: variance and the first of these over their known means, less 1.
         averages: E y f, E f^2 and E y^2 f^2 over the variance of y.
     """
 
@@ -219,7 +227,7 @@ class _Meeting(NamedTuple):
     arriving: Array
     along: Array
     variance: Array
-    power: Array
+    powers: Array
     controls: tuple[Array, Array]
     averages: tuple[Array, Array, Array]
 
@@ -231,16 +239,26 @@ class _Meeting(NamedTuple):
         else:
             kernel, gram = x.matrix, g.matrix
         along = arriving @ kernel
-        variance, power = np.maximum((along * arriving).sum(axis=-1), 0.0), (along * along).sum(axis=-1)
+        variance, powers = np.maximum((along * arriving).sum(axis=-1), 0.0), squares(along, -1)
         means = (gram * kernel).sum(axis=(-1, -2)), ((gram @ kernel) * kernel).sum(axis=(-1, -2))
-        first, second = (_over(of, mean) for of, mean in zip((variance, power), means, strict=True))
+        first, second = (_over(of, mean) for of, mean in zip((variance, powers[0]), means, strict=True))
         averages = soft_sign_averages(met.multiplier * np.sqrt(variance), eps)
-        return cls(x, g, arriving, along, variance, power, (first, second), averages)
+        return cls(x, g, arriving, along, variance, powers, (first, second), averages)
 
     def slope(self, multiplier: float) -> Array:
         """s of E x f(y) = s K g, for Gaussian x: what is linear in f is s x . g."""
         variance, first = self.variance, self.averages[0]
         return np.divide(first / multiplier, variance, out=np.zeros_like(first), where=variance > 0)
+
+    def mean_powers(self, multiplier: float) -> Array:
+        """Means over cotangents of |E x f(y)|^2 and of (1^T E x f(y))^2."""
+        each = self.slope(multiplier) ** 2 * self.powers
+        return np.stack([controlled(of, self.controls) for of in each])
+
+    @property
+    def lengths(self) -> Array:
+        """The trace of K and the sum of its entries, (2, replicas or 1, 1)."""
+        return np.stack([self.x.variance.sum(axis=-1), self.x.matrix.sum(axis=(-1, -2))])[..., None]
 
 
 def _over(values: Array, mean: Array) -> Array:
@@ -252,10 +270,9 @@ def _over(values: Array, mean: Array) -> Array:
 def _of_gaussian_inputs(met: Met, meeting: _Meeting, eps: float) -> Step:
     n, variance = met.use.fan_in, meeting.variance
     first, second, fourth = meeting.averages
-    crossed = n * (n - 1) * controlled(meeting.slope(met.multiplier) ** 2 * meeting.power, meeting.controls)
-    power = np.divide(meeting.power, variance, out=np.zeros_like(variance), where=variance > 0)
-    total = meeting.x.variance.sum(axis=-1)[..., None]
-    own = n * (total * second + power * (fourth - second)).mean(axis=-1)
+    crossed = n * (n - 1) * meeting.mean_powers(met.multiplier)
+    powers = np.divide(meeting.powers, variance, out=np.zeros_like(meeting.powers), where=variance > 0)
+    own = n * (meeting.lengths * second + powers * (fourth - second)).mean(axis=-1)
     return _step(met, crossed, own, controlled(first, meeting.controls[:1]), second.mean(axis=-1), eps)
 
 
@@ -271,22 +288,23 @@ def _of_drawn_inputs(met: Met, x: Array, meeting: _Meeting, eps: float) -> Step:
     products = flat @ meeting.arriving.swapaxes(-1, -2)  # (replicas, coordinates, MET)
     slope = meeting.slope(multiplier)
     f, linear = soft_sign(multiplier * products, eps), slope[:, None] * products
-    lengths = (flat * flat).sum(axis=-1)[:, None]
-    share = _share_of(lengths, f, linear)
+    lengths = squares(flat, -1)[:, :, None]  # (2, replicas, 1, coordinates)
+    share = _share_of(lengths[0], f, linear)
     rest = f - share * linear
     of_rest = flat.swapaxes(-1, -2) @ rest
     if size == 1:
-        own_rest, missed = ((lengths @ of)[:, 0] for of in (rest * rest, 1 - f * f))
-        own = meeting.x.variance.sum(axis=-1)[..., None] - missed / number
+        own_rest, missed = ((lengths @ of)[:, :, 0] for of in (rest * rest, 1 - f * f))
+        own = meeting.lengths - missed / number
     else:
         turned = x.swapaxes(-1, -2)
-        by_unit = ((turned @ of.reshape(replicas, drawn, size, -1)) ** 2 for of in (rest, f))
-        own_rest, own = (of.sum(axis=(1, 2)) for of in by_unit)
+        by_unit = (squares(turned @ of.reshape(replicas, drawn, size, -1), -2) for of in (rest, f))
+        own_rest, own = (of.sum(axis=2) for of in by_unit)
         own = own / number
     known = share * (slope[..., None] * meeting.along).swapaxes(-1, -2)
-    of_pairs = ((of_rest * of_rest).sum(axis=1) - own_rest) / (drawn * (drawn - 1) * size**2)
-    of_pairs = (of_pairs + 2 * (known * of_rest).sum(axis=1) / number).mean(axis=-1)
-    crossed = n * (n - size) * (share**2 * controlled(slope**2 * meeting.power, meeting.controls) + of_pairs)
+    of_pairs = (squares(of_rest, 1) - own_rest) / (drawn * (drawn - 1) * size**2)
+    mixed = np.stack([(known * of_rest).sum(axis=1), known.sum(axis=1) * of_rest.sum(axis=1)])
+    of_pairs = (of_pairs + 2 * mixed / number).mean(axis=-1)
+    crossed = n * (n - size) * (share**2 * meeting.mean_powers(multiplier) + of_pairs)
     variance = np.maximum(((flat @ meeting.g.matrix) * flat).sum(axis=-1), 0.0)  # of g . x, given x
     first, second = soft_sign_averages(multiplier * np.sqrt(variance), eps)[:2]
     mean = (meeting.x.matrix * meeting.g.matrix).sum(axis=(-1, -2))
@@ -304,4 +322,4 @@ def _step(met: Met, crossed: Array, own: Array, first: Array, second: Array, eps
     """From what n (n - 1) pairs of coordinates and each by itself make of the change, E y f and E f^2."""
     fall, square = met.entries * first, met.entries * second
     softness = 1 - square / met.entries if eps else 0 * square
-    return Step((crossed + own) / met.tokens, fall, square, np.nan * fall, _share(own, crossed), softness)
+    return Step(crossed + own, fall, square, np.nan * fall, _share(own[0], crossed[0]), softness)

@@ -183,15 +183,18 @@ def _columns(first: Seen, now: Seen, leaves: Sequence[Leaf]) -> Columns:
     found |= _over_streams(differences, ends, lambda x: {"change": _mean_square(x)})
     if now.logits is not None and first.logits is not None:
         found["logit_change"] = _mean_square(now.logits - first.logits)
-    squares: dict[str, list[Share]] = {name: [] for name in (*MEANS, "moved", "weight", "param_grad")}
+    names = (*MEANS, "own_covariance", "moved", "weight", "param_grad")
+    squares: dict[str, list[Share]] = {name: [] for name in names}
     for one, gradient in zip(leaves, now.gradients, strict=True):
         squares["param_grad"].append((float(gradient.square().sum()), 1))
         squares["moved"].append((float(one.moved().square().sum()), 1))
         squares["weight"].append((float(one.first.square().sum()), 1))
-        for name, value in _of_outputs(first, now, one).items():
+        outputs = _of_outputs(first, now, one)
+        for name, value in outputs.items():
             squares[name].append(_share(value))
+        squares["own_covariance"].append(_share_of_pairs(outputs["own_change"]))
     of = {name: by_matrix(leaves, shares) for name, shares in squares.items()}
-    found |= {name: _means(of[name]) for name in MEANS}
+    found |= {name: _means(of[name]) for name in (*MEANS, "own_covariance")}
     found["param_grad"] = {place: total for place, (total, _) in of["param_grad"].items()}
     found["update_ratio"] = {
         place: math.sqrt(moved / of["weight"][place][0]) for place, (moved, _) in of["moved"].items()
@@ -232,6 +235,14 @@ def by_matrix(leaves: Sequence[Leaf], shares: Sequence[Share]) -> dict[Place, Sh
 
 def _share(value: Tensor | None) -> Share:
     return (0.0, 0) if value is None else (float(value.square().sum()), value.numel())
+
+
+def _share_of_pairs(value: Tensor | None) -> Share:
+    """Sum and number of products of two tokens' coordinates."""
+    if value is None or value.ndim < 2 or value.shape[-2] < 2:
+        return 0.0, 0
+    of_all = float(value.sum(dim=-2).square().sum() - value.square().sum())
+    return of_all, value.numel() * (value.shape[-2] - 1)
 
 
 def _means(shares: dict[Place, Share]) -> dict[Place, float]:

@@ -14,7 +14,7 @@ from propagate.montecarlo.laws import Law
 from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.parameter_gradients import centred
 from propagate.montecarlo.steps.directions import Gradient, direction
-from propagate.montecarlo.steps.maps import Moved, Stored
+from propagate.montecarlo.steps.maps import Moved, Stored, squares_of
 from propagate.optimizers import Optimizer
 
 
@@ -68,7 +68,7 @@ class Dense:
 
     def moved(self) -> list[Moved]:
         return [
-            Moved(_square(self.first @ by), _square(by), size)
+            Moved(*squares_of(self.first @ by), _square(by), size)
             for by, size in zip(self.moved_by, self.sizes, strict=True)
         ]
 

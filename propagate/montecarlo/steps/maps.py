@@ -23,13 +23,27 @@ class Moved(NamedTuple):
 
     Attributes:
         own: |x0 (S - S0)|^2, x0 being what entered at step 0.
+        together: the squared norm of the sum of its rows, one a token.
         far: |S - S0|^2, squared Frobenius norm.
         size: |S0|^2.
     """
 
     own: Array
+    together: Array
     far: Array
     size: Array
+
+
+def squares_of(x: Array) -> tuple[Array, Array]:
+    """Of each draw of (draws, tokens, coordinates): the squared norm, and that of the sum over tokens.
+
+    Example:
+        >>> import numpy as np
+        >>> [float(of[0]) for of in squares_of(np.array([[[1.0], [2.0]]]))]
+        [5.0, 9.0]
+    """
+    together = x.sum(axis=-2)
+    return (x * x).sum(axis=(-1, -2), dtype=float), (together * together).sum(axis=-1, dtype=float)
 
 
 class Map(Protocol):

@@ -209,6 +209,7 @@ def _of_matrices(sums: dict[str, dict[str, Floats]]) -> dict[str, Floats]:
             gradient[:, 1:] = np.where(np.isnan(of_name["count"][:, 1:]), 0.0, gradient[:, 1:])
         found[f"param_grad:{name}"] = gradient
         found[f"own_change:{name}"] = of_name["own"] / of_name["count"]
+        found[f"own_covariance:{name}"] = (of_name["together"] - of_name["own"]) / of_name["pairs"]
         found[f"output_change:{name}"] = of_name["output"] / of_name["count"]
         found[f"input_variance:{name}"] = of_name["heard"] / of_name["count"]
         found[f"output_variance:{name}"] = of_name["said"] / of_name["count"]

@@ -86,12 +86,12 @@ def simulate_steps(
 
     Returns:
         A Dataset over `step` 0 ... steps and `block`: the names of `simulate`, with `<name>_se` and logarithms, and
-        `change`; over `matrix` too `param_grad`, `own_change`, `output_change` and `update_ratio`, NaN where a block
-        has no such matrix; `loss` over `step`, and `logit_change` where there are logits; `first_order_fall` of the
-        first step over (block, matrix), decay's share included. An embedding is at block 0, the unembedding at the
-        last. Changes are against step 0. A network that leaves the range of numbers makes NaN or infinite means from
-        there on: `attrs["diverged"]` counts those, and a UserWarning says so. "weightless" divides `update_ratio` by
-        the expected |W|^2, not each network's own.
+        `change`; over `matrix` too `param_grad`, `own_change`, `own_covariance`, `output_change` and `update_ratio`,
+        NaN where a block has no such matrix; `loss` over `step`, and `logit_change` where there are logits;
+        `first_order_fall` of the first step over (block, matrix), decay's share included. An embedding is at block 0,
+        the unembedding at the last. Changes are against step 0. A network that leaves the range of numbers makes NaN or
+        infinite means from there on: `attrs["diverged"]` counts those, and a UserWarning says so. "weightless" divides
+        `update_ratio` by the expected |W|^2, not each network's own.
 
     Raises:
         ModelError: names the argument, the value and what is allowed.

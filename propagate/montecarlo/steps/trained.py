@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
@@ -123,12 +124,14 @@ class Trained:
                 sums = {
                     "grad": _overlap(gradient.left, gradient.right),
                     "own": matrix.seen**2 * moved.own,
+                    "together": matrix.seen**2 * moved.together,
                     "output": matrix.seen**2 * output,
                     "far": moved.far,
                     "size": moved.size,
                     "heard": own.entered * count,
                     "said": matrix.seen**2 * _square(first),
                     "count": self.xp.full(len(output), count),
+                    "pairs": self.xp.full(len(output), count * (own.tokens - 1) or math.nan),
                 }
                 yield site, matrix.name, sums
 

@@ -22,7 +22,7 @@ import numpy as np
 from propagate.montecarlo.arrays import Array
 from propagate.montecarlo.normals import BACKWARD, Normals
 from propagate.montecarlo.steps.directions import Gradient, direction, padded
-from propagate.montecarlo.steps.maps import Moved, Stored
+from propagate.montecarlo.steps.maps import Moved, Stored, squares_of
 from propagate.montecarlo.steps.span import Span, centred_of, tokens_of
 from propagate.optimizers import Optimizer
 
@@ -145,7 +145,7 @@ class Weightless:
                 rows, columns = one.learnt.shape[-2:]
                 shared = (one.overlaps(rows)[..., :columns] * one.learnt).sum(axis=(-1, -2))
                 far = far + one.lost**2 * size - 2 * one.lost * one.gain * shared
-            found.append(Moved((own * own).sum(axis=(-1, -2), dtype=float), far, size))
+            found.append(Moved(*squares_of(own), far, size))
         return found
 
     def falls(self) -> list[Array]:

@@ -71,7 +71,7 @@ def step_allowances(
     else:
         own = entering + uneven + EXACT * crowding
     square = 2 / model.width**2  # the norm of the matrix itself
-    found = {"own_change": own, "first_order_fall": fall, "update_ratio": ratio + square}
+    found = {"own_change": own, "own_covariance": own, "first_order_fall": fall, "update_ratio": ratio + square}
     return {f"{name}_allowance": values + 0 * gradient for name, values in found.items()}
 
 

@@ -24,13 +24,15 @@ class Modes(NamedTuple):
     Attributes:
         power: lambda, 0 where there is nothing.
         size: w.
+        total: (1^T K^(1/2) v)^2, 1 having an entry for each token.
         times: how often each occurs.
         rank: (...,) of the gradient.
-        spanned: (...,) sum of v^T K v over all modes whose power is not 0, however small.
+        spanned: (..., 2) sums of w and of `total` over all modes whose power is not 0, however small.
     """
 
     power: Array
     size: Array
+    total: Array
     times: Array
     rank: Array
     spanned: Array
@@ -59,7 +61,9 @@ def modes(tokens: int, x: Any, g: Any, *, balanced: bool = False) -> Modes:
     arriving = np.array([0.0 if balanced else tokens * g.mean_mode(tokens), g.deviation if tokens > 1 else 0.0])
     count, there = np.array([1, tokens - 1]), (size > 0) & (arriving > 0)
     held = count * there
-    return Modes(size * arriving * there, size, count, held.sum(), (held * size).sum())
+    total = np.array([tokens * size[0], 0.0])
+    spanned = np.stack([(held * of).sum() for of in (size, total)])
+    return Modes(size * arriving * there, size, total, count, held.sum(), spanned)
 
 
 def _of_grams(x: Gram, g: Gram, balanced: bool) -> Modes:
@@ -74,8 +78,7 @@ def _of_grams(x: Gram, g: Gram, balanced: bool) -> Modes:
     met, read = _meeting(x, root, balanced)
     power, turned = np.linalg.eigh(met)
     resolved = power > RESOLVED * power[..., -1:]
-    length = ((read @ turned) ** 2).sum(axis=-2)
-    size = np.divide(length, power, out=np.zeros_like(power), where=resolved)
+    size, total = (np.divide(of, power, out=np.zeros_like(power), where=resolved) for of in squares(read @ turned, -2))
     full = there.sum(axis=-1) == (scale > 0).sum(axis=-1)
     basis = np.where(
         full[..., None, None],
@@ -84,12 +87,22 @@ def _of_grams(x: Gram, g: Gram, balanced: bool) -> Modes:
     )
     met, read = _meeting(x, basis, balanced)
     spread, turned = np.linalg.eigh(met)
-    length = ((read @ turned) ** 2).sum(axis=-2)
     kept = spread > RESOLVED * spread[..., -1:]
-    spanned = np.divide(length, spread, out=np.zeros_like(spread), where=kept).sum(axis=-1)
+    each = (np.divide(of, spread, out=np.zeros_like(spread), where=kept) for of in squares(read @ turned, -2))
+    spanned = np.stack([of.sum(axis=-1) for of in each], axis=-1)
     rank = np.minimum(there.sum(axis=-1), _distinct(x))
     count = np.ones(power.shape[-1], dtype=int)
-    return Modes(np.where(resolved, power, 0.0), size, count, rank, spanned)
+    return Modes(np.where(resolved, power, 0.0), size, total, count, rank, spanned)
+
+
+def squares(x: Array, axis: int) -> Array:
+    """The sum of squares along an axis, and the square of the sum: of x x^T its trace and the sum of its entries.
+
+    Example:
+        >>> squares(np.array([1.0, 2.0]), -1).tolist()
+        [5.0, 9.0]
+    """
+    return np.stack([(x * x).sum(axis=axis), x.sum(axis=axis) ** 2])
 
 
 def without_mean(matrix: Array) -> Array:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from propagate.text import equations
     from propagate.theory.active_experts import active_experts
     from propagate.theory.balance import balanced, predict_balance
+    from propagate.theory.balance_loss import balance_gradient
     from propagate.theory.calls import predict_calls
     from propagate.theory.predict import predict
     from propagate.theory.predict_step import predict_step
@@ -91,6 +92,7 @@ __all__ = [
     "Sublayer",
     "ValidityWarning",
     "active_experts",
+    "balance_gradient",
     "balanced",
     "build",
     "build_language_model",
@@ -132,6 +134,7 @@ _LAZY = {
     "Distinct": "propagate.inverse.conditions",
     "Divergence": "propagate.divergence",
     "active_experts": "propagate.theory.active_experts",
+    "balance_gradient": "propagate.theory.balance_loss",
     "balanced": "propagate.theory.balance",
     "FirstStep": "propagate.inverse.conditions",
     "GradientGain": "propagate.inverse.conditions",

@@ -122,6 +122,7 @@ def callables() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "CrossEntropy": (pg.CrossEntropy, {"vocabulary": 8}),
         "predict": (pg.predict, {"model": model}),
         "active_experts": (pg.active_experts, {"experts": mixture}),
+        "balance_gradient": (pg.balance_gradient, {"experts": mixture, "tokens": 4}),
         "balanced": (pg.balanced, {"experts": mixture, "expected": 1.0}),
         "predict_balance": (pg.predict_balance, {"experts": mixture, "expected": 1.0, "steps": 2}),
         "simulate_balance": (pg.simulate_balance, {"experts": mixture, "expected": 1.0, "steps": 2}),

@@ -25,7 +25,8 @@ MODELS = ("architectures", "trained")  # test_model_figures.py
 TOUR = ("collapse_layers", "cosine_similarity", "phase_diagram", "twice_as_deep")  # test_figures_of_the_tour.py
 LATENT = ("mla_correction",)  # test_figure_of_latent_attention.py
 STEPS = ("coordinate_checks", "first_step", "step_over_depth")  # test_coordinate_figure.py, ..._of_first_steps.py
-ALL = sorted((*NAMES, *MEASURED, *MODELS, *TOUR, *LATENT, *STEPS))
+EXPERTS = ("active_experts", "scmoe")  # test_figures_of_experts.py
+ALL = sorted((*NAMES, *MEASURED, *MODELS, *TOUR, *LATENT, *STEPS, *EXPERTS))
 
 
 def predicted(name: str, data: xr.Dataset, network: int) -> xr.Dataset:

@@ -60,7 +60,7 @@ def apart(one: Any, other: Any) -> float:
     return max(found)
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", MODELS)
 def test_an_ensemble_is_its_arms(name: str) -> None:
     optimizer = {"prenorm": pg.SGD(0.1, momentum=0.9, decay=0.1), "experts": pg.SGD(1.0)}.get(name, ADAM)
@@ -242,7 +242,7 @@ TEXTS = {"prenorm": 1, "spannorm": 2, "layernormscaling": 1, "siamesenorm": 1, "
 """SpanNorm's first block norms what enters it; Admin's is given a number, the others a measured one."""
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", TEXTS)
 def test_a_compiled_text_serves_those_blocks_that_it_fits(placement: str) -> None:
     given, model = SETTINGS | {"traces": ()}, pg.Model(placement, rope=10.0, **(NETWORK | {"depth": 3}))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -140,6 +141,7 @@ def _measured(
     else:
         memory = 0.0
     del take
+    gc.collect()
     if options.device.startswith("cuda"):
         torch.cuda.empty_cache()
     row = {"precision": precision, "way": way, "members": members, "ms": ms, "steps": steps, "built_s": built}

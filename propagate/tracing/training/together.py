@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -96,7 +97,6 @@ def _train(members: list[Member], every: int, advance: Advance) -> None:
             raise ModelError(f"the device has too little memory for one arm: {error}") from None
         ensemble = None
     if ensemble is None:  # here, where nothing holds the failed one any more
-        torch.cuda.empty_cache()
         half = len(members) // 2
         for some in (members[:half], members[half:]):
             _train(some, every, advance)
@@ -131,6 +131,8 @@ def _train(members: list[Member], every: int, advance: Advance) -> None:
 
 def _made(arms: list[Arm]) -> Ensemble:
     """Compiled where that is worth its time; as it is where compiling fails, as without a C compiler."""
+    gc.collect()  # an earlier ensemble may still hold the device's memory
+    torch.cuda.empty_cache()
     one = arms[0]
     work = one.plan.steps * one.plan.batch * one.model.tokens * one.model.depth * one.model.width * len(arms)
     if torch.device(one.device).type != "cuda" or work < WORTH_COMPILING:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from propagate.readable import report
     from propagate.references import citation
     from propagate.sweeps.sweep import sweep
+    from propagate.systems import Configuration, configuration, configurations
     from propagate.text import equations
     from propagate.theory.active_experts import active_experts
     from propagate.theory.balance import balanced, predict_balance
@@ -67,6 +68,7 @@ __all__ = [
     "Adam",
     "Attention",
     "AttentionShare",
+    "Configuration",
     "CoordinateCheck",
     "Corpus",
     "CrossEntropy",
@@ -98,6 +100,8 @@ __all__ = [
     "build_language_model",
     "citation",
     "compare",
+    "configuration",
+    "configurations",
     "coordinate_check",
     "corpus",
     "describe",
@@ -128,6 +132,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "Configuration": "propagate.systems",
     "CoordinateCheck": "propagate.coordinates.check",
     "Corpus": "propagate.documents",
     "AttentionShare": "propagate.inverse.conditions",
@@ -145,6 +150,8 @@ _LAZY = {
     "build_language_model": "propagate.tracing.build",
     "citation": "propagate.references",
     "compare": "propagate.agreement",
+    "configuration": "propagate.systems",
+    "configurations": "propagate.systems",
     "coordinate_check": "propagate.coordinates.check",
     "corpus": "propagate.documents",
     "describe": "propagate.tracing.describe",

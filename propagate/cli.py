@@ -35,12 +35,14 @@ from propagate.cli_output import (
 )
 from propagate.cli_solve import solve
 from propagate.cli_sweep import sweep
+from propagate.cli_systems import check_name, of_system, said
 from propagate.cli_trace import corpus, trace, weights
 from propagate.cli_train import TRAINING_OPTIONS, run
 from propagate.cli_verify import verify
 from propagate.experts import Experts
 from propagate.model import Model, ModelError
 from propagate.scaling import ScaleInit
+from propagate.systems import known_as
 from propagate.version import __version__
 
 if TYPE_CHECKING:
@@ -108,14 +110,22 @@ def _on_a_network(command: Callable[..., None], depth: int = DEPTH) -> Callable[
     groups = {name: options for name, options in groups.items() if name in own}
 
     @functools.wraps(command)
-    def with_network(**options: Any) -> None:
+    def with_network(context: typer.Context, **options: Any) -> None:
         given = {name: {p.name: options.pop(p.name) for p in group} for name, group in groups.items()}
+        network = given["model"]
         try:
-            command(**(given | {"model": _model(**given["model"])}), **options)
+            if known_as(network["placement"]):
+                made = of_system(given, said(context))
+            else:
+                check_name(network["placement"])
+                made = {"model": _model(**network)}
+            command(**(given | made), **options)
         except ValueError as error:  # ModelError and ScaleInit's own
             refuse(error)
 
-    parameters = [p for group in groups.values() for p in group] + [p for p in own.values() if p.name not in groups]
+    within = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    rest = [p for p in own.values() if p.name not in groups]
+    parameters = [within, *(p for group in groups.values() for p in group), *rest]
     with_network.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     with_network.__annotations__ = {p.name: p.annotation for p in parameters}
     return with_network

@@ -17,7 +17,12 @@ from propagate.start import Start
 NETWORK, START = "Network", "What enters"
 SHORT = {"depth": "-L", "width": "-d", "tokens": "-T", "activation": "-a"}
 DEPTH = 24  # of a command that does not say
-PLACEMENT = Annotated[str, typer.Argument(help="A placement's name; `propagate placements` lists them.")]
+PLACEMENT = Annotated[
+    str,
+    typer.Argument(
+        help="A placement's name; `propagate placements` lists them. Or a released system's, such as llama-3-8b."
+    ),
+]
 PLAIN = (int, float, str, bool, int | None, float | None, list[str])
 
 

@@ -146,6 +146,25 @@ class Model:
         for index in range(1, self.depth + 1) if self.layers is not None else (1,):
             self.at(index)
 
+    @classmethod
+    def from_config(cls, name: str, **changes: Any) -> Model:
+        """A released system at its published sizes and initialisation; see `propagate.configuration`.
+
+        Args:
+            name: "llama-3-8b" and others (`propagate.configurations`).
+            changes: other values of "depth", "tokens", "weights", "dropout" and "scaling".
+
+        Raises:
+            ModelError: for an unknown name, with those that are known, and for other changes.
+
+        Example:
+            >>> Model.from_config("llama-3-8b", tokens=64).width
+            4096
+        """
+        from propagate.systems import configuration
+
+        return configuration(name).model(**changes)
+
     def _described(self, field: str, kind: type[Any], shorthand: dict[str, str]) -> Any:
         """The description of one sublayer, from its own field or from the short ones, which then say the same."""
         given = getattr(self, field)

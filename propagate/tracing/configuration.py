@@ -84,7 +84,8 @@ def _of_torch(function: Any) -> str:
 
 
 def experts_of(config: Any, sizes: Sizes, router_std: float, unsaid: list[str]) -> Experts:
-    """Mixtral renormalises the gates of the chosen experts; Qwen3-MoE only if its configuration says so."""
+    """Mixtral renormalises the gates of the chosen experts; Qwen3-MoE only if its configuration says so; LongCat-Flash,
+    whose last candidates are identity experts, never."""
     top_k = next((value for key in CHOSEN if isinstance(value := getattr(config, key, None), int)), None)
     if top_k is None:
         raise ModelError("how many experts a token chooses was not found in the configuration; say it with ffn=")
@@ -92,14 +93,30 @@ def experts_of(config: Any, sizes: Sizes, router_std: float, unsaid: list[str]) 
     shared = sizes.shared // sizes.hidden if sizes.shared else 0
     if sizes.shared and sizes.shared % sizes.hidden:
         unsaid.append(f"shared experts of {sizes.shared} hidden units, where routed ones have {sizes.hidden}")
+    identity = getattr(config, "zero_expert_num", 0) or 0
     return Experts(
-        count=sizes.routed,
+        count=sizes.routed - identity,
         top_k=top_k,
         router_std=router_std,
-        softmax="after" if getattr(config, "norm_topk_prob", True) else "before",
+        softmax="after" if getattr(config, "norm_topk_prob", not identity) else "before",
         shared=shared,
+        identity=identity,
         gain=None if factor == 1 else float(factor),
     )
+
+
+def choice_bias(block: nn.Module, config: Any, unsaid: list[str]) -> tuple[float, ...] | None:
+    """What LongCat-Flash adds to a router's softmax when candidates are chosen; None where that is 0.
+
+    Others add theirs to something else than a softmax, which is said.
+    """
+    found = [buffer for name, buffer in block.named_buffers() if name.endswith("e_score_correction_bias")]
+    if not any(bool(bias.any()) for bias in found):
+        return None
+    if len(found) == 1 and str(getattr(config, "model_type", "")).startswith("longcat"):
+        return tuple(found[0].detach().double().tolist())
+    unsaid.append("a bias on the choice of experts")
+    return None
 
 
 def inner_norms(block: nn.Module) -> tuple[str, ...]:

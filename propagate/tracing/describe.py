@@ -12,16 +12,37 @@ from torch import Tensor, nn
 from propagate.activations import GATES
 from propagate.checks import ModelError, integer, shown
 from propagate.experts import Experts
+from propagate.latent import LatentAttention
+from propagate.layers import KINDS
 from propagate.model import Model, as_placement
 from propagate.norms import Norm
 from propagate.placement import Placement
 from propagate.scaling import Gains, Number
 from propagate.sublayers import FFN, Attention
-from propagate.tracing.configuration import activation_of, experts_of, inner_norms, logit_factor, rope_of, turned
+from propagate.tracing.configuration import (
+    activation_of,
+    choice_bias,
+    experts_of,
+    inner_norms,
+    logit_factor,
+    rope_of,
+    turned,
+)
 from propagate.tracing.find import Blocks, blocks_of, check_module, none_called, unwrapped
-from propagate.tracing.gains import Rows, Sizes, gains_of, matrices, router_std, rows_of, sizes_of
+from propagate.tracing.gains import (
+    Rows,
+    Sizes,
+    attention_gains,
+    ffn_gains,
+    ffn_sizes,
+    matrices,
+    router_std,
+    rows_of,
+    sizes_of,
+)
 from propagate.tracing.layers import output_rms
 from propagate.tracing.layout import Axes
+from propagate.tracing.mixtures import apart
 from propagate.tracing.norms import adds_elsewhere, norm_of
 from propagate.tracing.probe import Seen, inputs_for, probed, rule
 from propagate.tracing.recheck import misses
@@ -63,7 +84,7 @@ class MeasuredGains:
 class Read(NamedTuple):
     """What was read off one block: its descriptions without gains, and those; `norm` is None where it norms nothing."""
 
-    attention: Attention
+    attention: Attention | LatentAttention
     ffn: FFN
     experts: Experts | None
     norm: Norm | None
@@ -80,7 +101,7 @@ def describe(
     inputs: Any = None,
     axes: Axes = None,
     placement: str | Placement | None = None,
-    attention: Attention | None = None,
+    attention: Attention | LatentAttention | None = None,
     ffn: FFN | Experts | None = None,
 ) -> Description:
     """The `Model` that a torch model is at its present weights, and what that leaves out.
@@ -99,6 +120,7 @@ def describe(
         inputs: what the model is called with, as for `trace`. By default random token ids, pixels or streams.
         axes: as for `trace`.
         placement, attention, ffn: in place of what would be read; gains of `attention` and `ffn` are their own then.
+            Latent attention is not read: it must be given.
 
     Raises:
         ModelError: where the blocks are not found or cannot be run, or hold what no `Model` can say, by name.
@@ -115,7 +137,7 @@ def describe(
     """
     check_module(module)
     tokens = integer("tokens", tokens, at_most=MOST_TOKENS)
-    for name, given, kinds in (("attention", attention, (Attention,)), ("ffn", ffn, (FFN, Experts))):
+    for name, given, kinds in (("attention", attention, KINDS["attention"][0]), ("ffn", ffn, (FFN, Experts))):
         if given is not None and not isinstance(given, kinds):
             raise ModelError(f"{name} must be None or a propagate.{kinds[0].__name__}, got {shown(given)}")
     module = unwrapped(module)
@@ -136,12 +158,20 @@ def describe(
     equations = _equations(seen, placement, normed)
     model = _model(equations, read, normed, tokens)
     paths = {path for one in seen if one.parts for row in one.parts.rows.values() for path, _ in row}
+    if attention is not None:
+        paths |= {path for one in seen for path in _of_attention(one)}
     words = [*unread(found, paths, config), *dict.fromkeys(word for one in read for word in one.unsaid)]
     if (share := seen[0].common) > COMMON and model.at(1).norm.centred:
         words.append(f"means over coordinates, {100 * share:.0f} % of the embedded tokens, which LayerNorms take out")
     if attention is None and ffn is None:
         words += misses(model, seen)
     return Description(model, tuple(words))
+
+
+def _of_attention(seen: Seen) -> list[str]:
+    """Parameters of a block's attentions."""
+    starts = tuple(f"{path}." for kind, path in seen.paths if kind == "attention")
+    return [path for path, _ in unwrapped(seen.block).named_parameters() if path.startswith(starts)]
 
 
 def _equations(seen: Sequence[Seen], placement: str | Placement | None, normed: Sequence[str]) -> Placement:
@@ -162,7 +192,12 @@ def _equations(seen: Sequence[Seen], placement: str | Placement | None, normed: 
 
 
 def _read(
-    at: int, seen: Seen, config: Any, tokens: int, attention: Attention | None, ffn: FFN | Experts | None
+    at: int,
+    seen: Seen,
+    config: Any,
+    tokens: int,
+    attention: Attention | LatentAttention | None,
+    ffn: FFN | Experts | None,
 ) -> Read:
     block = unwrapped(seen.block)
     if attention is not None and ffn is not None:
@@ -172,22 +207,26 @@ def _read(
         dense, experts = (ffn, None) if isinstance(ffn, FFN) else (ffn.ffn or FFN(), ffn)
         unsaid: list[str] = []
         return Read(attention, dense, experts, _norm(seen.norms, width, unsaid), Gains(), width, tuple(unsaid))
-    rows, inside = _rows(seen)
-    sizes = sizes_of(block, rows, seen.core, config)
-    core, gated = (
-        activation_of(block, inside, config, gated=sizes.gated),
-        {plain: name for name, plain in GATES.items()},
-    )
-    if sizes.gated and core not in gated:
-        raise ModelError(f"no gated activation of {core!r} is known, of {', '.join(gated)} only")
+    described = [path for kind, path in seen.paths if kind == "attention" and attention is not None]
+    rows, inside = _rows(seen, described)
+    rows, beside = apart(rows)
+    width = seen.calls[0][1].shape[-1] if described else 0
+    sizes = ffn_sizes(block, rows, width) if described else sizes_of(block, rows, seen.core, config)
     normed = inner_norms(block)
-    gains = gains_of(block, rows, sizes, 1.0 if "hidden" in normed else output_rms(core))
+    dense, gains = _ffn(block, rows, sizes, inside, config, hidden_normed="hidden" in normed)
     unsaid = []
-    experts = experts_of(config, sizes, router_std(block, rows), unsaid) if sizes.routed else None
-    own = _attention(at, replace(seen, inside=inside), sizes, config, tokens, unsaid)
-    dense = FFN(gated[core] if sizes.gated else core, hidden=sizes.hidden)
-    if attention is not None:
-        own, gains = attention, Gains(ffn_in=gains.ffn_in, ffn_gate=gains.ffn_gate, ffn_out=gains.ffn_out)
+    experts = _experts(block, rows, sizes, config, unsaid) if sizes.routed else None
+    if beside is not None:
+        of_mixture = ffn_sizes(block, beside, sizes.width)
+        own_ffn, own_gains = _ffn(block, beside, of_mixture, {}, config, hidden_normed="hidden" in normed)
+        experts = _experts(block, beside, of_mixture, config, unsaid)
+        experts = replace(experts, ffn=_times(own_ffn, own_gains, gains))
+    own: Attention | LatentAttention
+    if attention is None:
+        own = _attention(at, replace(seen, inside=inside), sizes, config, tokens, unsaid)
+        gains = gains * attention_gains(block, rows, sizes)
+    else:
+        own = attention
     if ffn is not None:
         dense, experts = (ffn, None) if isinstance(ffn, FFN) else (ffn.ffn or dense, ffn)
         gains = Gains(gains.query, gains.key, gains.value, gains.attention_out)
@@ -195,11 +234,37 @@ def _read(
     return Read(own, dense, experts, norm, gains, sizes.width, tuple(unsaid))
 
 
-def _rows(seen: Seen) -> tuple[Rows, dict[str, Tensor]]:
+def _ffn(
+    block: nn.Module, rows: Rows, sizes: Sizes, inside: dict[str, Tensor], config: Any, *, hidden_normed: bool
+) -> tuple[FFN, Gains]:
+    """An FFN, or what each expert is, without its gains, and those."""
+    core = activation_of(block, inside, config, gated=sizes.gated)
+    gated = {plain: name for name, plain in GATES.items()}
+    if sizes.gated and core not in gated:
+        raise ModelError(f"no gated activation of {core!r} is known, of {', '.join(gated)} only")
+    gains = ffn_gains(block, rows, sizes, 1.0 if hidden_normed else output_rms(core))
+    return FFN(gated[core] if sizes.gated else core, hidden=sizes.hidden), gains
+
+
+def _experts(block: nn.Module, rows: Rows, sizes: Sizes, config: Any, unsaid: list[str]) -> Experts:
+    found = experts_of(config, sizes, router_std(block, rows), unsaid)
+    return replace(found, bias=choice_bias(block, config, unsaid))
+
+
+def _times(ffn: FFN, own: Gains, block: Gains) -> FFN:
+    """With its own gains, of which the block's are taken off."""
+    return ffn.with_(
+        in_gain=own.ffn_in / block.ffn_in,
+        gate_gain=own.ffn_gate / block.ffn_gate if ffn.activation.gated else 1.0,
+        out_gain=own.ffn_out / block.ffn_out,
+    )
+
+
+def _rows(seen: Seen, described: Sequence[str]) -> tuple[Rows, dict[str, Tensor]]:
     """A block's weights by role, by their names or else by what they do; and what they gave or were given."""
     block = unwrapped(seen.block)
     try:
-        return rows_of(block), seen.inside
+        return rows_of(block, described), seen.inside
     except ModelError:
         if seen.parts is None or set(matrices(block)) - {path for row in seen.parts.rows.values() for path, _ in row}:
             raise
@@ -269,7 +334,11 @@ def _model(equations: Placement, read: Sequence[Read], normed: tuple[str, ...], 
     width = read[0].width
     gains = tuple(one.gains for one in read)
     fields: dict[str, Any] = {"attention": attention, "ffn": ffn}
-    if attention.head_size is None and attention == Attention(**(short := _short(attention))):
+    if (
+        isinstance(attention, Attention)
+        and attention.head_size is None
+        and attention == Attention(**(short := _short(attention)))
+    ):
         names = {"out_gain": "attention_gain"}
         fields = {names.get(name, name): value for name, value in short.items()} | {"ffn": ffn}
     if ffn.hidden is not None and ffn == FFN(ffn.activation, hidden=ffn.hidden):

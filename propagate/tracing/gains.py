@@ -42,20 +42,22 @@ class Sizes(NamedTuple):
     shared: int
 
 
-def rows_of(block: nn.Module) -> Rows:
-    """The weights of a block by role.
+def rows_of(block: nn.Module, described: Sequence[str] = ()) -> Rows:
+    """The weights of a block by role, but for those of modules whose description is given.
 
     Raises:
         ModelError: where a matrix has no known role, or a role that every block needs is not found.
     """
-    found = by_role(block)
+    elsewhere = tuple(f"{path}." for path in described)
+    found = {role: [row for row in rows if not row[0].startswith(elsewhere)] for role, rows in by_role(block).items()}
+    found = {role: rows for role, rows in found.items() if rows}
     known = {path for rows in found.values() for path, _ in rows}
-    if further := [path for path in matrices(block) if path not in known]:
+    if further := [path for path in matrices(block) if path not in known and not path.startswith(elsewhere)]:
         raise ModelError(
             f"what the matrix {further[0]} of {type(block).__name__} does is not known by its name;"
             " say what the block is with placement=, attention= and ffn="
         )
-    for role in ("attention_out", "ffn_in", "ffn_out"):
+    for role in ("ffn_in", "ffn_out") if described else ("attention_out", "ffn_in", "ffn_out"):
         if role not in found and not (role == "ffn_in" and "ffn_both" in found):
             raise ModelError(f"the matrix {role} of {type(block).__name__} was not found by name")
     return found
@@ -83,6 +85,15 @@ def sizes_of(block: nn.Module, rows: Rows, core: Core | None, config: Any) -> Si
         kv_heads = _fans(rows["value"][0], block)[1] // size
     else:
         kv_heads = (_fans(rows["fused"][0], block)[1] // size - heads) // 2
+    if inside != heads * size or not 1 <= kv_heads <= heads:
+        raise ModelError(
+            f"the heads of {type(block).__name__} do not fit its matrices: {heads} of {size}, {inside} in all"
+        )
+    return ffn_sizes(block, rows, width)._replace(heads=heads, kv_heads=kv_heads, head_size=size)
+
+
+def ffn_sizes(block: nn.Module, rows: Rows, width: int) -> Sizes:
+    """Without those of the attention, which are 0."""
     hidden, _ = _fans(rows["ffn_out"][-1], block, outputs=width)
     router = rows.get("router")
     routed = len(router[0][1]) if router else 0
@@ -90,22 +101,19 @@ def sizes_of(block: nn.Module, rows: Rows, core: Core | None, config: Any) -> Si
     reads = rows.get("ffn_both") or rows.get("ffn_in") or []
     gated = both or any(_fans(row, block, inputs=width)[1] == 2 * hidden for row in reads)
     shared = _fans(rows["shared_out"][0], block)[0] if "shared_out" in rows else 0
-    if inside != heads * size or not 1 <= kv_heads <= heads:
-        raise ModelError(
-            f"the heads of {type(block).__name__} do not fit its matrices: {heads} of {size}, {inside} in all"
-        )
-    return Sizes(width, hidden, gated, heads, kv_heads, size, routed, shared)
+    return Sizes(width, hidden, gated, 0, 0, 0, routed, shared)
 
 
-def gains_of(block: nn.Module, rows: Rows, sizes: Sizes, output_rms: float) -> Gains:
-    """Gains of a block's matrices: the root mean square of entries times that of the fan-in."""
+def attention_gains(block: nn.Module, rows: Rows, sizes: Sizes) -> Gains:
+    """Gains of an attention's matrices: the root mean square of entries times that of the fan-in."""
     query, key, value = _attention(block, rows, sizes)
+    return Gains(query=query, key=key, value=value, attention_out=_gain(block, rows["attention_out"]))
+
+
+def ffn_gains(block: nn.Module, rows: Rows, sizes: Sizes, output_rms: float) -> Gains:
+    """Gains of an FFN's matrices, likewise."""
     gate, entry = _read(block, rows, sizes)
     return Gains(
-        query=query,
-        key=key,
-        value=value,
-        attention_out=_gain(block, rows["attention_out"]),
         ffn_in=entry,
         ffn_gate=1.0 if gate is None else gate / entry if entry else 1.0,
         ffn_out=_gain(block, rows["ffn_out"], outputs=sizes.width) * output_rms,
@@ -202,4 +210,14 @@ def _read(block: nn.Module, rows: Rows, sizes: Sizes) -> tuple[float | None, flo
     return _rms([gate], fan_in), _rms([entry], fan_in)
 
 
-__all__ = ["Sizes", "fused_cut", "gains_of", "matrices", "router_std", "rows_of", "sizes_of"]
+__all__ = [
+    "Sizes",
+    "attention_gains",
+    "ffn_gains",
+    "ffn_sizes",
+    "fused_cut",
+    "matrices",
+    "router_std",
+    "rows_of",
+    "sizes_of",
+]

@@ -19,6 +19,7 @@ from propagate.tracing.cores import Core, Cores
 from propagate.tracing.find import is_norm, unwrapped
 from propagate.tracing.layout import Axes, Layout, gradient_at
 from propagate.tracing.lists import all_listed, blocks_in_lists, on_its_own
+from propagate.tracing.mixtures import told_apart
 from propagate.tracing.recorder import Recorder, watching
 from propagate.tracing.roles import by_role
 from propagate.tracing.streams import Choice, replaced, stream_of
@@ -46,7 +47,9 @@ class Seen:
         rows: the tokens that were asked for.
         core: of its attention, if torch's own was used.
         norms: the modules that norm streams.
-        calls: of its sublayers, in order: "attention" or "ffn", what it read and what it gave, (1, tokens, width).
+        calls: of its sublayers, in order: "attention", "ffn" or, beside an FFN, "experts", what it read and what it
+            gave, (1, tokens, width).
+        paths: of its sublayers' modules within the block, in order, by what they are.
         inside: by role, what matrices gave ("query", "ffn_gate", "ffn_in", "ffn_both") or were given ("ffn_out").
         parts: its matrices by role, as autograd's graph tells; None where it does not.
         common: the share of the entering stream's second moment that its tokens' means over coordinates have.
@@ -59,6 +62,7 @@ class Seen:
     core: Core | None
     norms: tuple[nn.Module, ...]
     calls: tuple[tuple[str, Tensor, Tensor], ...]
+    paths: tuple[tuple[str, str], ...]
     inside: dict[str, Tensor]
     parts: Parts | None
     common: float
@@ -263,6 +267,7 @@ def _seen(
     layout = recorder.layout
     norms = [*norms, *cores.norms_besides([output for _, _, output in norms], source)]
     calls = [(kind, call) for kind, call in sublayers(recorder.seen, source, layout) if kind != "norm"]
+    calls = told_apart(calls, unwrapped(block))
     solver = Solver(block, source, calls, list(norms), layout)
     attention = next((call for kind, call in calls if kind == "attention"), None)
     visible, rows = (None, ()) if attention is None else _visible(attention, solver, layout)
@@ -279,7 +284,8 @@ def _seen(
         )
     core = cores.found[0] if cores.found else None
     parts = parts_of(calls, products, solver.streams, core)
-    return Seen(block, equations, visible, rows, core, tuple(solver.kept_norms), known, inside, parts, 0.0)
+    paths = tuple((kind, call.path) for kind, call in calls)
+    return Seen(block, equations, visible, rows, core, tuple(solver.kept_norms), known, paths, inside, parts, 0.0)
 
 
 def _common(entered: Tensor, recorder: Recorder) -> float:

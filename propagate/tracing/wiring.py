@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from propagate.placement import EQUATIONS, Placement, placements
+from propagate.placement import SHIPPED, Placement, placements
 
 FIRST = ("prenorm", "parallelprenorm", "postnorm", "sandwichnorm", "olmo2")
 """Of several placements whose blocks are alike, the one that is meant; others in alphabetical order."""
@@ -95,6 +95,9 @@ class Reader:
     def ffn(self, x: Sum, normed: Sequence[str] = ()) -> Sum:
         return self._call("ffn", x, normed)
 
+    def experts(self, x: Sum, normed: Sequence[str] = ()) -> Sum:
+        return self._call("experts", x, normed)
+
     def norm(self, x: Sum) -> Sum:
         return Sum.of({Node("norm", x): 1.0})
 
@@ -128,7 +131,7 @@ def placement_of(blocks: Sequence[Sum], normed: Sequence[str] = ()) -> Placement
         >>> placement_of([block.norm(y + block.ffn(y))] * 2)
         PostNorm()
     """
-    kinds = {name: kind for name, kind in placements().items() if kind.__module__ == EQUATIONS}
+    kinds = {name: kind for name, kind in placements().items() if kind.__module__ in SHIPPED}
     for name in (*FIRST, *(name for name in kinds if name not in FIRST)):
         found = kinds[name]()
         for said in ((), tuple(sorted(normed))):

@@ -24,7 +24,13 @@ include_patterns = [
     "CONTRIBUTING.md",
     "CHANGELOG.md",
 ]
-exclude_patterns = [".*", "build", "propagate", "tests"]  # not walked: a virtual environment has 17 000 files
+exclude_patterns = [
+    ".*",
+    "build",
+    "docs/recipes",
+    "propagate",
+    "tests",
+]  # not walked: a virtual environment has 17 000 files
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
 
 nb_execution_mode = "off"  # the notebooks are committed as they were executed

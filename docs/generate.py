@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import propagate as pg
-from docs import placement_pages, results
+from docs import placement_pages, recipes, results
 from propagate.figures import workers
 from propagate.files import replace
 
@@ -15,7 +15,7 @@ GENERATED = HERE / "generated"
 
 
 def write() -> None:
-    """Every generated page. Placements are done in two processes, and only if a source is newer than their pages."""
+    """Every generated page. Placements and recipes are done in two processes, if a source is newer than their pages."""
     folder = GENERATED / "placements"
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in (("performance", results.performance()), ("agreement", results.agreement())):
@@ -23,6 +23,7 @@ def write() -> None:
     replace(GENERATED / "architectures.md", results.architectures().encode())
     replace(GENERATED / "same_law.md", results.same_law().encode())
     replace(GENERATED / "notebooks.md", _notebooks().encode())
+    _recipes()
     wanted = placement_pages.names()
     for page in folder.glob("*.md"):
         if page.stem not in wanted:
@@ -35,12 +36,29 @@ def write() -> None:
         replace(folder / "index.md", placement_pages.index().encode())
 
 
+def _recipes() -> None:
+    folder = GENERATED / "recipes"
+    folder.mkdir(exist_ok=True)
+    for page in folder.glob("*.md"):
+        if page.stem not in ("index", *recipes.names()):
+            page.unlink()
+    if stale := [name for name in recipes.names() if _older(folder / f"{name}.md", recipes.SOURCES / f"{name}.md")]:
+        with workers() as pool:
+            for name, text in zip(stale, pool.map(_recipe, stale), strict=True):
+                replace(folder / f"{name}.md", text.encode())
+    replace(folder / "index.md", recipes.index().encode())
+
+
+def _recipe(name: str) -> str:
+    return recipes.page(name, GENERATED / "recipes")
+
+
 def _page(name: str) -> str:
     return placement_pages.page(name, GENERATED / "placements")
 
 
-def _older(page: Path) -> bool:
-    sources = [*(HERE.parent / "propagate").rglob("*.py"), *HERE.glob("*.py"), placement_pages.VERIFIED]
+def _older(page: Path, *more: Path) -> bool:
+    sources = [*more, *(HERE.parent / "propagate").rglob("*.py"), *HERE.glob("*.py"), placement_pages.VERIFIED]
     return not page.exists() or page.stat().st_mtime < max(source.stat().st_mtime for source in sources)
 
 

@@ -27,7 +27,8 @@ def plot(*tables: xr.Dataset, quantities: Collection[str] = SHOWN) -> Figure:
     are drawn. Show it in a notebook as it is, or `figure.savefig(...)`.
 
     Args:
-        tables: of `predict`, `simulate` or `trace`; or the one of a `coordinate_check`, a panel a matrix against size.
+        tables: of `predict`, `simulate` or `trace`; or the one of a `coordinate_check`, a panel a matrix against size,
+            or of a `solve`, a panel a condition against the unknown.
         quantities: of "variance", "covariance", "deviation", "grad_variance", "grad_covariance", "grad_deviation", and
             those of your own that are registered; what no table has, such as deviations of one token, is left out.
 
@@ -44,6 +45,10 @@ def plot(*tables: xr.Dataset, quantities: Collection[str] = SHOWN) -> Figure:
         from propagate.coordinates.picture import draw
 
         return draw(tables[0])
+    if len(tables) == 1 and getattr(tables[0], "attrs", {}).get("witness") == "solve":
+        from propagate.inverse.picture import draw as draw_trade_off
+
+        return draw_trade_off(tables[0])
     for table in tables:
         if not hasattr(table, "data_vars") or "block" not in table.dims:
             raise ModelError(f"plot needs tables of predict, simulate or trace, got {type(table).__name__}")

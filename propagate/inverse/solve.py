@@ -23,6 +23,7 @@ from propagate.transfer import Transfer, as_transfer
 
 if TYPE_CHECKING:
     import xarray as xr
+    from matplotlib.figure import Figure
 
 POINTS = 17  # of the scan
 
@@ -69,6 +70,12 @@ class Solution:
     def highest(self) -> float | None:
         """The largest value that meets all conditions."""
         return self.intervals[-1][1] if self.intervals else None
+
+    def plot(self) -> Figure:
+        """The trade-off, a panel a condition, shaded where all are met; `propagate.plot(solution.table)`."""
+        from propagate.picture import plot
+
+        return plot(self.table)
 
     def __str__(self) -> str:
         from propagate.inverse.words import text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import propagate as pg
@@ -16,50 +17,54 @@ GENERATED = HERE / "generated"
 
 def write() -> None:
     """Every generated page. Placements and recipes are done in two processes, if a source is newer than their pages."""
-    folder = GENERATED / "placements"
-    folder.mkdir(parents=True, exist_ok=True)
+    GENERATED.mkdir(exist_ok=True)
     for name, text in (("performance", results.performance()), ("agreement", results.agreement())):
         replace(GENERATED / f"{name}.md", text.encode())
     replace(GENERATED / "architectures.md", results.architectures().encode())
     replace(GENERATED / "same_law.md", results.same_law().encode())
     replace(GENERATED / "notebooks.md", _notebooks().encode())
-    _recipes()
-    wanted = placement_pages.names()
-    for page in folder.glob("*.md"):
-        if page.stem not in wanted:
-            page.unlink()
-    if (stale := [name for name in wanted if _older(folder / f"{name}.md")]) or _older(folder / "index.md"):
-        stale.sort(key=lambda name: -len(pg.equations(name)))  # the longest take longest: they begin first
+    placements = sorted(placement_pages.names(), key=lambda name: -len(pg.equations(name)))
+    wanted = [*(Page("recipes", name) for name in recipes.names()), *(Page("placements", name) for name in placements)]
+    for folder, index in (("recipes", recipes.index), ("placements", placement_pages.index)):
+        (GENERATED / folder).mkdir(exist_ok=True)
+        for path in (GENERATED / folder).glob("*.md"):
+            if path not in [page.path for page in wanted]:
+                path.unlink()
+        replace(GENERATED / folder / "index.md", index().encode())
+    if stale := [page for page in wanted if page.stale]:  # the longest take longest: they begin first
         with workers() as pool:
-            for name, text in zip(stale, pool.map(_page, stale), strict=True):
-                replace(folder / f"{name}.md", text.encode())
-        replace(folder / "index.md", placement_pages.index().encode())
+            for page, text in zip(stale, pool.map(Page.made, stale), strict=True):
+                replace(page.path, text.encode())
 
 
-def _recipes() -> None:
-    folder = GENERATED / "recipes"
-    folder.mkdir(exist_ok=True)
-    for page in folder.glob("*.md"):
-        if page.stem not in ("index", *recipes.names()):
-            page.unlink()
-    if stale := [name for name in recipes.names() if _older(folder / f"{name}.md", recipes.SOURCES / f"{name}.md")]:
-        with workers() as pool:
-            for name, text in zip(stale, pool.map(_recipe, stale), strict=True):
-                replace(folder / f"{name}.md", text.encode())
-    replace(folder / "index.md", recipes.index().encode())
+@dataclass(frozen=True)
+class Page:
+    """A page that takes seconds to make.
 
+    Attributes:
+        folder: "placements" or "recipes".
+        name: of the page.
+    """
 
-def _recipe(name: str) -> str:
-    return recipes.page(name, GENERATED / "recipes")
+    folder: str
+    name: str
 
+    @property
+    def path(self) -> Path:
+        """Of its file."""
+        return GENERATED / self.folder / f"{self.name}.md"
 
-def _page(name: str) -> str:
-    return placement_pages.page(name, GENERATED / "placements")
+    @property
+    def stale(self) -> bool:
+        """Whether there is none yet, or a source of it is newer."""
+        sources = [*(HERE.parent / "propagate").rglob("*.py"), *HERE.glob("*.py"), placement_pages.VERIFIED]
+        sources += [recipes.SOURCES / f"{self.name}.md"] if self.folder == "recipes" else []
+        return not self.path.exists() or self.path.stat().st_mtime < max(one.stat().st_mtime for one in sources)
 
-
-def _older(page: Path, *more: Path) -> bool:
-    sources = [*more, *(HERE.parent / "propagate").rglob("*.py"), *HERE.glob("*.py"), placement_pages.VERIFIED]
-    return not page.exists() or page.stat().st_mtime < max(source.stat().st_mtime for source in sources)
+    def made(self) -> str:
+        """Its text; pictures are written beside it."""
+        make = recipes.page if self.folder == "recipes" else placement_pages.page
+        return make(self.name, self.path.parent)
 
 
 def _notebooks() -> str:

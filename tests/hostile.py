@@ -136,6 +136,17 @@ def callables() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "compare": (pg.compare, {"prediction": said, "measurement": seen}),
         "report": (pg.report, {"table": said}),
         "first_divergence": (pg.first_divergence, {"prediction": said, "measurement": seen}),
+        "GradientGain": (pg.GradientGain, {"below": 2.0}),
+        "StreamGain": (pg.StreamGain, {"below": 2.0}),
+        "Distinct": (pg.Distinct, {"above": 0.1}),
+        "AttentionShare": (pg.AttentionShare, {"above": 0.1}),
+        "FirstStep": (pg.FirstStep, {"below": 1.0}),
+        "Growth": (pg.Growth, {"of": pg.Distinct(), "below": 1.0}),
+        "solve": (
+            pg.solve,
+            {"model": model, "unknown": "ffn_gain", "conditions": [pg.StreamGain(below=2.0)], "between": (0.5, 1)},
+        ),
+        "sweep": (pg.sweep, {"model": model, "over": {"depth": (1,)}}),
         "recursion": (pg.recursion, {"placement": "postnorm"}),
         "start_of": (pg.start_of, {"measured": seen}),
         "equations": (pg.equations, {"placement": "postnorm"}),
@@ -185,7 +196,12 @@ def _plot(table: Any, quantities: Any = ("variance",)) -> Any:
     return pg.plot(table, quantities=quantities)
 
 
-WORK = {("verify", "cells", "None"), ("verify", "settings", "None"), ("trace", "loss", "type")}
+WORK = {
+    ("verify", "cells", "None"),
+    ("verify", "settings", "None"),
+    ("trace", "loss", "type"),
+    ("sweep", "verbs", "function"),
+}
 """Combinations that are right, and work for minutes; or a function of the user's own, whose error is his."""
 SIGNATURES: dict[str, Callable[..., Any]] = {"Gains": pg.Gains, "Start": pg.Start}
 Combination = tuple[str, str, str]
@@ -205,10 +221,13 @@ def combinations() -> list[Combination]:
     ]
 
 
+TINY = ["--depth", "1", "--width", "8", "--tokens", "2", "--heads", "1"]
 COMMANDS = {
-    "predict": ["postnorm", "--depth", "1", "--width", "8", "--tokens", "2", "--heads", "1"],
-    "simulate": ["postnorm", "--depth", "1", "--width", "8", "--tokens", "2", "--heads", "1", "--draws", "2"],
-    "compare": ["postnorm", "--depth", "1", "--width", "8", "--tokens", "2", "--heads", "1", "--draws", "2"],
+    "predict": ["postnorm", *TINY],
+    "simulate": ["postnorm", *TINY, "--draws", "2"],
+    "compare": ["postnorm", *TINY, "--draws", "2"],
+    "solve": ["postnorm", "--unknown", "ffn_gain", "--between", "0.5:1", "--distinct", "0.1:", *TINY],
+    "sweep": ["postnorm", "--over", "depth=1", *TINY],
     "recursion": ["postnorm"],
     "citation": ["postnorm"],
 }

@@ -18,6 +18,7 @@ LEFT_OUT = {
     "Linear": "takes nothing",
     "ModelError": "an exception",
     "Placement": "a base class: tests/test_nothing_in_silence.py writes wrong ones",
+    "Solution": "what solve gives",
     "Sublayer": "a base class",
     "ValidityWarning": "a warning",
     "placements": "takes nothing",

@@ -19,7 +19,7 @@ from propagate.model import Model, check_model
 from propagate.optimizers import Optimizer, check_optimizer
 from propagate.start import Start
 from propagate.table import provenance
-from propagate.transfer import Transfer, as_transfer
+from propagate.transfer import Transfer, as_transfer, factors_by_kind
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -147,7 +147,9 @@ def solve(
     asked = _conditions(conditions)
     if isinstance(points, bool) or not isinstance(points, int) or not 3 <= points <= 10_000:
         raise ModelError(f"points must be a whole number from 3 to 10000, got {shown(points)}")
-    search = _Search(setting, unknown, Start.of(start), base or (model.width, model.depth), asked)
+    neutral = (model.width, model.depth) if base is None else base
+    factors_by_kind(model, rule, neutral)  # refuses a base that is none
+    search = _Search(setting, unknown, Start.of(start), neutral, asked)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         scanned = axis.points(points)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from propagate.checks import ModelError, shown
 from propagate.inverse.unknown import Setting
@@ -74,8 +76,9 @@ def axes_of(over: Any) -> list[Axis]:
     for (path, values), last in zip(over.items(), lasts, strict=True):
         if not isinstance(path, str) or not path:
             raise ModelError(f"over must map paths of fields to values, got {shown(path)}")
-        if isinstance(values, str) or not isinstance(values, Collection) or not len(values):
-            raise ModelError(f"{path} of over must be several values, got {shown(values)}")
+        several = isinstance(values, list | tuple | range) or (isinstance(values, np.ndarray) and values.ndim == 1)
+        if not several or not 0 < len(values) <= MOST:
+            raise ModelError(f"{path} of over must be several values, at most {MOST}, got {shown(values)}")
         short = last not in INSIDE and lasts.count(last) == 1
         axis = Axis(path, last if short else path.replace(".", "_"), tuple(_plain(value) for value in values))
         if len({repr(label) for label in axis.labels}) < len(axis.values):

@@ -35,8 +35,10 @@ class Verb:
 
     def __call__(self, model: Model) -> xr.Dataset:
         """Its table of a network."""
-        made: xr.Dataset = _function(self.function)(model, **self.options, **_silent(self.function))
-        return made
+        made: Any = _function(self.function)(model, **self.options, **_silent(self.function))
+        if not (hasattr(made, "data_vars") and hasattr(made, "to_netcdf")):
+            raise ModelError(f"{self.name} must give an xarray.Dataset, got {shown(made)}")
+        return made  # type: ignore[no-any-return]
 
 
 def verbs_of(verbs: Any) -> list[Verb]:
@@ -55,6 +57,9 @@ def verbs_of(verbs: Any) -> list[Verb]:
     if isinstance(verbs, str) or callable(verbs):
         verbs = [verbs]
     if isinstance(verbs, list | tuple):
+        for verb in verbs:
+            if not (isinstance(verb, str) or callable(verb)):
+                raise ModelError(f"verbs must be names or functions, got {shown(verb)}")
         verbs = {verb: {} for verb in verbs}
     if not isinstance(verbs, Mapping) or not verbs:
         raise ModelError(f"verbs must be names of verbs, or map them to their options, got {shown(verbs)}")
@@ -76,8 +81,8 @@ def _verb(given: Any, options: Any) -> Verb:
             raise ModelError(f"{key} must be given to sweep, not to {name}")
     try:
         _signature(given).bind(None, **options)
-    except TypeError as error:
-        raise ModelError(f"options of {name}: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"options of {name}: {' '.join(str(error).split())}") from None
     _check(options)
     return Verb(name, given, dict(options))
 

@@ -18,8 +18,9 @@ from propagate.outline import Block, Stream, outline
 from propagate.start import Start
 from propagate.table import BY_MATRIX, JOINED, STREAM, table
 from propagate.theory.finite.step_allowances import step_allowances
+from propagate.theory.losses_met import ends_met
 from propagate.theory.parameter_gradients import Numbers
-from propagate.theory.predict import MOMENTS, walk_of
+from propagate.theory.predict import walk_of
 from propagate.theory.reading.blocks import Call
 from propagate.theory.transferred import transferred
 from propagate.theory.updates import CROWDING, SOFTNESS, UNITS, Met, update
@@ -53,9 +54,10 @@ def predict_step(
     Args:
         model: the network.
         optimizer: `SGD`, `Sign`, `Adam` or `Muon`; momentum has no part in the first step.
-        start: moments or Gram matrices at the two ends; plain numbers.
+        start: moments or Gram matrices at the two ends; plain numbers. With a cross-entropy only `variance`.
         loss: `Linear()`, the sum of the start's cotangent times the stream that leaves the last block (of several
-            streams, that leaves the readout).
+            streams, that leaves the readout); or `CrossEntropy(vocabulary)`, of which the matrices inside blocks are
+            covered, not the embedding and the unembedding.
         transfer: a rule of transfer, by its name or itself; None leaves gains and rates as they are.
         base: (width, depth) at which the rule is neutral; by default the model's own.
         samples: for Sign and Adam, about how many coordinates are drawn of hidden units and of heads, in each of
@@ -74,10 +76,11 @@ def predict_step(
 
         Without dimensions `total_fall`, the sum of all falls (`total_fall_se` its error, at most), and
         `tangent_kernel`, the trace of the tangent kernel, which of this one output is the sum of all squared norms of
-        gradients.
+        gradients. With a cross-entropy, of which the two ends have their share, there is neither; and allowances are
+        larger by (tokens - 1) / vocabulary, since a step depends on which tokens and targets are the same.
 
     Raises:
-        ModelError: for what is not derived: a `CrossEntropy`; experts; with Sign and Adam dropout or tanh of streams;
+        ModelError: for what is not derived: experts; with Sign and Adam dropout or tanh of streams;
             with Muon more tokens than a matrix has rows or columns.
 
     Example: SGD moves the output of a matrix by as much as its gradient's size and its input's make it.
@@ -97,23 +100,19 @@ def predict_step(
     check_model(model)
     check_optimizer(optimizer)
     check_loss(loss)
-    if not isinstance(loss, Linear):
-        raise ModelError(f"predict_step covers loss=propagate.Linear() alone, got {loss!r}")
     _check_covered(model, optimizer)
     factors = factors_by_kind(model, transfer, base)
     units = UNITS if samples is None else integer("samples", samples, at_least=16, at_most=MOST_UNITS)
-    given = Start.of(start, **{name: getattr(Start(), name) for name in (*MOMENTS, "gram", "grad_gram")})
-    measure = _Measure(optimizer, factors, units)
-    network = transferred(model, factors)
-    arrays = [name for name in MOMENTS if getattr(given[name], "dims", ())]
-    if arrays:
-        raise ModelError(f"predict_step needs a start of plain numbers, got an array of {arrays[0]}")
-    found = walk_of(network, given, frozenset(), measure, through_readout=False, head_size=None, samples=None).found
+    measure, network = _Measure(optimizer, factors, units), transferred(model, factors)
+    ends = ends_met(loss, start, network, factors)
+    options: dict[str, Any] = {"through_readout": ends.through_readout, "head_size": None, "samples": None}
+    found = walk_of(network, ends.start, frozenset(), measure, **options).found
     columns = {name: values for name, values in found.columns.items() if name.removesuffix("_se") in COLUMNS}
     gradient, forward = (found.columns[f"{name}_allowance"] for name in (BY_MATRIX, "variance"))
     forward = np.nanmax(forward, axis=1) if found.several else forward
     shape = found.columns[CROWDING], found.columns[SOFTNESS]
-    columns |= step_allowances(gradient, forward, *shape, network, optimizer, found.matrices)
+    allowed = step_allowances(gradient, forward, *shape, network, optimizer, found.matrices)
+    columns |= {name: values + ends.repeated for name, values in allowed.items()}
     of_model = {"model": repr(model), "width": model.width, "depth": model.depth, "tokens": model.tokens}
     asked = {
         "optimizer": repr(optimizer),
@@ -126,6 +125,8 @@ def predict_step(
     if found.several:  # as the tables have them that this one is compared with
         streams = [str(i + 1) for i in range(found.columns["variance"].shape[1] - 1)]
         step = step.assign_coords({STREAM: [*streams, JOINED]})
+    if not isinstance(loss, Linear):  # whose total has a share of the embedding and the unembedding
+        return step
     step = step.assign(total_fall=step.first_order_fall.sum(), tangent_kernel=np.nansum(found.columns[BY_MATRIX]))
     if "first_order_fall_se" in step:  # matrices of a block may have been drawn together, blocks have not
         step["total_fall_se"] = (step.first_order_fall_se.sum("matrix") ** 2).sum() ** 0.5

@@ -31,8 +31,9 @@ CAPTION = """\
 
 The rule, set down before any network was trained, has no constant to fit: the rate at which the first-order fall of the
 loss in the first step, by `predict_step`, is all of the loss that there is at first, log {vocabulary} + 1/2. Found is,
-for each network by itself, the first rate after which the loss after {steps} steps is not below that at first, going up
-by factors of {factor} from a rate at which it is for all networks. Points: geometric mean over {draws} networks of
+for each network by itself, the first rate at which the loss rises in any of the {steps} steps, going up by factors of
+{factor} from a rate at which it falls in all of them for all networks. (That it be lower in the end than at first asks
+for nothing: behind norms a PreNorm network passes at a thousand times the rate foretold.) Points: geometric mean over {draws} networks of
 width {width}, bars 95 % intervals; line: found as foretold; grey: within a factor of 2.
 
 What it shows: foretold rates differ by a factor of {span_sgd:.2g} between networks under SGD and of {span_adam:.2g}
@@ -130,10 +131,10 @@ def arm(
     )
 
     def stable(step: int) -> Any:
-        """Which networks have learnt anything, at a rate so many factors above the one foretold."""
+        """Of which networks the loss falls in every step, at a rate so many factors above the one foretold."""
         trained = replace(planned.course.optimizer, lr=rate * FACTOR**step)
         loss = run_steps(replace(planned.course, optimizer=trained), range(draws))["loss"]
-        return loss[:, -1] < loss[:, 0]  # one that is no number has not
+        return (loss[:, 1:] < loss[:, :-1]).all(axis=-1)  # what is no number is not less
 
     lowest = next(step for step in range(0, -FURTHEST, -1) if stable(step).all())
     last = np.full(draws, FURTHEST)

@@ -33,8 +33,8 @@ The rule, set down before any network was trained, has no constant to fit: the r
 loss in the first step, by `predict_step`, is all of the loss that there is at first, log {vocabulary} + 1/2. Found is,
 for each network by itself, the first rate at which the loss rises in any of the {steps} steps, going up by factors of
 {factor} from a rate at which it falls in all of them for all networks. (That it be lower in the end than at first asks
-for nothing: behind norms a PreNorm network passes at a thousand times the rate foretold.) Points: geometric mean over {draws} networks of
-width {width}, bars 95 % intervals; line: found as foretold; grey: within a factor of 2.
+for nothing: behind norms a PreNorm network passes at a thousand times the rate foretold.) Points: geometric mean over
+{draws} networks of width {width}, bars 95 % intervals; line: found as foretold; grey: within a factor of 2.
 
 What it shows: foretold rates differ by a factor of {span_sgd:.2g} between networks under SGD and of {span_adam:.2g}
 under Adam. Found over foretold is {ratio_sgd:.2f} (from {low_sgd:.2f} to {high_sgd:.2f}) under SGD, with a slope of the

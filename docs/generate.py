@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import propagate as pg
-from docs import placement_pages, recipes, results
+from docs import claims, placement_pages, recipes, results
 from propagate.figures import workers
 from propagate.files import replace
 
@@ -31,6 +31,7 @@ def write() -> None:
             if path not in [page.path for page in wanted]:
                 path.unlink()
         replace(GENERATED / folder / "index.md", index().encode())
+    wanted = [Page("", "claims"), *wanted]
     if stale := [page for page in wanted if page.stale]:  # the longest take longest: they begin first
         with workers() as pool:
             for page, text in zip(stale, pool.map(Page.made, stale), strict=True):
@@ -42,7 +43,7 @@ class Page:
     """A page that takes seconds to make.
 
     Attributes:
-        folder: "placements" or "recipes".
+        folder: "placements" or "recipes", or none for the page of claims.
         name: of the page.
     """
 
@@ -63,6 +64,8 @@ class Page:
 
     def made(self) -> str:
         """Its text; pictures are written beside it."""
+        if not self.folder:
+            return claims.page()
         make = recipes.page if self.folder == "recipes" else placement_pages.page
         return make(self.name, self.path.parent)
 

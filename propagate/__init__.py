@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from propagate import theory as theory
     from propagate import tracing as tracing
     from propagate.agreement import compare
+    from propagate.claims.audit import audit
     from propagate.coordinates.check import CoordinateCheck, coordinate_check
     from propagate.divergence import Divergence, first_divergence
     from propagate.documents import Corpus, corpus
@@ -94,6 +95,7 @@ __all__ = [
     "Sublayer",
     "ValidityWarning",
     "active_experts",
+    "audit",
     "balance_gradient",
     "balanced",
     "build",
@@ -146,6 +148,7 @@ _LAZY = {
     "Growth": "propagate.inverse.conditions",
     "Solution": "propagate.inverse.solve",
     "StreamGain": "propagate.inverse.conditions",
+    "audit": "propagate.claims.audit",
     "build": "propagate.tracing.build",
     "build_language_model": "propagate.tracing.build",
     "citation": "propagate.references",

@@ -350,6 +350,19 @@ def prove(
     raise typer.Exit(0 if all(r.proved for r in reports) else DISAGREE)
 
 
+@app.command()
+def audit(
+    names: Annotated[list[str] | None, typer.Argument(help="Claims, such as C1; all if none is named.")] = None,
+) -> None:
+    """What papers claim, word by word: the statement tested, evidence with its numbers, the verdict that follows."""
+    from propagate.claims import audit as found
+
+    try:
+        typer.echo(found.text_of(found.audit(names)))
+    except ModelError as error:
+        refuse(error)
+
+
 app.command()(_on_a_network(coordcheck, FEW))
 app.command()(_on_a_network(solve))
 app.command()(_on_a_network(sweep))

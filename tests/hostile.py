@@ -134,6 +134,7 @@ def callables() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
             {"model": model, "optimizer": pg.SGD(0.1), "steps": 1, "draws": 2, "backend": "numpy"},
         ),
         "compare": (pg.compare, {"prediction": said, "measurement": seen}),
+        "audit": (pg.audit, {"names": ["C3"]}),
         "report": (pg.report, {"table": said}),
         "first_divergence": (pg.first_divergence, {"prediction": said, "measurement": seen}),
         "GradientGain": (pg.GradientGain, {"below": 2.0}),
@@ -197,6 +198,7 @@ def _plot(table: Any, quantities: Any = ("variance",)) -> Any:
 
 
 WORK = {
+    ("audit", "names", "None"),
     ("verify", "cells", "None"),
     ("verify", "settings", "None"),
     ("trace", "loss", "type"),

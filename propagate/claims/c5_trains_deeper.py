@@ -1,0 +1,67 @@
+"""C5: SpanNorm trains at depths and rates at which PostNorm does not."""
+
+from __future__ import annotations
+
+from propagate.claims.claim import Claim, Evidence, Sources
+from propagate.claims.runs import best, one
+
+
+def unscaled_postnorm(sources: Sources) -> Evidence | None:
+    """PostNorm as it was published."""
+    sweeps = sources.trained("sweeps")
+    if sweeps is None:
+        return None
+    span, post = best(one(sweeps, "spannorm+0.5")), best(one(sweeps, "postnorm"))
+    said = (
+        f"24 blocks, {span.runs + post.runs} runs: SpanNorm + ScaleInit 1/2 trains up to a rate of {span.stable:g} "
+        f"(best loss "
+        f"{span.loss:.3f} +- {span.error:.3f}); unscaled PostNorm {_to(post.stable)} (best {post.loss:.3f}, unigram "
+        f"loss "
+        f"{float(sweeps.unigram_loss.max()):.3f})."
+    )
+    return Evidence("training", said, span.stable > post.stable)
+
+
+def scaled_postnorm(sources: Sources) -> Evidence | None:
+    """The fair control, which the paper is not known to have."""
+    sweeps = sources.trained("sweeps")
+    if sweeps is None:
+        return None
+    rows, runs, ahead = [], 0, []
+    for depth in (12, 24, 48, 96):
+        span, post = (best(one(sweeps, f"{name}+0.5", depth)) for name in ("spannorm", "postnorm"))
+        rows.append(f"{depth} blocks {span.stable:g} against {post.stable:g}")
+        runs += span.runs + post.runs
+        ahead.append(span.stable >= post.stable)
+    said = (
+        f"largest rate at which SpanNorm and PostNorm, both with ScaleInit 1/2, train: {'; '.join(rows)} ({runs} runs)."
+    )
+    return Evidence("training", said, all(ahead) and len(set(rows)) > 1, under="ScaleInit for PostNorm too")
+
+
+def unscaled_both(sources: Sources) -> Evidence | None:
+    """Structure alone."""
+    sweeps = sources.trained("sweeps")
+    if sweeps is None:
+        return None
+    span, post = best(one(sweeps, "spannorm", 12)), best(one(sweeps, "postnorm", 12))
+    said = (
+        f"without scaling, 12 blocks, {span.runs + post.runs} runs: SpanNorm {_to(span.stable)}, PostNorm "
+        f"{_to(post.stable)}."
+    )
+    return Evidence("training", said, span.stable > post.stable, under="structure alone, without scaling")
+
+
+def _to(rate: float) -> str:
+    return f"trains up to {rate:g}" if rate else "trains at no rate"
+
+
+CLAIM = Claim(
+    name="C5",
+    words="trains at depths and learning rates at which PostNorm does not",
+    source="abstract and reviews of arXiv:2601.22580",
+    sure="the sense is sure, the wording ours",
+    statement="At some depth SpanNorm with its scaling trains at larger rates than PostNorm.",
+    tests=(unscaled_postnorm, scaled_postnorm, unscaled_both),
+    change="rates between those tried, which lie a factor of 2 apart; longer training and larger networks.",
+)

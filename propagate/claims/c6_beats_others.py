@@ -1,0 +1,64 @@
+"""C6: SpanNorm beats other placements, dense and with experts."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+from propagate.claims.claim import Claim, Evidence, Sources
+from propagate.claims.runs import best, one
+
+OTHERS = ("prenorm", "prenorm+0.5", "postnorm+0.5", "periln", "deepnorm", "layernormscaling", "keel")
+SIGMAS = 2.0
+
+
+def dense(sources: Sources) -> Evidence | None:
+    """24 blocks, every architecture at its own best rate."""
+    sweeps = sources.trained("sweeps")
+    if sweeps is None:
+        return None
+    span = best(one(sweeps, "spannorm+0.5"))
+    others = {name: best(one(sweeps, name)) for name in OTHERS}
+    rows = ", ".join(f"{name} {found.loss:.3f} +- {found.error:.3f}" for name, found in others.items())
+    runs = span.runs + sum(found.runs for found in others.values())
+    said = f"24 blocks, {runs} runs, best losses: SpanNorm + ScaleInit 1/2 {span.loss:.3f} +- {span.error:.3f}; {rows}."
+    ahead = all(span.loss + SIGMAS * math.hypot(span.error, found.error) < found.loss for found in others.values())
+    return Evidence("training", said, ahead)
+
+
+def against_prenorm(sources: Sources, depth: int) -> Evidence | None:
+    """PreNorm as it is used, without scaling."""
+    sweeps = sources.trained("sweeps")
+    if sweeps is None:
+        return None
+    span, pre = best(one(sweeps, "spannorm+0.5", depth)), best(one(sweeps, "prenorm", depth))
+    said = (
+        f"{depth} blocks, {span.runs + pre.runs} runs: SpanNorm + ScaleInit 1/2 {span.loss:.3f} +- {span.error:.3f}, "
+        f"unscaled PreNorm {pre.loss:.3f} +- {pre.error:.3f}."
+    )
+    ahead = span.loss + SIGMAS * math.hypot(span.error, pre.error) < pre.loss
+    return Evidence("training", said, ahead, f"unscaled PreNorm as the only rival at {depth} blocks")
+
+
+def experts(sources: Sources) -> Evidence | None:
+    """2 of 4 experts in place of each FFN."""
+    sweeps = sources.trained("sweeps")
+    if sweeps is None:
+        return None
+    found = {name: best(one(sweeps, f"{name}+0.5", 12, experts=1)) for name in ("spannorm", "prenorm", "postnorm")}
+    rows = ", ".join(f"{name} {one_.loss:.3f} +- {one_.error:.3f}" for name, one_ in found.items())
+    span = found.pop("spannorm")
+    runs = span.runs + sum(one_.runs for one_ in found.values())
+    ahead = all(span.loss + SIGMAS * math.hypot(span.error, one_.error) < one_.loss for one_ in found.values())
+    return Evidence("training", f"2 of 4 experts, 12 blocks, all with ScaleInit 1/2, {runs} runs: {rows}.", ahead)
+
+
+CLAIM = Claim(
+    name="C6",
+    words="outperforms other normalisation placements, dense and MoE",
+    source="abstract and reviews of arXiv:2601.22580, of models of 0.74B to 16B",
+    sure="the sense is sure, the wording ours",
+    statement=f"Its lowest held-out loss is below every other's by more than {SIGMAS:g} standard errors.",
+    tests=(dense, experts, *(partial(against_prenorm, depth=depth) for depth in (24, 48, 96))),
+    change="size: these are networks of width 128 after 300 steps on 11 MB of old English text.",
+)

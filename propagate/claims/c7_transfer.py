@@ -1,0 +1,98 @@
+"""C7, and LongCat-Flash's claim: rules over width carry the best rate from small networks to large ones."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from propagate.claims.claim import Claim, Evidence, Sources
+from propagate.claims.runs import cells, losses
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+MOST = 1.0
+"""Octaves by which the best rate may move from the smallest width to the largest."""
+
+
+def optimum(cell: xr.Dataset) -> float:
+    """Octaves (log2) of the best rate: where a parabola through the lowest mean loss and its neighbours is lowest."""
+    mean = losses(cell).mean("seed")
+    at, rates = int(mean.argmin("lr")), np.log2(mean.lr.values)
+    if not 0 < at < len(rates) - 1:
+        return float(rates[at])
+    left, low, right = (float(mean[at + i]) for i in (-1, 0, 1))
+    return float(rates[at] + 0.5 * (left - right) / (left - 2 * low + right))
+
+
+def moved(sources: Sources, rule: str, architecture: str, experts: bool = False) -> tuple[float, int, int, int] | None:
+    """Octaves from the smallest width to the largest, these widths, and how many runs they are taken from."""
+    table = sources.trained("transfer")
+    if table is None:
+        return None
+    found = cells(table, rule=rule, architecture=architecture, experts=int(experts))
+    base = cells(table, architecture=architecture, experts=int(experts), width=int(table.width.min()))
+    widths = found.width.values
+    largest = found.isel(cell=int(widths.argmax()))
+    runs = int(np.isfinite(found.held_out_loss.sel(share=0.0)).sum())
+    shift = optimum(largest) - optimum(base.isel(cell=0))  # at the smallest width all rules are one
+    return shift, int(base.width[0]), int(widths.max()), runs
+
+
+def rule_holds(sources: Sources, rule: str, architecture: str, experts: bool = False) -> Evidence | None:
+    """Whether the best rate stays, by a rule; for "standard" that it does not, which is what a rule is for."""
+    found = moved(sources, rule, architecture, experts)
+    if found is None:
+        return None
+    shift, small, large, runs = found
+    kind = " with experts" if experts else ""
+    said = (
+        f"{architecture}{kind}, rule {rule!r}, {runs} runs: from width {small} to {large} the best rate moves by "
+        f"{shift:+.2f} octaves."
+    )
+    return Evidence("training", said, abs(shift) <= MOST)
+
+
+def needed(sources: Sources, architecture: str) -> Evidence | None:
+    """That without a rule the rate would have to be found anew."""
+    found = moved(sources, "standard", architecture)
+    if found is None:
+        return None
+    shift, small, large, runs = found
+    said = (
+        f"{architecture}, entries and rates as they are, {runs} runs: from width {small} to {large} it moves by "
+        f"{shift:+.2f} octaves."
+    )
+    return Evidence("training", said, abs(shift) > MOST)
+
+
+SPAN, PRE = "spannorm+0.5", "prenorm+0.5"
+CLAIM = Claim(
+    name="C7",
+    words="width scaling rules carry hyperparameters across sizes",
+    source="abstract and reviews of arXiv:2601.22580",
+    sure="the sense is sure; which rule the paper uses is not known, muP is ours",
+    statement=(
+        f"From width 128 to 1024 the best rate moves by at most {MOST:g} octave by muP's rule, and by more without one."
+    ),
+    tests=(
+        partial(rule_holds, rule="mup", architecture=SPAN),
+        partial(rule_holds, rule="mup", architecture=SPAN, experts=True),
+        partial(needed, architecture=SPAN),
+    ),
+    change="networks deeper than 2 blocks, longer training, and a rule for depth.",
+)
+LONGCAT = Claim(
+    name="LongCat 1",
+    words="hyperparameters found on a small proxy are transferred by width",
+    source="arXiv:2509.01322, model growth and hyperparameter transfer",
+    sure="the rule's numbers are from the full text; the sentence is ours",
+    statement=(
+        f"By its rule (hidden matrices and head at variance and rate 1 / width) the best rate of PreNorm moves by "
+        f"at most {MOST:g} octave."
+    ),
+    tests=(partial(rule_holds, rule="longcat", architecture=PRE), partial(rule_holds, rule="mup", architecture=PRE)),
+    change="its own architecture, ScMoE, and its own sizes.",
+)

@@ -47,7 +47,7 @@ napoleon_use_rtype = False
 # Types of other projects, whose pages lie on the network, and names inside this one that have no page.
 nitpick_ignore_regex = [
     ("py:.*", r"(collections|concurrent|contextlib|matplotlib|nn|numpy|os|pathlib|sp|sympy|torch|xr)\..*"),
-    ("py:.*", r"Axes|Blocks|Choice|Executor|Figure|Loss|Optimizer|Scalar|Tensor|Use|Visible"),
+    ("py:.*", r"Axes|Blocks|Choice|Dataset|Executor|Figure|Loss|Optimizer|Precision|Scalar|Tensor|Use|Visible"),
     ("py:.*", r"propagate\.(layers\.(D|Parts)|corpora\.Fetched|theory\.reading\.blocks\.Call)"),
     ("py:.*", r"propagate\.placement\.S|propagate\.montecarlo\.(workers\.Numbers|backend\.Backend|samplers\.Sampler)"),
 ]

@@ -25,7 +25,7 @@ quadrature to the output matrices' entries. Open: without warm-up. The rule says
 train. Middle: the largest stable rate that the rule foretells against the one found; at the edges none or all of the
 rates; of networks that were trained at all 9; points are moved apart a little. Right: the first block whose stream
 leaves the theory of the initialisation, taken from that moment's own start, by more than half a natural logarithm (at
-the top: none does), over the steps; mean streams of {traced} seeds.
+the top: none does), over the steps; mean streams of {traced} seeds. In the end: {left}.
 
 The rule and its two numbers, a gain of {gain:g} and ten steps, were chosen on earlier pilots and committed, in
 `figures/training_rule.py`, before any of these runs was made; that rates below {least:g} (faint) are not judged was
@@ -94,7 +94,16 @@ def data(**_: Any) -> xr.Dataset:
             {"moment": theory.share.values},
         )
     )
-    return found.assign_attrs(results.words(table) | _told(found) | {"traced": 3, "gain": GAIN})
+    return found.assign_attrs(results.words(table) | _told(found) | {"traced": 3, "gain": GAIN, "left": _left(theory)})
+
+
+def _left(theory: xr.Dataset) -> str:
+    ends = [theory.isel(cell=place) for place in range(theory.sizes["cell"])]
+    blocks = [float(one.first_forward.sel(share=1.0)) for one in ends]
+    return ", ".join(
+        f"{results.label(one)} {'nowhere' if np.isnan(block) else f'block {block:.0f}'}"
+        for one, block in zip(ends, blocks, strict=True)
+    )
 
 
 def _cell(table: xr.Dataset, place: int) -> tuple[str, float, int, int, int]:

@@ -61,7 +61,7 @@ for name, model in models.items():
 # %%
 text = pg.corpus()
 adam = pg.Adam(lr=1e-3, betas=(0.9, 0.95), decay=0.1)
-moments = tuple(round(share * steps) for share in (0.1, 0.3, 0.6))
+moments = tuple(round(share * steps) for share in size((0.1, 0.3, 0.6), fast=()))
 runs = {
     name: pg.train(model, text, adam, lrs=rates, steps=steps, batch=8, probes=moments, progress=False)
     for name, model in models.items()

@@ -32,7 +32,7 @@ def test_the_stored_data_are_told(name: str) -> None:
     assert data.attrs["device"] in ("NVIDIA H200", "CPU")
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_stored_data_can_be_drawn(name: str) -> None:
     figure = figures.load(name).draw(stored(name))
@@ -187,3 +187,12 @@ def test_memory_is_that_of_norms_and_time_is_told_apart_only_roughly() -> None:
     assert min(data.time.values[at[name]] for name in ("Peri-LN", "OLMo2")) > 1 + data.attrs["chance"] / 100
     others = [data.time.values[place] for name, place in at.items() if name not in ("Peri-LN", "OLMo2")]
     assert max(others) < 1 + data.attrs["chance"] / 100
+
+
+def test_trained_streams_keep_to_theory_where_norms_hold_them() -> None:
+    theory = results().stored("theory")
+    ends = theory.first_forward.sel(share=1.0)
+    for placement, exponent, wanted in (("spannorm", 0.5, np.nan), ("postnorm", 0.5, np.nan), ("prenorm", 0.5, 1.0)):
+        (place,) = np.flatnonzero((theory.placement == placement) & np.isclose(theory.exponent, exponent))
+        np.testing.assert_equal(float(ends[place]), wanted)
+    assert np.isnan(theory.first_forward.sel(share=0.0)).all()  # at the start there is nothing to leave it for

@@ -24,7 +24,8 @@ MEASURED = ("attention_gradient", "validity")  # drawn from stored measurements
 MODELS = ("architectures", "trained")  # test_model_figures.py
 TOUR = ("collapse_layers", "cosine_similarity", "phase_diagram", "twice_as_deep")  # test_figures_of_the_tour.py
 LATENT = ("mla_correction",)  # test_figure_of_latent_attention.py
-STEPS = ("coordinate_checks", "first_step", "step_over_depth")  # test_coordinate_figure.py, ..._of_first_steps.py
+FIRST = ("coordinate_checks", "first_step", "stable_rate")  # test_coordinate_figure.py, ..._of_first_steps.py
+STEPS = (*FIRST, "step_over_depth")
 EXPERTS = ("active_experts", "scmoe")  # test_figures_of_experts.py
 TRAINING = (
     *("collapse_training", "experts_trained", "foretold", "layers_trained", "stability", "training_cost"),

@@ -12,6 +12,7 @@ from propagate import figures
 
 SMALL: dict[str, dict[str, Any]] = {  # arguments of `data` that make it quick
     "first_step": {"placements": ("dyt", "prenorm"), "width": 32},
+    "stable_rate": {"placements": ("PostNorm",), "width": 16, "depths": (2,)},
     "step_over_depth": {"placements": ("prenorm",), "width": 32, "depths": (2, 4)},
 }
 
@@ -60,6 +61,18 @@ def test_exponents_over_depth_are_those_proved_and_no_others() -> None:
     measured = _slopes(data)
     for name, exponents in proved.items():  # of networks of 4 and 16 blocks
         assert np.abs(measured.sel(placement=name, matrix="attention_out") - exponents).max() < 0.25
+
+
+def test_rates_are_foretold_by_the_first_step_and_told_as_they_were_found() -> None:
+    data, script = stored("stable_rate"), figures.load("stable_rate")
+    for placement, scaling, depth in (("PreNorm", "none", 8), ("SpanNorm", "ScaleInit", 2)):
+        model = script.network(placement.lower(), script.SCALINGS[scaling], depth, int(data.attrs["width"]))
+        said = script.foretold(model, script.OPTIMIZERS["SGD"])
+        there = data.foretold.sel(optimizer="SGD", placement=placement, scaling=scaling, depth=depth)
+        assert said == pytest.approx(float(there), rel=1e-3)
+    assert {key: data.attrs[key] for key in script.told(data)} == script.told(data)
+    exchanged = data.assign(foretold=data.foretold.copy(data=data.foretold.to_numpy()[::-1]))
+    assert script.told(exchanged)["low_sgd"] > data.attrs["high_sgd"]  # the other optimiser's rates are far off
 
 
 def _slopes(data: xr.Dataset) -> xr.DataArray:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from propagate.claims.claim import Claim, Evidence, Sources
-from propagate.claims.runs import cells, losses
+from propagate.claims.runs import best, cells, losses
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -27,32 +28,52 @@ def optimum(cell: xr.Dataset) -> float:
     return float(rates[at] + 0.5 * (left - right) / (left - 2 * low + right))
 
 
-def moved(sources: Sources, rule: str, architecture: str, experts: bool = False) -> tuple[float, int, int, int] | None:
-    """Octaves from the smallest width to the largest, these widths, and how many runs they are taken from."""
+@dataclass(frozen=True)
+class Moved:
+    """How far the best rate moves.
+
+    Attributes:
+        octaves: from the smallest width to the largest that trains at any rate.
+        small, large: these widths.
+        widest: the largest that was tried.
+        runs: that these are taken from.
+    """
+
+    octaves: float
+    small: int
+    large: int
+    widest: int
+    runs: int
+
+    def __str__(self) -> str:
+        beyond = f" (at {self.widest} no rate trains)" if self.widest > self.large else ""
+        return f"from width {self.small} to {self.large} the best rate moves by {self.octaves:+.2f} octaves{beyond}"
+
+
+def moved(sources: Sources, rule: str, architecture: str, experts: bool = False) -> Moved | None:
+    """Of an architecture by a rule; at the smallest width all rules are one."""
     table = sources.trained("transfer")
     if table is None:
         return None
-    found = cells(table, rule=rule, architecture=architecture, experts=int(experts))
-    base = cells(table, architecture=architecture, experts=int(experts), width=int(table.width.min()))
-    widths = found.width.values
-    largest = found.isel(cell=int(widths.argmax()))
+    same = {"architecture": architecture, "experts": int(experts)}
+    base = cells(table, **same, width=int(table.width.min())).isel(cell=0)
+    found = cells(table, **same, rule=rule)
+    tried = {int(found.width[at]): found.isel(cell=at) for at in range(found.sizes["cell"])}
+    trained = [width for width, cell in tried.items() if best(cell).stable > 0]
+    large = max(trained, default=int(base.width))
+    shift = optimum(tried[large]) - optimum(base) if large in tried else 0.0
     runs = int(np.isfinite(found.held_out_loss.sel(share=0.0)).sum())
-    shift = optimum(largest) - optimum(base.isel(cell=0))  # at the smallest width all rules are one
-    return shift, int(base.width[0]), int(widths.max()), runs
+    return Moved(shift, int(base.width), large, max(tried), runs)
 
 
 def rule_holds(sources: Sources, rule: str, architecture: str, experts: bool = False) -> Evidence | None:
-    """Whether the best rate stays, by a rule; for "standard" that it does not, which is what a rule is for."""
+    """Whether the best rate stays, by a rule, and the widest network trains."""
     found = moved(sources, rule, architecture, experts)
     if found is None:
         return None
-    shift, small, large, runs = found
     kind = " with experts" if experts else ""
-    said = (
-        f"{architecture}{kind}, rule {rule!r}, {runs} runs: from width {small} to {large} the best rate moves by "
-        f"{shift:+.2f} octaves."
-    )
-    return Evidence("training", said, abs(shift) <= MOST)
+    said = f"{architecture}{kind}, rule {rule!r}, {found.runs} runs: {found}."
+    return Evidence("training", said, abs(found.octaves) <= MOST and found.large == found.widest)
 
 
 def needed(sources: Sources, architecture: str) -> Evidence | None:
@@ -60,12 +81,8 @@ def needed(sources: Sources, architecture: str) -> Evidence | None:
     found = moved(sources, "standard", architecture)
     if found is None:
         return None
-    shift, small, large, runs = found
-    said = (
-        f"{architecture}, entries and rates as they are, {runs} runs: from width {small} to {large} it moves by "
-        f"{shift:+.2f} octaves."
-    )
-    return Evidence("training", said, abs(shift) > MOST)
+    said = f"{architecture}, entries and rates as they are, {found.runs} runs: {found}."
+    return Evidence("training", said, abs(found.octaves) > MOST or found.large < found.widest)
 
 
 SPAN, PRE = "spannorm+0.5", "prenorm+0.5"

@@ -67,12 +67,22 @@ OWN: dict[str, dict[str, Any]] = {
     "lfm2": {"block_auto_adjust_ff_dim": False, "layer_types": ["full_attention"] * DEPTH},
 }
 """Fields of one architecture; `...` leaves one out."""
+X_TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "x-transformers": {},
+    "x-transformers post-norm": {"pre_norm": False},
+    "x-transformers sandwich norm": {"sandwich_norm": True},
+    "x-transformers pre and post norm": {"pre_and_post_norm": True, "scale_residual_constant": 2.0},
+    "x-transformers rms glu": {"use_rmsnorm": True, "ff_glu": True, "ff_swish": True, "attn_kv_heads": 2},
+}
+"""Decoders of the package x-transformers, which steps through lists of sublayers, and their own options."""
 ENCODERS = {"t5": "T5EncoderModel", "umt5": "UMT5EncoderModel"}
 STACK = {"bart": "encoder.layers", "marian": "encoder.layers"}
 
 
 def made(name: str, seed: int) -> Any:
     """The architecture with weights of that seed."""
+    if name in X_TRANSFORMERS:
+        return stepped(X_TRANSFORMERS[name], seed)
     kind = transformers.CONFIG_MAPPING[name]
     default = kind()
     fields = SIZES | {key: value for key, value in IF_ANY.items() if hasattr(default, key)} | OWN.get(name, {})
@@ -87,13 +97,25 @@ def made(name: str, seed: int) -> Any:
     return module
 
 
+def stepped(options: dict[str, Any], seed: int) -> Any:
+    from x_transformers import Decoder, TransformerWrapper
+
+    torch.manual_seed(seed)
+    sizes = {"dim": WIDTH, "depth": DEPTH, "heads": HEADS, "attn_dim_head": WIDTH // HEADS, "ff_no_bias": True}
+    module = TransformerWrapper(num_tokens=512, max_seq_len=128, attn_layers=Decoder(**sizes, **options))
+    torch.nn.init.normal_(module.token_emb.emb.weight)
+    return module.eval()
+
+
 def inputs_of(name: str, module: Any) -> dict[str, Any]:
     """Images of noise, or sequences in which no token occurs twice."""
     generator = torch.Generator().manual_seed(0)
-    if size := getattr(module.config, "image_size", None):
+    if size := getattr(getattr(module, "config", None), "image_size", None):
         return {"pixel_values": torch.randn(SEQUENCES, 3, size, size, generator=generator)}
     rows = [torch.randperm(500, generator=generator)[:TOKENS] + 10 for _ in range(SEQUENCES)]
     ids = torch.stack(rows)
+    if name in X_TRANSFORMERS:
+        return {"x": ids}
     return {"input_ids": ids} | ({"decoder_input_ids": ids} if name in STACK else {})
 
 
@@ -124,17 +146,17 @@ def rows(names: list[str], draws: int) -> Iterator[dict[str, Any]]:
     for name in names:
         row = row_of(name, draws)
         if "refused" in row:
-            print(f"{name:24} {row['refused']}", flush=True)
+            print(f"{name:33} {row['refused']}", flush=True)
         else:
             told = (f"{row[q]['ratio']:.3f} ± {row[q]['se']:.3f}" for q in ("variance", "grad_variance"))
-            print(f"{name:24} {row['placement']:16} {'  '.join(told)}  {row['verdict']} {row['worst_z']}", flush=True)
+            print(f"{name:33} {row['placement']:16} {'  '.join(told)}  {row['verdict']} {row['worst_z']}", flush=True)
         yield row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--names", nargs="*", default=NAMES)
-    parser.add_argument("--draws", type=int, default=16)
+    parser.add_argument("--names", nargs="*", default=[*NAMES, *X_TRANSFORMERS])
+    parser.add_argument("--draws", type=int, default=96)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--add", action="store_true", help="to the file: its other rows stay")
     arguments = parser.parse_args()

@@ -7,9 +7,9 @@ import re
 from torch import Tensor, nn
 
 ROLES = {
-    "shared_in": r"shared_expert\w*\.up_proj\.weight$",
-    "shared_gate": r"shared_expert\w*\.gate_proj\.weight$",
-    "shared_out": r"shared_expert\w*\.down_proj\.weight$",
+    "shared_in": r"shared_(expert|mlp)\w*\.up_proj\.weight$",
+    "shared_gate": r"shared_(expert|mlp)\w*\.gate_proj\.weight$",
+    "shared_out": r"shared_(expert|mlp)\w*\.down_proj\.weight$",
     "fused": r"(c_attn|query_key_value|Wqkv|qkv_proj|qkv)\.weight$|in_proj_weight$",
     "query": r"(\bq|q_proj|query|query_proj|q_lin|Wq)\.weight$",
     "key": r"(\bk|k_proj|key|key_proj|k_lin|Wk)\.weight$",

@@ -156,7 +156,7 @@ def rows(names: list[str], draws: int) -> Iterator[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--names", nargs="*", default=[*NAMES, *X_TRANSFORMERS])
-    parser.add_argument("--draws", type=int, default=96)
+    parser.add_argument("--draws", type=int, default=48)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--add", action="store_true", help="to the file: its other rows stay")
     arguments = parser.parse_args()

@@ -331,7 +331,9 @@ def prove(
         from proofs import runner
 
         chosen = [proposition.name for proposition in runner.select(names)]
-    except (ModelError, LookupError) as error:
+    except LookupError as error:
+        refuse(ModelError(str(error)))
+    except ModelError as error:
         refuse(error)
     reports = []
     with Console(stderr=True).status("") as status:

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from propagate.checks import integer
 from propagate.cli_output import check_target, keep, print_table, refuse, show
 from propagate.model import ModelError
 
 if TYPE_CHECKING:
     import xarray as xr
+
+
+MOST_DRAWS = 10**6
 
 
 def weights(
@@ -79,8 +83,9 @@ def trace(
             check_target(target, name)
         if plot is not None and plot.suffix not in (".png", ".svg"):
             raise ModelError(f"--plot must end in .png or .svg, got {str(plot)!r}")
-        if draws is not None and draws < 1:
-            raise ModelError(f"--draws must be at least 1, got {draws}")
+        if draws is not None:
+            integer("--draws", draws, at_most=MOST_DRAWS)
+        integer("--seed", seed, at_least=0, at_most=2**62)
         if inputs is not None and text is not None:
             raise ModelError("--inputs stands in place of --text: give one of them, not both")
         given = _words(text) if inputs is None else inputs

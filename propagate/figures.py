@@ -19,7 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from propagate import figure_index
 from propagate.checks import integer
-from propagate.files import replace
+from propagate.files import check_folder, is_folder, replace
 from propagate.model import ModelError
 from propagate.progress import Advance, progress_bar
 
@@ -163,10 +163,10 @@ def _larger(script: Any, full: bool) -> dict[str, Any]:
 
 
 def _folder(to: str | os.PathLike[str] | None) -> Path:
-    folder = ROOT / "build" / "figures" if to is None else Path(to)
+    folder = ROOT / "build" / "figures" if to is None else check_folder(to, "to")
     if to is None:
         folder.mkdir(parents=True, exist_ok=True)
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise ModelError(f"to must be a folder, got {str(to)!r}")
     return folder
 

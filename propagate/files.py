@@ -128,6 +128,49 @@ def check_writable(path: str | os.PathLike[str] | None, what: str) -> None:
     os.unlink(part)
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder of that name, which may be no name that a file can have.
+
+    Example:
+        >>> is_folder(Path("/")), is_folder(Path(5000 * "x"))
+        (True, False)
+    """
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def check_folder(path: str | os.PathLike[str], what: str) -> Path:
+    """Before any work: the folder is there and can be written into, or it can be made.
+
+    Args:
+        path: of the folder.
+        what: names it in the error, such as "to".
+
+    Raises:
+        ModelError: says why not.
+
+    Example:
+        >>> check_folder("/dev/null/texts", "to")
+        Traceback (most recent call last):
+        propagate.checks.ModelError: to must be a folder or a new one, got '/dev/null/texts'
+    """
+    given = os.fspath(path)
+    if not given or "\0" in given:
+        raise ModelError(f"{what} must be a folder's path, got {given!r}")
+    there = Path(os.path.realpath(path))
+    try:
+        while not there.exists():
+            there = there.parent
+        if not there.is_dir():
+            raise ModelError(f"{what} must be a folder or a new one, got {given!r}")
+        os.rmdir(tempfile.mkdtemp(dir=there))
+    except OSError as error:
+        raise ModelError(f"{what} must be a folder that can be written into, got {given!r}: {error.strerror}") from None
+    return Path(path)
+
+
 def replace_or_keep(path: str | os.PathLike[str], content: bytes) -> Path:
     """`replace`; where that fails, the content is kept in a temporary file.
 

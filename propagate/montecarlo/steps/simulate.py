@@ -189,7 +189,6 @@ def plan(
     check_loss(loss)
     factors = factors_by_kind(model, transfer, base)
     given = Start.of(start)
-    entering = _entering(model, loss, given)
     _check_covered(model, optimizer, steps)
     where = executor.submit(place_of, backend, precision).result() if executor else place_of(backend, precision)
     chosen = _sampler(sampler, model, optimizer, steps)
@@ -198,6 +197,7 @@ def plan(
     taken = bytes_of_a_draw(model, optimizer, loss, steps=steps, sampler=chosen, precision=precision)
     size = f"one draw of depth={model.depth}, width={model.width}, tokens={model.tokens}, steps={steps}, {chosen},"
     check_memory(size, taken, where.most)
+    entering = _entering(model, loss, given)
     course = Course(model, optimizer, steps, loss, factors, where.backend, precision, chosen, seed, entering)
     return Plan(course, where, taken, max(1, (memory or where.batch) // taken))
 

@@ -10,6 +10,7 @@ from typing import Any
 from propagate.checks import ModelError, choice, integer, number, shown
 
 SCHEDULES = ("constant", "linear", "cosine")
+MOST_STEPS, MOST_SEQUENCES = 10**7, 10**6
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Plan:
     traces: Any = None
 
     def __post_init__(self) -> None:
-        integer("steps", self.steps)
-        integer("batch", self.batch)
+        integer("steps", self.steps, at_most=MOST_STEPS)
+        integer("batch", self.batch, at_most=MOST_SEQUENCES)
         if number("warmup", self.warmup, positive=False) >= 1:
             raise ModelError(f"warmup must be a share of the steps below 1, got {shown(self.warmup)}")
         choice("schedule", self.schedule, SCHEDULES)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Executor, as_completed
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +15,7 @@ import torch
 
 from propagate.checks import check_flag, integer, number, shown
 from propagate.documents import Corpus
+from propagate.files import check_folder
 from propagate.model import Model, ModelError, check_model
 from propagate.optimizers import Optimizer, check_optimizer
 from propagate.progress import Advance, progress_bar, silent
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 
 MOST = 2**20
 """Arms of one ensemble, where the device's memory says how many."""
+
+MOST_ARMS = 10**4
 
 
 def train(
@@ -136,8 +141,8 @@ def train(
     _check_device(device, executor)
     check_precision(precision, device)
     factors = factors_by_kind(model, transfer, base)
-    rates = [number("lrs", lr, positive=True) for lr in _several("lrs", (optimizer.lr,) if lrs is None else lrs)]
-    numbers = [integer("seeds", seed, at_least=0, at_most=2**31 - 1) for seed in _several("seeds", seeds)]
+    rates = _several("lrs", (optimizer.lr,) if lrs is None else lrs, partial(number, positive=True))
+    numbers = _several("seeds", seeds, partial(integer, at_least=0, at_most=2**31 - 1))
     check_covered(model)
     check_long_enough(corpus, model.tokens)
     most = _most_together(together, model, optimizer, device, executor)
@@ -186,20 +191,22 @@ def _most_together(together: Any, model: Model, optimizer: Optimizer, device: st
     return MOST if together is None else int(together)
 
 
-def _several(name: str, values: Any) -> list[Any]:
+def _several(name: str, values: Any, checked: Callable[[str, Any], Any]) -> list[Any]:
     """At least one, none twice."""
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise ModelError(f"{name} must be several numbers, such as (1, 2), got {shown(values)}")
-    found = list(values)
-    if not found or any(one in found[:i] for i, one in enumerate(found)):
-        raise ModelError(f"{name} must be at least one number, none of them twice, got {shown(found)}")
+    found = [checked(name, value) for value in islice(values, MOST_ARMS + 1)]
+    if not 0 < len(set(found)) == len(found) <= MOST_ARMS:
+        raise ModelError(
+            f"{name} must be at least one number, none of them twice, at most {MOST_ARMS}, got {shown(values)}"
+        )
     return found
 
 
 def _check_device(device: Any, executor: Executor | None) -> None:
     try:
         kind = torch.device(device).type
-    except (RuntimeError, TypeError):
+    except (RuntimeError, TypeError, ValueError):
         kind = ""
     if kind not in ("cpu", "cuda"):
         raise ModelError(f"device must be 'cpu' or 'cuda', got {shown(device)}")
@@ -210,13 +217,11 @@ def _check_device(device: Any, executor: Executor | None) -> None:
 def _folder(to: Any) -> Path | None:
     if to is None:
         return None
-    if not isinstance(to, str | os.PathLike) or not os.fspath(to) or "\0" in str(to):
+    if not isinstance(to, str | os.PathLike):
         raise ModelError(f"to must be a folder's path, got {shown(to)}")
-    try:
-        Path(to).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ModelError(f"to must be a folder that can be made, got {os.fspath(to)!r}: {error.strerror}") from None
-    return Path(to)
+    folder = check_folder(to, "to")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _files(arms: Sequence[Arm], folder: Path | None) -> list[Path | None]:

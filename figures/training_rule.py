@@ -13,8 +13,7 @@ stream is above 1e-3.
 - Theory is that of tokens without a mask, of variance 1 and covariance 0.02, as many as are trained on.
 
 Judged are rates from 5e-4 on: smaller ones may leave a network where it was after few steps, whatever it is, of which
-the rule knows nothing. (Added while the first runs were being made, before its author
-had seen any.)
+the rule knows nothing. (Added while the first runs were being made: results are told with those rates too.)
 
 "At rest" is the same rule with rate 0: whether an architecture trains at all, at its best rate.
 

@@ -114,6 +114,16 @@ def test_a_bias_is_followed_by_theory_and_simulation() -> None:
     assert pg.compare(pg.predict(other, **start), seen).attrs["verdict"] == "disagrees"
 
 
+@pytest.mark.gpu
+def test_a_bias_chooses_the_same_on_a_device() -> None:
+    host, device = choose_backend("numpy"), choose_backend("cupy")
+    logits = np.random.default_rng(0).standard_normal((3, 5, 12))
+    g = np.random.default_rng(1).standard_normal((3, 5, 12))
+    (weights, pull), (there, pull_there) = (gates(b, BIASED, b.xp.asarray(logits)) for b in (host, device))
+    assert device.to_host(there) == pytest.approx(weights, rel=1e-12)
+    assert device.to_host(pull_there(device.xp.asarray(g))) == pytest.approx(pull(g), rel=1e-9, abs=1e-12)
+
+
 def test_the_reverse_pass_is_that_of_torch_with_a_bias() -> None:
     model = pg.Model("prenorm", depth=2, width=18, tokens=5, heads=3, ffn_ratio=1.5, experts=BIASED)
     (y, back), (output, grad) = both(model)

@@ -66,6 +66,11 @@ def test_what_repeats_is_allowed_for_and_the_rest_refused() -> None:
     np.testing.assert_allclose(more, 3 / 10 - 3 / 10**6, atol=0.02)
     with pytest.raises(pg.ModelError, match=r"only variance with loss=CrossEntropy\(\.\.\.\), got covariance"):
         pg.predict_step(model, optimizer, pg.Start(covariance=0.1), loss=pg.CrossEntropy(10))
+    for variance in (0.0, "large", True):
+        with pytest.raises(pg.ModelError, match="variance must be"):
+            pg.predict_step(model, optimizer, pg.Start(variance=variance), loss=pg.CrossEntropy(10))
+    with pytest.raises(pg.ModelError, match="covers logits up to a standard deviation of 40, got 50"):
+        pg.predict_step(model, optimizer, loss=pg.CrossEntropy(10, gain=50.0))
     uneven = pg.Model("residual", causal=True, **SIZES)
     with pytest.raises(pg.ModelError, match="needs a readout that gives all tokens one size"):
         pg.predict_step(uneven, optimizer, loss=pg.CrossEntropy(10))

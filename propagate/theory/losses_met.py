@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from propagate.checks import number
 from propagate.losses import CrossEntropy, Linear
 from propagate.model import Model, ModelError
 from propagate.start import Start
 from propagate.theory.embedding import cross_entropy_moments
+from propagate.theory.gaussian.softmax import LARGEST_SPREAD
 from propagate.theory.pairs.moments import Moments
 from propagate.theory.predict import MOMENTS
 from propagate.theory.tokens.gram import Gram
@@ -82,13 +84,19 @@ def cross_entropy(loss: CrossEntropy, start: Any, network: Model, factors: Mappi
     if said:
         raise ModelError(f"start must hold only variance with loss=CrossEntropy(...), got {said[0]}")
     entering, leaving = (_applied(factors[kind]) for kind in ("embedding", "unembedding"))
-    variance, alike = float(given.variance) * entering**2, 1 / loss.vocabulary
+    variance, alike = number("variance", given.variance, positive=True) * entering**2, 1 / loss.vocabulary
     tokens, std = network.tokens, loss.gain * leaving / math.sqrt(network.width)
     unit = Moments(1.0, 1.0)
     repeated = (tokens - 1) * alike
 
     def sent(size: float, correlation: float) -> tuple[float, float]:
         """Second moments of the cotangents of tokens of this size at the readout."""
+        spread = std * math.sqrt(network.width * size)
+        if not spread <= LARGEST_SPREAD:
+            raise ModelError(
+                f"predict_step with CrossEntropy covers logits up to a standard deviation of {LARGEST_SPREAD:g}, got"
+                f" {spread:.3g}: lower CrossEntropy.gain, or norm what the readout gives"
+            )
         found = cross_entropy_moments(
             loss.vocabulary,
             std * math.sqrt(size),

@@ -205,6 +205,7 @@ def test_where_the_theory_refuses_nothing_is_met() -> None:
     assert found.met
     assert 1e50 < (found.highest or 0) <= 1.0001e100
     assert bool(np.isnan(found.table.stream_gain[-1]))
+    assert "it has no number (ffn_gain must be at most 1e+100" in found.verdict
 
 
 def test_the_command_line() -> None:

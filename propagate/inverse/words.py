@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from propagate.inverse.crossings import Interval
@@ -47,6 +47,18 @@ def verdict_of(
         f"No {unknown} {looked} meets {_all(conditions)}: {'; '.join(needs)}."
         f" Nearest is {unknown} = {_number(best)}: {there}."
     )
+
+
+def refusals(rows: Mapping[float, Sequence[float]], errors: Sequence[Exception]) -> str:
+    """Where a condition had no number, and the first reason; nothing where all had.
+
+    Example:
+        >>> refusals({1: [0.5], 2: [math.nan]}, [ValueError("too deep")])
+        ' At 1 of 2 values it has no number (too deep).'
+    """
+    without = sum(any(map(math.isnan, row)) for row in rows.values())
+    reason = f" ({errors[0]})" if errors else ""
+    return f" At {without} of {len(rows)} values it has no number{reason}." if without else ""
 
 
 def level_of(condition: Any) -> str:

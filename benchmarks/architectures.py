@@ -164,7 +164,7 @@ def main() -> None:
     warnings.simplefilter("ignore", pg.ValidityWarning)
     transformers.logging.set_verbosity_error()
     sizes = {"width": WIDTH, "depth": DEPTH, "heads": HEADS, "tokens": TOKENS, "sequences": SEQUENCES}
-    summary = provenance("CPU", ("numpy", "scipy", "torch", "transformers", "propagate"))
+    summary = provenance("CPU", ("numpy", "scipy", "torch", "transformers", "x_transformers", "propagate"))
     summary |= {"draws": arguments.draws, "sizes": sizes}
     before = json.loads(arguments.out.read_text()) if arguments.add else {"summary": summary, "rows": []}
     found = {row["name"]: row for row in [*before["rows"], *rows(arguments.names, arguments.draws)]}

@@ -99,19 +99,20 @@ def _calibration(summary: dict[str, Any], rows: list[dict[str, Any]]) -> Iterato
 
 
 def architectures() -> str:
-    """Prediction over trace of the library transformers' architectures."""
+    """Prediction over trace of architectures of the libraries transformers and x-transformers."""
     found = _read("architectures.json")
     summary, sizes = found["summary"], found["summary"]["sizes"]
     told = [row for row in found["rows"] if "refused" not in row]
     agree = sum(row["verdict"] != "disagrees" for row in told)
     words = (
-        f"{len(told)} architectures of transformers {summary['transformers']} at random initialisation, with weights so"
+        f"{len(told)} architectures of transformers {summary['transformers']} and of x-transformers"
+        f" {summary['x_transformers']} at random initialisation, with weights so"
         f" large that branches weigh as much as skips (width {sizes['width']}, {sizes['depth']} blocks,"
         f" {sizes['tokens']} tokens, {summary['draws']} initialisations, torch {summary['torch']}): prediction over"
         " trace, give or take a standard error, of the variance that leaves the last block and of the gradient's that"
-        f" reaches the first. {len(told) - agree} disagree, with |z| above 4. Of most others so few and"
-        " small networks cannot tell: an error of 20 % at some block would not have shown. *Not read* is what"
-        " `describe` says that its Model leaves out."
+        f" reaches the first. {len(told) - agree} disagree, with |z| above 4, each for what its last column says."
+        " Of most others so few and small networks cannot tell: an error of 20 % at some block would not have shown."
+        " *Not read* is what `describe` says that its Model leaves out."
     )
     head = ("architecture", "read as", "variance", "gradient variance", "worst |z|", "verdict", "not read")
     quantities = ("variance", "grad_variance")

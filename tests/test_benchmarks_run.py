@@ -65,3 +65,10 @@ def test_a_benchmark_runs(script: str, arguments: list[str], tmp_path: Path) -> 
     found = json.loads(out.read_text())
     assert {"command", "device", "processor", "python", "numpy"} <= set(found["summary"])
     assert found["rows"] if "rows" in found else found["curves"]
+
+
+def test_every_architecture_that_disagrees_says_what_was_not_read() -> None:
+    rows = json.loads((FOLDER / "results" / "architectures.json").read_text())["rows"]
+    apart = [row for row in rows if row.get("verdict") == "disagrees"]
+    assert 0 < len(apart) < len(rows) / 8
+    assert all(row["unread"] for row in apart)

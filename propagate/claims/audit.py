@@ -60,10 +60,11 @@ def audit(names: Iterable[str] | None = None, *, sources: Sources | None = None)
     known = {claim.name: claim for claim in claims()}
     if isinstance(names, str) or not isinstance(names, Iterable | None):
         raise ModelError(f"names must be several names of claims, such as ['C1'], got {shown(names)}")
-    chosen = list(known) if names is None else list(names)
-    for name in chosen:
-        if name not in known:
+    chosen = []
+    for name in known if names is None else names:  # not all of them at first: they may have no end
+        if not isinstance(name, str) or name not in known:
             raise ModelError(f"names must be of {', '.join(known)}, got {shown(name)}")
+        chosen.append(name)
     if not isinstance(sources, Sources | None):
         raise ModelError(f"sources must be propagate.claims.claim.Sources, got {shown(sources)}")
     where = sources or here()

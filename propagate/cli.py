@@ -357,10 +357,10 @@ def audit(
     names: Annotated[list[str] | None, typer.Argument(help="Claims, such as C1; all if none is named.")] = None,
 ) -> None:
     """What papers claim, word by word: the statement tested, evidence with its numbers, the verdict that follows."""
-    from propagate.claims import audit as found
+    from propagate.claims.audit import audit as judged
 
     try:
-        typer.echo(found.text_of(found.audit(names)))
+        typer.echo("\n\n".join(map(str, judged(names))))
     except ModelError as error:
         refuse(error)
 

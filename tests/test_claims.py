@@ -9,9 +9,10 @@ import pytest
 import xarray as xr
 
 import propagate as pg
-from propagate.claims.audit import audit, claims, here, text_of
+from propagate.claims.audit import audit, claims, here
 from propagate.claims.claim import Evidence, Sources, verdict_of
 from propagate.claims.runs import best
+from propagate.claims.text import text_of
 
 pytestmark = pytest.mark.claims
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from importlib import import_module
@@ -47,7 +46,7 @@ def audit(names: Iterable[str] | None = None, *, sources: Sources | None = None)
 
     Returns:
         A record a claim: its words, source, statement and evidence, and `verdict`: "holds", "holds at initialisation",
-        "only under ...", "fails" or "not testable here". `text_of` makes a page of them.
+        "only under ...", "fails" or "not testable here". Printed, it is all of that as text.
 
     Raises:
         ModelError: for a name that no claim has.
@@ -105,19 +104,3 @@ def _trained(name: str) -> xr.Dataset | None:
     except ModelError:
         return None
     return xr.load_dataset(path, engine="scipy") if path.is_file() else None
-
-
-def text_of(found: Sequence[Judged], width: int = 100) -> str:
-    """A page of claims: words, statement, evidence, verdict, and what would change it."""
-    return "\n\n".join(_one(one, width) for one in found)
-
-
-def _one(one: Judged, width: int) -> str:
-    claim = one.claim
-    lines = [f"{claim.name}  {one.verdict.upper()}", f'"{claim.words}" ({claim.source}; {claim.sure})']
-    lines.append(f"Tested: {claim.statement}")
-    for found in one.evidence:
-        under = f", under {found.under}" if found.under else ""
-        lines.append(f"- {found.witness}{under}: {found.said} {'So it holds.' if found.holds else 'So it does not.'}")
-    lines.append(f"What would change it: {claim.change}")
-    return "\n".join(textwrap.fill(line, width, subsequent_indent="  ") for line in lines)

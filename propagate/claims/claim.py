@@ -82,6 +82,12 @@ class Judged:
         """See `verdict_of`."""
         return verdict_of(self.evidence)
 
+    def __str__(self) -> str:
+        """Words, statement, evidence, verdict, and what would change it."""
+        from propagate.claims.text import text_of
+
+        return text_of([self])
+
 
 def judged(claim: Claim, sources: Sources) -> Judged:
     """The claim with what its tests find."""

@@ -1,0 +1,26 @@
+"""Judged claims as text."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from propagate.claims.claim import Judged
+
+
+def text_of(found: Sequence[Judged], width: int = 100) -> str:
+    """A page of claims: words, statement, evidence, verdict, and what would change it."""
+    return "\n\n".join(_one(one, width) for one in found)
+
+
+def _one(one: Judged, width: int) -> str:
+    claim = one.claim
+    lines = [f"{claim.name}  {one.verdict.upper()}", f'"{claim.words}" ({claim.source}; {claim.sure})']
+    lines.append(f"Tested: {claim.statement}")
+    for found in one.evidence:
+        under = f", under {found.under}" if found.under else ""
+        lines.append(f"- {found.witness}{under}: {found.said} {'So it holds.' if found.holds else 'So it does not.'}")
+    lines.append(f"What would change it: {claim.change}")
+    return "\n".join(textwrap.fill(line, width, subsequent_indent="  ") for line in lines)

@@ -368,10 +368,8 @@ def audit(
 app.command()(_on_a_network(coordcheck, FEW))
 app.command()(_on_a_network(solve))
 app.command()(_on_a_network(sweep))
-app.command()(trace)
-app.command()(weights)
-app.command()(corpus)
-app.command()(verify)
+for command in (trace, weights, corpus, verify):
+    app.command()(command)
 
 
 def main() -> None:

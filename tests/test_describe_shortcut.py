@@ -70,9 +70,16 @@ def test_a_bias_that_only_chooses_is_read() -> None:
     assert model.at(2).experts.bias == pytest.approx(bias.tolist())
 
 
-def test_without_a_description_of_its_attention_it_is_refused() -> None:
-    with pytest.raises(pg.ModelError, match=r"self_attn\.0\.q_a_proj\.weight of LongcatFlashDecoderLayer does is not"):
-        pg.describe(make())
+def test_its_attention_is_read_with_the_scale_correction() -> None:
+    model, unread = pg.describe(make(), tokens=8)
+    read, given = model.at(1).attention, ATTENTION.fitted(WIDTH, 8)
+    assert unread == ()
+    assert isinstance(read, pg.LatentAttention)
+    assert read.scale_correction
+    for name in ("heads", "head_size", "rope_size", "value_size", "query_rank", "key_value_rank", "rope", "causal"):
+        assert getattr(read, name) == getattr(given, name)
+    for name in ("query", "key", "value", "rotary", "out", "query_down", "key_value_down"):
+        assert getattr(read, f"{name}_gain") == pytest.approx(getattr(given, f"{name}_gain"), rel=0.1)
 
 
 @pytest.mark.slow

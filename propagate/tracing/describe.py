@@ -28,6 +28,7 @@ from propagate.tracing.configuration import (
     rope_of,
     turned,
 )
+from propagate.tracing.experts_read import softmax_of
 from propagate.tracing.find import Blocks, blocks_of, check_module, none_called, unwrapped
 from propagate.tracing.gains import (
     Rows,
@@ -40,6 +41,7 @@ from propagate.tracing.gains import (
     rows_of,
     sizes_of,
 )
+from propagate.tracing.latent_rows import MARK, LatentRows, evened
 from propagate.tracing.layers import output_rms
 from propagate.tracing.layout import Axes
 from propagate.tracing.mixtures import apart
@@ -215,15 +217,15 @@ def _read(
     normed = inner_norms(block)
     dense, gains = _ffn(block, rows, sizes, inside, config, hidden_normed="hidden" in normed)
     unsaid = []
-    experts = _experts(block, rows, sizes, config, unsaid) if sizes.routed else None
-    if beside is not None:
+    experts = _experts(block, rows, sizes, config, unsaid) if sizes.routed and ffn is None else None
+    if beside is not None and ffn is None:
         of_mixture = ffn_sizes(block, beside, sizes.width)
         own_ffn, own_gains = _ffn(block, beside, of_mixture, {}, config, hidden_normed="hidden" in normed)
         experts = _experts(block, beside, of_mixture, config, unsaid)
         experts = replace(experts, ffn=_times(own_ffn, own_gains, gains))
     own: Attention | LatentAttention
     if attention is None:
-        own = _attention(at, replace(seen, inside=inside), sizes, config, tokens, unsaid)
+        own = _attention(at, replace(seen, inside=inside), rows, sizes, config, tokens, unsaid)
         gains = gains * attention_gains(block, rows, sizes)
     else:
         own = attention
@@ -248,6 +250,7 @@ def _ffn(
 
 def _experts(block: nn.Module, rows: Rows, sizes: Sizes, config: Any, unsaid: list[str]) -> Experts:
     found = experts_of(config, sizes, router_std(block, rows), unsaid)
+    found = replace(found, softmax=softmax_of(block, rows, found, unsaid))
     return replace(found, bias=choice_bias(block, config, unsaid))
 
 
@@ -271,7 +274,9 @@ def _rows(seen: Seen, described: Sequence[str]) -> tuple[Rows, dict[str, Tensor]
         return seen.parts.rows, seen.inside | seen.parts.inside
 
 
-def _attention(at: int, seen: Seen, sizes: Sizes, config: Any, tokens: int, unsaid: list[str]) -> Attention:
+def _attention(
+    at: int, seen: Seen, rows: Rows, sizes: Sizes, config: Any, tokens: int, unsaid: list[str]
+) -> Attention | LatentAttention:
     """A block's, without its gains."""
     fields: dict[str, Any] = {"causal": False}
     if seen.visible is None:
@@ -290,6 +295,9 @@ def _attention(at: int, seen: Seen, sizes: Sizes, config: Any, tokens: int, unsa
     block, made = unwrapped(seen.block), seen.inside.get("query")
     plain = None if made is None or inner_norms(block) else float(made.float().square().mean().sqrt())
     rope = rope_of(config, at, turned(seen.inside, seen.core), unsaid)
+    if MARK in rows:
+        latent: LatentAttention = LatentRows.of(rows, sizes.heads).description(block, seen.core, rope, fields)
+        return latent
     return Attention(
         heads=sizes.heads,
         key_value_heads=None if sizes.kv_heads == sizes.heads else sizes.kv_heads,
@@ -364,7 +372,10 @@ def _short(attention: Attention) -> dict[str, Any]:
 
 
 def _evened(read: Sequence[Read]) -> list[Read]:
-    """Routers whose spread differs by what a draw makes it differ are one description."""
+    """Routers whose spread differs by what a draw makes it differ are one description; and so is latent attention."""
+    latent = [one.attention for one in read if isinstance(one.attention, LatentAttention)]
+    if latent and len(latent) == len(read):
+        read = [one._replace(attention=kind) for one, kind in zip(read, evened(latent), strict=True)]
     spreads = [one.experts.router_std for one in read if one.experts is not None]
     if not spreads or max(spreads) > 1.1 * min(spreads):
         return list(read)

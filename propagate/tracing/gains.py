@@ -13,6 +13,7 @@ from propagate.model import ModelError
 from propagate.scaling import Gains
 from propagate.tracing.cores import Core
 from propagate.tracing.find import is_norm
+from propagate.tracing.latent_rows import MARK, LatentRows
 from propagate.tracing.roles import by_role
 from propagate.tracing.statistics import precise
 
@@ -81,7 +82,9 @@ def sizes_of(block: nn.Module, rows: Rows, core: Core | None, config: Any) -> Si
     """See `Sizes`."""
     inside, width = _fans(rows["attention_out"][0], block)
     heads, size = _heads(block, core, config, inside)
-    if "value" in rows:
+    if MARK in rows:  # queries are of another size than values
+        kv_heads, size = heads, inside // heads
+    elif "value" in rows:
         kv_heads = _fans(rows["value"][0], block)[1] // size
     else:
         kv_heads = (_fans(rows["fused"][0], block)[1] // size - heads) // 2
@@ -179,12 +182,20 @@ def _gain(block: nn.Module, rows: Sequence[tuple[str, Tensor]], *, inputs: int =
     return _rms([weight for _, weight in rows], fan_in)
 
 
+def _mean_root(gains: Sequence[float]) -> float:
+    return math.sqrt(sum(gain * gain for gain in gains) / len(gains))
+
+
 def _rms(parts: Sequence[Tensor], fan_in: int) -> float:
     squares = [precise(part).square().mean().item() for part in parts]
     return math.sqrt(sum(squares) / len(squares) * fan_in)
 
 
 def _attention(block: nn.Module, rows: Rows, sizes: Sizes) -> tuple[float, float, float]:
+    if MARK in rows:
+        each = [one.gains() for one in LatentRows.each(rows, sizes.heads)]
+        query, key, value = (_mean_root([getattr(one, name) for one in each]) for name in ("query", "key", "value"))
+        return query, key, value
     if "fused" not in rows:
         query, key, value = (_gain(block, rows[role]) for role in ("query", "key", "value"))
         return query, key, value

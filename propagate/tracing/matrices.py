@@ -18,6 +18,7 @@ from propagate.tracing.build import Block
 from propagate.tracing.experts import Mixture
 from propagate.tracing.gains import Cut, Rows, Sizes, fused_cut, rows_of, sizes_of
 from propagate.tracing.latent import LatentHeads
+from propagate.tracing.latent_rows import MARK, LatentRows
 from propagate.tracing.layers import Attention, FeedForward, Projection, UniformAttention
 from propagate.tracing.statistics import precise
 
@@ -125,6 +126,10 @@ def _of_names(block: nn.Module, rows: Rows, sizes: Sizes) -> Iterator[Weight]:
             if role == "fused":
                 if cut := fused_cut(block, path, sizes):
                     yield Weight(weight, ("query", "key", "value"), cut)
+            elif role == MARK:
+                yield Weight(weight, (MARK, "key_rotary"), LatentRows.of(rows, sizes.heads).cut_down)
+            elif role == "key_value_up":
+                yield Weight(weight, ("key", "value"), LatentRows.of(rows, sizes.heads).cut_up)
             elif role == "ffn_both":
                 yield Weight(weight, ("ffn_gate", "ffn_in"), lambda g: g.chunk(2, dim=-2))
             else:

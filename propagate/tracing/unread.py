@@ -49,6 +49,7 @@ summary_proj_to_labels summary_type summary_use_proj task_specific_params task_t
 tie_word_embeddings tokenizer_class torch_dtype transformers_version type_vocab_size unk_token_id use_bias
 use_bidirectional_attention use_cache use_mask_token use_parallel_residual use_qk_norm use_qkv_bias use_sliding_window
 use_swiglu_ffn v_head_dim vocab_size window_size wo_init_scale word_embed_proj_dim zero_expert_num zero_expert_type
+n_group num_mtp_layers rope_interleave topk_group topk_method
 """.split()  # noqa: SIM905
 """Fields of configurations that are looked at, or whose work is measured, or that act on no block."""
 

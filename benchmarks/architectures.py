@@ -22,12 +22,13 @@ import propagate as pg
 NAMES = """
 albert arcee beit bert bert-generation biogpt bitnet bloom camembert codegen cohere cohere2 ctrl cwm data2vec-text
 deberta-v2 deit diffllama dinov2 dinov2_with_registers distilbert electra ernie ernie4_5 ernie4_5_moe esm eurobert
-deepseek_v2 exaone4 falcon flex_olmo gemma gemma2 gemma3_text glm glm4 glm4_moe gpt2 gpt_bigcode gpt_neo gpt_neox
+exaone4 falcon flex_olmo gemma gemma2 gemma3_text glm glm4 glm4_moe gpt2 gpt_bigcode gpt_neo gpt_neox
 gpt_neox_japanese gpt_oss gptj granite granitemoe granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe lfm2 llama
 megatron-bert ministral ministral3 mistral mixtral modernbert mpnet mpt nemotron olmo olmo2 olmo3 olmoe opt persimmon
 phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe rembert roberta roc_bert roformer seed_oss smollm3 splinter stablelm
 starcoder2 t5 umt5 vaultgemma vit vit_msn xglm xlm-roberta xlm-roberta-xl bart marian
-afmoe apertus deepseek_v3 jetmoe longcat_flash minimax
+deepseek_v2 deepseek_v3 longcat_flash
+afmoe apertus jetmoe minimax
 """.split()  # noqa: SIM905
 """Those that are described, and on the last line those that are refused in words."""
 WIDTH, DEPTH, HEADS, TOKENS, SEQUENCES = 128, 3, 4, 8, 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from propagate.model import ModelError
+from propagate.model import Model, ModelError
 from propagate.placement import placement
 from propagate.systems import CHANGES, configuration, configurations
 
@@ -50,7 +50,8 @@ def of_system(given: dict[str, dict[str, Any]], options: frozenset[str]) -> dict
     wanted = {option for option in options & set(network) if option != "placement"}
     if own := sorted(wanted - set(CHANGES)):
         raise ModelError(f"--{own[0].replace('_', '-')} must be left out with {system.name}, which has its own sizes")
-    found: dict[str, Any] = {"model": system.model(**{option: network[option] for option in wanted})}
+    changes = {option: network[option] for option in wanted}
+    found: dict[str, Any] = {"model": Model.from_config(system.name, **changes)}
     if "start" in given:
         start = system.start()
         found["start"] = given["start"] | {name: getattr(start, name) for name in given["start"] if name not in options}

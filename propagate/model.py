@@ -163,7 +163,7 @@ class Model:
         """
         from propagate.systems import configuration
 
-        return configuration(name).model(**changes)
+        return cls(**configuration(name).fields(**changes))
 
     def _described(self, field: str, kind: type[Any], shorthand: dict[str, str]) -> Any:
         """The description of one sublayer, from its own field or from the short ones, which then say the same."""

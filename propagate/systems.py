@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from propagate.activations import as_activation
 from propagate.checks import ModelError, choice
@@ -21,9 +21,6 @@ from propagate.latent import LatentAttention, SelfAttention
 from propagate.norms import Norm
 from propagate.start import Start
 from propagate.sublayers import FFN, Attention
-
-if TYPE_CHECKING:
-    from propagate.model import Model
 
 DATA = Path(__file__).parent / "data" / "configurations.toml"
 CHANGES = ("depth", "tokens", "weights", "dropout", "scaling")
@@ -39,12 +36,12 @@ class Configuration:
         values: sizes and so on, as in the file.
         sources: where each was read.
         taken: of those that are not published or were not read, why they are what they are.
-        left_out: in words, what the system has and its `model` has not.
+        left_out: in words, what the system has and `Model.from_config` has not.
 
     Example: DeepSeek-V3 makes its first three blocks dense.
         >>> deepseek = configuration("deepseek-v3")
-        >>> [deepseek.model().at(index).experts is None for index in (3, 4)]
-        [True, False]
+        >>> sorted(deepseek.fields()["layers"])
+        [1, 2, 3]
         >>> deepseek.sources["std"], sorted(deepseek.taken)
         ('arXiv:2412.19437, Section 4.2', ['rope'])
     """
@@ -56,8 +53,8 @@ class Configuration:
     taken: Mapping[str, str]
     left_out: tuple[str, ...]
 
-    def model(self, **changes: Any) -> Model:
-        """The network, by default over as many tokens as a `Model` has by default.
+    def fields(self, **changes: Any) -> dict[str, Any]:
+        """Those of its `Model`, over as many tokens as one has by default.
 
         Args:
             changes: other values of "depth", "tokens", "weights", "dropout" and "scaling".
@@ -65,8 +62,6 @@ class Configuration:
         Raises:
             ModelError: for other changes.
         """
-        from propagate.model import Model
-
         for name in changes:
             if name not in CHANGES:
                 raise ModelError(
@@ -100,7 +95,7 @@ class Configuration:
             "normed": tuple(own.get("normed", ())),
             "layers": layers or None,
         }
-        return Model(own["placement"], **{"depth": depth, "width": width} | fields | changes)
+        return {"placement": own["placement"], "depth": depth, "width": width} | fields | changes
 
     def start(self) -> Start:
         """What enters the first block at the published initialisation: distinct tokens' embeddings.

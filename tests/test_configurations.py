@@ -52,7 +52,7 @@ def test_the_layers_are_those_of_the_system() -> None:
 @pytest.mark.parametrize("name", ["bert-base", "vit-b"])
 def test_a_small_one_is_predicted_at_its_published_size(name: str) -> None:
     one = pg.configuration(name)
-    said = pg.predict(one.model(), one.start())
+    said = pg.predict(pg.Model.from_config(name), one.start())
     assert float(said.variance[0]) == pytest.approx(one.start().variance)
     assert said.sizes["block"] == 13
 

@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import math
 import random
 import sys
 import zipfile
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 
 from hostile import Combination, outcome
 
-from propagate import cli
+from propagate import cli, progress
 
 SMALL = ["--depth", "1", "--width", "8", "--tokens", "2", "--heads", "1"]
 COMMANDS = {
@@ -201,6 +202,7 @@ class Ended(Exception):
 
 
 def _exit_code() -> None:
+    progress.PAUSE = math.inf  # however slow the machine is, no line of progress
     try:
         cli.main()
     except SystemExit as ended:

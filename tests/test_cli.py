@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +11,14 @@ import pytest
 import xarray as xr
 
 import propagate as pg
-from propagate import cli
+from propagate import cli, progress
 
 SMALL = ["--depth", "2", "--width", "32", "--tokens", "4", "--heads", "2"]
 
 
 def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> tuple[int, str, str]:
     monkeypatch.setattr(sys, "argv", ["propagate", *arguments])
+    monkeypatch.setattr(progress, "PAUSE", math.inf)  # however slow the machine is, no line of progress
     with pytest.raises(SystemExit) as exit_:
         cli.main()
     captured = capsys.readouterr()

@@ -39,7 +39,7 @@ def page(captions: dict[str, str]) -> str:
 
     Example:
         >>> caption = "![a](a.png)\\n\\n**Title.** What it is. More.\\n\\nBears on claim C1 (all is well). It is so."
-        >>> print(page({"a": caption}).splitlines()[10])
+        >>> print(page({"a": caption}).splitlines()[11])
         | [<img src="a.png" alt="a" width="280">](a.md) | **Title.** What it is. | Bears on claim C1. It is so. |
     """
     rows = [

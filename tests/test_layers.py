@@ -12,7 +12,7 @@ SIZES: dict[str, Any] = {"width": 32, "tokens": 5, "heads": 2}
 LOCAL, WHOLE = (pg.Attention(heads=2, causal=True, window=window, logit_std=0.0) for window in (2, None))
 
 
-class ScMoE(pg.Placement):
+class OwnShortcut(pg.Placement):
     """LongCat-Flash's order of sublayers, as a user would write it."""
 
     def block(self, x: Any, block: Any) -> Any:
@@ -100,13 +100,13 @@ def test_first_blocks_may_be_dense() -> None:
 
 
 def test_experts_beside_the_ffn() -> None:
-    calls = pg.predict(pg.Model("scmoe", depth=2, **SIZES, experts=pg.Experts(4, 2)), include={"calls"})
+    calls = pg.predict(pg.Model("ownshortcut", depth=2, **SIZES, experts=pg.Experts(4, 2)), include={"calls"})
     assert {"attention2", "ffn2", "experts1"} <= set(calls.call.to_numpy())
     one, other = (calls.call_variance.sel(block=1, call=name).item() for name in ("ffn1", "experts1"))
     assert one == pytest.approx(1.0)
     assert 0.4 < other < 0.9  # two of four gates, which sum to 1
     with pytest.raises(pg.ModelError, match=r"experts must be given where the placement calls block.experts"):
-        pg.predict(pg.Model("scmoe", depth=2, **SIZES))
+        pg.predict(pg.Model("ownshortcut", depth=2, **SIZES))
 
 
 def test_any_description_can_be_applied() -> None:

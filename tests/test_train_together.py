@@ -195,11 +195,12 @@ def test_where_nothing_compiles_arms_train_as_they_are(monkeypatch: pytest.Monke
         return len(arms), backend
 
     monkeypatch.setattr(togethers, "Ensemble", made)
-    long = dataclasses.replace(arm(SPAN, SETTINGS | {"traces": ()}, 0.1, 0), device="cuda", plan=Plan(10**8, 1))
+    long = dataclasses.replace(arm(SPAN, SETTINGS | {"traces": ()}, 0.1, 0), device="cuda", plan=Plan(10, 1))
+    monkeypatch.setattr(togethers, "WORTH_COMPILING", 1)
     with pytest.warns(UserWarning, match="torch.compile failed, .*: no C compiler$"):
         assert togethers._made([long, long]) == (2, None)
-    short = dataclasses.replace(long, plan=Plan(10, 1))
-    assert togethers._made([short]) == (1, None)
+    monkeypatch.setattr(togethers, "WORTH_COMPILING", 10**12)
+    assert togethers._made([long]) == (1, None)
 
 
 @dataclasses.dataclass(frozen=True)

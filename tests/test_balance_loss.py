@@ -33,6 +33,7 @@ def measured(aim: float, tokens: int, correlation: float, networks: int = 120, w
     return np.array(found)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("aim", "correlation"), [(8 / 3, 0.0), (3.0, 0.5)])
 def test_the_mean_squares_are_those_of_autograd(aim: float, correlation: float) -> None:
     said = pg.balance_gradient(KIND, 40, expected=aim, correlation=correlation)

@@ -101,6 +101,7 @@ def stream() -> Any:
     return torch.randn(2, TOKENS, WIDTH, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.few(1)
 @pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("norms", "placement", "wrong"),

@@ -188,7 +188,7 @@ def test_what_is_not_registered_is_refused_in_words() -> None:
             pg.simulate(pg.Model("prenorm", norm=UnknownNorm(), normed=normed, **SMALL), draws=2)
     with pytest.raises(pg.ModelError, match=r"block\.apply takes a description, such as propagate\.FFN\(\), got 'ffn'"):
         pg.simulate(pg.Model(Shifted("ffn"), **SMALL), draws=2)
-    with pytest.raises(pg.ModelError, match=r"Narrow must give an array of shape \(\d, 5, 12\), got \(\d, 5, 1\)"):
+    with pytest.raises(pg.ModelError, match=r"Narrow must give an array of shape \(2, 5, 12\), got \(2, 5, 1\)"):
         pg.simulate(pg.Model(Shifted(Narrow()), **SMALL), draws=2)
 
 

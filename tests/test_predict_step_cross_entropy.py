@@ -26,6 +26,7 @@ def scores(case: str, optimizer: object, draws: int = 16) -> dict[str, float]:
     return {str(name): float(z) for name, z in pg.compare(said, seen).worst_z.to_series().items()}
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("case", "optimizer"),
     [

@@ -52,14 +52,15 @@ def test_threads_leave_no_trace(count: int, monkeypatch: pytest.MonkeyPatch) -> 
     found = []
     for threads in (1, count):
         monkeypatch.setattr(verb, "threads_for", lambda *_, threads=threads: threads)
-        found.append(pg.simulate(MODEL, draws=19, backend="numpy"))
+        found.append(pg.simulate(MODEL, draws=19, backend="numpy", memory=1))
     assert same(*found)
 
 
-def test_as_many_threads_as_there_is_memory_for() -> None:
-    assert threads_for("numpy", taken=2**20, most=2**21) == 1
-    assert threads_for("numpy", taken=1, most=2**40) >= 1
-    assert threads_for("cupy", taken=1, most=2**40) == 1
+def test_as_many_threads_as_there_is_work_and_memory_for() -> None:
+    assert threads_for("numpy", 8, taken=2**20, most=2**21) == 1
+    assert threads_for("numpy", 1, taken=1, most=2**40) == 1
+    assert threads_for("numpy", 8, taken=1, most=2**40) >= 1
+    assert threads_for("cupy", 8, taken=1, most=2**40) == 1
 
 
 def test_memory_bounds_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,6 +144,7 @@ class Powers:
         return Factors(multiplier=depth**-self.branch if kind == "branch_out" else 1, lr=depth**self.rate)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("placement", "matrix", "rule", "unknown", "expected"),
     [

@@ -146,6 +146,7 @@ def test_one_that_diverges_leaves_the_others_alone(tmp_path: Path) -> None:
     assert np.isnan(together.held_out_loss[1, 0, -1])
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_into_memory_trains_in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
 

@@ -14,24 +14,24 @@ from contextlib import contextmanager
 
 from threadpoolctl import threadpool_limits
 
-AT_ONCE = 4
-"""Batches a thread, at least: an interrupt waits for those that run."""
 
+def threads_for(backend: str, batches: int, taken: int, most: int) -> int:
+    """How many batches run beside one another where nobody says: one a core that this process may use, if they fit.
 
-def threads_for(backend: str, taken: int, most: int) -> int:
-    """How many draws are run beside one another where nobody says: one a core that this process may use, if they fit.
+    Batches are as large as memory allows, and of small networks there is one: to cut it would cost time.
 
     Args:
         backend: with CuPy one thread feeds the device.
-        taken: bytes of one draw.
+        batches: how many there are.
+        taken: bytes of one.
         most: bytes there are.
 
     Example:
-        >>> threads_for("cupy", taken=1, most=2), threads_for("numpy", taken=2**30, most=2**30)
+        >>> threads_for("cupy", 8, taken=1, most=2), threads_for("numpy", 8, taken=2**30, most=2**30)
         (1, 1)
     """
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 1 if backend != "numpy" else max(1, min(here, most // (2 * max(taken, 1))))
+    return 1 if backend != "numpy" else max(1, min(here, batches, most // (2 * max(taken, 1))))
 
 
 @contextmanager

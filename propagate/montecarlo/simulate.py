@@ -15,7 +15,7 @@ from propagate.identity import described, simulation_digest
 from propagate.model import Model, ModelError, check_flag, check_model, check_norms
 from propagate.montecarlo.calls import called, smallest_fan_in
 from propagate.montecarlo.checkpoint import load, save
-from propagate.montecarlo.cores import AT_ONCE, in_threads, threads_for
+from propagate.montecarlo.cores import in_threads, threads_for
 from propagate.montecarlo.memory import plan
 from propagate.montecarlo.norms import norm
 from propagate.montecarlo.places import place_of
@@ -151,8 +151,8 @@ def simulate(
     size = f"one draw of depth={model.depth}, width={model.width}, tokens={model.tokens}"
     check_memory(size, planned.taken + ROOTS * 8 * model.tokens**2, where.most)
     entering = ends_of(model, given)
-    threads = threads_for(where.backend, planned.taken, where.most)
-    batch = min(planned.batch, math.ceil(draws / (TASKS if executor else AT_ONCE * threads if threads > 1 else 1)))
+    batch = min(planned.batch, math.ceil(draws / TASKS) if executor else draws)
+    threads = threads_for(where.backend, math.ceil(draws / batch), planned.taken * batch, where.most)
     network = Network(
         model,
         where.backend,

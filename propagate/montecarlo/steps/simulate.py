@@ -15,7 +15,7 @@ from propagate.experts import Experts
 from propagate.losses import CrossEntropy, Linear, Loss, check_loss
 from propagate.model import Model, check_model, check_norms
 from propagate.montecarlo.calls import called, smallest_fan_in
-from propagate.montecarlo.cores import AT_ONCE, in_threads, threads_for
+from propagate.montecarlo.cores import in_threads, threads_for
 from propagate.montecarlo.places import Place, place_of
 from propagate.montecarlo.starts import Ends, ends_of
 from propagate.montecarlo.statistics import Floats, Summary, check_finite
@@ -113,8 +113,8 @@ def simulate_steps(
         model, optimizer, start, steps, seed, loss, transfer, base, backend, sampler, precision, memory, executor
     )
     course, where, steps = planned.course, planned.where, planned.course.steps
-    threads = threads_for(where.backend, planned.taken, where.most)
-    batch = min(planned.batch, math.ceil(draws / (TASKS if executor else AT_ONCE * threads if threads > 1 else 1)))
+    batch = min(planned.batch, math.ceil(draws / TASKS) if executor else draws)
+    threads = threads_for(where.backend, math.ceil(draws / batch), planned.taken * batch, where.most)
     summary, diverged, doubtful = Summary(), np.zeros(steps + 1, dtype=int), 0
     batches = (range(first, min(first + batch, draws)) for first in range(0, draws, batch))
     with progress_bar(progress, draws, 0) as advance, in_threads(executor, threads) as pool:

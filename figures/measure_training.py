@@ -25,6 +25,7 @@ import propagate as pg
 from figures import measure_cost, measure_vision, training_text
 from figures.training_cells import FAMILY, FULL, OPTIMIZER, SCALED, SMALL, UNSCALED, Cell, Size, cells
 from figures.training_record import Record
+from propagate.claims.runs import losses as final_loss
 from propagate.documents import Corpus
 
 MEASURED = Path(__file__).resolve().parent / "measured"
@@ -187,12 +188,6 @@ def _light(found: xr.Dataset) -> xr.Dataset:
 def best_rate(table: xr.Dataset) -> float:
     """The rate with the lowest mean over seeds of the last held-out loss, diverged arms counting at their first."""
     return float(final_loss(table).mean("seed").idxmin("lr"))
-
-
-def final_loss(table: xr.Dataset) -> xr.DataArray:
-    """The last held-out loss, over (..., lr, seed); of a run that diverged the first."""
-    first, last = (table.held_out_loss.sel(share=share, drop=True) for share in (0.0, 1.0))
-    return last.where(np.isfinite(last), first)
 
 
 def tasks(parts: Sequence[str], setting: Setting, to: Path | None) -> Iterator[Task]:

@@ -12,6 +12,8 @@ import xarray as xr
 from figures.training_record import read
 from figures.training_rule import MARGIN
 from propagate import plots
+from propagate.claims.runs import largest_stable as stable_rate
+from propagate.claims.runs import losses as losses
 
 MEASURED = Path(__file__).resolve().parent / "measured"
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
@@ -61,12 +63,6 @@ def label(cell: xr.Dataset) -> str:
     return NAMES[str(cell.placement.item())] + EXPONENTS[round(float(cell.exponent), 4)]
 
 
-def losses(table: xr.Dataset) -> xr.DataArray:
-    """Last held-out losses; of a run that diverged its first; NaN of what was not run."""
-    first, last = (table.held_out_loss.sel(share=share, drop=True) for share in (0.0, 1.0))
-    return last.where(np.isfinite(last), first)
-
-
 def trains(table: xr.Dataset) -> xr.DataArray:
     """Whether the mean over seeds is below the plateau, by the rule's margin: 1 or 0, NaN of what was not run."""
     mean = losses(table).mean("seed")
@@ -77,15 +73,7 @@ def largest_stable(table: xr.Dataset) -> xr.DataArray:
     """From the best rate upwards, the last before one that does not train; NaN where none does."""
     mean, good = losses(table).mean("seed"), trains(table).fillna(0).astype(bool)
 
-    def last(loss: Any, does: Any, rates: Any) -> float:
-        best = int(np.nanargmin(np.where(np.isfinite(loss), loss, np.inf)))
-        if not does[best]:
-            return math.nan
-        while best + 1 < len(rates) and does[best + 1]:
-            best += 1
-        return float(rates[best])
-
-    return xr.apply_ufunc(last, mean, good, table.lr, input_core_dims=[["lr"]] * 3, vectorize=True)
+    return xr.apply_ufunc(stable_rate, mean, good, table.lr, input_core_dims=[["lr"]] * 3, vectorize=True)
 
 
 def sensitivity(table: xr.Dataset) -> xr.DataArray:

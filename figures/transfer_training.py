@@ -10,6 +10,7 @@ import xarray as xr
 from figures import training_results as results
 from figures.training_rule import MARGIN
 from propagate import plots
+from propagate.claims.runs import optimum
 
 KINDS = (("prenorm", 0), ("spannorm", 0), ("prenorm", 1), ("spannorm", 1))
 RULES = ("standard", "mup", "longcat")
@@ -67,22 +68,6 @@ def data(**_: Any) -> xr.Dataset:
     said = {"widths": ", ".join(map(str, widths)), "slopes": "; ".join(slopes), "regret": "; ".join(regret)}
     more = {"depth": int(table.depth[0]), "head": "32" if widths[0] == 128 else "unknown"}
     return found.assign_attrs(results.words(table.assign(diverged_at=table.diverged_at)) | said | more)
-
-
-def optimum(loss: Any, rates: Any) -> float:
-    """Where the parabola through the lowest point and its neighbours is lowest; an edge, if the lowest point is one.
-
-    Example:
-        >>> float(optimum(np.array([4.0, 1.0, 0.0, 1.0]), np.arange(4.0)))
-        2.0
-    """
-    if not np.isfinite(loss).any():
-        return np.nan
-    best = int(np.nanargmin(loss))
-    if not 0 < best < len(loss) - 1 or not np.isfinite(loss[best - 1 : best + 2]).all():
-        return float(rates[best])
-    a, b, _ = np.polyfit(rates[best - 1 : best + 2] - rates[best], loss[best - 1 : best + 2], 2)
-    return float(rates[best] - b / (2 * a)) if a > 0 else float(rates[best])
 
 
 def _line(data: xr.Dataset, placement: str, sparse: int, rule: str) -> xr.Dataset:

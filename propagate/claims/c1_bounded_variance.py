@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from propagate.claims.claim import Claim, Evidence, Sources
+from propagate.claims.claim import Claim, Evidence, Sources, of_runs
 from propagate.model import Model
 from propagate.scaling import ScaleInit
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 DEPTHS = (24, 96, 384)
 BOUND = 10.0
@@ -49,11 +54,9 @@ def simulation(sources: Sources) -> Evidence:
     return Evidence("simulation", said, bool(gain - 3 * error > 1 / BOUND and gain + 3 * error < BOUND))
 
 
-def training(sources: Sources) -> Evidence | None:
+@of_runs("profiles")
+def training(profiles: xr.Dataset) -> Evidence:
     """The stream's variance in trained networks."""
-    profiles = sources.trained("profiles")
-    if profiles is None:
-        return None
     at = profiles.sel(cell=profiles.architecture.values == "spannorm+0.5").isel(cell=0).sel(share=1.0)
     sizes = at.variance.values[:, 1:]
     gains = at.grad_variance.values[:, 0] / at.grad_variance.values[:, -1]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from propagate.claims.claim import Claim, Evidence, Sources
+from typing import TYPE_CHECKING
+
+from propagate.claims.claim import Claim, Evidence, of_runs
 from propagate.claims.runs import best, one
 
+if TYPE_CHECKING:
+    import xarray as xr
 
-def unscaled_postnorm(sources: Sources) -> Evidence | None:
+
+@of_runs("sweeps")
+def unscaled_postnorm(sweeps: xr.Dataset) -> Evidence:
     """PostNorm as it was published."""
-    sweeps = sources.trained("sweeps")
-    if sweeps is None:
-        return None
     span, post = best(one(sweeps, "spannorm+0.5")), best(one(sweeps, "postnorm"))
     said = (
         f"24 blocks, {span.runs + post.runs} runs: SpanNorm + ScaleInit 1/2 trains up to a rate of {span.stable:g} "
@@ -22,11 +25,9 @@ def unscaled_postnorm(sources: Sources) -> Evidence | None:
     return Evidence("training", said, span.stable > post.stable)
 
 
-def scaled_postnorm(sources: Sources) -> Evidence | None:
+@of_runs("sweeps")
+def scaled_postnorm(sweeps: xr.Dataset) -> Evidence:
     """The fair control, which the paper is not known to have."""
-    sweeps = sources.trained("sweeps")
-    if sweeps is None:
-        return None
     rows, runs, ahead = [], 0, []
     for depth in (12, 24, 48, 96):
         span, post = (best(one(sweeps, f"{name}+0.5", depth)) for name in ("spannorm", "postnorm"))
@@ -39,11 +40,9 @@ def scaled_postnorm(sources: Sources) -> Evidence | None:
     return Evidence("training", said, all(ahead) and len(set(rows)) > 1, under="ScaleInit for PostNorm too")
 
 
-def unscaled_both(sources: Sources) -> Evidence | None:
+@of_runs("sweeps")
+def unscaled_both(sweeps: xr.Dataset) -> Evidence:
     """Structure alone."""
-    sweeps = sources.trained("sweeps")
-    if sweeps is None:
-        return None
     span, post = best(one(sweeps, "spannorm", 12)), best(one(sweeps, "postnorm", 12))
     said = (
         f"without scaling, 12 blocks, {span.runs + post.runs} runs: SpanNorm {_to(span.stable)}, PostNorm "

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import TYPE_CHECKING
 
-from propagate.claims.claim import Claim, Evidence, Sources
+from propagate.claims.claim import Claim, Evidence, of_runs
 from propagate.claims.runs import best, one
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 OTHERS = ("prenorm", "prenorm+0.5", "postnorm+0.5", "periln", "deepnorm", "layernormscaling", "keel")
 SIGMAS = 2.0
 
 
-def dense(sources: Sources) -> Evidence | None:
+@of_runs("sweeps")
+def dense(sweeps: xr.Dataset) -> Evidence:
     """24 blocks, every architecture at its own best rate."""
-    sweeps = sources.trained("sweeps")
-    if sweeps is None:
-        return None
     span = best(one(sweeps, "spannorm+0.5"))
     others = {name: best(one(sweeps, name)) for name in OTHERS}
     rows = ", ".join(f"{name} {found.loss:.3f} +- {found.error:.3f}" for name, found in others.items())
@@ -26,11 +28,9 @@ def dense(sources: Sources) -> Evidence | None:
     return Evidence("training", said, ahead)
 
 
-def against_prenorm(sources: Sources, depth: int) -> Evidence | None:
+@of_runs("sweeps")
+def against_prenorm(sweeps: xr.Dataset, depth: int) -> Evidence:
     """PreNorm as it is used, without scaling."""
-    sweeps = sources.trained("sweeps")
-    if sweeps is None:
-        return None
     span, pre = best(one(sweeps, "spannorm+0.5", depth)), best(one(sweeps, "prenorm", depth))
     said = (
         f"{depth} blocks, {span.runs + pre.runs} runs: SpanNorm + ScaleInit 1/2 {span.loss:.3f} +- {span.error:.3f}, "
@@ -40,11 +40,9 @@ def against_prenorm(sources: Sources, depth: int) -> Evidence | None:
     return Evidence("training", said, ahead, f"unscaled PreNorm as the only rival at {depth} blocks")
 
 
-def experts(sources: Sources) -> Evidence | None:
+@of_runs("sweeps")
+def experts(sweeps: xr.Dataset) -> Evidence:
     """2 of 4 experts in place of each FFN."""
-    sweeps = sources.trained("sweeps")
-    if sweeps is None:
-        return None
     found = {name: best(one(sweeps, f"{name}+0.5", 12, experts=1)) for name in ("spannorm", "prenorm", "postnorm")}
     rows = ", ".join(f"{name} {one_.loss:.3f} +- {one_.error:.3f}" for name, one_ in found.items())
     span = found.pop("spannorm")

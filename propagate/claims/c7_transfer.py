@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from propagate.claims.claim import Claim, Evidence, Sources
-from propagate.claims.runs import best, cells, losses
+from propagate.claims.runs import best, cells, losses, optimum
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -18,14 +18,10 @@ MOST = 1.0
 """Octaves by which the best rate may move from the smallest width to the largest."""
 
 
-def optimum(cell: xr.Dataset) -> float:
-    """Octaves (log2) of the best rate: where a parabola through the lowest mean loss and its neighbours is lowest."""
+def octaves(cell: xr.Dataset) -> float:
+    """Of its best rate, as log2."""
     mean = losses(cell).mean("seed")
-    at, rates = int(mean.argmin("lr")), np.log2(mean.lr.values)
-    if not 0 < at < len(rates) - 1:
-        return float(rates[at])
-    left, low, right = (float(mean[at + i]) for i in (-1, 0, 1))
-    return float(rates[at] + 0.5 * (left - right) / (left - 2 * low + right))
+    return optimum(mean.values, np.log2(mean.lr.values))
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,7 @@ def moved(sources: Sources, rule: str, architecture: str, experts: bool = False)
     tried = {int(found.width[at]): found.isel(cell=at) for at in range(found.sizes["cell"])}
     trained = [width for width, cell in tried.items() if best(cell).stable > 0]
     large = max(trained, default=int(base.width))
-    shift = optimum(tried[large]) - optimum(base) if large in tried else 0.0
+    shift = octaves(tried[large]) - octaves(base) if large in tried else 0.0
     runs = int(np.isfinite(found.held_out_loss.sel(share=0.0)).sum())
     return Moved(shift, int(base.width), large, max(tried), runs)
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from propagate.claims.claim import Claim, Evidence, Sources
+from propagate.claims.claim import Claim, Evidence, Sources, of_runs
 from propagate.claims.runs import best, one
 from propagate.model import Model
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 LAYERS = (1, 12, 24)
 GONE = 1e-2
@@ -23,11 +28,9 @@ def at_rest(sources: Sources) -> Evidence:
     return Evidence("theory", words, bool(left[-1] < GONE < left[0]))
 
 
-def loss(sources: Sources) -> Evidence | None:
+@of_runs("sweeps")
+def loss(sweeps: xr.Dataset) -> Evidence:
     """Whether it gets below what the tokens' frequencies tell."""
-    sweeps = sources.trained("sweeps")
-    if sweeps is None:
-        return None
     cell = one(sweeps, "spannorm")
     plain, scaled = best(cell), best(one(sweeps, "spannorm+0.5"))
     said = (
@@ -38,11 +41,9 @@ def loss(sources: Sources) -> Evidence | None:
     return Evidence("training", said, plain.stable == 0 and scaled.stable > 0)
 
 
-def layers(sources: Sources) -> Evidence | None:
+@of_runs("profiles")
+def layers(profiles: xr.Dataset) -> Evidence:
     """The same of trained networks."""
-    profiles = sources.trained("profiles")
-    if profiles is None:
-        return None
     ends = {}
     for name in ("spannorm", "spannorm+0.5"):
         cell = profiles.isel(cell=int(np.flatnonzero(profiles.architecture.values == name)[0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -87,6 +88,20 @@ class Judged:
         from propagate.claims.text import text_of
 
         return text_of([self])
+
+
+def of_runs(name: str) -> Callable[[Callable[..., Evidence]], Callable[..., Evidence | None]]:
+    """Makes a test of sources out of a test of the measured runs of that name; without these there is no evidence."""
+
+    def made(test: Callable[..., Evidence]) -> Callable[..., Evidence | None]:
+        @wraps(test)
+        def tested(sources: Sources, **options: Any) -> Evidence | None:
+            table = sources.trained(name)
+            return None if table is None else test(table, **options)
+
+        return tested
+
+    return made
 
 
 def judged(claim: Claim, sources: Sources) -> Judged:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from propagate.claims.claim import Claim, Evidence, Sources
+from propagate.claims.claim import Claim, Evidence, of_runs
 from propagate.claims.runs import best, one
 
+if TYPE_CHECKING:
+    import xarray as xr
 
-def scaled_prenorm(sources: Sources) -> Evidence | None:
+
+@of_runs("sweeps")
+def scaled_prenorm(sweeps: xr.Dataset) -> Evidence:
     """PreNorm with the same initialisation."""
-    sweeps = sources.trained("sweeps")
-    if sweeps is None:
-        return None
     rows, behind, runs = [], [], 0
     for depth in (12, 24, 48, 96):
         span, pre = (best(one(sweeps, f"{name}+0.5", depth)) for name in ("spannorm", "prenorm"))
@@ -23,11 +25,9 @@ def scaled_prenorm(sources: Sources) -> Evidence | None:
     return Evidence("training", said, all(behind))
 
 
-def larger_rates(sources: Sources) -> Evidence | None:
+@of_runs("sweeps")
+def larger_rates(sweeps: xr.Dataset) -> Evidence:
     """The rates that both stand."""
-    sweeps = sources.trained("sweeps")
-    if sweeps is None:
-        return None
     span, pre = best(one(sweeps, "spannorm+0.5")), best(one(sweeps, "prenorm+0.5"))
     said = (
         f"24 blocks: PreNorm + ScaleInit 1/2 trains up to {pre.stable:g}, SpanNorm + ScaleInit 1/2 up to "
@@ -36,11 +36,9 @@ def larger_rates(sources: Sources) -> Evidence | None:
     return Evidence("training", said, pre.stable >= span.stable)
 
 
-def scaled_postnorm(sources: Sources) -> Evidence | None:
+@of_runs("sweeps")
+def scaled_postnorm(sweeps: xr.Dataset) -> Evidence:
     """PostNorm with the same initialisation: does the span skip add anything?"""
-    sweeps = sources.trained("sweeps")
-    if sweeps is None:
-        return None
     rows, ahead, runs = [], [], 0
     for depth in (12, 24, 48, 96):
         span, post = (best(one(sweeps, f"{name}+0.5", depth)) for name in ("spannorm", "postnorm"))

@@ -7,6 +7,10 @@ import pytest
 import propagate as pg
 
 torch = pytest.importorskip("torch", reason="torch is absent: install the extra [torch]")
+from propagate.tracing.layout import Layout  # noqa: E402
+from propagate.tracing.sublayers import Call  # noqa: E402
+from propagate.tracing.sums import Solver  # noqa: E402
+
 nn, functional = torch.nn, torch.nn.functional
 torch.set_num_threads(1)
 WIDTH, HEADS, TOKENS = 64, 4, 8
@@ -196,6 +200,19 @@ def test_what_no_hook_sees_is_refused_in_words() -> None:
     nn.init.zeros_(silent.layers[0][1].to_out.weight)
     with pytest.raises(pg.ModelError, match="the attention of block 1 writes zeros"):
         pg.describe(silent, tokens=TOKENS)
+
+
+def test_a_sum_beside_streams_of_zeros_is_the_same_whatever_memory_held() -> None:
+    """torch's pivoted QR starts from memory that it does not set, and misses sums of vectors without full rank."""
+    draw = torch.Generator().manual_seed(0)
+    source, one, other = (torch.randn(1, TOKENS, WIDTH, generator=draw) for _ in range(3))
+    written = {"attention": torch.zeros_like(one), "ffn": one, "experts": other}
+    calls = [(kind, Call(kind, nn.Identity(), source, output)) for kind, output in written.items()]
+    solver = Solver(nn.Identity(), source, calls, [], Layout(("sequence", "token", "width")))
+    for used in range(50):
+        left = [torch.randint(-9, 9, (5,), dtype=torch.int32) for _ in range(used % 7)]
+        del left
+        assert solver._factors(source + 2 * other) == {0: 1.0, 3: 2.0}
 
 
 def test_lists_that_are_never_called_are_no_blocks() -> None:

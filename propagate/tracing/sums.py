@@ -128,10 +128,12 @@ class Solver:
         others = [at for at, stream in enumerate(self.streams) if stream is not x and not self._is_copy(at)]
         basis = self.matrix[:, others]
         scale = basis.norm(dim=0).clamp_min(1e-30)
-        found = torch.linalg.lstsq((basis / scale).double(), wanted[:, None].double()).solution[:, 0]
-        missed = (basis / scale).double() @ found - wanted.double()
+        unit, wanted = (basis / scale).double().cpu(), wanted.double().cpu()
+        # by singular values: streams of zeros have no rank, where torch's pivoted QR starts from unset memory
+        found = torch.linalg.lstsq(unit, wanted[:, None], driver="gelsd").solution[:, 0]
+        missed = unit @ found - wanted
         span = max(SPAN, ROUNDINGS * torch.finfo(x.dtype).eps)
-        if not bool(missed.norm() <= span * wanted.double().norm()):
+        if not bool(missed.norm() <= span * wanted.norm()):
             return None
         sizes = (found * wanted.norm().reciprocal()).abs()  # what is below rounding is not there
         return {

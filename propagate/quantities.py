@@ -236,6 +236,11 @@ for _one in (
         pairs=True,
         backward=True,
     ),
+    Quantity(
+        "embedding_share",
+        "E <x_l, x_0>^2 / (|x_l|^2 |x_0|^2): share of a token's stream that lies along its embedding x_0",
+        scale="linear",
+    ),
     Quantity("token_variance", "E x_ti^2 of each token t", dims=("token",)),
     Quantity("grad_token_variance", "E g_ti^2 of each token t", dims=("token",), backward=True),
     Quantity(

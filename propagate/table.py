@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 BY_MATRIX = "param_grad"
 """The quantity of each weight matrix; the embedding, block 0, has no matrix: NaN there."""
+EMBEDDING_SHARE = "embedding_share"
+"""The quantity that `include` names: how much of a token is still its embedding."""
 STREAM = "stream"
 JOINED = "joined"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,9 +20,10 @@ from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.parameter_gradients import Norms, columns
 from propagate.montecarlo.samplers import Sampler, dense
 from propagate.montecarlo.starts import Ends, tokens_of, with_gram
-from propagate.montecarlo.statistics import Floats, moments_on, token_moments
+from propagate.montecarlo.statistics import Floats, moments_on, shared_with, token_moments
 from propagate.montecarlo.weightless import weightless
 from propagate.placement import check_streams
+from propagate.table import EMBEDDING_SHARE
 
 Moments = Callable[[Array], tuple[Array, ...]]
 SAMPLERS: dict[str, Callable[[Normals], Sampler]] = {"dense": dense, "weightless": weightless}
@@ -41,6 +43,7 @@ class Network:
     through_readout: bool
     segment: int
     parameter_gradients: bool = False
+    embedding_share: bool = False
 
 
 def run_halving(network: Network, draws: range) -> dict[str, Floats]:
@@ -57,6 +60,7 @@ def run_halving(network: Network, draws: range) -> dict[str, Floats]:
             through_readout=network.through_readout,
             segment=network.segment,
             parameter_gradients=network.parameter_gradients,
+            embedding_share=network.embedding_share,
         )
     except MemoryError:  # CuPy's own is one too
         if len(draws) == 1:
@@ -77,27 +81,37 @@ def run(
     through_readout: bool,
     segment: int | None = None,
     parameter_gradients: bool = False,
+    embedding_share: bool = False,
 ) -> dict[str, Floats]:
     """One batch of draws: for each quantity an array (draws, depth + 1), or (draws, depth + 1, streams + 1).
 
     Of the way forward, `segment` blocks at a time are remembered, by default all; others are run again on the way back.
-    With `parameter_gradients` also `param_grad:NAME` of each matrix, of shape (draws, depth + 1).
+    With `parameter_gradients` also `param_grad:NAME` of each matrix, of shape (draws, depth + 1); with
+    `embedding_share` that of each block's streams.
     """
     normals = Normals(backend, seed, draws)
     segment = segment or model.depth
+    asked = Asked(parameter_gradients, embedding_share)
     if sampler_name != "weightless" or backend.name == "numpy":
         chosen = _sampler_of(sampler_name, model, normals)
-        return _pass(model, normals, chosen, start, parameter_gradients, through_readout, segment)
+        return _pass(model, normals, chosen, start, asked, through_readout, segment)
     sampler = Fused(normals, backend.xp.zeros(len(draws), dtype=bool))
-    found = _pass(model, normals, sampler, start, parameter_gradients, through_readout, segment)
+    found = _pass(model, normals, sampler, start, asked, through_readout, segment)
     rows = np.flatnonzero(backend.to_host(sampler.unsound))
     if len(rows):  # in one batch, with the sound draws that lie between: a pass costs launches more than draws
         among = slice(rows[0], rows[-1] + 1)
         once_more = Normals(backend, seed, draws[among])
-        again = _pass(model, once_more, weightless(once_more), start, parameter_gradients, through_readout, segment)
+        again = _pass(model, once_more, weightless(once_more), start, asked, through_readout, segment)
         for name, values in again.items():
             found[name][rows] = values[rows - rows[0]]
     return found
+
+
+class Asked(NamedTuple):
+    """What a pass measures beside the moments."""
+
+    parameter_gradients: bool
+    embedding_share: bool
 
 
 def _pass(
@@ -105,7 +119,7 @@ def _pass(
     normals: Normals,
     sampler: Sampler,
     start: Ends,
-    parameter_gradients: bool,
+    asked: Asked,
     through_readout: bool,
     segment: int,
 ) -> dict[str, Floats]:
@@ -118,6 +132,9 @@ def _pass(
     def moments(x: Array) -> tuple[Array, ...]:
         return (*averages(x), token_moments(x)) if resolved else averages(x)
 
+    def forward_moments(x: Array) -> tuple[Array, ...]:
+        return (*moments(x), shared_with(x, embedded)) if asked.embedding_share else moments(x)
+
     def block(index: int, norms: Norms | None = None) -> Block:
         return block_of(model, backend, sampler, index, normals, norms)
 
@@ -126,17 +143,17 @@ def _pass(
         of_blocks, pulls = [], []
         for index in range(first, min(first + firsts.step, model.depth + 1)):
             entered = len(state.streams)
-            within = block(index, norms[index - 1] if parameter_gradients else None)
+            within = block(index, norms[index - 1] if asked.parameter_gradients else None)
             state, pull = read_state(placement.block, within, state)
             check_streams(placement, "block", found=len(state.streams), expected=entered)
-            of_blocks.append(of_streams(backend, moments, state.streams))
+            of_blocks.append(of_streams(backend, forward_moments, state.streams))
             pulls.append(pull)
         return state, of_blocks, pulls
 
-    x = tokens_of(start, normals, INPUT_SITE, model.width)
-    state, pull_embed = read_state(placement.embed, block(0), State((x,)))
+    embedded = tokens_of(start, normals, INPUT_SITE, model.width)
+    state, pull_embed = read_state(placement.embed, block(0), State((embedded,)))
     streams = len(state.streams)
-    forward = [of_streams(backend, moments, state.streams, x)]
+    forward = [of_streams(backend, forward_moments, state.streams, embedded)]
     entering: list[State] = []
     pulls: list[StatePull] = []
     for first in firsts:
@@ -149,7 +166,7 @@ def _pass(
     if through_readout or streams > 1:
         readout, pull = read_state(placement.readout, block(model.depth + 1), state)
         check_streams(placement, "readout", found=len(readout.streams), expected=1)
-        forward[-1] = of_streams(backend, moments, state.streams, *readout.streams)
+        forward[-1] = of_streams(backend, forward_moments, state.streams, *readout.streams)
         cotangents = pull(cotangents)
     backward = [of_streams(backend, moments, cotangents, cotangent)]
     for first in reversed(firsts):
@@ -163,6 +180,10 @@ def _pass(
         backward[-1] = of_streams(backend, moments, cotangents, *pull_embed(cotangents))
     by_matrix = columns(backend.xp, norms, len(normals.draws))
     of_matrices = {name: backend.to_host(values) for name, values in by_matrix.items()}
+    if asked.embedding_share:
+        shares = backend.to_host(backend.xp.stack([place[-1] for place in forward], axis=1))
+        of_matrices |= {EMBEDDING_SHARE: shares}
+        forward = [place[:-1] for place in forward]
     return by_block("", forward, backend) | by_block("grad_", backward[::-1], backend) | of_matrices
 
 

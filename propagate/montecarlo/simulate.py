@@ -26,7 +26,7 @@ from propagate.montecarlo.sublayers import apply
 from propagate.montecarlo.workers import in_order
 from propagate.progress import progress_bar
 from propagate.start import Start, included
-from propagate.table import BY_MATRIX, STREAM, provenance, table
+from propagate.table import BY_MATRIX, EMBEDDING_SHARE, STREAM, provenance, table
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -66,8 +66,8 @@ def simulate(
     Args:
         model: the network.
         start: a `Start`, in place of the seven arguments of its names.
-        include: what else is measured: {"param_grad"}, the gradient of every weight matrix, of experts all together,
-            which costs two small Gram matrices each.
+        include: what else is measured: "param_grad", the gradient of every weight matrix, of experts all together,
+            which costs two small Gram matrices each; "embedding_share", how much of a token is still its embedding.
         draws: independent networks, all weights, inputs and cotangents drawn afresh; at least 2.
         seed: draw number k of a seed is always the same network, on the same backend and with the same sampler, however
             draws are batched.
@@ -109,7 +109,7 @@ def simulate(
         for quantities that are closer to log-normal at depth. Where tokens are not exchangeable (a Gram matrix or
         inputs were given, or the model has a mask or rotary positions) also `token_variance` and `grad_token_variance`
         over (block, token), their logarithms and errors. With "param_grad" also `param_grad` over (block,
-        matrix), as in `predict`, its logarithm and errors.
+        matrix), as in `predict`, its logarithm and errors; with "embedding_share" also `embedding_share`, as there.
 
     Raises:
         ModelError: names the argument, the value and what is allowed.
@@ -123,7 +123,7 @@ def simulate(
     check_model(model)
     check_norms(model)
     check_flag("through_readout", through_readout)
-    asked = included(include, (BY_MATRIX,), parameter_gradients=parameter_gradients)
+    asked = included(include, (BY_MATRIX, EMBEDDING_SHARE), parameter_gradients=parameter_gradients)
     if progress is not None:
         check_flag("progress", progress)
     if not isinstance(executor, Executor | None):
@@ -163,6 +163,7 @@ def simulate(
         through_readout,
         planned.segment,
         BY_MATRIX in asked,
+        EMBEDDING_SHARE in asked,
     )
     identity = _identity(network) if checkpoint is not None else {}
     summary = Summary() if checkpoint is None else load(checkpoint, identity, model.depth + 1)

@@ -47,6 +47,18 @@ def token_moments(x: Array) -> Array:
     return (x * x).mean(axis=-1, dtype=np.float64)
 
 
+def shared_with(x: Array, embedded: Array) -> Array:
+    """Share of the squared length of each token that lies along the same token of `embedded`: (draws,), the mean over
+    tokens, from two arrays (draws, tokens, width).
+
+    Example:
+        >>> shared_with(np.array([[[3.0, 4.0], [0.0, 2.0]]]), np.array([[[1.0, 0.0], [0.0, 5.0]]])).tolist()
+        [0.68]
+    """
+    inner, own, other = ((a * b).sum(axis=-1, dtype=np.float64) for a, b in ((x, embedded), (x, x), (embedded,) * 2))
+    return (inner / own * (inner / other)).mean(axis=-1)
+
+
 def moments_on(backend: Backend) -> Callable[[Array], tuple[Array, Array, Array]]:
     """`second_moments`, in one pass over arrays on a CUDA device."""
     if backend.name == "numpy":

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from propagate.latent import LatentAttention
 from propagate.model import Model
 from propagate.sublayers import Attention
+from propagate.table import EMBEDDING_SHARE
 from propagate.theory.call_columns import MOMENTS, call_moments
+from propagate.theory.embedding_share import share_columns, shares
 from propagate.theory.finite.allowances import allowances, allowances_of_streams
 from propagate.theory.finite.fluctuations import spreads
 from propagate.theory.finite.sampled_tables import standard_errors
@@ -61,6 +63,9 @@ def found(
         columns |= more if shape else _over_replicas(more)
     if "calls" in include:
         of_calls = call_moments(path.calls[1:-1], lambda x: {name: getattr(x, name) for name in MOMENTS})
+    if EMBEDDING_SHARE in include:
+        limit = shares(path, start, shape)
+        columns |= share_columns(limit if path.several else limit[:, 0], columns["variance_allowance"], model.width)
     if "fluctuations" in include:
         columns |= spreads(model, path, cotangent if through_readout else None)
     return Found(columns, path.several, matrices, of_calls)

@@ -12,7 +12,7 @@ import numpy as np
 from propagate.checks import check_memory, integer
 from propagate.model import Model, ModelError, check_flag, check_model
 from propagate.start import Start, included
-from propagate.table import BY_MATRIX, STREAM, of_tokens, table
+from propagate.table import BY_MATRIX, EMBEDDING_SHARE, STREAM, of_tokens, table
 from propagate.theory import exchangeable, token_resolved
 from propagate.theory.call_columns import MOMENTS as CALL_MOMENTS
 from propagate.theory.call_columns import call_columns
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 MOST_SAMPLES = 2**20  # of attention's logits in one sublayer
 GRAMS = 24  # arrays of tokens by tokens that a block of unequal tokens takes
-INCLUDE = ("calls", BY_MATRIX, "bias", "fluctuations")
+INCLUDE = ("calls", BY_MATRIX, EMBEDDING_SHARE, "bias", "fluctuations")
 """What a prediction can hold beside the moments at every block."""
 MOMENTS = ("variance", "covariance", "grad_variance", "grad_covariance")
 
@@ -62,16 +62,16 @@ def predict(
     Args:
         model: the network.
         start: a `Start`, in place of the six arguments of its names that follow.
-        include: what else is asked for, of "calls", "param_grad", "bias" and "fluctuations".
+        include: what else is asked for, of "calls", "param_grad", "embedding_share", "bias" and "fluctuations".
 
             "calls" are the moments of what every sublayer call gives. "param_grad" is the gradient of every weight
-            matrix. "bias" is how far the mean of networks of the model's width, heads and hidden width lies from the
-            limit, and with what sign; it takes seconds: 16 tokens and 12 blocks about 12, growing with the blocks and
-            with tokens^3. "fluctuations" are how much such networks differ from one another; of one stream of
-            exchangeable tokens without tanh, dropout or norms inside sublayers in closed form (about 10 ms a block),
-            else from samples, as the bias. Those two are for normal weights, and refuse what they do not cover:
-            experts, LayerNorm of hidden units, or of queries and keys with rotary positions, tanh of a stream with
-            dropout or beside LayerNorm.
+            matrix. "embedding_share" is how much of a token is still its embedding. "bias" is how far the mean of
+            networks of the model's width, heads and hidden width lies from the limit, and with what sign; it takes
+            seconds: 16 tokens and 12 blocks about 12, growing with the blocks and with tokens^3. "fluctuations" are how
+            much such networks differ from one another; of one stream of exchangeable tokens without tanh, dropout or
+            norms inside sublayers in closed form (about 10 ms a block), else from samples, as the bias. Those two are
+            for normal weights, and refuse what they do not cover: experts, LayerNorm of hidden units, or of queries and
+            keys with rotary positions, tanh of a stream with dropout or beside LayerNorm.
         variance: E x^2 of the embedded tokens; a number or an `xarray.DataArray`.
         covariance: E x_t x_s of two of them; likewise.
         grad_variance: E g^2 of the cotangent that enters at the stream that leaves the last block.
@@ -94,6 +94,10 @@ def predict(
         small heads at wide logits, or of normed queries and keys, are read off tables of drawn heads, `<name>_se` is
         the standard error that this makes. Dimensions of
         DataArray arguments follow `block`. With one token there are no covariances and no deviations.
+
+        With "embedding_share" also `embedding_share`, <x_l, x_0>^2 / (|x_l|^2 |x_0|^2) with x_0 the embedded token (the
+        mean over tokens), and its allowance. It is that of a network of the model's width, in which what branches write
+        lies along x_0 by chance: it never falls below 1 / width.
 
         With "calls" also `call_variance`, `call_covariance`, `call_deviation` over (`block`, `call`). A call is named
         by its sublayer and its number in the block, as in a `trace`: "norm2" is the second norm. Where tokens are not
@@ -228,8 +232,8 @@ def walk_of(
     values, dims, coords = aligned(**{name: given[name] for name in MOMENTS})
     first = moments_of("variance", "covariance", values[0], values[1], model.tokens)
     last = moments_of("grad_variance", "grad_covariance", values[2], values[3], model.tokens)
-    if dims and asked - {BY_MATRIX}:
-        name = min(asked - {BY_MATRIX})
+    if dims and asked - {BY_MATRIX, EMBEDDING_SHARE}:
+        name = min(asked - {BY_MATRIX, EMBEDDING_SHARE})
         raise ModelError(f"{name} needs a start of plain numbers, got an array of starts over {dims}")
     finite = [name for name in ("fluctuations", "bias") if name in asked]
     closed = all([check_covered(model, name) for name in finite])  # noqa: C419  # each must be asked

@@ -11,7 +11,9 @@ import numpy as np
 
 from propagate.model import Model
 from propagate.quantities import quantity_of
+from propagate.table import EMBEDDING_SHARE
 from propagate.theory.call_columns import call_moments
+from propagate.theory.embedding_share import share_columns, shares
 from propagate.theory.finite.allowances import allowances, allowances_of_streams
 from propagate.theory.found import Found
 from propagate.theory.parameter_gradients import Measure, Numbers, matrix_columns
@@ -59,6 +61,9 @@ def found(
         )
         ends = [repeated(gram, group.replicas) for gram in (start, cotangent)]
         of_groups.append(_of_replicas(path, *ends))
+        if EMBEDDING_SHARE in include:
+            limit = shares(path, ends[0], ends[0].variance.shape).mean(axis=-1)
+            of_groups[-1][EMBEDDING_SHARE] = limit.swapaxes(1, 2)
         for index, of_block in enumerate(path.calls):
             uses.add(model.at(index), of_block)
         if measure is not None:
@@ -82,6 +87,8 @@ def found(
     else:
         columns |= allowances(columns, model, through_readout=through_readout)
         stated = allowances(of_tokens, model, through_readout=through_readout, single_tokens=True)
+    if EMBEDDING_SHARE in columns:
+        columns |= share_columns(columns[EMBEDDING_SHARE], columns["variance_allowance"], model.width)
     columns |= {f"{token}_allowance": stated[f"{name}_allowance"] for name, token in TOKEN_COLUMNS.items()}
     columns = {name: values if several else values[:, 0] for name, values in columns.items()}
     matrices: list[str] = []

@@ -63,6 +63,16 @@ def cosine(x: Tensor, y: Tensor, keep: Tensor) -> float:
     return round(float(_mean(found, keep)), 7)
 
 
+def shared(x: Tensor, y: Tensor, keep: Tensor) -> float:
+    """Mean over tokens of the squared cosine between a token in x and the same in y.
+
+    Example:
+        >>> round(shared(torch.tensor([[[3.0, 4.0]]]), torch.tensor([[[1.0, 0.0]]]), torch.tensor([[True]])), 6)
+        0.36
+    """
+    return float(_mean(torch.nn.functional.cosine_similarity(precise(x), precise(y), dim=-1).square(), keep))
+
+
 def change(x: Tensor, y: Tensor, keep: Tensor) -> float:
     """Root mean square of y - x over that of x: what the branches wrote, against what the skip kept.
 

@@ -24,7 +24,7 @@ from propagate.tracing.loss import value_of
 from propagate.tracing.masks import checked_mask, counted_tokens
 from propagate.tracing.matrices import MATRICES, Weight, matrices_of, squared_norms
 from propagate.tracing.recorder import Recorder, watching
-from propagate.tracing.statistics import change, cosine, effective_rank, precise, second_moments, token_gram
+from propagate.tracing.statistics import change, cosine, effective_rank, precise, second_moments, shared, token_gram
 from propagate.tracing.streams import Choice
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ def trace(
 
     Returns:
         A Dataset over `block` 0 ... depth with the names of `predict`; and `branch_skip_ratio`, rms(x_l - x_{l-1}) /
-        rms(x_{l-1}); `layer_cosine`, of a token before and after a block; `effective_rank` of the token Gram matrix;
+        rms(x_{l-1}); `layer_cosine`, of a token before and after a block; `embedding_share`, its squared cosine with
+        what it was at block 0; `effective_rank` of the token Gram matrix;
         `parameter_grad_norm` of a block's parameters. Over (`block`, `call`), `call_variance`, `call_covariance` and
         `call_deviation` of what the sublayers gave ("attention1", "ffn1", "norm1", ...), before the skip is added.
         For several draws also `<name>_se`, and `log_<name>` of the positive ones.
@@ -266,6 +267,8 @@ def _of_streams(seen: Recorder, gradients: Gradients, counted: Tensor) -> dict[s
         one = {prefix + name: [row[name] for row in rows[prefix]] for prefix in rows for name in MOMENTS}
         one["branch_skip_ratio"] = [np.nan, *(change(x, y, counted) for x, y in steps)]
         one["layer_cosine"] = [np.nan, *(cosine(x, y, counted) for x, y in steps)]
+        embedded = seen.flat(seen.ends[0]) if seen.several else streams[0]
+        one["embedding_share"] = [shared(x, embedded, counted) for x in streams]
         one["effective_rank"] = [effective_rank(x, counted) for x in streams]
         for name, values in one.items():
             found.setdefault(name, []).append(values)
@@ -276,6 +279,9 @@ def _of_streams(seen: Recorder, gradients: Gradients, counted: Tensor) -> dict[s
         for name in MOMENTS:
             between = [np.nan] * (len(seen.states) - 2)
             found[prefix + name].append([moments[0][name], *between, moments[1][name]])
+    embedded, left = (seen.flat(end) for end in seen.ends)
+    between = [np.nan] * (len(seen.states) - 2)
+    found["embedding_share"].append([1.0, *between, shared(left, embedded, counted)])
     for name in ("branch_skip_ratio", "layer_cosine", "effective_rank"):
         found[name].append([np.nan] * len(seen.states))
     return {name: np.array(values).T for name, values in found.items()}

@@ -24,6 +24,7 @@ class Path(NamedTuple):
         skips: factors along each block's skips, blocks 1 ... depth (`BlockMap.skips`).
         readout: of what the output head reads.
         embedding: of the cotangent at the embedded tokens, before `embed`.
+        embed_skips: factors along those that make the streams of the embedded tokens.
         readout_skips: factors along the readout's skips.
         layouts: how streams and plain numbers stand at blocks 0 ... depth.
         calls: the records of every block's calls, of the embedding (0), the blocks and the readout (depth + 1).
@@ -34,6 +35,7 @@ class Path(NamedTuple):
     skips: list[tuple[tuple[Scalar, ...], ...]]
     readout: SecondMoments
     embedding: SecondMoments
+    embed_skips: tuple[Scalar, ...]
     readout_skips: tuple[Scalar, ...]
     layouts: list[Layout]
     calls: list[list[Call]]
@@ -51,6 +53,14 @@ class Path(NamedTuple):
             factors = [sum(f * row[j] for f, row in zip(factors, skips, strict=True)) for j in range(len(factors))]
             found.append(factors)
         return found[::-1]
+
+    def embedding_factors(self) -> list[list[Scalar]]:
+        """At blocks 0 ... depth, for each stream: by what the embedded tokens were multiplied on their way there along
+        skips alone."""
+        found: list[list[Scalar]] = [list(self.embed_skips)]
+        for skips in self.skips:
+            found.append([sum(factor * f for factor, f in zip(row, found[-1], strict=True)) for row in skips])
+        return found
 
     def kept_shares(self) -> list[list[Scalar]]:
         """Of blocks 1 ... depth, for each stream: the share of the variance of what leaves that its skips kept."""
@@ -114,6 +124,7 @@ def propagate_moments(
         skips=[done.skips for done in maps],
         readout=readout.output.joint[0][0],
         embedding=embedding,
+        embed_skips=tuple(row[0] for row in embed.skips),
         readout_skips=readout.skips[0],
         layouts=[state.layout for state in states],
         calls=[done.calls for done in (embed, *maps, readout)],

@@ -28,6 +28,7 @@ TRACED = 8
 KEPT = (
     *("variance", "covariance", "deviation", "grad_variance", "grad_covariance", "grad_deviation"),
     *("branch_skip_ratio", "layer_cosine", "effective_rank", "parameter_grad_norm"),
+    "embedding_share",
 )
 """Of what `trace` gives."""
 NAMES = ("embedding", *MATRICES, "unembedding")

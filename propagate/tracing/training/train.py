@@ -107,10 +107,10 @@ def train(
         A Dataset over `lr`, `seed` and `step`: `loss` and `grad_norm`, before the step's update. Over `lr`, `seed`,
         `probe` (updates made): `held_out_loss` and `log_z`, over up to 32 held-out sequences. Where it was traced, by
         `block` also, over up to 8 of them, what `trace` gives: `variance`, ... `grad_deviation`, of the gradient of
-        their mean loss; `layer_cosine`, `branch_skip_ratio`, `effective_rank`, `parameter_grad_norm`; `decorrelation`,
-        1 - correlation; and over all 32 `attention_logit`, the largest. By (`block`, `other_block`)
-        `layer_similarity`, the cosine of a token's streams there, where there is one stream. By (`block`, `matrix`)
-        `update_ratio`, |W - W_0| / |W_0|, and `step_ratio`, of the next update alone.
+        their mean loss; `layer_cosine`, `branch_skip_ratio`, `effective_rank`, `parameter_grad_norm`,
+        `embedding_share`; `decorrelation`, 1 - correlation; and over all 32 `attention_logit`, the largest. By
+        (`block`, `other_block`) `layer_similarity`, the cosine of a token's streams there, where there is one stream.
+        By (`block`, `matrix`) `update_ratio`, |W - W_0| / |W_0|, and `step_ratio`, of the next update alone.
 
         An arm whose loss or gradient is not finite has diverged: `diverged_at` is that step, `diverged_value` what it
         gave; all later entries are NaN.

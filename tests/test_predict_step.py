@@ -133,7 +133,8 @@ def test_resolutions_agree() -> None:
         closed = pg.predict_step(model, optimizer, START)
         resolved = pg.predict_step(model, optimizer, pg.Start(gram=gram, grad_covariance=0.2))
         for name in ("own_change", "update_ratio", "first_order_fall", "spectral_ratio"):
-            np.testing.assert_allclose(closed[name], resolved[name], rtol=1e-9)
+            drawn = name != "spectral_ratio" and isinstance(optimizer, pg.Sign | pg.Adam)  # in single precision
+            np.testing.assert_allclose(closed[name], resolved[name], rtol=1e-5 if drawn else 1e-9)
 
 
 def test_collapsed_tokens_keep_their_digits() -> None:

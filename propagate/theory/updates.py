@@ -36,7 +36,7 @@ from propagate.optimizers import SGD, Adam, Muon, Optimizer, Sign
 from propagate.table import BY_MATRIX
 from propagate.theory.gaussian.signs import mean_root, mean_shares, soft_sign, soft_sign_averages
 from propagate.theory.tokens.controls import controlled
-from propagate.theory.tokens.drawn_units import drawn_tokens, generator, resolved
+from propagate.theory.tokens.drawn_units import drawn_tokens, normals, precision, resolved
 from propagate.theory.tokens.gram import Array, Gram
 from propagate.theory.tokens.modes import modes, squares, uneven, without_mean
 from propagate.theory.uses import Use
@@ -196,16 +196,19 @@ def _share(own: Any, crossed: Any) -> Any:
 def _by_entry(met: Met, eps: float) -> Step:
     use = met.use
     x, g = (resolved(moments, met.tokens) for moments in (use.x, use.g))
+    kept = precision(
+        *(size for gram in (x, g) for size in (gram.variance, gram.deviation)), np.array(max(eps, 1.0) ** 2)
+    )
     if use.draw_g is None:
-        draw = generator([*met.seed, 1])
+        draw = normals([*met.seed, 1], kept)
         apart, shared = drawn_tokens(g, 1, MET if use.draw_x is not None else met.units, draw)
         arriving = (apart + shared)[:, 0].swapaxes(-1, -2)
     else:
-        units = use.draw_g(met.seed, met.units)
+        units = use.draw_g(met.seed, met.units, kept)
         arriving = units.reshape(len(units), -1, met.tokens)
     meeting = _Meeting.of(met, x, g, arriving, eps)
     if use.draw_x is not None:
-        return _of_drawn_inputs(met, use.draw_x(met.seed, met.units), meeting, eps)
+        return _of_drawn_inputs(met, use.draw_x(met.seed, met.units, kept), meeting, eps)
     return _of_gaussian_inputs(met, meeting, eps)
 
 
@@ -238,7 +241,7 @@ class _Meeting(NamedTuple):
             kernel, gram = uneven(x)[..., None] / 2 - x.deviation, without_mean(g.matrix)
         else:
             kernel, gram = x.matrix, g.matrix
-        along = arriving @ kernel
+        along = arriving @ kernel.astype(arriving.dtype, copy=False)
         variance, powers = np.maximum((along * arriving).sum(axis=-1), 0.0), squares(along, -1)
         means = (gram * kernel).sum(axis=(-1, -2)), ((gram @ kernel) * kernel).sum(axis=(-1, -2))
         first, second = (_over(of, mean) for of, mean in zip((variance, powers[0]), means, strict=True))
@@ -252,8 +255,7 @@ class _Meeting(NamedTuple):
 
     def mean_powers(self, multiplier: float) -> Array:
         """Means over cotangents of |E x f(y)|^2 and of (1^T E x f(y))^2."""
-        each = self.slope(multiplier) ** 2 * self.powers
-        return np.stack([controlled(of, self.controls) for of in each])
+        return controlled(self.slope(multiplier) ** 2 * self.powers, self.controls)
 
     @property
     def lengths(self) -> Array:
@@ -286,7 +288,7 @@ def _of_drawn_inputs(met: Met, x: Array, meeting: _Meeting, eps: float) -> Step:
     replicas, drawn, size, tokens = x.shape
     flat, number = x.reshape(replicas, drawn * size, tokens), drawn * size
     products = flat @ meeting.arriving.swapaxes(-1, -2)  # (replicas, coordinates, MET)
-    slope = meeting.slope(multiplier)
+    slope = meeting.slope(multiplier).astype(x.dtype, copy=False)
     f, linear = soft_sign(multiplier * products, eps), slope[:, None] * products
     lengths = squares(flat, -1)[:, :, None]  # (2, replicas, 1, coordinates)
     share = _share_of(lengths[0], f, linear)
@@ -305,7 +307,9 @@ def _of_drawn_inputs(met: Met, x: Array, meeting: _Meeting, eps: float) -> Step:
     mixed = np.stack([(known * of_rest).sum(axis=1), known.sum(axis=1) * of_rest.sum(axis=1)])
     of_pairs = (of_pairs + 2 * mixed / number).mean(axis=-1)
     crossed = n * (n - size) * (share**2 * meeting.mean_powers(multiplier) + of_pairs)
-    variance = np.maximum(((flat @ meeting.g.matrix) * flat).sum(axis=-1), 0.0)  # of g . x, given x
+    variance = np.maximum(
+        ((flat @ meeting.g.matrix.astype(x.dtype, copy=False)) * flat).sum(axis=-1), 0.0
+    )  # of g . x, given x
     first, second = soft_sign_averages(multiplier * np.sqrt(variance), eps)[:2]
     mean = (meeting.x.matrix * meeting.g.matrix).sum(axis=(-1, -2))
     fall = controlled(first, [_over(variance, mean)])

@@ -18,8 +18,8 @@ def controlled(values: Array, controls: Sequence[Array]) -> Array:
     from the same samples makes an error of the order of the variance over their number.
 
     Args:
-        values: (replicas, samples).
-        controls: of the same shape, each of mean 0.
+        values: (..., replicas, samples), each by itself along the leading axes.
+        controls: (replicas, samples), each of mean 0.
 
     Example: of z^2 for normal z nearly all is told by z^2 itself, nothing by z.
         >>> z = np.random.default_rng(0).standard_normal((2, 1000))
@@ -28,7 +28,7 @@ def controlled(values: Array, controls: Sequence[Array]) -> Array:
         >>> abs(controlled(z**2, [z]) - (z**2).mean(axis=-1)).max() < 0.01
         np.True_
     """
-    found, apart = values.mean(axis=-1), values - values.mean()
+    found = values.mean(axis=-1)
     met: list[tuple[Array, Array, float]] = []
     for control in controls:
         size = np.vdot(control, control)
@@ -37,6 +37,7 @@ def controlled(values: Array, controls: Sequence[Array]) -> Array:
         centred = control - control.mean()
         square = float(np.vdot(centred, centred))
         if square > NOTHING_NEW * size:
-            found = found - np.vdot(centred, apart) / square * control.mean(axis=-1)
+            slope = values.reshape(*values.shape[:-2], -1) @ centred.ravel() / square
+            found = found - slope[..., None] * control.mean(axis=-1)
             met.append((control, centred, square))
     return np.asarray(found)

@@ -12,7 +12,7 @@ Draws come in pairs, of a query and its opposite, in the groups of `tokens.softm
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +22,8 @@ from propagate.theory.gaussian.roots import symmetric_root
 from propagate.theory.tokens.gram import Array, Gram, centred, distances
 from propagate.theory.tokens.softmax import SEED, Attention
 
+Normals = Callable[[tuple[int, ...]], Array]
+"""Independent standard normals of a shape."""
 COTANGENTS = 3  # drawn for each head's weights
 NEGLIGIBLE = 1e-12  # relative differences of variances that are rounding
 
@@ -130,18 +132,18 @@ def of_logits(drawn: Drawn, values: Gram, g: Gram, attention: Attention) -> Iter
 
 def tokens_of(gram: Gram, shape: tuple[int, ...], draw: np.random.Generator) -> Array:
     """Gaussian tokens with these second moments; see `gaussian_tokens`."""
-    apart, shared = gaussian_tokens(gram, shape, draw)
+    apart, shared = gaussian_tokens(gram, shape, draw.standard_normal)
     return apart + shared
 
 
-def gaussian_tokens(gram: Gram, shape: tuple[int, ...], draw: np.random.Generator) -> tuple[Array, Array]:
+def gaussian_tokens(gram: Gram, shape: tuple[int, ...], normals: Normals) -> tuple[Array, Array]:
     """Gaussian tokens with these second moments, as a sum: their differences, from the distances alone, and what is
     the same for all.
 
     Args:
         gram: (replicas, tokens, tokens).
         shape: replicas, samples, tokens, coordinates.
-        draw: what draws.
+        normals: what draws; its precision is that of the tokens.
 
     Returns:
         Arrays of this shape, and of the same with one token.
@@ -149,7 +151,7 @@ def gaussian_tokens(gram: Gram, shape: tuple[int, ...], draw: np.random.Generato
     Example: tokens that differ by a millionth of a millionth.
         >>> close = Gram.exchangeable(1.0, 1e-24, 2)
         >>> one = Gram(close.matrix[None], close.deviation[None])
-        >>> apart, shared = gaussian_tokens(one, (1, 100, 2, 100), np.random.default_rng(0))
+        >>> apart, shared = gaussian_tokens(one, (1, 100, 2, 100), np.random.default_rng(0).standard_normal)
         >>> shared.shape, bool(0.9 < ((apart[:, :, 0] - apart[:, :, 1]) ** 2).mean() / 2e-24 < 1.1)
         ((1, 100, 1, 100), True)
     """
@@ -166,8 +168,9 @@ def gaussian_tokens(gram: Gram, shape: tuple[int, ...], draw: np.random.Generato
     rest = variance.mean(axis=-1) - apart.mean(axis=-1) - (along**2).sum(axis=(-1, -2))
     mixed = (vectors * roots) @ rows + along.swapaxes(-1, -2)
     size = np.sqrt(np.maximum(rest, 0.0))[:, None, None, None]
-    shared = draw.standard_normal((*shape[:2], 1, shape[3])) * size
-    return np.asarray(mixed[:, None] @ draw.standard_normal(shape)), np.asarray(shared)
+    shared, apart = normals((*shape[:2], 1, shape[3])), normals(shape)
+    kept = apart.dtype
+    return np.asarray(mixed[:, None].astype(kept, copy=False) @ apart), np.asarray(shared * size.astype(kept))
 
 
 def normed(x: Array, centred: bool) -> Array:
@@ -196,6 +199,7 @@ def turned(x: Array, frequencies: Sequence[float], direction: int) -> Array:
     if not frequencies:
         return x
     angle = np.arange(x.shape[-2])[:, None] * np.array(frequencies)
-    cos, sin = np.cos(angle), direction * np.sin(angle)
+    cos, sin = (of(angle).astype(x.dtype) for of in (np.cos, np.sin))
+    sin *= direction
     one, other = np.split(x, 2, axis=-1)
     return np.concatenate([one * cos - other * sin, one * sin + other * cos], axis=-1)

@@ -53,7 +53,7 @@ def precision(*sizes: Array) -> Any:
         >>> precision(np.array([1.0, 0.0])).__name__, precision(np.array([1.0, 1e-24])).__name__
         ('float32', 'float64')
     """
-    fit = all(((1 / RANGE < size) & (size < RANGE) | (size == 0)).all() for size in sizes)
+    fit = all(((size > 1 / RANGE) & (size < RANGE) | (size == 0)).all() for size in sizes)
     return np.float32 if fit else np.float64
 
 

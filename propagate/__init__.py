@@ -20,6 +20,7 @@ from propagate.model import Model, ModelError
 from propagate.norms import Norm
 from propagate.optimizers import SGD, Adam, Muon, Sign
 from propagate.placement import Placement, placement, placements
+from propagate.recurrent import LinearAttention
 from propagate.scaling import Gains, ScaleInit
 from propagate.start import Start, start_of
 from propagate.sublayers import FFN, Attention, Sublayer
@@ -82,6 +83,7 @@ __all__ = [
     "Growth",
     "LatentAttention",
     "Linear",
+    "LinearAttention",
     "Model",
     "ModelError",
     "Muon",

@@ -263,4 +263,4 @@ class LatentAttention(Sublayer):
 
 
 SelfAttention = Attention | LatentAttention
-"""What a block's attention may be."""
+"""Softmax attention of a stream to itself."""

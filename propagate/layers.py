@@ -9,14 +9,18 @@ from typing import Any, TypeVar
 
 from propagate.checks import ModelError, choice, shown
 from propagate.experts import Experts
-from propagate.latent import LatentAttention, SelfAttention
+from propagate.latent import LatentAttention
 from propagate.norms import Norm, as_norm
+from propagate.recurrent import LinearAttention, Mixer
 from propagate.scaling import Gains
 from propagate.sublayers import FFN, Attention, Sublayer
 
 D = TypeVar("D", bound=Sublayer)
 KINDS: dict[str, tuple[tuple[type, ...], str]] = {
-    "attention": ((Attention, LatentAttention), "a propagate.Attention or propagate.LatentAttention"),
+    "attention": (
+        (Attention, LatentAttention, LinearAttention),
+        "a propagate.Attention, propagate.LatentAttention or propagate.LinearAttention",
+    ),
     "ffn": ((FFN,), "a propagate.FFN"),
     "experts": ((Experts, type(None)), "None or propagate.Experts, such as Experts(8)"),
     "norm": ((Norm,), "a name or a propagate.Norm"),
@@ -32,7 +36,7 @@ class Parts:
         ModelError: for what is no description of its kind.
     """
 
-    attention: SelfAttention
+    attention: Mixer
     ffn: FFN
     experts: Experts | None
     norm: Norm
@@ -115,7 +119,7 @@ class Layer:
     gains: Gains
     inner_norms: tuple[str, ...]
     norm: Norm
-    attention: SelfAttention
+    attention: Mixer
     ffn: FFN | Experts
     experts: Experts | None
     dense: FFN
@@ -188,7 +192,7 @@ class Layer:
 
 def _gains(description: Sublayer | None) -> list[tuple[str, Any]]:
     """Gains on the way to a sublayer's output, by the names that a user knows."""
-    if isinstance(description, Attention | LatentAttention):
+    if isinstance(description, Attention | LatentAttention | LinearAttention):
         return [("value_gain", description.value_gain), ("attention_gain", description.out_gain)]
     if isinstance(description, Experts):
         return [] if description.identity else _gains(description.expert)

@@ -11,11 +11,11 @@ from propagate.checks import WHOLE, choice, integer, number, shown
 from propagate.checks import ModelError as ModelError
 from propagate.checks import check_flag as check_flag
 from propagate.experts import Experts
-from propagate.latent import SelfAttention
 from propagate.layers import KINDS, Layer, Parts, layer_of, parts_by_block
 from propagate.norms import Norm, as_norm
 from propagate.outline import norms_of_nothing, outline
 from propagate.placement import Placement, placement
+from propagate.recurrent import Mixer
 from propagate.scaling import Gains, Scaling, checked_gains
 from propagate.sublayers import FFN, Attention, as_names
 
@@ -76,7 +76,8 @@ class Model:
             divide `heads`, which share them in groups. None means all of them, 1 is multi-query attention. Expected
             second moments do not depend on it, forward or backward, at any width; their fluctuations do.
         attention: an `Attention`, in place of the short fields `heads`, `key_value_heads`, `causal`, `window`, `mask`,
-            `rope`, `logit_std`, `value_gain` and `attention_gain`, which then say the same; or a `LatentAttention`.
+            `rope`, `logit_std`, `value_gain` and `attention_gain`, which then say the same; or a `LatentAttention`
+            or a `LinearAttention`.
         ffn: an `FFN`, in place of `activation`, `ffn_ratio` and `ffn_gain`.
         layers: what blocks have of their own: a function of the index, or a mapping from indices, or a list over all
             blocks, to mappings from "attention", "ffn", "experts" and "norm" to descriptions.
@@ -112,7 +113,7 @@ class Model:
     experts: Experts | None = None
     dropout: float = 0.0
     key_value_heads: int | None = None
-    attention: SelfAttention | None = None
+    attention: Mixer | None = None
     ffn: FFN | None = None
     layers: Any = None
     _parts: ClassVar[tuple[Parts, ...]]

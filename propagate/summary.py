@@ -66,7 +66,20 @@ def _fields(kind: Any) -> Iterator[str]:
         elif value is True:
             yield field.name
         elif field.name in ("heads", "head_size", "hidden") or value != field.default:
-            yield f"{field.name} {' '.join(value) if isinstance(value, tuple) else _number(value)}"
+            yield f"{field.name} {_several(value) if isinstance(value, tuple) else _number(value)}"
+
+
+def _several(values: tuple[Any, ...]) -> str:
+    """Names; of numbers, one a head, between which they lie.
+
+    Example:
+        >>> _several(("key", "query")), _several((0.5, 0.75, 0.5))
+        ('key query', '0.5 to 0.75')
+    """
+    if all(isinstance(value, str) for value in values):
+        return " ".join(values)
+    low, high = _number(min(values)), _number(max(values))
+    return low if low == high else f"{low} to {high}"
 
 
 def _gains(kind: Any) -> Iterator[tuple[str, float]]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from propagate.checks import ModelError, choice, integer, number, shown
 from propagate.latent import LatentAttention
 from propagate.optimizers import Adam, Optimizer
+from propagate.recurrent import LinearAttention
 
 if TYPE_CHECKING:
     from propagate.model import Model
@@ -79,6 +80,8 @@ def factors_by_kind(model: Model, transfer: Any, base: Any) -> dict[Kind, Factor
         return {kind: Factors() for kind in KINDS}
     if any(isinstance(parts.attention, LatentAttention) for parts in model.parts):
         raise ModelError("transfer does not cover LatentAttention, whose ranks no rule here says how to choose")
+    if any(isinstance(parts.attention, LinearAttention) for parts in model.parts):
+        raise ModelError("transfer does not cover LinearAttention, whose state no rule here says how to choose")
     rule, (width, depth) = as_transfer(transfer), base or (model.width, model.depth)
     found: dict[Kind, Factors] = {}
     for kind in KINDS:

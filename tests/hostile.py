@@ -105,6 +105,7 @@ def callables() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "Model": (pg.Model, {"placement": "postnorm", **SIZE}),
         "Attention": (pg.Attention, {}),
         "LatentAttention": (pg.LatentAttention, {"head_size": 4, "rope_size": 2, "value_size": 4, "key_value_rank": 4}),
+        "LinearAttention": (pg.LinearAttention, {"decay": 0.9}),
         "configuration": (pg.configuration, {"name": "llama-3-8b"}),
         "FFN": (pg.FFN, {}),
         "Norm": (pg.Norm, {}),

@@ -130,7 +130,10 @@ def test_tokens_are_resolved_where_a_block_tells_them_apart() -> None:
         ({"layers": {9: {}}}, "layers must be of blocks 1 to 2, got 9"),
         ({"layers": {1: {"attention": "causal"}}}, "layers, block 1: attention must be a propagate.Attention"),
         ({"layers": {2: {"attention": pg.Attention(heads=5)}}}, "heads must divide the width, got heads=5"),
-        ({"attention": "causal"}, "attention must be None or a propagate.Attention or propagate.LatentAttention, got"),
+        (
+            {"attention": "causal"},
+            "attention must be None or a propagate.Attention, propagate.LatentAttention or propagate.LinearAttention",
+        ),
         ({"ffn": pg.FFN("gelu"), "activation": "silu"}, "activation must be left out beside ffn="),
         ({"norm": 3}, "norm must be one of rms, layer or a propagate.Norm, got 3"),
     ],

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, NamedTuple
 import propagate.montecarlo.attention
 import propagate.montecarlo.experts
 import propagate.montecarlo.ffn
-import propagate.montecarlo.latent  # noqa: F401  # these register what the package covers
+import propagate.montecarlo.latent
+import propagate.montecarlo.recurrent  # noqa: F401  # these register what the package covers
 from propagate.layers import Layer
 from propagate.model import Model
 from propagate.montecarlo.arrays import Array

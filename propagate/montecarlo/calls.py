@@ -6,6 +6,7 @@ from propagate.experts import Experts
 from propagate.latent import LatentAttention
 from propagate.model import Model
 from propagate.outline import outline
+from propagate.recurrent import LinearAttention
 from propagate.sublayers import FFN, Attention, Sublayer
 
 
@@ -37,7 +38,7 @@ def smallest_fan_in(model: Model, index: int) -> int:
     for one in (layer.attention, layer.ffn, *called(model, index)):
         if isinstance(one, Attention):
             sizes.append(one.inside)
-        elif isinstance(one, LatentAttention):
+        elif isinstance(one, LatentAttention | LinearAttention):
             sizes += [fan_in for _, fan_in, _, _ in one.matrices(model.width)]
         elif isinstance(one, FFN | Experts):
             sizes.append((one.expert if isinstance(one, Experts) else one).units)

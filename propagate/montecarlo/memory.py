@@ -12,6 +12,7 @@ from propagate.experts import Experts
 from propagate.latent import LatentAttention
 from propagate.model import Model
 from propagate.montecarlo.calls import called
+from propagate.recurrent import LinearAttention
 from propagate.sublayers import FFN, Attention, Sublayer
 
 BATCH = 2**28  # bytes that a batch of draws may take on the host: small enough to stay near the caches
@@ -113,4 +114,9 @@ def numbers_of(one: Sublayer, d: int, t: int) -> Numbers:
         met, made = (t * sum(each) for each in zip(*sides, strict=True))
         square = one.heads * t * t
         return Numbers(sum(i * o for i, o in sides), met, made, made + met + square, square=square)
+    if isinstance(one, LinearAttention):
+        sides = [(fan_in, fan_out) for _, fan_in, fan_out, _ in one.matrices(d)]
+        met, made = (t * sum(each) for each in zip(*sides, strict=True))
+        states = t * one.size * one.inside
+        return Numbers(sum(i * o for i, o in sides), met, made, 2 * made + states)
     return Numbers(4 * d * d, 2 * t * d, 4 * t * d, 3 * t * d)  # one's own: a guess, that it is like attention

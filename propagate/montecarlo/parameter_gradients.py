@@ -28,6 +28,8 @@ ORDER = (
     "key_rotary",
     "key",
     "value",
+    "decay",
+    "output_gate",
     "attention_out",
     "router",
     "ffn_gate",

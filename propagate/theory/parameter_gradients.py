@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import propagate.theory.latent_uses  # noqa: F401  # which registers those of latent attention
+import propagate.theory.latent_uses
+import propagate.theory.recurrent_uses  # noqa: F401  # which register those of other attentions
 from propagate.layers import Layer
 from propagate.model import Model
 from propagate.table import BY_MATRIX
@@ -28,7 +29,8 @@ Measure = Callable[[int, Layer, Sequence[Call]], Numbers]
 """What is asked of a block's matrices, from its index, its layer and the records of its calls."""
 PARTS = ("gate", "in", "out")
 MATRICES = (
-    *("query_down", "query", "key_value_down", "key_rotary", "key", "value", "attention_out", "router"),
+    *("query_down", "query", "key_value_down", "key_rotary", "key", "value"),
+    *("decay", "output_gate", "attention_out", "router"),
     *(f"ffn_{p}" for p in PARTS),
     *(f"shared_{p}" for p in PARTS),
 )

@@ -15,6 +15,7 @@ from propagate.losses import Linear, Loss, check_loss
 from propagate.model import Model, ModelError, check_model
 from propagate.optimizers import Adam, Optimizer, Sign, check_optimizer
 from propagate.outline import Block, Stream, outline
+from propagate.recurrent import LinearAttention
 from propagate.start import Start
 from propagate.table import BY_MATRIX, JOINED, STREAM, table
 from propagate.theory.finite.step_allowances import step_allowances
@@ -25,6 +26,7 @@ from propagate.theory.reading.blocks import Call
 from propagate.theory.transferred import transferred
 from propagate.theory.updates import CROWDING, SOFTNESS, UNITS, Met, update
 from propagate.theory.uses import Use, uses_of_block
+from propagate.theory.walks import mixers_of
 from propagate.transfer import Factors, Kind, Transfer, as_transfer, factors_by_kind, kind_of, trained_with
 
 if TYPE_CHECKING:
@@ -147,8 +149,10 @@ def _check_finite(columns: dict[str, Any], matrices: Sequence[str]) -> None:
 def _check_covered(model: Model, optimizer: Optimizer) -> None:
     if model.uneven:
         raise ModelError("predict_step does not cover experts, whose matrices have some of the tokens each")
-    if any(isinstance(parts.attention, LatentAttention) for parts in model.parts):
-        raise ModelError("predict_step does not cover LatentAttention, the law of whose heads is not known there")
+    for one in mixers_of(model):
+        if isinstance(one, LatentAttention | LinearAttention):
+            name = type(one).__name__
+            raise ModelError(f"predict_step does not cover {name}, the law of whose heads is not known there")
     if not isinstance(optimizer, Sign | Adam):
         return
     if model.dropout:

@@ -19,6 +19,7 @@ from propagate.layers import layer_of
 from propagate.model import DEEPEST, Model, ModelError, as_placement
 from propagate.outline import outline
 from propagate.placement import Layout, Placement, join, split
+from propagate.recurrent import LinearAttention
 from propagate.scaling import Gains, Scaling
 from propagate.theory.gaussian import activations, softmax
 from propagate.theory.gaussian.functions import Scalar
@@ -191,7 +192,8 @@ def recursion(
         if index is not None and not 1 <= index <= placement.depth:
             raise ModelError(f"index must be between 1 and depth, got index={index!r} with depth={placement.depth!r}")
         attention = placement.parts[(index or 1) - 1].attention
-        if not attention.exchangeable(placement.tokens) or attention.normed or placement.dropout:
+        plain = not (attention.normed or placement.dropout)
+        if isinstance(attention, LinearAttention) or not (plain and attention.exchangeable(placement.tokens)):
             raise ModelError(f"recursion needs exchangeable tokens, without inner norms or dropout, got {placement!r}")
         return _recursion(placement, attention.logit_std, index, None if index is None else placement.depth)
     equations = as_placement(placement)

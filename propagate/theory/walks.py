@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from propagate.latent import LatentAttention
 from propagate.model import Model
-from propagate.sublayers import FFN, Sublayer, registered
+from propagate.outline import outline
+from propagate.recurrent import LinearAttention
+from propagate.sublayers import FFN, Attention, Sublayer, registered
 from propagate.theory.pairs import elementwise as pairs
 from propagate.theory.pairs.moments import Combination, Moments
 from propagate.theory.reading.blocks import Applied, MomentAlgebra, NotExchangeable
@@ -151,13 +155,29 @@ def replicas_of(model: Model) -> int:
         >>> replicas_of(Model("prenorm", depth=1, logit_std=0.0)), replicas_of(Model("prenorm", depth=1))
         (1, 8)
     """
-    exact = all(
-        attention_of(layer.attention, Setting(model.width, model.tokens, layer.norm)).exact
-        for layer in dict.fromkeys(map(model.at, range(1, model.depth + 1)))
-    )
+    exact = not any(_drawn(one, model) for one in dict.fromkeys(mixers_of(model)))
     if model.uneven:
         return 4 * ROUTERS if exact and model.tokens <= FEW else ROUTERS
     return 1 if exact else REPLICAS
+
+
+def mixers_of(model: Model) -> Iterator[Sublayer]:
+    """Every block's attention, and what its equations describe themselves, in force."""
+    for index in range(1, model.depth + 1):
+        layer = model.at(index)
+        yield layer.attention
+        for call in outline(model.equations, model.depth, index):
+            if call.description is not None:
+                yield layer.in_force(call.description)
+
+
+def _drawn(one: Sublayer, model: Model) -> bool:
+    """Whether averages over it are taken over something that is drawn."""
+    if isinstance(one, LinearAttention):
+        return one.gate is not None
+    if not isinstance(one, Attention | LatentAttention):
+        return False
+    return not attention_of(one, Setting(model.width, model.tokens, model.at(1).norm)).exact
 
 
 def _samples(model: Model) -> int:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import propagate.tracing.experts
-import propagate.tracing.latent  # noqa: F401  # which, as layers, register what the package covers
+import propagate.tracing.latent
+import propagate.tracing.recurrent  # noqa: F401  # which, as layers, register what the package covers
 from propagate.checks import ModelError, integer, shown
 from propagate.layers import Layer
 from propagate.model import SHORTHAND, Model, check_model

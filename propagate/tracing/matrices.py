@@ -20,6 +20,7 @@ from propagate.tracing.gains import Cut, Rows, Sizes, fused_cut, rows_of, sizes_
 from propagate.tracing.latent import LatentHeads
 from propagate.tracing.latent_rows import MARK, LatentRows
 from propagate.tracing.layers import Attention, FeedForward, Projection, UniformAttention
+from propagate.tracing.recurrent import Recurrence
 from propagate.tracing.statistics import precise
 
 FFN = ("gate", "in", "out")
@@ -30,6 +31,8 @@ MATRICES = (
     "key_rotary",
     "key",
     "value",
+    "decay",
+    "output_gate",
     "attention_out",
     "router",
     *(f"{kind}_{p}" for kind in ("ffn", "shared") for p in FFN),
@@ -94,7 +97,7 @@ def _of_sublayer(sublayer: nn.Module) -> Iterator[Weight]:
         sizes = list(sublayer.read.sizes)
         yield Weight(sublayer.read.weight, ("query", "key", "value"), lambda g: torch.split(g, sizes))
         yield Weight(sublayer.write.weight, ("attention_out",), _whole)
-    elif isinstance(sublayer, LatentHeads):
+    elif isinstance(sublayer, LatentHeads | Recurrence):
         for name, projection in sublayer.weights.items():
             assert isinstance(projection, Projection)
             yield Weight(projection.weight, (name,), _whole)

@@ -17,6 +17,7 @@ from propagate.montecarlo.statistics import Floats
 from propagate.montecarlo.steps.run import Course, run_steps
 from propagate.montecarlo.steps.simulate import Plan
 from propagate.optimizers import Adam
+from propagate.recurrent import LinearAttention
 from propagate.transfer import kind_of
 
 ALONE = ("embedding", "unembedding")
@@ -95,7 +96,7 @@ def _sides(course: Course, name: str, block: int) -> tuple[int, int]:
         vocabulary = course.loss.vocabulary
         return (vocabulary, width) if name == "embedding" else (width, vocabulary)
     attention, ffn = layer.attention, layer.ffn
-    if isinstance(attention, LatentAttention):
+    if isinstance(attention, LatentAttention | LinearAttention):
         sides = {own: (fan_in, fan_out) for own, fan_in, fan_out, _ in attention.matrices(width)}
     else:
         keys = attention.size * attention.kv_heads

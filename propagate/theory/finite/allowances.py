@@ -16,6 +16,8 @@ mean logarithm by (1 - kept)^2 r / 2:
 - heads, each with a choice of its own: at logits of variance v between tokens as alike as they are, of relative
   variance (0.4 + 0.12 v) / (tokens - 1) backward, without the growth forward, and of a single token's gradient
   tokens - 1 times as much (fitted to heads drawn as in `units`, 2 to 32 tokens, v to 30: within a third);
+- heads of linear attention, whose output is a product of three Gaussian vectors: 2 + 6 / n of one token's, over n
+  coordinates of a key (measured in heads of 4, with 6 tokens: 1.2 of their mean, 4 of a single one);
 - coordinates of the latents of latent attention, whose Gram matrix all heads share; of half as much forward;
 - coordinates, of which dropout leaves 1 - p: the fourth moment of what is left is 3 / (1 - p). Measured (three
   placements, p = 0.9): backward up to this much, forward nothing.
@@ -47,10 +49,11 @@ from numpy.typing import NDArray
 
 from propagate.activations import Activation
 from propagate.experts import Experts
-from propagate.latent import LatentAttention, SelfAttention
+from propagate.latent import LatentAttention
 from propagate.layers import Layer
 from propagate.model import Model
 from propagate.outline import Block, Stream
+from propagate.recurrent import LinearAttention, Mixer
 from propagate.sublayers import FFN
 from propagate.theory.gaussian.activations import CLOSED
 from propagate.theory.gaussian.expressions import functions
@@ -166,7 +169,8 @@ def _scarce(model: Model, kept: Array, distinct: Array, evened: int) -> tuple[Ar
     coordinates = 3 * model.dropout / (1 - model.dropout) / model.width
     share = np.square(1 - kept) / 2
     count = _over_blocks([layer.attention.heads for layer in layers_of(model)], distinct)
-    heads = [answer / evened / count for answer in (choice, choice + 0.12 * logits)]
+    recurrent = _over_blocks([_of_state(layer.attention) for layer in layers_of(model)], distinct)
+    heads = [(answer + recurrent) / evened / count for answer in (choice, choice + 0.12 * logits)]
     ranks = [_of_ranks(layer.attention, model.tokens) for layer in layers_of(model)]
     of_values, of_queries = (_over_blocks([float(one[i]) for one in ranks], distinct) for i in range(2))
     latents = of_values + of_queries * choice
@@ -207,13 +211,25 @@ def logit_stds(model: Model) -> list[float]:
     return [_logit_std(layer.attention, model.width) for layer in layers_of(model)]
 
 
-def _logit_std(kind: SelfAttention, width: int) -> float:
+def _logit_std(kind: Mixer, width: int) -> float:
     if isinstance(kind, LatentAttention):
         return math.sqrt(kind.logit_power(width))
+    if isinstance(kind, LinearAttention):
+        return 0.0
     return float(kind.logit_std * kind.query_gain * kind.key_gain)
 
 
-def _of_ranks(kind: SelfAttention, tokens: int) -> tuple[float, float]:
+def _of_state(kind: Mixer) -> float:
+    """Relative variance of what one head of linear attention gives a token: of a product of three Gaussian vectors,
+    and of what opens its output.
+    """
+    if not isinstance(kind, LinearAttention):
+        return 0.0
+    opened = wildness(kind.output_gate) if kind.output_gate is not None else 0.0
+    return (2 + 6 / kind.size) * (1 + 2 / kind.of_value) + 24 * opened / kind.of_value
+
+
+def _of_ranks(kind: Mixer, tokens: int) -> tuple[float, float]:
     """Relative variance of the Gram matrices of a block's latents: of keys and values, and of queries"""
     if not isinstance(kind, LatentAttention):
         return 0.0, 0.0

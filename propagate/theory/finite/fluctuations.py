@@ -172,6 +172,7 @@ class EnergyAlgebra:
     @property
     def _logit_std(self) -> float:
         attention = self.layer.attention
+        assert isinstance(attention, Attention)  # others are not covered
         return float(attention.logit_std * attention.query_gain * attention.key_gain)
 
     def _logits(self, x: Moments) -> float:

@@ -31,6 +31,7 @@ from propagate.layers import Layer
 from propagate.model import Model
 from propagate.optimizers import SGD, Muon, Optimizer
 from propagate.outline import outline
+from propagate.recurrent import LinearAttention
 from propagate.theory.finite.allowances import Array, experts_of, layers_of, logit_stds, wildness
 
 CHOICE = 0.5  # of what heads choose, measured with Muon at 4, 8 and 32 heads, 8 and 32 tokens
@@ -80,6 +81,7 @@ def _noise(
 ) -> list[tuple[float, float]]:
     """Of each matrix: relative variance of an entry of the Gram matrices of its input and of its cotangent."""
     attention, stream, logits = layer.attention, 1 / model.width, logit_std**2
+    assert not isinstance(attention, LinearAttention)  # which is not covered
     few = (8 / model.tokens) ** 0.5 / attention.kv_heads
     heads = CHOICE * few * logits / (logits + 0.3)
     free = attention.size - layer.norm.centred

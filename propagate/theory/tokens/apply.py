@@ -14,13 +14,14 @@ from propagate.checks import ModelError
 from propagate.experts import Experts
 from propagate.latent import LatentAttention, SelfAttention
 from propagate.norms import Norm
+from propagate.recurrent import LinearAttention
 from propagate.scaling import Gains
 from propagate.sublayers import FFN, Attention, Sublayer, registered
 from propagate.theory.pairs import experts as pair_experts
 from propagate.theory.pairs import sublayers as pairs
-from propagate.theory.reading.blocks import Applied
+from propagate.theory.reading.blocks import Applied, NotExchangeable
 from propagate.theory.tokens import experts as gram_experts
-from propagate.theory.tokens import latent, softmax
+from propagate.theory.tokens import latent, recurrent, softmax
 from propagate.theory.tokens import sublayers as grams
 from propagate.theory.tokens.gram import Gram
 
@@ -120,6 +121,16 @@ def _(description: LatentAttention, x: Any, setting: Setting) -> Applied:
         core = partial(latent.of_pairs, description, tokens=setting.tokens, wide=wide)
     norm = Norm("layer" if inner["centred"] else "rms", inner["eps"])
     return Applied(*latent.latent_attention(description, x, setting.width, norm, core, wide=wide))
+
+
+@apply.register
+def _(description: LinearAttention, x: Any, setting: Setting) -> Applied:
+    """It tells tokens apart; keys of any size have the same second moments."""
+    if not isinstance(x, Gram):
+        raise NotExchangeable
+    inner = _inner(setting, frozenset(description.normed))
+    norm = Norm("rms", inner["eps"])  # the mean over coordinates is 0
+    return Applied(*recurrent.linear_attention(description, x, norm, setting.samples, setting.seed))
 
 
 @lru_cache(maxsize=256)

@@ -245,7 +245,6 @@ def test_what_is_not_derived_is_refused() -> None:
     sign, model = pg.Sign(1e-3), CASES["kinks"]
     refused: list[tuple[str, Any]] = [
         ("loss must be", lambda: pg.predict_step(model, sign, loss="mse")),  # type: ignore[arg-type]
-        ("experts", lambda: pg.predict_step(dataclasses.replace(model, experts=pg.Experts(4)), pg.SGD(1e-3))),
         ("dropout=0", lambda: pg.predict_step(dataclasses.replace(model, dropout=0.1), sign)),
         ("tanh of a stream", lambda: pg.predict_step(dataclasses.replace(model, placement="dyt"), sign)),
         ("plain numbers", lambda: pg.predict_step(model, sign, pg.Start(covariance=xr.DataArray([0.1], dims="s")))),

@@ -13,7 +13,7 @@ from propagate.latent import LatentAttention
 from propagate.layers import Layer
 from propagate.losses import Linear, Loss, check_loss
 from propagate.model import Model, ModelError, check_model
-from propagate.optimizers import Adam, Optimizer, Sign, check_optimizer
+from propagate.optimizers import Adam, Muon, Optimizer, Sign, check_optimizer
 from propagate.outline import Block, Stream, outline
 from propagate.recurrent import LinearAttention
 from propagate.start import Start
@@ -24,7 +24,7 @@ from propagate.theory.parameter_gradients import Numbers
 from propagate.theory.predict import walk_of
 from propagate.theory.reading.blocks import Call
 from propagate.theory.transferred import transferred
-from propagate.theory.updates import CROWDING, SOFTNESS, UNITS, Met, update
+from propagate.theory.updates import CROWDING, SOFTNESS, UNEVEN, UNITS, Met, update
 from propagate.theory.uses import Use, uses_of_block
 from propagate.theory.walks import mixers_of
 from propagate.transfer import Factors, Kind, Transfer, as_transfer, factors_by_kind, kind_of, trained_with
@@ -63,7 +63,7 @@ def predict_step(
         transfer: a rule of transfer, by its name or itself; None leaves gains and rates as they are.
         base: (width, depth) at which the rule is neutral; by default the model's own.
         samples: for Sign and Adam, about how many coordinates are drawn of hidden units and of heads, in each of
-            8 replicas.
+            8 replicas; with experts, which have more replicas, as many in all.
 
     Returns:
         A Dataset over `block` 0 ... depth, NaN at 0, and `matrix`, named as in `simulate_steps`: `own_change`, mean
@@ -82,8 +82,8 @@ def predict_step(
         larger by (tokens - 1) / vocabulary, since a step depends on which tokens and targets are the same.
 
     Raises:
-        ModelError: for what is not derived: experts; with Sign and Adam dropout or tanh of streams;
-            with Muon more tokens than a matrix has rows or columns.
+        ModelError: for what is not derived: with Sign and Adam dropout or tanh of streams; with Muon experts, or more
+            tokens than a matrix has rows or columns.
 
     Example: SGD moves the output of a matrix by as much as its gradient's size and its input's make it.
         >>> from propagate.optimizers import SGD, Muon
@@ -112,7 +112,7 @@ def predict_step(
     columns = {name: values for name, values in found.columns.items() if name.removesuffix("_se") in COLUMNS}
     gradient, forward = (found.columns[f"{name}_allowance"] for name in (BY_MATRIX, "variance"))
     forward = np.nanmax(forward, axis=1) if found.several else forward
-    shape = found.columns[CROWDING], found.columns[SOFTNESS]
+    shape = found.columns[CROWDING], found.columns[SOFTNESS], found.columns[UNEVEN]
     allowed = step_allowances(gradient, forward, *shape, network, optimizer, found.matrices)
     columns |= {name: values + ends.repeated for name, values in allowed.items()}
     of_model = {"model": repr(model), "width": model.width, "depth": model.depth, "tokens": model.tokens}
@@ -147,8 +147,8 @@ def _check_finite(columns: dict[str, Any], matrices: Sequence[str]) -> None:
 
 
 def _check_covered(model: Model, optimizer: Optimizer) -> None:
-    if model.uneven:
-        raise ModelError("predict_step does not cover experts, whose matrices have some of the tokens each")
+    if model.uneven and isinstance(optimizer, Muon):
+        raise ModelError("predict_step with Muon does not cover experts, each of whose matrices has some of the tokens")
     for one in mixers_of(model):
         if isinstance(one, LatentAttention | LinearAttention):
             name = type(one).__name__
@@ -208,5 +208,5 @@ def _together(parts: list[tuple[Use, dict[str, Any]]]) -> dict[str, Any]:
         "update_ratio": mean("update_ratio", sizes, 2),
         "spectral_ratio": np.nan * parts[0][1]["spectral_ratio"],
         **{name: sum(found[name] for _, found in parts) for name in ("first_order_fall", BY_MATRIX)},
-        **{name: mean(name, outputs) for name in (CROWDING, SOFTNESS)},
+        **{name: mean(name, outputs) for name in (CROWDING, SOFTNESS, UNEVEN)},
     }

@@ -41,7 +41,7 @@ from propagate.theory.tokens.gram import Array, Gram
 from propagate.theory.tokens.modes import modes, squares, uneven, without_mean
 from propagate.theory.uses import Use
 
-CROWDING, SOFTNESS = "crowding", "softness"  # see `finite.step_allowances`
+CROWDING, SOFTNESS, UNEVEN = "crowding", "softness", "uneven"  # see `finite.step_allowances`
 UNITS = 256  # coordinates drawn in each replica
 MET = 64  # of the other side, where both are drawn
 
@@ -57,6 +57,7 @@ class Step(NamedTuple):
         crowding: of SGD tr K tr (K Gamma) / tr (K Gamma K); of single entries the share of the change that one
             coordinate has of itself.
         softness: 1 - |S|^2 over the number of entries, where eps softens the sign.
+        uneven: by how much the mean of |S| over networks lies below the root of the mean of |S|^2.
     """
 
     change: Any
@@ -65,6 +66,7 @@ class Step(NamedTuple):
     largest: Any
     crowding: Any = 0.0
     softness: Any = 0.0
+    uneven: Any = 0.0
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,8 @@ def update(met: Met, optimizer: Optimizer) -> dict[str, Any]:
         {'own_change': 0.25, 'update_ratio': 0.05, 'first_order_fall': 0.5}
     """
     use, tokens = met.use, met.tokens
-    if use.several:
-        raise ModelError("predict_step does not cover experts, whose matrices have some of the tokens each")
+    if isinstance(optimizer, Muon) and use.several > 1:
+        raise ModelError("predict_step with Muon does not cover experts, each of whose matrices it makes orthogonal")
     if isinstance(optimizer, Muon) and tokens > min(use.fan_in, use.fan_out):
         raise ModelError(
             "predict_step with Muon needs at most as many tokens as every matrix has rows and columns, got"
@@ -134,6 +136,7 @@ def update(met: Met, optimizer: Optimizer) -> dict[str, Any]:
         "first_order_fall": rate * made.fall,
         CROWDING: made.crowding,
         SOFTNESS: made.softness,
+        UNEVEN: made.uneven,
         BY_MATRIX: met.multiplier**2 * use.gradient(tokens),
     }
 
@@ -152,7 +155,12 @@ def _(optimizer: SGD, met: Met) -> Step:
     square, total = power * use.gradient(met.tokens), (found.times * found.power).sum(axis=-1)
     crowding = np.divide(total * met.lengths[0], change[0], out=np.ones_like(total), where=change[0] > 0)
     change = power * use.fan_in**2 * change
-    return Step(change, square, square, np.sqrt(power * met.entries * found.power.max(axis=-1)), crowding)
+    largest = np.sqrt(power * met.entries * found.power.max(axis=-1))
+    # |S|^2 is a sum over modes of squares of so many normals each
+    modal = (found.times * found.power**2).sum(axis=-1)
+    uneven = np.divide(modal, 4 * use.free * total**2, out=np.zeros_like(total), where=total > 0)
+    largest = largest if use.several == 1 else np.nan * largest
+    return Step(change, square, square, largest, crowding, uneven=uneven)
 
 
 @step.register

@@ -29,6 +29,7 @@ from propagate.sublayers import FFN, Attention, Sublayer, registered
 from propagate.theory.gaussian.activations import Maps, maps_of
 from propagate.theory.pairs.moments import Moments
 from propagate.theory.reading.blocks import Call
+from propagate.theory.tokens.drawn_gates import of_logits, of_random_experts
 from propagate.theory.tokens.drawn_units import PROJECTIONS, Draw, Heads, HiddenUnits
 from propagate.theory.tokens.gram import Gram
 from propagate.theory.tokens.kernels import Kernel, kernel_of
@@ -44,8 +45,9 @@ class Use:
         gain: standard deviation of its entries times sqrt(fan_in).
         x, g: second moments of x and g, per coordinate, of either resolution.
         balanced: whether g sums to zero over tokens, so that differences of the tokens of x alone count.
-        several: whether it stands for several matrices of the name, each with some of the tokens: x and g are then such
-            that the squared norms of their gradients add up to `gradient`.
+        several: how many matrices it stands for, side by side as one: of experts, each with some of the tokens.
+        free: how many independent numbers make a token's cotangent, at least: of a router few, whose columns do not
+            average out.
         draw_x, draw_g: the law of their coordinates; None where they are independent and Gaussian.
 
     Example: independent tokens, at both resolutions.
@@ -62,7 +64,8 @@ class Use:
     x: Any
     g: Any
     balanced: bool = False
-    several: bool = False
+    several: int = 1
+    free: float = math.inf
     draw_x: Draw | None = None
     draw_g: Draw | None = None
 
@@ -213,28 +216,35 @@ def _(description: FFN, call: Call, g: Any, seen: Any, layer: Layer) -> Uses:
 
 @matrix_uses.register
 def _(description: Experts, call: Call, g: Any, seen: Any, layer: Layer) -> Uses:
-    """The routed experts' together and the shared ones' together; see those of an FFN.
+    """The routed experts side by side as one matrix, and the shared ones; see those of an FFN.
 
     A routed expert's matrices meet only the tokens that chose it, by their gates: second moments are those of an FFN,
-    times sum_j w_tj w_sj. The router's cotangent is what it sends back over the variance of its matrix.
+    times w_tj w_sj, on average over experts sum_j w_tj w_sj / count. Of any single coordinate, the gates are those of
+    an expert drawn at random. The router's cotangent is what it sends back over the variance of its matrix.
     """
     experts, x, pull, width, shared = description, call.entered, call.pull, layer.width, description.shared
     ffn = _InsideFFN.of(experts.expert, x, g, layer)
-    units, gains = experts.expert.units, _gains_in(experts.expert)
-    cut = units // experts.split
+    units, gains, count = experts.expert.units, _gains_in(experts.expert), experts.routed
+    inside = units * experts.count  # of all routed experts
+    mean = pull.overlap.times(1 / math.sqrt(count))
     # entries of a cut expert's output matrix are as large as in the uncut one
-    gain_out = ffn.gain_out / math.sqrt(experts.split)
-    uses: Uses = {"ffn_out": Use(cut, width, gain_out, ffn.after.product(pull.overlap), g, several=True)}
+    gain_out = ffn.gain_out * math.sqrt(experts.count)
+    gated = partial(of_random_experts, pull.gates)
+    after = ffn.after.product(mean)
+    uses: Uses = {"ffn_out": Use(inside, width, gain_out, after, g, several=count, draw_x=gated(ffn.drawn.values))}
     if shared:
-        uses["shared_out"] = Use(units, width, ffn.gain_out, ffn.after, g.times(math.sqrt(shared)), several=True)
+        side = math.sqrt(shared)
+        of_all = Use(shared * units, width, ffn.gain_out * side, ffn.after, g, several=shared, draw_x=ffn.drawn.values)
+        uses["shared_out"] = of_all
     for name, slope in ffn.slopes.items():
-        arrived = slope.product(ffn.at_units)
-        uses[name] = Use(width, cut, gains[name], x, arrived.product(pull.overlap), several=True)
+        arrived, draw = slope.product(ffn.at_units), partial(ffn.drawn.cotangents, name)
+        uses[name] = Use(width, inside, gains[name], x, arrived.product(mean), several=count, draw_g=gated(draw))
         if shared:
-            of_all = arrived.times(math.sqrt(shared))
-            uses[name.replace("ffn", "shared")] = Use(width, units, gains[name], x, of_all, several=True)
+            of_shared = name.replace("ffn", "shared")
+            uses[of_shared] = Use(width, shared * units, gains[name], x, arrived, several=shared, draw_g=draw)
     at_router = pull.router(g, seen).times(math.sqrt(width / experts.candidates) / experts.router_std)
-    uses["router"] = Use(width, experts.candidates, experts.router_std, x, at_router)
+    columns = None if pull.logits is None else partial(of_logits, width, partial(pull.logits, g, seen))
+    uses["router"] = Use(width, experts.candidates, experts.router_std, x, at_router, free=1, draw_g=columns)
     return uses
 
 

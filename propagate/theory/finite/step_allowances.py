@@ -45,6 +45,7 @@ def step_allowances(
     forward: Array,
     crowding: Array,
     softness: Array,
+    few: Array,
     model: Model,
     optimizer: Optimizer,
     matrices: Sequence[str],
@@ -54,7 +55,7 @@ def step_allowances(
     Args:
         gradient: that of `param_grad`.
         forward: of the variance of the stream, (blocks,), the most of all streams.
-        crowding, softness: see `updates.Step`, of every matrix.
+        crowding, softness, few: see `updates.Step`, of every matrix; the last is its `uneven`.
         model: the network.
         optimizer: its optimiser.
         matrices: names, in order.
@@ -72,7 +73,7 @@ def step_allowances(
     else:
         own = entering + uneven + EXACT * crowding
     square = 2 / model.width**2  # the norm of the matrix itself
-    found = {"own_change": own, "own_covariance": own, "first_order_fall": fall, "update_ratio": ratio + square}
+    found = {"own_change": own, "own_covariance": own, "first_order_fall": fall, "update_ratio": ratio + square + few}
     return {f"{name}_allowance": values + 0 * gradient for name, values in found.items()}
 
 

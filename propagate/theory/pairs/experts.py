@@ -50,11 +50,16 @@ class MixturePull:
         overlap: of the routed experts' gates: sum_j w_tj w_sj of two tokens.
         direct: by what those of the cotangent are multiplied along the experts.
         router: from those of the cotangent, and from its products, to those of what comes back through the router.
+        gates: of the routed experts themselves, (replicas, tokens, experts), where they are drawn.
+        logits: the like of `router`, to second moments of the cotangent at each candidate's logit, (replicas,
+            candidates, tokens, tokens), where gates are drawn.
     """
 
     overlap: Any
     direct: Any
     router: Pull
+    gates: Any = None
+    logits: Pull | None = None
 
     def __call__(self, g: Any, seen: Seen) -> Any:
         return self.direct.product(g).plus(self.router(g, seen))

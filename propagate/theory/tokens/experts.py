@@ -119,12 +119,17 @@ def mixture(
             of_kept, together = np.zeros_like(drawn.softmax), 0.0
         direct = slope.weighted(1 / experts.split).product(overlap).plus(slope.weighted(experts.shared))
 
+        def gates(seen: Seen) -> _Gates:
+            return _Gates(own, drawn.softmax, of_kept, routed, x.variance * together, seen.odds)
+
         def through_router(g: Gram, seen: Seen) -> Gram:
-            gates = _Gates(own, drawn.softmax, of_kept, routed, x.variance * together, seen.odds)
-            beyond = Gram.of(gates.beyond(seen, g.matrix.shape))
+            beyond = Gram.of(gates(seen).beyond(seen, g.matrix.shape))
             return router.product(g).plus(beyond).weighted(router_variance)
 
-        return output, kept, MixturePull(overlap, direct, through_router)
+        def at_logits(g: Gram, seen: Seen) -> Array:
+            return gates(seen).by_candidate(g, x if experts.identity else None, seen)
+
+        return output, kept, MixturePull(overlap, direct, through_router, own, at_logits)
 
     return apply  # type: ignore[return-value]
 
@@ -160,6 +165,46 @@ class _Gates:
         for left, right, weight in seen.crossed:
             found += weight.matrix * self._crossed(left, right)
         return found
+
+    def by_candidate(self, g: Gram, x: Gram | None, seen: Seen) -> Array:
+        """Second moments of the cotangent at each logit: terms of U_ji as above, before their sum over candidates.
+
+        Args:
+            g: moments of the cotangent.
+            x: of what identity experts return; None without any.
+            seen: the products.
+
+        Returns:
+            (replicas, candidates, tokens, tokens).
+        """
+        w = np.zeros_like(self.softmax)
+        w[..., : self.own.shape[-1]] = self.own
+        w, p, kept = (np.moveaxis(of, -1, -2) for of in (w, self.softmax, self.of_kept))
+        overlap = (self.own @ self.own.swapaxes(-1, -2))[:, None]
+        met = w[..., :, None] * w[..., None, :]
+        along = met - p[..., None, :] * overlap  # (J_s^T w_t)_e
+        both = met * (1 - p[..., :, None] - p[..., None, :]) + p[..., :, None] * p[..., None, :] * overlap
+        found = both * (self.routed.matrix * g.matrix)[:, None]
+        if x is not None:
+            found += kept[..., :, None] * kept[..., None, :] * (x.matrix * g.matrix)[:, None]
+
+        def at_one(part: Part) -> Array:
+            return np.moveaxis(self._at_one(part), -1, -2)
+
+        def crossed(part: Part) -> Array:
+            """J_s^T of what token s has of each expert's output, times part_t."""
+            of_input = self._with_input(part)[:, None] * kept[..., None, :]
+            return np.asarray(self._with_routed(part)[:, None] * along + of_input)
+
+        for left, right, weight in seen.own:
+            found += weight.matrix[:, None] * at_one(left)[..., :, None] * crossed(right)
+        for left, right, weight in seen.others:
+            found += weight.matrix[:, None] * (at_one(right)[..., :, None] * crossed(left)).swapaxes(-1, -2)
+        for left, right, weight in seen.both:
+            found += weight.matrix[:, None] * at_one(left)[..., :, None] * at_one(right)[..., None, :]
+        for left, right, weight in seen.crossed:
+            found += weight.matrix[:, None] * crossed(left).swapaxes(-1, -2) * crossed(right)
+        return np.asarray(found)
 
     def _at_one(self, part: Part) -> Array:
         """J_t^T times the products f_tj . z_t: (..., tokens, candidates)."""

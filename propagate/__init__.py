@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import propagate.placements  # registers those that come with the package
 import propagate.shortcuts  # noqa: F401  # and those with a shortcut
 from propagate.activations import Activation
+from propagate.embeddings import NGrams, TokenEmbedding
 from propagate.experts import Experts
 from propagate.latent import LatentAttention
 from propagate.losses import CrossEntropy, Linear
@@ -87,6 +88,7 @@ __all__ = [
     "Model",
     "ModelError",
     "Muon",
+    "NGrams",
     "Norm",
     "Placement",
     "ScaleInit",
@@ -95,6 +97,7 @@ __all__ = [
     "Start",
     "StreamGain",
     "Sublayer",
+    "TokenEmbedding",
     "ValidityWarning",
     "active_experts",
     "audit",

@@ -35,7 +35,8 @@ class Start:
         grad_covariance: that between two tokens, E g_t g_s.
         gram: (tokens, tokens) second moments of the embedded tokens, in place of the two numbers.
         grad_gram: the same of the gradient.
-        inputs: (tokens, width) the tokens themselves, in place of `variance` and `covariance`.
+        inputs: (tokens, width) the tokens themselves, in place of `variance` and `covariance`; or those of every
+            draw, (draws, tokens, width).
 
     Example: it is also a mapping, of what is not as by default.
         >>> dict(Start(variance=2.0))

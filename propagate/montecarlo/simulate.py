@@ -76,7 +76,8 @@ def simulate(
             the last block.
         gram: (tokens, tokens) second moments of the input tokens, in place of `variance` and `covariance`.
         grad_gram: (tokens, tokens) second moments of the cotangent, in place of `grad_variance` and `grad_covariance`.
-        inputs: (tokens, width) input tokens, the same in every draw, in place of `variance` and `covariance`.
+        inputs: (tokens, width) input tokens, the same in every draw, in place of `variance` and `covariance`; or those
+            of every draw, (draws, tokens, width).
         through_readout: the cotangent enters behind the readout instead.
         parameter_gradients: deprecated name of it.
         backend: "auto" takes CuPy if a CUDA device answers.
@@ -150,7 +151,7 @@ def simulate(
     planned = plan(model, where.backend, precision, sampler_name, **limits)
     size = f"one draw of depth={model.depth}, width={model.width}, tokens={model.tokens}"
     check_memory(size, planned.taken + ROOTS * 8 * model.tokens**2, where.most)
-    entering = ends_of(model, given)
+    entering = ends_of(model, given, draws)
     batch = min(planned.batch, math.ceil(draws / TASKS) if executor else draws)
     threads = threads_for(where.backend, math.ceil(draws / batch), planned.taken * batch, where.most)
     network = Network(

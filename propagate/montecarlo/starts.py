@@ -20,7 +20,8 @@ from propagate.montecarlo.statistics import Floats
 
 @dataclass(frozen=True)
 class Ends:
-    """What enters a network: roots of the token Gram matrices of inputs and cotangents, or the inputs themselves."""
+    """What enters a network: roots of the token Gram matrices of inputs and cotangents, or the inputs themselves, of
+    all draws, (tokens, width), or of each."""
 
     cotangent_root: Floats
     input_root: Floats
@@ -87,12 +88,15 @@ def tokens_of(ends: Ends, normals: Normals, site: int, width: int) -> Array:
     """The tokens that enter, (draws, tokens, width): in every draw those given, or some of the given Gram matrix."""
     if ends.inputs is None:
         return with_gram(ends.input_root, normals, site, width)
-    inputs = normals.backend.xp.asarray(ends.inputs, dtype=normals.backend.dtype)
+    own = ends.inputs if ends.inputs.ndim == 2 else ends.inputs[normals.draws.start : normals.draws.stop]
+    inputs = normals.backend.xp.asarray(own, dtype=normals.backend.dtype)
+    if ends.inputs.ndim > 2:
+        return inputs
     return normals.backend.xp.repeat(inputs[None], len(normals.draws), axis=0)
 
 
-def ends_of(model: Model, given: start.Start) -> Ends:
-    """What enters a network, checked. See `simulate` for the errors raised."""
+def ends_of(model: Model, given: start.Start, draws: int | None = None) -> Ends:
+    """What enters a network, checked; of so many draws, inputs may be of each. See `simulate` for the errors raised."""
     gram, grad_gram, inputs = given.gram, given.grad_gram, given.inputs
     if grad_gram is None:
         cotangent_root = _root(
@@ -101,7 +105,8 @@ def ends_of(model: Model, given: start.Start) -> Ends:
     else:
         cotangent_root = gram_root(second_moments("grad_gram", grad_gram, model.tokens, positive=False))
     if inputs is not None:
-        array = real_array("inputs", inputs, (model.tokens, model.width))
+        each = () if draws is None or getattr(inputs, "ndim", 2) != 3 else (draws,)
+        array = real_array("inputs", inputs, (*each, model.tokens, model.width))
         check_size("inputs", np.sqrt((array * array).mean(axis=-1)))
         if not (array != 0).any(axis=-1).all():
             raise ModelError("inputs must hold no token that is zero everywhere: a norm would divide by zero")

@@ -16,13 +16,15 @@ from torch import Tensor, nn
 import propagate.tracing.experts
 import propagate.tracing.latent
 import propagate.tracing.recurrent  # noqa: F401  # which, as layers, register what the package covers
-from propagate.checks import ModelError, integer, shown
+from propagate.checks import ModelError, check_memory, integer, shown
+from propagate.embeddings import MOST_WORDS, TokenEmbedding
 from propagate.layers import Layer
 from propagate.model import SHORTHAND, Model, check_model
 from propagate.norms import Norm
 from propagate.placement import split
 from propagate.sublayers import Sublayer
-from propagate.tracing.layers import Projection, times
+from propagate.tracing.embedding import Embedding, Table, TextEmbedding, Tied
+from propagate.tracing.layers import Projection
 from propagate.tracing.setting import Setting, check_fields
 from propagate.tracing.setting import apply as apply
 from propagate.tracing.setting import module_of as module_of
@@ -32,7 +34,6 @@ Describe = Callable[[], Sublayer | Norm]
 M = TypeVar("M", bound=nn.Module)
 
 
-MOST_WORDS = 2**24
 KNOWN = frozenset({"placement", "depth", "width", "tokens", "norm", "normed", "attention", "ffn", "experts", "layers"})
 KNOWN |= {"scaling", "weights", "dropout", *(short for of in SHORTHAND.values() for short in of)}
 """Fields of a `Model` that the modules here follow; with any other a model is refused, unless it has its default."""
@@ -152,31 +153,27 @@ class Network(nn.Module):
         return output
 
 
-class Embedding(nn.Embedding):
-    """Of token ids, of variance 1.
-
-    Attributes:
-        multiplier: of its output, and no part of the weights: 1, but under a rule of transfer.
-    """
-
-    multiplier: float = 1.0
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return times(self.multiplier, super().forward(ids))
-
-
 class LanguageModel(nn.Module):
-    """A network between a token embedding of variance 1 and a linear head: token ids to logits.
+    """A network between a token embedding, of variance 1 if it is not described, and a linear head: token ids to
+    logits.
 
     Positions are rotary, where the model has them (`rope`). Without them and without a causal mask the network treats
     tokens as a set.
     """
 
-    def __init__(self, model: Model, vocabulary: int) -> None:
+    embedding: Embedding | TextEmbedding
+    head: Projection | Tied
+
+    def __init__(self, model: Model, vocabulary: int | TokenEmbedding) -> None:
         super().__init__()
-        self.embedding = Embedding(vocabulary, model.width)
+        if isinstance(vocabulary, TokenEmbedding):
+            self.embedding, words = TextEmbedding(vocabulary, model.width), vocabulary.vocabulary
+        else:
+            self.embedding, words = Embedding(vocabulary, model.width), vocabulary
         self.network = Network(model)
-        self.head = Projection(model.width, vocabulary, 1.0)
+        self.head = Projection(model.width, words, 1.0)
+        if isinstance(self.embedding, TextEmbedding) and self.embedding.description.tied:
+            self.head = Tied(self.embedding.tokens)
 
     def forward(self, ids: Tensor) -> Tensor:
         logits: Tensor = self.head(self.network(self.embedding(ids)))
@@ -208,19 +205,26 @@ def build(model: Model, *, seed: int = 0, device: str = "cpu", dtype: torch.dtyp
 
 
 def build_language_model(
-    model: Model, vocabulary: int, *, seed: int = 0, device: str = "cpu", dtype: torch.dtype = torch.float32
+    model: Model,
+    vocabulary: int | TokenEmbedding,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> LanguageModel:
-    """The same between a token embedding of variance 1 and a linear head.
+    """The same between a token embedding and a linear head.
 
     Args:
         model, seed, device, dtype: as in `build`.
-        vocabulary: how many tokens there are.
+        vocabulary: how many tokens there are, whose embeddings have variance 1; or a `TokenEmbedding`, which also says
+            whether the head is tied to it.
 
     Returns:
         A module from token ids (..., tokens) to logits (..., tokens, vocabulary).
 
     Raises:
-        ModelError: for a vocabulary or a seed that is no whole number.
+        ModelError: for a vocabulary or a seed that is no whole number, an embedding that does not fit the width, or
+            tables larger than this machine's memory.
 
     Example: one step of training.
         >>> learner = build_language_model(Model("prenorm", depth=1, width=16, heads=2, causal=True), vocabulary=10)
@@ -231,7 +235,12 @@ def build_language_model(
     """
     _check_known(model)
     check_model(model)
-    size = integer("vocabulary", vocabulary, at_most=MOST_WORDS)
+    size = vocabulary
+    if isinstance(size, TokenEmbedding):
+        tables = [] if size.ngrams is None else [rows * size.ngrams.size(model.width) for _, rows in size.ngrams.sizes]
+        check_memory(f"embedding of {len(tables)} tables of n-grams", 4.0 * sum(tables))
+    else:
+        size = integer("vocabulary", size, at_most=MOST_WORDS)
     return _drawn(lambda: LanguageModel(model, size), seed, device, dtype)
 
 
@@ -258,7 +267,7 @@ def _drawn(make: Callable[[], M], seed: int, device: str, dtype: torch.dtype) ->
         module = make().to(dtype)
     generator = torch.Generator(place).manual_seed(seed)
     for part in module.modules():
-        if isinstance(part, Projection):
+        if isinstance(part, Projection | Table):
             part.draw(generator)
         elif isinstance(part, nn.Embedding):
             nn.init.normal_(part.weight, generator=generator)

@@ -19,6 +19,7 @@ from propagate.norms import Norm
 from propagate.placement import Placement
 from propagate.scaling import Gains, Number
 from propagate.sublayers import FFN, Attention
+from propagate.tracing.build import LanguageModel
 from propagate.tracing.configuration import (
     activation_of,
     choice_bias,
@@ -28,6 +29,7 @@ from propagate.tracing.configuration import (
     rope_of,
     turned,
 )
+from propagate.tracing.embedding import not_of_a_model
 from propagate.tracing.experts_read import softmax_of
 from propagate.tracing.find import Blocks, blocks_of, check_module, none_called, unwrapped
 from propagate.tracing.gains import (
@@ -143,6 +145,8 @@ def describe(
         if given is not None and not isinstance(given, kinds):
             raise ModelError(f"{name} must be None or a propagate.{kinds[0].__name__}, got {shown(given)}")
     module = unwrapped(module)
+    if isinstance(module, LanguageModel):
+        return Description(module.network.model, tuple(not_of_a_model(module.embedding)))
     if hasattr(module, "model") and isinstance(module.model, Model):
         return Description(module.model, ())
     distinct = blocks_of(module, blocks)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from propagate.documents import Corpus
+from propagate.embeddings import TokenEmbedding
 from propagate.identity import described, text_digest
 from propagate.model import Model, ModelError
 from propagate.optimizers import Optimizer
@@ -43,6 +44,7 @@ class Arm:
         factors: of a rule of transfer.
         device, precision: where, and in which number types.
         together: whether it trains in an ensemble, whose sums are rounded otherwise.
+        embedding: of tokens; None is of variance 1.
     """
 
     model: Model
@@ -54,6 +56,7 @@ class Arm:
     device: str = "cpu"
     precision: Precision = "float32"
     together: bool = False
+    embedding: TokenEmbedding | None = None
 
     @property
     def file(self) -> str:
@@ -62,7 +65,7 @@ class Arm:
 
     def learner(self) -> LanguageModel:
         """At its initialisation."""
-        words, kind = self.corpus.vocabulary, kept_in(self.precision)
+        words, kind = self.embedding or self.corpus.vocabulary, kept_in(self.precision)
         learner = build_language_model(self.model, words, seed=self.seed, device=self.device, dtype=kind)
         transfer_to(learner, self.factors)
         return learner

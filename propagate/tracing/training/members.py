@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from propagate.model import Model, ModelError
-from propagate.tracing.build import Block, Embedding, LanguageModel, Network
+from propagate.tracing.build import Block, LanguageModel, Network
+from propagate.tracing.embedding import Embedding
 from propagate.tracing.experts import Mixture
 from propagate.tracing.layers import Attention, FeedForward, Projection, UniformAttention, times
 

@@ -54,7 +54,7 @@ class Piece:
 
 
 def pieces_of(learner: LanguageModel) -> list[Piece]:
-    """Every parameter, once.
+    """Every parameter, once: a table to which the head is tied is the embedding.
 
     Example:
         >>> from propagate import Model
@@ -69,7 +69,8 @@ def pieces_of(learner: LanguageModel) -> list[Piece]:
         for parameter, names, cut in weights:
             for number, name in enumerate(names):
                 found.append(_piece(name, block, parameter, lambda whole, cut=cut, n=number: cut(whole)[n]))  # type: ignore[misc]
-    found.append(_piece("unembedding", len(blocks), learner.head.weight, _whole))
+    if learner.head.weight is not learner.embedding.weight:
+        found.append(_piece("unembedding", len(blocks), learner.head.weight, _whole))
     known = {id(piece.parameter) for piece in found}
     rest = ((path, one) for path, one in learner.named_parameters() if id(one) not in known)
     return found + [_piece(path, _block_of(path), one, _whole) for path, one in rest]

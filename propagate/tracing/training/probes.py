@@ -75,6 +75,9 @@ def traced(
     if "deviation" in found:
         with np.errstate(divide="ignore", invalid="ignore"):
             found["decorrelation"] = found["deviation"] / found["variance"]
+    if learner.network.streams == 1 and "attention1" in seen.get("call", ()):
+        given = seen.call_variance.sel(call="attention1").values
+        found["attention_ratio"] = np.sqrt(given / np.concatenate([[np.nan], found["variance"][:-1]]))
     with _largest_logits(learner) as largest:
         evaluated(learner, ids, batch)
     found |= _similarity(learner, some) | {"attention_logit": np.array(largest)}

@@ -30,6 +30,7 @@ MEANINGS = {
     "decorrelation": "1 - correlation between two tokens of a sequence, deviation / variance",
     "layer_similarity": "mean over tokens of the cosine between the streams that leave two blocks",
     "attention_logit": "largest attention logit over sequences, heads and pairs of tokens that see one another",
+    "attention_ratio": "root mean square of what a block's first attention gives over that of the stream it enters",
     "step_ratio": "Frobenius norm of the step's change of W over that of W",
 }
 
@@ -66,6 +67,7 @@ def table_of(arms: Sequence[Arm], rates: Sequence[float], numbers: Sequence[int]
         "diverged": int(sum(np.isfinite(columns["diverged_at"]) for columns in seen)),
         "device": one.device,
         "precision": one.precision,
+        "embedding": "of variance 1" if one.embedding is None else repr(one.embedding),
         "together": "an ensemble" if one.together else "one by one",
         "torch": torch.__version__,
     }

@@ -15,6 +15,7 @@ import torch
 
 from propagate.checks import check_flag, integer, number, shown
 from propagate.documents import Corpus
+from propagate.embeddings import TokenEmbedding
 from propagate.files import check_folder
 from propagate.model import Model, ModelError, check_model
 from propagate.optimizers import Optimizer, check_optimizer
@@ -47,6 +48,7 @@ def train(
     corpus: Corpus,
     optimizer: Optimizer,
     *,
+    embedding: TokenEmbedding | None = None,
     seeds: Iterable[int] = (0,),
     steps: int = 500,
     batch: int = 16,
@@ -77,6 +79,8 @@ def train(
         model: a causal network.
         corpus: of `propagate.corpus`.
         optimizer: `SGD`, `Sign`, `Adam` or `Muon`.
+        embedding: of the corpus's tokens, whose table is "embedding" in the columns; by default one of variance 1.
+            Ensembles and rules of transfer do not know another.
         seeds: of initial weights and of the order of the data.
         steps: updates.
         batch: sequences of `model.tokens` tokens a step.
@@ -108,9 +112,10 @@ def train(
         `probe` (updates made): `held_out_loss` and `log_z`, over up to 32 held-out sequences. Where it was traced, by
         `block` also, over up to 8 of them, what `trace` gives: `variance`, ... `grad_deviation`, of the gradient of
         their mean loss; `layer_cosine`, `branch_skip_ratio`, `effective_rank`, `parameter_grad_norm`,
-        `embedding_share`; `decorrelation`, 1 - correlation; and over all 32 `attention_logit`, the largest. By
-        (`block`, `other_block`) `layer_similarity`, the cosine of a token's streams there, where there is one stream.
-        By (`block`, `matrix`) `update_ratio`, |W - W_0| / |W_0|, and `step_ratio`, of the next update alone.
+        `attention_ratio`, `embedding_share`; `decorrelation`, 1 - correlation; and over all 32 `attention_logit`, the
+        largest. By (`block`, `other_block`) `layer_similarity`, the cosine of a token's streams there, where there is
+        one stream. By (`block`, `matrix`) `update_ratio`, |W - W_0| / |W_0|, and `step_ratio`, of the next update
+        alone.
 
         An arm whose loss or gradient is not finite has diverged: `diverged_at` is that step, `diverged_value` what it
         gave; all later entries are NaN.
@@ -145,9 +150,21 @@ def train(
     numbers = _several("seeds", seeds, partial(integer, at_least=0, at_most=2**31 - 1))
     check_covered(model)
     check_long_enough(corpus, model.tokens)
-    most = _most_together(together, model, optimizer, device, executor)
+    most = _most_together(together, model, optimizer, device, executor) if embedding is None else 1
+    _check_embedding(embedding, corpus, together, transfer)
     arms = [
-        Arm(model, corpus, dataclasses.replace(optimizer, lr=lr), plan, seed, factors, device, precision, most > 1)
+        Arm(
+            model,
+            corpus,
+            dataclasses.replace(optimizer, lr=lr),
+            plan,
+            seed,
+            factors,
+            device,
+            precision,
+            most > 1,
+            embedding,
+        )
         for lr in rates
         for seed in numbers
     ]
@@ -189,6 +206,19 @@ def _most_together(together: Any, model: Model, optimizer: Optimizer, device: st
             raise
         return 1
     return MOST if together is None else int(together)
+
+
+def _check_embedding(embedding: Any, corpus: Corpus, together: Any, transfer: Any) -> None:
+    if not isinstance(embedding, TokenEmbedding | None):
+        raise ModelError(f"embedding must be None or a propagate.TokenEmbedding, got {shown(embedding)}")
+    if embedding is None:
+        return
+    if embedding.vocabulary != corpus.vocabulary:
+        raise ModelError(f"embedding must be of the corpus's {corpus.vocabulary} tokens, got {embedding.vocabulary}")
+    if together not in (None, 1):
+        raise ModelError(f"together must be 1 with an embedding, which no ensemble knows, got {shown(together)}")
+    if transfer is not None:
+        raise ModelError(f"transfer must be None with an embedding, which no rule knows, got {shown(transfer)}")
 
 
 def _several(name: str, values: Any, checked: Callable[[str, Any], Any]) -> list[Any]:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 
 from propagate.model import ModelError
-from propagate.tracing.build import Embedding, LanguageModel
+from propagate.tracing.build import LanguageModel
+from propagate.tracing.embedding import Embedding
 from propagate.tracing.layers import Projection
 from propagate.tracing.training.pieces import Piece, pieces_of
 from propagate.tracing.training.probes import NAMES

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from propagate.agreement import compare
     from propagate.claims.audit import audit
     from propagate.coordinates.check import CoordinateCheck, coordinate_check
+    from propagate.diagnosis import Diagnosis
     from propagate.divergence import Divergence, first_divergence
     from propagate.documents import Corpus, corpus
     from propagate.inverse.conditions import AttentionShare, Distinct, FirstStep, GradientGain, Growth, StreamGain
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from propagate.theory.balance import balanced, predict_balance
     from propagate.theory.balance_loss import balance_gradient
     from propagate.theory.calls import predict_calls
+    from propagate.theory.diagnose import diagnose
     from propagate.theory.predict import predict
     from propagate.theory.predict_step import predict_step
     from propagate.theory.recursion import recursion
@@ -75,6 +77,7 @@ __all__ = [
     "CoordinateCheck",
     "Corpus",
     "CrossEntropy",
+    "Diagnosis",
     "Distinct",
     "Divergence",
     "Experts",
@@ -112,6 +115,7 @@ __all__ = [
     "coordinate_check",
     "corpus",
     "describe",
+    "diagnose",
     "equations",
     "first_divergence",
     "placement",
@@ -143,6 +147,7 @@ _LAZY = {
     "CoordinateCheck": "propagate.coordinates.check",
     "Corpus": "propagate.documents",
     "AttentionShare": "propagate.inverse.conditions",
+    "Diagnosis": "propagate.diagnosis",
     "Distinct": "propagate.inverse.conditions",
     "Divergence": "propagate.divergence",
     "active_experts": "propagate.theory.active_experts",
@@ -163,6 +168,7 @@ _LAZY = {
     "coordinate_check": "propagate.coordinates.check",
     "corpus": "propagate.documents",
     "describe": "propagate.tracing.describe",
+    "diagnose": "propagate.theory.diagnose",
     "equations": "propagate.text",
     "first_divergence": "propagate.divergence",
     "plot": "propagate.picture",

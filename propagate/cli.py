@@ -19,6 +19,7 @@ import typer
 
 from propagate.cli_coordcheck import DEPTH as FEW
 from propagate.cli_coordcheck import coordcheck
+from propagate.cli_diagnose import diagnose
 from propagate.cli_options import DEPTH, PLACEMENT, START, network_options, parameter, start_options
 from propagate.cli_output import (
     BAD_INPUT,
@@ -118,13 +119,13 @@ def _on_a_network(command: Callable[..., None], depth: int = DEPTH) -> Callable[
                 made = of_system(given, said(context))
             else:
                 check_name(network["placement"])
-                made = {"model": _model(**network)}
-            command(**(given | made), **options)
+                made = {"model": _model(**network), "system": None}
+            command(**{name: one for name, one in (given | made).items() if name in own}, **options)
         except ValueError as error:  # ModelError and ScaleInit's own
             refuse(error)
 
     within = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
-    rest = [p for p in own.values() if p.name not in groups]
+    rest = [p for p in own.values() if p.name not in (*groups, "system")]
     parameters = [within, *(p for group in groups.values() for p in group), *rest]
     with_network.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     with_network.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -365,10 +366,8 @@ def audit(
         refuse(error)
 
 
-app.command()(_on_a_network(coordcheck, FEW))
-app.command()(_on_a_network(solve))
-app.command()(_on_a_network(sweep))
-for command in (trace, weights, corpus, verify):
+on_networks = (_on_a_network(coordcheck, FEW), *map(_on_a_network, (solve, diagnose, sweep)))
+for command in (*on_networks, trace, weights, corpus, verify):
     app.command()(command)
 
 

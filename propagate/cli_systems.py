@@ -30,7 +30,7 @@ def said(context: Any) -> frozenset[str]:
 
 
 def of_system(given: dict[str, dict[str, Any]], options: frozenset[str]) -> dict[str, Any]:
-    """The model and the start of a system, with what the options that were given say.
+    """A system, its model and its start, with what the options that were given say.
 
     Args:
         given: values of all options of the network, whose "placement" is the system's name, and of the start if the
@@ -51,7 +51,7 @@ def of_system(given: dict[str, dict[str, Any]], options: frozenset[str]) -> dict
     if own := sorted(wanted - set(CHANGES)):
         raise ModelError(f"--{own[0].replace('_', '-')} must be left out with {system.name}, which has its own sizes")
     changes = {option: network[option] for option in wanted}
-    found: dict[str, Any] = {"model": Model.from_config(system.name, **changes)}
+    found: dict[str, Any] = {"model": Model.from_config(system.name, **changes), "system": system}
     if "start" in given:
         start = system.start()
         found["start"] = given["start"] | {name: getattr(start, name) for name in given["start"] if name not in options}

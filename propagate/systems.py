@@ -18,6 +18,7 @@ from propagate.activations import as_activation
 from propagate.checks import ModelError, choice
 from propagate.experts import Experts
 from propagate.latent import LatentAttention, SelfAttention
+from propagate.losses import CrossEntropy
 from propagate.norms import Norm
 from propagate.start import Start
 from propagate.sublayers import FFN, Attention
@@ -109,6 +110,15 @@ class Configuration:
             return Start(variance=own["embedded_variance"], covariance=own.get("embedded_covariance", 0.0))
         scale = own["width"] if own.get("embedding_scale_of_width") else own.get("embeddings", 1)
         return Start(variance=own["std"] ** 2 * scale)
+
+    def loss(self, vocabulary: int) -> CrossEntropy:
+        """The cross-entropy of an unembedding with entries as large as those of other matrices.
+
+        Example:
+            >>> configuration("llama-3-8b").loss(1000)
+            CrossEntropy(vocabulary=1000, gain=1.28)
+        """
+        return CrossEntropy(vocabulary, gain=self.values["std"] * math.sqrt(self.values["width"]))
 
 
 def configurations() -> dict[str, str]:

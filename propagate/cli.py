@@ -20,7 +20,16 @@ import typer
 from propagate.cli_coordcheck import DEPTH as FEW
 from propagate.cli_coordcheck import coordcheck
 from propagate.cli_diagnose import diagnose
-from propagate.cli_options import DEPTH, PLACEMENT, START, network_options, parameter, start_options
+from propagate.cli_options import (
+    DEPTH,
+    PLACEMENT,
+    START,
+    experts_of,
+    model_of,
+    network_options,
+    parameter,
+    start_options,
+)
 from propagate.cli_output import (
     BAD_INPUT,
     DISAGREE,
@@ -40,9 +49,7 @@ from propagate.cli_systems import check_name, of_system, said
 from propagate.cli_trace import corpus, trace, weights
 from propagate.cli_train import TRAINING_OPTIONS, run
 from propagate.cli_verify import verify
-from propagate.experts import Experts
 from propagate.model import Model, ModelError
-from propagate.scaling import ScaleInit
 from propagate.systems import known_as
 from propagate.version import __version__
 
@@ -119,7 +126,7 @@ def _on_a_network(command: Callable[..., None], depth: int = DEPTH) -> Callable[
                 made = of_system(given, said(context))
             else:
                 check_name(network["placement"])
-                made = {"model": _model(**network), "system": None}
+                made = {"model": model_of(**network), "system": None}
             command(**{name: one for name, one in (given | made).items() if name in own}, **options)
         except ValueError as error:  # ModelError and ScaleInit's own
             refuse(error)
@@ -130,18 +137,6 @@ def _on_a_network(command: Callable[..., None], depth: int = DEPTH) -> Callable[
     with_network.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     with_network.__annotations__ = {p.name: p.annotation for p in parameters}
     return with_network
-
-
-def _model(*, scale_init: float | None, scale_per: Any, experts: str | None, **network: Any) -> Model:
-    scaling = None if scale_init is None else ScaleInit(scale_init, scale_per)
-    return Model(scaling=scaling, experts=None if experts is None else _experts(experts), **network)
-
-
-def _experts(text: str) -> Experts:
-    count, _, top_k = text.partition(":")
-    if not (count.isdecimal() and top_k.isdecimal()):
-        raise ModelError(f"experts must be COUNT:TOP_K, such as 8:2, got {text!r}")
-    return Experts(int(count), int(top_k))
 
 
 @app.command()
@@ -278,7 +273,7 @@ def recursion(
 
     try:
         logits: float | str = "symbol" if finite_logits else 0.0
-        mixture = None if experts is None else _experts(experts)
+        mixture = None if experts is None else experts_of(experts)
         fields: dict[str, Any] = {"activation": activation, "norm": norm, "logit_std": logits, "experts": mixture}
         found = pg.recursion(placement, index=index, depth=depth, **fields)
     except ModelError as error:
@@ -366,8 +361,11 @@ def audit(
         refuse(error)
 
 
-on_networks = (_on_a_network(coordcheck, FEW), *map(_on_a_network, (solve, diagnose, sweep)))
-for command in (*on_networks, trace, weights, corpus, verify):
+app.command()(_on_a_network(coordcheck, FEW))
+app.command()(_on_a_network(solve))
+app.command()(_on_a_network(diagnose))
+app.command()(_on_a_network(sweep))
+for command in (trace, weights, corpus, verify):
     app.command()(command)
 
 

@@ -11,7 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from propagate.model import Model
+from propagate.experts import Experts
+from propagate.model import Model, ModelError
+from propagate.scaling import ScaleInit
 from propagate.start import Start
 
 NETWORK, START = "Network", "What enters"
@@ -95,3 +97,30 @@ def network_options(depth: int = DEPTH) -> list[inspect.Parameter]:
 def start_options() -> list[inspect.Parameter]:
     """Of what enters: the moments of a Start."""
     return options_of(Start, START)
+
+
+def model_of(*, scale_init: float | None, scale_per: Any, experts: str | None, **network: Any) -> Model:
+    """The network that the options of `network_options` say.
+
+    Example:
+        >>> model_of(scale_init=0.5, scale_per="block", experts=None, placement="prenorm", depth=2).scaling
+        ScaleInit(exponent=0.5, per='block')
+    """
+    scaling = None if scale_init is None else ScaleInit(scale_init, scale_per)
+    return Model(scaling=scaling, experts=None if experts is None else experts_of(experts), **network)
+
+
+def experts_of(text: str) -> Experts:
+    """A mixture from COUNT:TOP_K.
+
+    Raises:
+        ModelError: for anything else.
+
+    Example:
+        >>> experts_of("8:2").top_k
+        2
+    """
+    count, _, top_k = text.partition(":")
+    if not (count.isdecimal() and top_k.isdecimal()):
+        raise ModelError(f"experts must be COUNT:TOP_K, such as 8:2, got {text!r}")
+    return Experts(int(count), int(top_k))

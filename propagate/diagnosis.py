@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -96,10 +94,8 @@ def lines_of(table: xr.Dataset) -> tuple[Line, ...]:
 
 def _of_matrices(table: xr.Dataset) -> Line:
     rms = table.grad_rms.transpose("block", "matrix")
-    values = np.where(rms.values > 0, rms.values, np.nan)
-    block, matrix = np.unravel_index(np.nanargmin(values), values.shape)
-    least = float(values[block, matrix])
-    where = f"{rms.matrix.values[matrix]} of block {int(rms.block.values[block])}"
+    one = rms.isel(rms.where(rms > 0).argmin(("block", "matrix")))
+    least, where = float(one), f"{one.matrix.item()} of block {one.block.item()}"
     eps, width = float(table.attrs["eps"]), int(table.attrs["width"])
     taken, at_width = _taken(least, eps), _bites_at(least, eps, width)
     if eps == 0:
@@ -128,23 +124,21 @@ def _of_hidden_z(table: xr.Dataset) -> Line:
 
 
 def _of_cosines(table: xr.Dataset) -> Line:
-    cosine = table.router_cosine
-    at = int(np.nanargmax(cosine.values))
-    worst, chance = float(cosine[at]), float(table.attrs["width"]) ** -0.5
+    one = table.router_cosine.isel(block=table.router_cosine.argmax("block"))
+    worst, chance = float(one), float(table.attrs["width"]) ** -0.5
     words = f"rows of experts are as unlike as chance makes them, {chance:.2g} = 1 / sqrt(width)"
     if worst > 2 * chance:
         words = f"rows of experts are alike: {worst / chance:.2g} times what chance makes of them, 1 / sqrt(width)"
     elif worst < chance / 2:
         words = "rows of experts are at right angles"
     verdict = "well" if worst <= 2 * chance else "near" if worst < TENTH else "trouble"
-    return Line("router, cosines", worst, f"block {int(cosine.block[at])}", verdict, words)
+    return Line("router, cosines", worst, f"block {one.block.item()}", verdict, words)
 
 
 def _of_balance(table: xr.Dataset) -> Line:
-    ratio = table.balance_ratio
-    at = int(np.nanargmax(ratio.values))
-    worst, weight = float(ratio[at]), float(table.attrs.get("balance_weight", math.nan))
-    where = f"block {int(ratio.block[at])}"
+    one = table.balance_ratio.isel(block=table.balance_ratio.argmax("block"))
+    worst, weight = float(one), float(table.attrs.get("balance_weight", math.nan))
+    where = f"block {one.block.item()}"
     if math.isnan(weight):
         words = f"up to a weight of {TENTH / worst:.2g} the balance loss's gradient is below a tenth of the loss's"
         return Line("router, balance", worst, where, "known", words)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import pkgutil
 from collections.abc import Iterable
@@ -15,7 +16,8 @@ from proofs import axioms, propositions, proving, render
 from proofs.proving import Report
 from proofs.vocabulary import Axiom, Proposition, Step
 
-RENDERED = Path(__file__).parent / "rendered"
+HERE = Path(__file__).parent
+RENDERED = HERE / "rendered"
 
 
 def discover() -> tuple[Proposition, ...]:
@@ -59,10 +61,18 @@ def axioms_used(reports: Iterable[Report]) -> tuple[Axiom, ...]:
     return tuple(axiom for axiom in axioms.ALL if axiom in used)
 
 
+def digest(folder: Path = HERE) -> str:
+    """Of the text of all that pages are made of: to render them takes twenty seconds, to see them stale none."""
+    sources = sorted(path for path in folder.rglob("*") if path.suffix == ".py" or path == render.INTRODUCTION)
+    texts = [path.relative_to(folder).as_posix() + "\n" + path.read_text(encoding="utf-8") for path in sources]
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+
+
 def pages() -> dict[str, str]:
-    """File name -> Markdown, of the index and of every proposition."""
+    """File name -> Markdown, of the index, which ends in the digest of its sources, and of every proposition."""
     known = discover()
-    return {"README.md": render.index(known)} | {render.file_name(p): render.page(p) for p in known}
+    index = f"{render.index(known)}\n*Written from sources `{digest()}`.*\n"
+    return {"README.md": index} | {render.file_name(p): render.page(p) for p in known}
 
 
 def write(directory: Path = RENDERED) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import mpmath
 import pytest
@@ -43,8 +44,21 @@ def test_axioms_are_few_used_and_referenced() -> None:
     assert all(axiom.reference and axiom.statement for axiom in axioms.ALL)
 
 
-def test_rendered_pages_are_current() -> None:
+def test_rendered_pages_were_written_from_todays_sources() -> None:
     """Run `runner.write()` after changing a proposition."""
+    assert f"`{runner.digest()}`" in (runner.RENDERED / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_changed_source_has_another_digest(tmp_path: Path) -> None:
+    found = []
+    for text in ("x = 1", "x = 2"):
+        (tmp_path / "one.py").write_text(text, encoding="utf-8")
+        found.append(runner.digest(tmp_path))
+    assert found[0] != found[1]
+
+
+@pytest.mark.slow
+def test_rendered_pages_are_current() -> None:
     committed = {path.name: path.read_text(encoding="utf-8") for path in runner.RENDERED.glob("*.md")}
     assert committed == runner.pages()
 

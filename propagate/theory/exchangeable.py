@@ -57,7 +57,7 @@ def found(
         columns |= standard_errors(columns, _kept(path, shape), read_off, streams=path.several)
     matrices, of_calls = list[str](), dict[str, Array]()
     if measure is not None:
-        blocks = [measure(index, model.at(index), path.calls[index]) for index in range(1, model.depth + 1)]
+        blocks = measure(path)
         wide = head_size == math.inf
         more, matrices = matrix_columns(model, blocks, columns, shape, several=path.several, wide=wide)
         columns |= more if shape else _over_replicas(more)

@@ -8,6 +8,7 @@ from functools import singledispatch
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from propagate.checks import number
 from propagate.losses import CrossEntropy, Linear
@@ -24,6 +25,22 @@ from propagate.transfer import Factors, Kind
 UNEVEN = 1e-3  # relative differences of tokens' variances that a norm with an eps leaves: nothing in what is sent
 
 
+class Leaving(NamedTuple):
+    """What a cross-entropy makes of the logits.
+
+    Attributes:
+        vocabulary: entries.
+        gain: of the map from what the readout gives to the logits.
+        shares: (tokens, tokens), E p_tv p_sv of an entry v, p the softmax.
+        residuals: (tokens, tokens), E sum_v (p_tv - [target of t]) (p_sv - [target of s]).
+    """
+
+    vocabulary: int
+    gain: float
+    shares: NDArray[np.float64]
+    residuals: NDArray[np.float64]
+
+
 class Ends(NamedTuple):
     """Moments at both ends of a network.
 
@@ -32,11 +49,13 @@ class Ends(NamedTuple):
         through_readout: the cotangent enters behind the readout.
         repeated: how far, relative, a step may lie from that of tokens and targets as they are on average: of few
             tokens some are the same entry, and the step depends on which.
+        leaving: of a cross-entropy.
     """
 
     start: Start
     through_readout: bool = False
     repeated: float = 0.0
+    leaving: Leaving | None = None
 
 
 @singledispatch
@@ -116,7 +135,8 @@ def cross_entropy(loss: CrossEntropy, start: Any, network: Model, factors: Mappi
             grad_variance=own,
             grad_covariance=crossed if tokens > 1 else 0.0,
         )
-        return Ends(ends, through_readout=True, repeated=repeated)
+        alone = np.eye(tokens, dtype=bool)
+        return Ends(ends, True, repeated, _leaving(loss, leaving, np.where(alone, own, crossed), width=network.width))
     first, last = (Gram.exchangeable(1.0, 1.0 - common, tokens) for common in (alike, 0.0))
     resolved: Any = walk_grams(network, first.times(math.sqrt(variance)), last, through_readout=True).readout
     gram = resolved.matrix.mean(axis=0)
@@ -129,7 +149,15 @@ def cross_entropy(loss: CrossEntropy, start: Any, network: Model, factors: Mappi
     size = float(sizes.mean())
     grad = np.array([[sent(size, float(c) / size)[i != j] for j, c in enumerate(row)] for i, row in enumerate(gram)])
     ends = Start(variance=variance, covariance=variance * alike, grad_gram=grad)
-    return Ends(ends, through_readout=True, repeated=repeated)
+    return Ends(ends, True, repeated, _leaving(loss, leaving, grad, width=network.width))
+
+
+def _leaving(loss: CrossEntropy, applied: float, grad: NDArray[np.float64], *, width: int) -> Leaving:
+    """From the second moments of the cotangent at the readout."""
+    gain, tokens, alike = loss.gain * applied, len(grad), 1 / loss.vocabulary
+    residuals = grad * tokens**2 * width / gain**2
+    met = residuals + 2 * alike - np.where(np.eye(tokens, dtype=bool), 1.0, alike)
+    return Leaving(loss.vocabulary, gain, np.maximum(met, 0.0) / loss.vocabulary, residuals)
 
 
 def _applied(factors: Factors) -> float:

@@ -20,16 +20,19 @@ from propagate.model import Model
 from propagate.table import BY_MATRIX
 from propagate.theory.finite.allowances import matrix_allowances
 from propagate.theory.reading.blocks import Call
+from propagate.theory.reading.network import Path
 from propagate.theory.uses import uses_of_block
 
 Array = NDArray[np.float64]
 Numbers = dict[str, dict[str, Any]]
 """Of a block, by the name of a column and by that of a matrix: a number, or one a replica."""
-Measure = Callable[[int, Layer, Sequence[Call]], Numbers]
-"""What is asked of a block's matrices, from its index, its layer and the records of its calls."""
+Measure = Callable[[Path], list[Numbers]]
+"""What is asked of the matrices of block 0, the embedding, and of blocks 1 ... depth, from a walk."""
+ENDS = ("embedding", "unembedding")
+"""Matrices that a network has once."""
 PARTS = ("gate", "in", "out")
 MATRICES = (
-    *("query_down", "query", "key_value_down", "key_rotary", "key", "value"),
+    *("embedding", "query_down", "query", "key_value_down", "key_rotary", "key", "value"),
     *("decay", "output_gate", "attention_out", "router"),
     *(f"ffn_{p}" for p in PARTS),
     *(f"shared_{p}" for p in PARTS),
@@ -38,7 +41,7 @@ MATRICES = (
 
 
 def block_gradients(index: int, layer: Layer, calls: Sequence[Call]) -> Numbers:
-    """Expected squared Frobenius norms of the gradients of a block's matrices, a `Measure`.
+    """Expected squared Frobenius norms of the gradients of a block's matrices.
 
     Of a matrix that a block has more than once, the sum; of experts, all together.
 
@@ -59,6 +62,16 @@ def block_gradients(index: int, layer: Layer, calls: Sequence[Call]) -> Numbers:
     return {BY_MATRIX: total}
 
 
+def gradients_of(model: Model) -> Measure:
+    """Of the matrices inside blocks."""
+
+    def measure(path: Path) -> list[Numbers]:
+        indices = range(1, model.depth + 1)
+        return [{BY_MATRIX: {}}, *(block_gradients(i, model.at(i), path.calls[i]) for i in indices)]
+
+    return measure
+
+
 def matrix_columns(
     model: Model,
     blocks: Sequence[Numbers],
@@ -75,7 +88,7 @@ def matrix_columns(
 
     Args:
         model: the network.
-        blocks: measures of blocks 1 ... depth.
+        blocks: measures of blocks 0 ... depth.
         found: the table's other columns, of several streams with these along the second axis.
         shape: of the starts, or of the replicas.
         several: whether there are several streams.
@@ -85,9 +98,12 @@ def matrix_columns(
     names = [name for name in dict.fromkeys(itertools.chain(MATRICES, met)) if name in met]
     columns: dict[str, Array] = {}
     for column in dict.fromkeys(itertools.chain(*blocks)):
-        of_blocks = [dict.fromkeys(names, np.full(shape, np.nan)), *(block[column] for block in blocks)]
-        every = np.broadcast_shapes(*(np.shape(value) for block in of_blocks for value in block.values()))
-        stacked = [[np.broadcast_to(block.get(name, 0.0), every) for name in names] for block in of_blocks]
+        of_blocks = [block.get(column, {}) for block in blocks]
+        every = np.broadcast_shapes(shape, *(np.shape(value) for block in of_blocks for value in block.values()))
+        stacked = [
+            [np.broadcast_to(block.get(name, 0.0 if index and name not in ENDS else np.nan), every) for name in names]
+            for index, block in enumerate(of_blocks)
+        ]
         columns[column] = np.moveaxis(np.array(stacked, dtype=float), 1, -1)
     drifts = (found[f"{name}_allowance"] for name in ("variance", "grad_variance"))
     forward, back = (np.nanmax(drift, axis=1) if several else drift for drift in drifts)

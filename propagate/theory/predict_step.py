@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,19 +11,19 @@ import numpy as np
 
 from propagate.checks import integer
 from propagate.latent import LatentAttention
-from propagate.layers import Layer
-from propagate.losses import Linear, Loss, check_loss
+from propagate.losses import CrossEntropy, Linear, Loss, check_loss
 from propagate.model import Model, ModelError, check_model
 from propagate.optimizers import Adam, Muon, Optimizer, Sign, check_optimizer
 from propagate.outline import Block, Stream, outline
 from propagate.recurrent import LinearAttention
 from propagate.start import Start
 from propagate.table import BY_MATRIX, JOINED, STREAM, table
-from propagate.theory.finite.step_allowances import step_allowances
-from propagate.theory.losses_met import ends_met
+from propagate.theory.end_uses import embedding_use, unembedding_uses
+from propagate.theory.finite.step_allowances import end_allowances, step_allowances
+from propagate.theory.losses_met import Ends, ends_met
 from propagate.theory.parameter_gradients import Numbers
 from propagate.theory.predict import walk_of
-from propagate.theory.reading.blocks import Call
+from propagate.theory.reading.network import Path
 from propagate.theory.transferred import transferred
 from propagate.theory.updates import CROWDING, SOFTNESS, UNEVEN, UNITS, Met, update
 from propagate.theory.uses import Use, uses_of_block
@@ -58,19 +59,19 @@ def predict_step(
         optimizer: `SGD`, `Sign`, `Adam` or `Muon`; momentum has no part in the first step.
         start: moments or Gram matrices at the two ends; plain numbers. With a cross-entropy only `variance`.
         loss: `Linear()`, the sum of the start's cotangent times the stream that leaves the last block (of several
-            streams, that leaves the readout); or `CrossEntropy(vocabulary)`, of which the matrices inside blocks are
-            covered, not the embedding and the unembedding.
+            streams, that leaves the readout); or `CrossEntropy(vocabulary)`, with the embedding's columns at block 0
+            and the unembedding's at the last.
         transfer: a rule of transfer, by its name or itself; None leaves gains and rates as they are.
         base: (width, depth) at which the rule is neutral; by default the model's own.
         samples: for Sign and Adam, about how many coordinates are drawn of hidden units and of heads, in each of
             8 replicas; with experts, which have more replicas, as many in all.
 
     Returns:
-        A Dataset over `block` 0 ... depth, NaN at 0, and `matrix`, named as in `simulate_steps`: `own_change`, mean
-        square per token and coordinate of H dW, H the matrix's own input and dW its change, times the rule's
-        multiplier; `own_covariance`, the mean over pairs of tokens of products, so that the two are the Gram matrix of
-        H dW where all tokens have one law, else the means on and off its diagonal; `update_ratio`, |dW| / |W| in
-        Frobenius norms, the root of its mean square over networks (a mean of ratios lies below it, within the
+        A Dataset over `block` 0 ... depth, NaN at 0 but for the embedding, and `matrix`, named as in `simulate_steps`:
+        `own_change`, mean square per token and coordinate of H dW, H the matrix's own input and dW its change, times
+        the rule's multiplier; `own_covariance`, the mean over pairs of tokens of products, so that the two are the Gram
+        matrix of H dW where all tokens have one law, else the means on and off its diagonal; `update_ratio`, |dW| / |W|
+        in Frobenius norms, the root of its mean square over networks (a mean of ratios lies below it, within the
         allowance); `spectral_ratio`, that of the largest singular values (NaN where that is not derived: Sign, Adam,
         and with decay); `first_order_fall`, <dLoss/dW, -dW>, by which the loss falls to first order. Each but
         `spectral_ratio` with `<name>_allowance`, how far a network of the model's width may lie from it, relative to it
@@ -78,8 +79,8 @@ def predict_step(
 
         Without dimensions `total_fall`, the sum of all falls (`total_fall_se` its error, at most), and
         `tangent_kernel`, the trace of the tangent kernel, which of this one output is the sum of all squared norms of
-        gradients. With a cross-entropy, of which the two ends have their share, there is neither; and allowances are
-        larger by (tokens - 1) / vocabulary, since a step depends on which tokens and targets are the same.
+        gradients. With a cross-entropy allowances are larger by (tokens - 1) / vocabulary, since a step depends on
+        which tokens and targets are the same.
 
     Raises:
         ModelError: for what is not derived: with Sign and Adam dropout or tanh of streams; with Muon experts, or more
@@ -105,8 +106,9 @@ def predict_step(
     _check_covered(model, optimizer)
     factors = factors_by_kind(model, transfer, base)
     units = UNITS if samples is None else integer("samples", samples, at_least=16, at_most=MOST_UNITS)
-    measure, network = _Measure(optimizer, factors, units), transferred(model, factors)
+    network = transferred(model, factors)
     ends = ends_met(loss, start, network, factors)
+    measure = _Measure(network, optimizer, factors, units, loss, ends)
     options: dict[str, Any] = {"through_readout": ends.through_readout, "head_size": None, "samples": None}
     found = walk_of(network, ends.start, frozenset(), measure, **options).found
     columns = {name: values for name, values in found.columns.items() if name.removesuffix("_se") in COLUMNS}
@@ -115,6 +117,10 @@ def predict_step(
     shape = found.columns[CROWDING], found.columns[SOFTNESS], found.columns[UNEVEN]
     allowed = step_allowances(gradient, forward, *shape, network, optimizer, found.matrices)
     columns |= {name: values + ends.repeated for name, values in allowed.items()}
+    if ends.leaving is not None:
+        back = found.columns["grad_variance_allowance"]
+        drifts = forward, np.nanmax(back, axis=1) if found.several else back
+        columns = end_allowances(columns, *drifts, ends.repeated, model, optimizer, found.matrices)
     of_model = {"model": repr(model), "width": model.width, "depth": model.depth, "tokens": model.tokens}
     asked = {
         "optimizer": repr(optimizer),
@@ -127,8 +133,6 @@ def predict_step(
     if found.several:  # as the tables have them that this one is compared with
         streams = [str(i + 1) for i in range(found.columns["variance"].shape[1] - 1)]
         step = step.assign_coords({STREAM: [*streams, JOINED]})
-    if not isinstance(loss, Linear):  # whose total has a share of the embedding and the unembedding
-        return step
     step = step.assign(total_fall=step.first_order_fall.sum(), tangent_kernel=np.nansum(found.columns[BY_MATRIX]))
     if "first_order_fall_se" in step:  # matrices of a block may have been drawn together, blocks have not
         step["total_fall_se"] = (step.first_order_fall_se.sum("matrix") ** 2).sum() ** 0.5
@@ -137,13 +141,12 @@ def predict_step(
 
 def _check_finite(columns: dict[str, Any], matrices: Sequence[str]) -> None:
     for name in ("own_change", "own_covariance", "update_ratio", "first_order_fall"):
-        wrong = np.argwhere(~np.isfinite(columns[name][1:]))
-        if len(wrong):
-            index, matrix = wrong[0]
-            value = columns[name][1 + index, matrix]
-            raise ModelError(
-                f"{name} must stay a finite number, got {value} for {matrices[matrix]} of block {index + 1}"
-            )
+        for matrix, values in zip(matrices, columns[name].T, strict=True):
+            first = {"embedding": 0, "unembedding": len(values) - 1}.get(matrix, 1)
+            wrong = np.flatnonzero(~np.isfinite(values[first : 1 if matrix == "embedding" else None]))
+            if len(wrong):
+                index = first + wrong[0]
+                raise ModelError(f"{name} must stay a finite number, got {values[index]} for {matrix} of block {index}")
 
 
 def _check_covered(model: Model, optimizer: Optimizer) -> None:
@@ -174,17 +177,33 @@ def _verbs(model: Model) -> set[str]:
 
 @dataclass(frozen=True)
 class _Measure:
-    """The columns of a block's matrices."""
+    """The columns of every block's matrices, and of those at the ends of a network with a cross-entropy."""
 
+    model: Model
     optimizer: Optimizer
     factors: dict[Kind, Factors]
     units: int
+    loss: Loss
+    ends: Ends
 
-    def __call__(self, index: int, layer: Layer, calls: Sequence[Call]) -> Numbers:
+    def __call__(self, path: Path) -> list[Numbers]:
+        blocks = [
+            list(uses_of_block(self.model.at(index), path.calls[index])) if index > 0 else []
+            for index in range(self.model.depth + 1)
+        ]
+        if isinstance(self.loss, CrossEntropy) and self.ends.leaving is not None:
+            by_entry = isinstance(self.optimizer, Sign | Adam)
+            entering = embedding_use(self.loss, math.sqrt(self.ends.start.variance), self.model.width, path.embedding)
+            leaving = unembedding_uses(self.ends.leaving, self.model.width, path.readout, by_entry=by_entry)
+            blocks[0].append(("embedding", entering))
+            blocks[-1].extend(("unembedding", use) for use in leaving)
+        return [self._of_block(index, uses) for index, uses in enumerate(blocks)]
+
+    def _of_block(self, index: int, uses: list[tuple[str, Use]]) -> Numbers:
         by_name: dict[str, list[tuple[Use, dict[str, Any]]]] = {}
-        for name, use in uses_of_block(layer, calls):
+        for name, use in uses:
             factors = self.factors[kind_of(name)]
-            met = Met(use, layer.tokens, float(factors.multiplier), (SEED, index), self.units)
+            met = Met(use, self.model.tokens, float(factors.multiplier), (SEED, index), self.units)
             by_name.setdefault(name, []).append((use, update(met, trained_with(self.optimizer, factors))))
         names = {name: _together(of_name) for name, of_name in by_name.items()}
         columns = dict.fromkeys(column for found in names.values() for column in found)

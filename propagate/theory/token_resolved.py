@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection
 from functools import partial
@@ -44,7 +45,7 @@ def found(
     do not average out in a network: where they are drawn, the means of logarithms differ from the logarithms of means
     at any width, and stand beside them.
     """
-    indices, replicas = range(1, model.depth + 1), replicas_of(model)
+    replicas = replicas_of(model)
     of_groups = list[dict[str, Array]]()
     blocks, calls = list[list[Numbers]](), list[dict[str, Array]]()
 
@@ -67,7 +68,7 @@ def found(
         for index, of_block in enumerate(path.calls):
             uses.add(model.at(index), of_block)
         if measure is not None:
-            blocks.append([measure(index, model.at(index), path.calls[index]) for index in indices])
+            blocks.append(measure(path))
         if "calls" in include:
             calls.append(call_moments(path.calls[1:-1], partial(_numbers, ends[0])))
 
@@ -96,7 +97,7 @@ def found(
         of_blocks = [_concatenated(parts) for parts in zip(*blocks, strict=True)]
         wide = head_size == math.inf
         more, matrices = matrix_columns(model, of_blocks, columns, (replicas,), several=several, wide=wide)
-        columns |= more | _means({name: more[name] for name in of_blocks[0]})
+        columns |= more | _means({name: more[name] for name in dict.fromkeys(itertools.chain(*of_blocks))})
     return Found(columns, several, matrices, _joined(calls) if calls else {})
 
 

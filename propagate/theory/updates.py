@@ -43,6 +43,7 @@ from propagate.theory.uses import Use
 
 CROWDING, SOFTNESS, UNEVEN = "crowding", "softness", "uneven"  # see `finite.step_allowances`
 UNITS = 256  # coordinates drawn in each replica
+ROWS = 4096  # coordinates drawn of rows that each token has to itself
 MET = 64  # of the other side, where both are drawn
 
 
@@ -176,7 +177,7 @@ def _(optimizer: Muon, met: Met) -> Step:
 @step.register
 def _(optimizer: Sign, met: Met) -> Step:
     use = met.use
-    if use.draw_x is None and use.draw_g is None:
+    if use.draw_x is None and use.draw_g is None and not use.rows:
         return _sign_of_gaussian(met)
     return _by_entry(met, 0.0)
 
@@ -203,6 +204,8 @@ def _share(own: Any, crossed: Any) -> Any:
 
 def _by_entry(met: Met, eps: float) -> Step:
     use = met.use
+    if use.rows:
+        return _of_rows(met, eps)
     x, g = (resolved(moments, met.tokens) for moments in (use.x, use.g))
     kept = precision(
         *(size for gram in (x, g) for size in (gram.variance, gram.deviation)), np.array(max(eps, 1.0) ** 2)
@@ -218,6 +221,19 @@ def _by_entry(met: Met, eps: float) -> Step:
     if use.draw_x is not None:
         return _of_drawn_inputs(met, use.draw_x(met.seed, met.units, kept), meeting, eps)
     return _of_gaussian_inputs(met, meeting, eps)
+
+
+def _of_rows(met: Met, eps: float) -> Step:
+    """Each token's row moves by f of its own cotangent, which is Gaussian."""
+    g, multiplier = resolved(met.use.g, met.tokens), met.multiplier
+    apart, shared = drawn_tokens(g, 1, ROWS, normals([*met.seed, 1], np.float64))
+    together = soft_sign(multiplier * (apart + shared)[:, 0], eps).sum(axis=1)  # (replicas, coordinates)
+    first, second = (of.sum(axis=-1) for of in soft_sign_averages(multiplier * np.sqrt(g.variance), eps)[:2])
+    total = (together * together).mean(axis=-1)
+    width = met.use.fan_out
+    softness = 1 - second / met.tokens if eps else 0 * second
+    change = np.stack(np.broadcast_arrays(second, total))
+    return Step(change, width * first, width * second, np.nan * first, softness=softness)
 
 
 class _Meeting(NamedTuple):

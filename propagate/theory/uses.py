@@ -48,6 +48,7 @@ class Use:
         several: how many matrices it stands for, side by side as one: of experts, each with some of the tokens.
         free: how many independent numbers make a token's cotangent, at least: of a router few, whose columns do not
             average out.
+        rows: whether x has one entry for each token, no two of them in one place, so that each meets a row of its own.
         draw_x, draw_g: the law of their coordinates; None where they are independent and Gaussian.
 
     Example: independent tokens, at both resolutions.
@@ -66,6 +67,7 @@ class Use:
     balanced: bool = False
     several: int = 1
     free: float = math.inf
+    rows: bool = False
     draw_x: Draw | None = None
     draw_g: Draw | None = None
 

@@ -77,6 +77,37 @@ def step_allowances(
     return {f"{name}_allowance": values + 0 * gradient for name, values in found.items()}
 
 
+def end_allowances(
+    columns: dict[str, Array],
+    forward: Array,
+    back: Array,
+    repeated: float,
+    model: Model,
+    optimizer: Optimizer,
+    matrices: Sequence[str],
+) -> dict[str, Array]:
+    """Columns with the allowances of the embedding, at block 0, and of the unembedding, at the last, put in.
+
+    The Gram matrix of rows that tokens have to themselves is exact, and so is what Muon and signs make of it; that of
+    the cotangents at logits is, for vocabularies that are large, but for which targets are the same.
+    """
+    found, stream = {name: values.copy() for name, values in columns.items()}, 1 / model.width
+    uneven = model.tokens * stream / 8
+    linear = isinstance(optimizer, SGD)
+    for name, index, gradient, read in (
+        ("embedding", 0, back[0], 0.0),
+        ("unembedding", -1, forward[-1], stream + forward[-1]),
+    ):
+        place = index, matrices.index(name)
+        own = gradient + read if linear else read + uneven
+        several = {"own_change": own, "own_covariance": own}
+        several["first_order_fall"] = gradient if linear else gradient / 2 + uneven
+        several["update_ratio"] = (gradient / 2 if linear else uneven) + 2 * stream**2
+        for quantity, value in several.items():
+            found[f"{quantity}_allowance"][place] = value + repeated
+    return found
+
+
 def _noise(
     model: Model, index: int, layer: Layer, logit_std: float, matrices: Sequence[str]
 ) -> list[tuple[float, float]]:

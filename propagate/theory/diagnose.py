@@ -27,7 +27,7 @@ from propagate.table import BY_MATRIX, table
 from propagate.theory.balance_loss import balance_gradient
 from propagate.theory.gaussian.hidden_z import hidden_z
 from propagate.theory.losses_met import ends_met
-from propagate.theory.parameter_gradients import Numbers
+from propagate.theory.parameter_gradients import Numbers, by_block
 from propagate.theory.predict import walk_of
 from propagate.theory.reading.blocks import Call
 from propagate.theory.tokens.gram import Gram
@@ -111,7 +111,7 @@ def diagnose(
         model,
         ends.start,
         frozenset(),
-        _squares,
+        by_block(model, _squares),
         through_readout=ends.through_readout,
         head_size=None,
         samples=None,

@@ -62,12 +62,20 @@ def block_gradients(index: int, layer: Layer, calls: Sequence[Call]) -> Numbers:
     return {BY_MATRIX: total}
 
 
-def gradients_of(model: Model) -> Measure:
-    """Of the matrices inside blocks."""
+def by_block(model: Model, of_block: Callable[[int, Layer, Sequence[Call]], Numbers]) -> Measure:
+    """Of the matrices inside blocks, from a block's index, its layer and the records of its calls.
+
+    Example: nothing is asked of the embedding.
+        >>> from propagate.theory.pairs.moments import Moments
+        >>> from propagate.theory.walks import walk
+        >>> model, unit = Model("prenorm", 1, width=8, tokens=1, heads=1, activation="linear"), Moments(1.0, 0.0)
+        >>> found = by_block(model, block_gradients)(walk(model, unit, unit, exact=True))
+        >>> [sorted(of.get("param_grad", ())) for of in found]
+        [[], ['attention_out', 'ffn_in', 'ffn_out', 'key', 'query', 'value']]
+    """
 
     def measure(path: Path) -> list[Numbers]:
-        indices = range(1, model.depth + 1)
-        return [{BY_MATRIX: {}}, *(block_gradients(i, model.at(i), path.calls[i]) for i in indices)]
+        return [{}, *(of_block(i, model.at(i), path.calls[i]) for i in range(1, model.depth + 1))]
 
     return measure
 

@@ -21,7 +21,7 @@ from propagate.theory.finite.bias import finite_columns, sampled
 from propagate.theory.finite.covered import check_covered, check_sampled
 from propagate.theory.found import Found
 from propagate.theory.pairs.moments import Moments
-from propagate.theory.parameter_gradients import Measure, gradients_of
+from propagate.theory.parameter_gradients import Measure, block_gradients, by_block
 from propagate.theory.reading.blocks import NotExchangeable
 from propagate.theory.starts import aligned, gram_of, moments_of
 from propagate.theory.tokens.gram import Gram
@@ -228,7 +228,7 @@ def walk_of(
         through_readout, head_size, samples: as for `predict`, checked.
     """
     if measure is None and BY_MATRIX in asked:
-        measure = gradients_of(model)
+        measure = by_block(model, block_gradients)
     values, dims, coords = aligned(**{name: given[name] for name in MOMENTS})
     first = moments_of("variance", "covariance", values[0], values[1], model.tokens)
     last = moments_of("grad_variance", "grad_covariance", values[2], values[3], model.tokens)

@@ -162,10 +162,10 @@ def _squares(index: int, layer: Layer, calls: Sequence[Call]) -> Numbers:
         for at, (g, seen) in enumerate(call.arrived):
             for name, found in uses_of(call, g, seen, layer).items():
                 for use in found if isinstance(found, tuple) else (found,):
-                    label, copies = _told_apart(name, use, call.description)
+                    label = _told_apart(name, call.description)
                     sums[label] = sums.get(label, 0.0) + use.gradient(layer.tokens)
                     if at == 0:
-                        counts[label] = counts.get(label, 0) + copies * use.fan_in * use.fan_out
+                        counts[label] = counts.get(label, 0) + use.fan_in * use.fan_out
                         read += [use] if label == "router" else []
     squares = {name: total / counts[name] for name, total in sums.items()}
     variances = [_diagonal(use.x) for use in read]
@@ -176,13 +176,9 @@ def _squares(index: int, layer: Layer, calls: Sequence[Call]) -> Numbers:
     return {SQUARE: squares, VARIANCE: {"router": mean}, CORRELATION: {"router": sum(together) / len(read) / mean}}
 
 
-def _told_apart(name: str, use: Use, description: Any) -> tuple[str, int]:
-    """What a matrix is called here, where experts are not the dense FFN beside them, and how many there are of it."""
-    if not (use.several and isinstance(description, Experts)):
-        return name, 1
-    if name.startswith("shared"):
-        return name, description.shared
-    return name.replace("ffn", "expert"), description.routed
+def _told_apart(name: str, description: Any) -> str:
+    """What a matrix is called here, where experts are not the dense FFN beside them."""
+    return name.replace("ffn", "expert") if isinstance(description, Experts) else name
 
 
 def _diagonal(x: Any) -> Any:

@@ -22,12 +22,13 @@ import one_block
 import torch_block
 from timing import provenance, seconds, wait_for, write
 
+from propagate import plots
 from propagate.model import Model
 from propagate.montecarlo.backend import Backend, choose_backend
 from propagate.montecarlo.blocks import block_of, read
 from propagate.montecarlo.normals import Normals
 
-COLOURS = {"dense": "#c44e52", "weightless": "#4c72b0", "torch": "#8c8c8c"}
+COLOURS = {"dense": "#D55E00", "weightless": "#0072B2", "torch": "#000000"}
 
 
 @dataclass(frozen=True)
@@ -92,26 +93,26 @@ def slope(sizes: list[int], took: list[float]) -> float | None:
 
 
 def draw_curves(curves: list[dict[str, Any]], base: Size, device: str, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    """A panel a size, in the style of the figures; beneath a sampler's name the exponent of its time."""
     names = list(dict.fromkeys(curve["against"] for curve in curves))
-    figure, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 3.6), layout="constrained")
-    for axis, name in zip(np.atleast_1d(axes), names, strict=True):
-        for curve in curves:
-            if curve["against"] == name and curve["sizes"]:
-                label = curve["sampler"] + (f", exponent {curve['slope']:.2f}" if curve["slope"] is not None else "")
-                axis.loglog(curve["sizes"], curve["seconds"], "o-", ms=3, color=COLOURS[curve["sampler"]], label=label)
-        axis.set_xscale("log", base=2)
-        axis.set_xlabel(name)
-        axis.set_title(", ".join(f"{k} {v}" for k, v in asdict(base).items() if k != name), fontsize=8)
-        axis.legend(fontsize=7, frameon=False)
-        axis.grid(alpha=0.3)
-    np.atleast_1d(axes)[0].set_ylabel("seconds, forward and backward")
-    figure.suptitle(f"PostNorm, float32, {device}", fontsize=10)
-    figure.savefig(path, dpi=150)
+    with plots.style():
+        figure, axes = plots.panels(1, len(names), sharey=True)
+        for axis, name in zip(axes[0], names, strict=True):
+            shown = [curve for curve in curves if curve["against"] == name and curve["sizes"]]
+            for curve in shown:
+                label = None if curve["slope"] is None else f"exponent {curve['slope']:.2f}"
+                look = {"color": COLOURS[curve["sampler"]], "marker": "o", "markersize": 3, "label": label}
+                axis.loglog(curve["sizes"], curve["seconds"], **look)
+            axis.set_xscale("log", base=2)
+            others = [f"{key} {value}" for key, value in asdict(base).items() if key != name]
+            axis.set(xlabel=name, title=f"{', '.join(others[:2])},\n{others[2]}")
+            if any(curve["slope"] is not None for curve in shown):
+                axis.legend()
+        axes[0, 0].set_ylabel("seconds, forward and backward")
+        drawn = {curve["sampler"] for curve in curves if curve["sizes"]}
+        plots.legend(figure, [plots.entry(name, color=shade) for name, shade in COLOURS.items() if name in drawn])
+        figure.suptitle(f"PostNorm, float32, {device}", fontsize="medium")
+    path.write_bytes(plots.render(figure, "png"))
 
 
 def main() -> None:

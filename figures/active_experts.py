@@ -229,5 +229,5 @@ def draw(data: xr.Dataset) -> Any:
         fourth.set_yticks([1, 2, 4], ["1", "2", "4"])
         fourth.minorticks_off()
         for axis in (first, second, third, fourth):
-            axis.legend(fontsize=6)
+            axis.legend()
     return figure

@@ -1,4 +1,4 @@
-"""Cosine between the streams that leave any two blocks, for PreNorm and SpanNorm with and without ScaleInit."""
+"""Cosine between the streams that leave any two blocks, for three placements with and without ScaleInit."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import numpy as np
 import xarray as xr
 
 import propagate as pg
-from figures.networks import HEADS, LOGIT_STD, SCALINGS, SEED, START, TOKENS, digits
+from figures.networks import HEADS, LOGIT_STD, PLACEMENTS, SCALINGS, SEED, START, TOKENS, digits
 from propagate import plots
 from propagate.figures import workers
 
 DEPTH, WIDTH, DRAWS = 24, 256, 6
-PLACEMENTS = ("PreNorm", "SpanNorm")
 
 FULL = {"draws": 24, "width": 512}
 CAPTION = """\
@@ -25,17 +24,19 @@ block's stream, theory as lines, simulation as points with bars of ±1.96 standa
 
 Theory: in the limit of infinite width a branch ends in a fresh matrix and is uncorrelated with every stream before it,
 so from block l to m only the skips keep the direction: cos = s √(variance_l / variance_m), where s is the product of
-what the skips multiply by, the root of the ratio of `skip_gain`. That is 2^(-|l - m| / 2) for SpanNorm without scaling
-and √(variance_l / variance_m) for PreNorm. Simulation: torch modules made by `propagate.build`, in float64, fed
-Gaussian tokens; mean over tokens. Largest |z| over all pairs of blocks: {worst:.1f}, where {pairs} independent pairs
-would by chance reach about {chance:.1f} (z: normal score of a t statistic with {freedom} degrees of freedom; no
-allowance is made for finite width).
+what the skips multiply by, the root of the ratio of `skip_gain`. Without scaling that is 2^(-|l - m| / 2) for SpanNorm,
+√(variance_l / variance_m) for PreNorm, and close to 2^(-|l - m|) for PostNorm: attention, which averages over tokens,
+adds a little less than the skip has while they differ. Simulation: torch modules made by `propagate.build`, in
+float64, fed Gaussian tokens; mean over tokens. Largest |z| over all pairs of blocks: {worst:.1f}, where {pairs}
+independent pairs would by chance reach about {chance:.1f} (z: normal score of a t statistic with {freedom} degrees of
+freedom; no allowance is made for finite width).
 
 Bears on claim C4. The SpanNorm paper's Fig. 6 is said to show such heat maps of *trained* PreNorm and SpanNorm models,
 as evidence that SpanNorm's layers do more; a reviewer found the difference marginal. We have not seen it. At
 initialisation and without scaling the difference is large: between the embedding and the last block the cosine is
-{pre:.2f} in PreNorm and {span:.4f} in SpanNorm. With ScaleInit(0.5) it is gone: {pre_scaled:.2f} and {span_scaled:.2f},
-and successive layers are alike in both. So a low similarity between the layers of a scaled SpanNorm has to come from
+{pre:.2f} in PreNorm, {span:.4f} in SpanNorm and {post:.0e} in PostNorm. With ScaleInit(0.5) it is gone:
+{pre_scaled:.2f}, {span_scaled:.2f} and {post_scaled:.2f}, and successive layers are alike in all three. So a low
+similarity between the layers of a scaled SpanNorm has to come from
 training.
 
 Width {width}, {heads} heads, ReLU FFN of ratio 4, RMSNorm, logit standard deviation {logit_std:g}, {tokens} tokens of
@@ -51,7 +52,7 @@ def data(
     width: int = WIDTH,
     **_: Any,
 ) -> xr.Dataset:
-    """Four networks, theory and simulation over (network, block, other)."""
+    """Six networks, theory and simulation over (network, block, other)."""
     models = {(name, scaling): model(name, scaling, depth, width) for name in PLACEMENTS for scaling in SCALINGS}
     with workers(executor) as pool:
         futures = [
@@ -71,7 +72,7 @@ def data(
     found["placement"] = "network", [name for name, _ in models]
     found["scaling"] = "network", [scaling for _, scaling in models]
     scores = z(found, draws)
-    labels = ("pre", "pre_scaled", "span", "span_scaled")
+    labels = [f"{name[:-4].lower()}{'' if scaling == 'none' else '_scaled'}" for name, scaling in models]
     corners = {label: float(found.theory_cosine[i, 0, -1]) for i, label in enumerate(labels)}
     return found.assign_attrs(
         corners,
@@ -139,29 +140,31 @@ def _chance(count: int) -> float:
 
 
 def draw(data: xr.Dataset) -> Any:
-    """A column for each network: the map above, the cosine with the last block beneath."""
+    """A column for each placement: maps without scaling and with it; beneath, the cosine with the last block."""
     with plots.style():
-        figure, axes = plots.panels(2, 4, height=3.9, sharey="row", height_ratios=[1.25, 1])
+        figure, axes = plots.panels(3, len(PLACEMENTS), height=5.9, sharey="row", height_ratios=[1.3, 1.3, 1])
         depth = data.sizes["block"] - 1
         upper = np.tril(np.ones((depth + 1, depth + 1), dtype=bool))  # above the diagonal, once rows count upwards
-        for index, (heat, cut) in enumerate(axes.T):
+        for index in range(data.sizes["network"]):
             one = data.isel(network=index)
             name, scaled = str(one.placement.item()), str(one.scaling.item()) != "none"
+            heat, cut = axes[int(scaled), PLACEMENTS.index(name)], axes[2, PLACEMENTS.index(name)]
             shown = np.where(upper, one.theory_cosine, one.cosine)
             image = heat.imshow(shown, vmin=0, vmax=1, origin="lower", interpolation="nearest", aspect="equal")
             heat.grid(False)
             faint = "black" if scaled else "white"  # on the map's bright or dark end
-            heat.text(0.05, 0.95, "theory", transform=heat.transAxes, color=faint, fontsize=7, va="top")
-            heat.text(0.95, 0.05, "simulation", transform=heat.transAxes, color=faint, fontsize=7, ha="right")
-            heat.set(title=f"{name},\n" + ("ScaleInit(0.5)" if scaled else "no scaling"), xlabel="block")
+            heat.text(0.05, 0.95, "theory", transform=heat.transAxes, color=faint, va="top")
+            heat.text(0.95, 0.05, "simulation", transform=heat.transAxes, color=faint, ha="right")
+            heat.set(title=f"{name}, " + ("ScaleInit(0.5)" if scaled else "no scaling"), xlabel="block")
             look: dict[str, Any] = {"placement": name, "scaled": scaled}
             blocks = np.arange(depth + 1)
             plots.theory_line(cut, blocks, one.theory_cosine[:, -1], **look)
             points = one.isel(block=slice(0, depth, 3))
             plots.simulation_points(cut, blocks[:depth:3], points.cosine[:, -1], points.cosine_se[:, -1], **look)
-            cut.set(xlabel="block", ylim=(-0.05, 1.05))
-        axes[0, 0].set_ylabel("other block")
-        axes[1, 0].set_ylabel("cosine with\nthe last block")
-        figure.colorbar(image, ax=axes[0].tolist(), label="cosine", shrink=0.9)
+            cut.set(xlabel="block", ylim=(-0.15, 1.05), box_aspect=0.7, title=name)
+        for axis in axes[:2, 0]:
+            axis.set_ylabel("other block")
+        axes[2, 0].set_ylabel("cosine with the last")
+        figure.colorbar(image, ax=axes[:2].ravel().tolist(), label="cosine", shrink=0.6)
         plots.legend(figure, plots.key(PLACEMENTS, band=False))
     return figure

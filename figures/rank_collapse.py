@@ -37,8 +37,8 @@ TITLES = {
 FULL = LARGER
 CAPTION = """\
 **Rank collapse.** 1 - correlation of two tokens (their mean squared difference over twice the variance) against
-block, in a network of 128 blocks at random initialisation; at 0 all tokens have become the same vector. The lower
-panels enlarge the top of the upper ones.
+block, in a network of 128 blocks at random initialisation; at 0 all tokens have become the same vector. Above:
+without scaling. Below, on a scale of their own: with ScaleInit, and once more PreNorm without it.
 
 Three starts. Two synthetic: 16 tokens of variance 1 and covariance 0 or 0.3. One real: {text_tokens} consecutive
 tokens of English text ({text_name}; the window of median correlation among {text_windows}) in the input embedding of
@@ -117,17 +117,17 @@ def idealised(runs: Sequence[Run]) -> tuple[float, float]:
 
 
 def draw(data: xr.Dataset) -> Any:
-    """A column for each start; the upper panels hold everything, the lower ones enlarge what does not collapse."""
+    """A column for each start; above what is not scaled, below what does not collapse, on a scale of its own."""
     with plots.style():
         figure, axes = plots.panels(2, 3, height=4.6, sharey="row", sharex=True, height_ratios=[1.35, 1])
         for index in range(data.sizes["network"]):
             one = data.isel(network=index)
             name, scaled = str(one.placement.item()), str(one.scaling.item()) != "none"
-            flat = name == "PreNorm" or scaled
             look: dict[str, Any] = {"placement": name, "scaled": scaled}
             shift = 4 * PLACEMENTS.index(name) if scaled else 8
-            points = one.isel(block=slice(shift, None, 16 if flat else 8))
-            for axis in axes[:, list(TITLES).index(str(one.start.item()))]:
+            points = one.isel(block=slice(shift, None, 16 if name == "PreNorm" or scaled else 8))
+            rows = ([0] if not scaled else []) + ([1] if name == "PreNorm" or scaled else [])
+            for axis in axes[rows, list(TITLES).index(str(one.start.item()))]:
                 shown = one.theory_deviation / one.theory_variance
                 plots.theory_line(axis, one.block, shown, allowance=one.deviation_allowance, **look)
                 plots.simulation_points(
@@ -138,13 +138,10 @@ def draw(data: xr.Dataset) -> Any:
                     logarithmic=True,
                     **look,
                 )
-        for (upper, lower), (start, title) in zip(axes.T, TITLES.items(), strict=True):
+        for (upper, lower), title in zip(axes.T, TITLES.values(), strict=True):
             upper.set(yscale="log", title=title.format(data.attrs["text_correlation"]), ylim=(FLOOR, 5))
-            lower.set(yscale="log", xlabel=plots.BLOCK_AXIS, xlim=(-3, data.sizes["block"] + 2), ylim=(0.025, 1.3))
-            if start == "text":
-                note = f"{data.attrs['text_tokens']} embedded tokens,\nmeasured, as stored"
-                upper.text(0.98, 0.74, note, transform=upper.transAxes, ha="right", fontsize=7)
-        axes[0, 0].set_ylabel("1 - correlation, geometric mean")
-        axes[1, 0].set_ylabel("the same, enlarged")
+            lower.set(yscale="log", xlabel=plots.BLOCK_AXIS, xlim=(-3, data.sizes["block"] + 2), ylim=(0.03, 1.3))
+        axes[0, 0].set_ylabel("no scaling:\n1 - correlation, geometric mean")
+        axes[1, 0].set_ylabel("ScaleInit(0.5),\nand PreNorm again")
         plots.legend(figure, plots.key(PLACEMENTS))
     return figure

@@ -144,9 +144,9 @@ def draw(data: xr.Dataset) -> Any:
         for axis in (axes[0, 0], axes[1, 0]):
             axis.set_ylabel("held-out loss, nats")
         _against_depth(axes[1, 2], data, "largest_stable", depths)
-        axes[1, 2].set(yscale="log", title="largest stable rate")
+        axes[1, 2].set(yscale="log", title="largest stable rate", ylabel="peak learning rate")
         _against_depth(axes[1, 3], data, "sensitivity", depths)
-        axes[1, 3].set(title="sensitivity, nats")
+        axes[1, 3].set(title="sensitivity", ylabel="nats")
         styles = [
             plots.entry(f"ScaleInit({k:g})" if k else "no scaling", linestyle=s) for k, s in results.DASHES.items()
         ]

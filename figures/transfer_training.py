@@ -119,6 +119,7 @@ def draw(data: xr.Dataset) -> Any:
             row[3].set(
                 xscale="log", yscale="log", title="optimum", ylim=(float(data.lr.min()) / 2, float(data.lr.max()) * 2)
             )
+            row[3].set_ylabel("best rate")
             row[3].set_xticks(widths, map(str, widths))
             row[3].minorticks_off()
             shown = next(axis for axis in row if axis.get_visible())

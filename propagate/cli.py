@@ -20,6 +20,7 @@ import typer
 from propagate.cli_coordcheck import DEPTH as FEW
 from propagate.cli_coordcheck import coordcheck
 from propagate.cli_diagnose import diagnose
+from propagate.cli_figures import figures
 from propagate.cli_options import (
     DEPTH,
     PLACEMENT,
@@ -282,37 +283,6 @@ def recursion(
 
 
 @app.command()
-def figures(
-    names: Annotated[list[str] | None, typer.Argument(help="Which; all if none is named.")] = None,
-    list_them: Annotated[bool, typer.Option("--list", help="Only list their names.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="More draws and a larger width; hours on a CPU.")] = False,
-    backend: Annotated[str, typer.Option(help="numpy or cupy; the committed figures are numpy's.")] = "numpy",
-    to: Annotated[Path | None, typer.Option(help="Folder to write to; by default build/figures.")] = None,
-) -> None:
-    """Regenerate the figures: their data, their pictures and their captions, compared with those that are committed.
-
-    With --to figures, in the checkout, they take their place.
-    """
-    from propagate import figures as scripts
-    from propagate.figure_comparison import compared
-
-    try:
-        if list_them:
-            typer.echo("\n".join(scripts.names()))
-        else:
-            chosen, committed = names or scripts.names(), scripts.ROOT / "figures"
-            written = scripts.regenerate(chosen, full=full, backend=backend, to=to, progress=True)
-            for path in written:
-                typer.echo(path)
-            data = [path for path in written if path.suffix == ".nc" and path.parent.resolve() != committed]
-            if data:
-                rows = [(path.stem, compared(path, committed / path.name)) for path in data]
-                print_table(("figure", "beside the committed data"), rows)
-    except ModelError as error:
-        refuse(error)
-
-
-@app.command()
 def prove(
     names: Annotated[list[str] | None, typer.Argument(help="Names or numbers; all if none is given.")] = None,
     write: Annotated[bool, typer.Option("--write", help="Also write the pages of proofs/rendered/ anew.")] = False,
@@ -365,7 +335,7 @@ app.command()(_on_a_network(coordcheck, FEW))
 app.command()(_on_a_network(solve))
 app.command()(_on_a_network(diagnose))
 app.command()(_on_a_network(sweep))
-for command in (trace, weights, corpus, verify):
+for command in (figures, trace, weights, corpus, verify):
     app.command()(command)
 
 

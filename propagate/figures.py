@@ -108,6 +108,36 @@ def regenerate(
     return [*written, figure_index.write(folder)]
 
 
+def at_column_width(names: Sequence[str] | None = None, *, to: str | os.PathLike[str] | None = None) -> list[Path]:
+    """Draw the committed data at the width of a column, 3.3 inches, with text of 7 points: `<name>_column.png`, `.svg`.
+
+    Nothing is simulated.
+
+    Args:
+        names: which figures; all of them by default.
+        to: the folder that files are written to; by default the checkout's `build/figures`.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ModelError: for an unknown name, a folder that is none, or where there is no checkout.
+    """
+    import xarray as xr
+
+    from propagate.columns import column
+    from propagate.plots import render
+
+    chosen, folder = _known(names), _folder(to)
+    written = []
+    for name in chosen:
+        with column():
+            picture = load(name).draw(xr.load_dataset(ROOT / "figures" / f"{name}.nc", engine="scipy"))
+            contents = {f"_column.{kind}": render(picture, kind) for kind in ("png", "svg")}
+        written += [replace(folder / f"{name}{suffix}", content) for suffix, content in contents.items()]
+    return written
+
+
 def load(name: str) -> Any:
     """The module of a figure's script.
 
@@ -181,7 +211,7 @@ def _write(folder: Path, name: str, script: Any, data: Any) -> list[Path]:
     from propagate.plots import render
 
     picture = script.draw(data)
-    caption = f"![{name}]({name}.png)\n\n{script.CAPTION.strip().format(**data.attrs)}\n"
+    caption = f"![{name}]({name}.png)\n\n{_made(name)}\n\n{script.CAPTION.strip().format(**data.attrs)}\n"
     contents = {
         ".nc": bytes(data.to_netcdf(engine="scipy", format="NETCDF3_64BIT")),
         ".png": render(picture, "png"),
@@ -189,6 +219,11 @@ def _write(folder: Path, name: str, script: Any, data: Any) -> list[Path]:
         ".md": caption.encode(),
     }
     return [replace(folder / f"{name}{suffix}", content) for suffix, content in contents.items()]
+
+
+def _made(name: str) -> str:
+    """Where a figure comes from."""
+    return f"[Script]({name}.py), [data]({name}.nc), made by `propagate figures {name}`."
 
 
 class _Counted(Executor):

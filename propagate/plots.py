@@ -14,9 +14,11 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from propagate import columns as narrow
 from propagate.quantities import quantity_of
 
 COLOURS = {
@@ -31,7 +33,8 @@ OTHER = "#000000"
 SCALED: dict[str, Any] = {"linestyle": (0, (4, 2)), "marker": "s", "filled": False}
 UNSCALED: dict[str, Any] = {"linestyle": "-", "marker": "o", "filled": True}
 CONFIDENCE = 1.96  # standard errors: 95 % of a normal distribution
-COLUMN, PAGE = 3.3, 7.0  # widths in inches
+COLUMN, PAGE = narrow.WIDTH, 7.0  # widths in inches
+BAND, LINE = "finite-width allowance", 1.2  # its name in legends, and a line's width in points
 BLOCK_AXIS = "block (0: the embedding)"
 STYLE = Path(__file__).with_name("propagate.mplstyle")
 
@@ -39,14 +42,15 @@ STYLE = Path(__file__).with_name("propagate.mplstyle")
 def style() -> AbstractContextManager[None]:
     """Within it, artists are made in the package's style sheet; the user's own settings come back afterwards.
 
-    In a notebook, `matplotlib.pyplot.style.use("propagate.propagate")` takes the same sheet for good.
+    In a notebook, `matplotlib.pyplot.style.use("propagate.propagate")` takes the same sheet for good. Within
+    `propagate.columns.column()` all text has the size that a column wants.
 
     Example:
         >>> with style():
         ...     matplotlib.rcParams["font.size"]
         8.0
     """
-    context: AbstractContextManager[None] = matplotlib.rc_context(fname=STYLE)
+    context: AbstractContextManager[None] = matplotlib.rc_context(narrow.TEXT if narrow.narrow() else None, STYLE)
     return context
 
 
@@ -58,7 +62,8 @@ class _Picture(Figure):
 
 
 def panels(rows: int, columns: int, *, width: float = PAGE, height: float = 2.8, **options: Any) -> tuple[Figure, Any]:
-    """A figure and its axes, shape (rows, columns); sizes in inches.
+    """A figure and its axes, shape (rows, columns); sizes in inches, of a page's width or, within
+    `propagate.columns.column()`, of a column's.
 
     Example:
         >>> figure, axes = panels(1, 2)
@@ -67,6 +72,8 @@ def panels(rows: int, columns: int, *, width: float = PAGE, height: float = 2.8,
     """
     figure = _Picture(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
+    if narrow.narrow():
+        return figure, narrow.place(figure, rows, columns, height, **options)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
@@ -190,7 +197,7 @@ def key(placements: tuple[str, ...] = (), *, scalings: bool = True, band: bool =
             }
             handles.append(Line2D([], [], color="0.3", linestyle=kind["linestyle"], label=prefix + label, **look))
     if band:
-        handles.append(Patch(color="0.4", alpha=0.25, linewidth=0, label="finite-width allowance"))
+        handles.append(Patch(color="0.4", alpha=0.25, linewidth=0, label=BAND))
     return handles
 
 
@@ -206,12 +213,18 @@ def entry(label: str, **look: Any) -> Line2D:
 
 
 def legend(figure: Figure, handles: list[Any], columns: int = 6) -> Any:
-    """One legend for all panels, in rows beneath them, so that it hides nothing.
+    """One legend for all panels, in rows beneath them, so that it hides nothing; call it when all is drawn.
+
+    The finite-width allowance is left out where it is nowhere wider than a line.
 
     Example:
         >>> legend(panels(1, 1)[0], [entry("theory")]).get_texts()[0].get_text()
         'theory'
     """
+    handles = [handle for handle in handles if handle.get_label() != BAND or _has_a_band(figure)]
+    if narrow.narrow():
+        columns = narrow.legend_fits([handle.get_label() for handle in handles])
+        figure.set_figheight(figure.get_figheight() + 0.15 * -(-len(handles) // columns))
     return figure.legend(
         handles=handles,
         loc="outside lower center",
@@ -219,6 +232,28 @@ def legend(figure: Figure, handles: list[Any], columns: int = 6) -> Any:
         columnspacing=1.2,
         handlelength=2.2,
     )
+
+
+def _has_a_band(figure: Figure) -> bool:
+    """Whether an allowance is drawn wider than its line somewhere in view."""
+    wide = 2 * LINE * figure.dpi / 72
+    return any(
+        _thickness(axes, path.vertices) > wide
+        for axes in figure.axes
+        for band in axes.collections
+        if isinstance(band, FillBetweenPolyCollection)
+        for path in band.get_paths()
+    )
+
+
+def _thickness(axes: Any, corners: Any) -> float:
+    """Of a filled band, in dots, within its axes; its corners go along one edge and back along the other."""
+    axes.get_ylim()  # limits are settled when they are asked for
+    bottom, top = axes.transAxes.transform([(0, 0), (0, 1)])[:, 1]
+    heights = np.clip(axes.transData.transform(corners)[:, 1], bottom, top)
+    count = (len(heights) - 3) // 2
+    one, other = heights[1 : count + 1], heights[count + 2 : 2 * count + 2][::-1]
+    return float(np.nanmax(np.abs(one - other), initial=0.0))
 
 
 def render(figure: Figure, kind: str) -> bytes:
@@ -230,6 +265,7 @@ def render(figure: Figure, kind: str) -> bytes:
     """
     metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
     buffer = io.BytesIO()
+    narrow.finish(figure)
     with style():
         figure.savefig(buffer, format=kind, dpi=200, metadata=metadata)
     return buffer.getvalue()

@@ -142,7 +142,7 @@ def test_cosines_are_todays_theory() -> None:
             str(one.placement.item()), str(one.scaling.item()), data.attrs["depth"], data.attrs["width"]
         )
         np.testing.assert_allclose(one.theory_cosine, script.predict(said), rtol=1e-7)
-    span = data.theory_cosine.isel(network=2).to_numpy()  # without scaling: a factor of root 2 a block
+    span = data.theory_cosine.isel(network=4).to_numpy()  # without scaling: a factor of root 2 a block
     np.testing.assert_allclose(span, 2.0 ** (-abs(np.subtract.outer(np.arange(25), np.arange(25))) / 2), rtol=1e-7)
 
 

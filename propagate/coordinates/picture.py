@@ -72,7 +72,7 @@ def panel(axis: Any, table: xr.Dataset, one: Finding, reach: float) -> None:
     marked = sizes[:: math.ceil(len(sizes) / 4)]
     axis.set_xticks(marked, [str(size) for size in marked])
     axis.minorticks_off()
-    axis.set_title(f"{one.name}\n{one.slope}", fontsize=6.5, color=SHADES[one.verdict])
+    axis.set_title(f"{one.name}\n{one.slope}", fontsize=7, color=SHADES[one.verdict])
 
 
 def _curve(table: xr.Dataset, one: Finding) -> tuple[Any, Any]:

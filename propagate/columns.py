@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH, POINTS = 3.3, 7.0
-TEXT = dict.fromkeys(
+TEXT: Any = dict.fromkeys(
     ("font.size", "axes.titlesize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize"), POINTS
 )
 LETTER = 0.6 * POINTS / 72  # inches, a letter of that size on average

@@ -163,7 +163,7 @@ def test_descriptions_may_be_given_in_place_of_what_would_be_read() -> None:
             return x * x + self.second(self.first(x).relu())
 
     module = torch.nn.Sequential(Odd(), Odd())
-    with pytest.raises(pg.ModelError, match=r"what the matrix first\.weight of Odd does is not known"):
+    with pytest.raises(pg.ModelError, match="the matrix attention_out of Odd was not found"):
         pg.describe(module, tokens=4)
     attention, ffn = pg.Attention(heads=2), pg.FFN("relu", hidden=32, in_gain=0.5)
     model, _ = pg.describe(module, tokens=4, placement="rezero", attention=attention, ffn=ffn)

@@ -26,6 +26,8 @@ ACTIVATIONS = {
 KNOWN = (*layers.FUNCTIONS, "quick_gelu", "mish", "elu", "softplus")
 NEAR = 0.02
 """Largest relative difference of what is one activation: GELU by tanh is GELU."""
+ONE = 0.01
+"""Difference from 1 of the size of normed queries or keys that is its eps."""
 FIELDS = (
     "hidden_act",
     "activation_function",
@@ -53,7 +55,10 @@ def activation_of(block: nn.Module, inside: Mapping[str, Tensor], config: Any, *
     given = next((value for key in FIELDS if isinstance(value := getattr(config, key, None), str)), "")
     name = ACTIVATIONS.get(given, given)
     if name not in KNOWN:
-        raise ModelError(f"the activation {given!r} of {type(block).__name__} is not known here; say it with ffn=")
+        which = f"activation {given!r}" if given else "function between the matrices of the FFN"
+        raise ModelError(
+            f"the {which} of {type(block).__name__} is none that is known here ({', '.join(KNOWN)}); say it with ffn="
+        )
     return name
 
 
@@ -64,7 +69,7 @@ def _seen_activation(inside: Mapping[str, Tensor], *, gated: bool) -> str | None
     gate, factor = inside.get("ffn_gate", entry), torch.ones(())
     if gated:
         gate, factor = (inside["ffn_gate"], entry) if "ffn_gate" in inside else entry.chunk(2, dim=-1)
-    if gate.numel() != wrote.numel():
+    if gate.numel() != wrote.numel() or factor.numel() not in (1, wrote.numel()):
         return None
     wrote, gate = wrote.reshape(gate.shape).double(), gate.double()
     misses = {name: float((layers.function_of(name)(gate) * factor - wrote).square().mean()) for name in KNOWN}
@@ -147,36 +152,7 @@ def logit_factor(block: nn.Module, core: Core | None, plain: float | None) -> fl
         before, usual = float(core.query.float().square().mean().sqrt()) / plain, core.size**-0.5
         if abs(math.log(before / usual)) < 0.05:
             return core.scale  # times 1 / sqrt(size), times sqrt(size)
-    return 1.0 if core is None else core.scale * math.sqrt(core.size)
-
-
-def turned(inside: Mapping[str, Tensor], core: Core | None) -> float | None:
-    """The share of coordinates of the last token's queries that positions have turned; None where it was not seen."""
-    if core is None or "query" not in inside or inside["query"].numel() != core.query.numel():
-        return None
-    queries = core.query.reshape(-1, *core.query.shape[-3:]).transpose(-2, -3)  # (sequences, tokens, heads, size)
-    made = inside["query"]
-    if made.dim() == 3 and made.shape[:2] != queries.shape[:2] and made.shape[1] == len(queries):
-        made = made.transpose(0, 1)  # tokens first
-    after, before = queries[0], made.reshape(queries.shape)[0]
-    last = before[-1] * (after[-1].norm(dim=-1) / before[-1].norm(dim=-1))[:, None]
-    moved = (after[-1] - last).abs() > 1e-4 * last.abs().mean()
-    return float(moved.float().mean())
-
-
-def rope_of(config: Any, at: int, share: float | None, unsaid: list[str]) -> float | None:
-    """Base of the rotary positions of a block, if there are any and they turn whole heads.
-
-    `share` is how much of the heads was seen to be turned.
-    """
-    given = getattr(config, "rope_parameters", None) or {}
-    kinds = getattr(config, "layer_types", None)
-    if kinds and at < len(kinds) and isinstance(given.get(kinds[at]), dict):
-        given = given[kinds[at]]
-    if share == 0.0 or (share is None and not given):
-        return None
-    whole = given.get("rope_type", "default") == "default" and given.get("partial_rotary_factor", 1.0) == 1.0
-    if not whole or "rope_theta" not in given:
-        unsaid.append("rotary positions of parts of the heads, or rescaled ones")
-        return None
-    return float(given["rope_theta"])
+    if core is None:
+        return 1.0
+    sizes = [float(getattr(core, name).double().square().mean().sqrt()) for name in core.normed]  # 1 as a rule
+    return core.scale * math.sqrt(core.size) * math.prod(size for size in sizes if abs(size - 1) > ONE)

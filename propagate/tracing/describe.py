@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from propagate.activations import GATES
 from propagate.checks import ModelError, integer, shown
 from propagate.experts import Experts
 from propagate.latent import LatentAttention
@@ -20,35 +19,12 @@ from propagate.placement import Placement
 from propagate.scaling import Gains, Number
 from propagate.sublayers import FFN, Attention
 from propagate.tracing.build import LanguageModel
-from propagate.tracing.configuration import (
-    activation_of,
-    choice_bias,
-    experts_of,
-    inner_norms,
-    logit_factor,
-    rope_of,
-    turned,
-)
 from propagate.tracing.embedding import not_of_a_model
-from propagate.tracing.experts_read import softmax_of
 from propagate.tracing.find import Blocks, blocks_of, check_module, none_called, unwrapped
-from propagate.tracing.gains import (
-    Rows,
-    Sizes,
-    attention_gains,
-    ffn_gains,
-    ffn_sizes,
-    matrices,
-    router_std,
-    rows_of,
-    sizes_of,
-)
-from propagate.tracing.latent_rows import MARK, LatentRows, evened
-from propagate.tracing.layers import output_rms
+from propagate.tracing.latent_rows import evened
 from propagate.tracing.layout import Axes
-from propagate.tracing.mixtures import apart
-from propagate.tracing.norms import adds_elsewhere, norm_of
-from propagate.tracing.probe import Seen, inputs_for, probed, rule
+from propagate.tracing.probe import Seen, inputs_for, probed
+from propagate.tracing.read import Read, inner_norms_of, read_block
 from propagate.tracing.recheck import misses
 from propagate.tracing.unread import unread
 from propagate.tracing.wiring import placement_of
@@ -83,18 +59,6 @@ class MeasuredGains:
 
     def gains(self, index: Number, depth: Number) -> Gains:
         return self.blocks[min(int(index), len(self.blocks)) - 1]  # the readout, past the last block, has no matrix
-
-
-class Read(NamedTuple):
-    """What was read off one block: its descriptions without gains, and those; `norm` is None where it norms nothing."""
-
-    attention: Attention | LatentAttention
-    ffn: FFN
-    experts: Experts | None
-    norm: Norm | None
-    gains: Gains
-    width: int
-    unsaid: tuple[str, ...]
 
 
 def describe(
@@ -159,8 +123,8 @@ def describe(
     if isinstance(images, Tensor) and images.dim() == 4 and seen[0].calls:
         tokens = seen[0].calls[0][1].shape[1]
     found = [unwrapped(one.block) for one in seen]
-    read = [_read(at, one, config, tokens, attention, ffn) for at, one in enumerate(seen)]
-    normed = tuple(sorted(set.intersection(*(set(inner_norms(block)) for block in found))))
+    read = [read_block(at, one, config, tokens, attention, ffn) for at, one in enumerate(seen)]
+    normed = tuple(sorted(set.intersection(*({*inner_norms_of(one)} for one in seen))))
     equations = _equations(seen, placement, normed)
     model = _model(equations, read, normed, tokens)
     paths = {path for one in seen if one.parts for row in one.parts.rows.values() for path, _ in row}
@@ -195,133 +159,6 @@ def _equations(seen: Sequence[Seen], placement: str | Placement | None, normed: 
                 " sublayers give; say what it is with placement="
             )
     return placement_of([one.equations for one in seen if one.equations is not None], normed)
-
-
-def _read(
-    at: int,
-    seen: Seen,
-    config: Any,
-    tokens: int,
-    attention: Attention | LatentAttention | None,
-    ffn: FFN | Experts | None,
-) -> Read:
-    block = unwrapped(seen.block)
-    if attention is not None and ffn is not None:
-        width = (
-            seen.calls[0][1].shape[-1] if seen.calls else next(p.shape[-1] for p in block.parameters() if p.dim() > 1)
-        )
-        dense, experts = (ffn, None) if isinstance(ffn, FFN) else (ffn.ffn or FFN(), ffn)
-        unsaid: list[str] = []
-        return Read(attention, dense, experts, _norm(seen.norms, width, unsaid), Gains(), width, tuple(unsaid))
-    described = [path for kind, path in seen.paths if kind == "attention" and attention is not None]
-    rows, inside = _rows(seen, described)
-    rows, beside = apart(rows)
-    width = seen.calls[0][1].shape[-1] if described else 0
-    sizes = ffn_sizes(block, rows, width) if described else sizes_of(block, rows, seen.core, config)
-    normed = inner_norms(block)
-    dense, gains = _ffn(block, rows, sizes, inside, config, hidden_normed="hidden" in normed)
-    unsaid = []
-    experts = _experts(block, rows, sizes, config, unsaid) if sizes.routed and ffn is None else None
-    if beside is not None and ffn is None:
-        of_mixture = ffn_sizes(block, beside, sizes.width)
-        own_ffn, own_gains = _ffn(block, beside, of_mixture, {}, config, hidden_normed="hidden" in normed)
-        experts = _experts(block, beside, of_mixture, config, unsaid)
-        experts = replace(experts, ffn=_times(own_ffn, own_gains, gains))
-    own: Attention | LatentAttention
-    if attention is None:
-        own = _attention(at, replace(seen, inside=inside), rows, sizes, config, tokens, unsaid)
-        gains = gains * attention_gains(block, rows, sizes)
-    else:
-        own = attention
-    if ffn is not None:
-        dense, experts = (ffn, None) if isinstance(ffn, FFN) else (ffn.ffn or dense, ffn)
-        gains = Gains(gains.query, gains.key, gains.value, gains.attention_out)
-    norm = _norm(seen.norms, sizes.width, unsaid)
-    return Read(own, dense, experts, norm, gains, sizes.width, tuple(unsaid))
-
-
-def _ffn(
-    block: nn.Module, rows: Rows, sizes: Sizes, inside: dict[str, Tensor], config: Any, *, hidden_normed: bool
-) -> tuple[FFN, Gains]:
-    """An FFN, or what each expert is, without its gains, and those."""
-    core = activation_of(block, inside, config, gated=sizes.gated)
-    gated = {plain: name for name, plain in GATES.items()}
-    if sizes.gated and core not in gated:
-        raise ModelError(f"no gated activation of {core!r} is known, of {', '.join(gated)} only")
-    gains = ffn_gains(block, rows, sizes, 1.0 if hidden_normed else output_rms(core))
-    return FFN(gated[core] if sizes.gated else core, hidden=sizes.hidden), gains
-
-
-def _experts(block: nn.Module, rows: Rows, sizes: Sizes, config: Any, unsaid: list[str]) -> Experts:
-    found = experts_of(config, sizes, router_std(block, rows), unsaid)
-    found = replace(found, softmax=softmax_of(block, rows, found, unsaid))
-    return replace(found, bias=choice_bias(block, config, unsaid))
-
-
-def _times(ffn: FFN, own: Gains, block: Gains) -> FFN:
-    """With its own gains, of which the block's are taken off."""
-    return ffn.with_(
-        in_gain=own.ffn_in / block.ffn_in,
-        gate_gain=own.ffn_gate / block.ffn_gate if ffn.activation.gated else 1.0,
-        out_gain=own.ffn_out / block.ffn_out,
-    )
-
-
-def _rows(seen: Seen, described: Sequence[str]) -> tuple[Rows, dict[str, Tensor]]:
-    """A block's weights by role, by their names or else by what they do; and what they gave or were given."""
-    block = unwrapped(seen.block)
-    try:
-        return rows_of(block, described), seen.inside
-    except ModelError:
-        if seen.parts is None or set(matrices(block)) - {path for row in seen.parts.rows.values() for path, _ in row}:
-            raise
-        return seen.parts.rows, seen.inside | seen.parts.inside
-
-
-def _attention(
-    at: int, seen: Seen, rows: Rows, sizes: Sizes, config: Any, tokens: int, unsaid: list[str]
-) -> Attention | LatentAttention:
-    """A block's, without its gains."""
-    fields: dict[str, Any] = {"causal": False}
-    if seen.visible is None:
-        unsaid.append("who attends to whom, which gradients did not tell; all to all is taken")
-    elif (known := rule(seen.visible, seen.rows)) is not None:
-        fields = known
-    elif len(seen.visible) == tokens:
-        fields = {"mask": seen.visible.numpy()}
-    else:
-        raise ModelError(
-            f"who attends to whom in block {at + 1} follows no rule that is known here, and was seen among"
-            f" {len(seen.visible)} tokens; describe it with tokens={len(seen.visible)}"
-        )
-    if seen.core is not None and seen.core.biased:
-        unsaid.append("a bias on attention logits")
-    block, made = unwrapped(seen.block), seen.inside.get("query")
-    plain = None if made is None or inner_norms(block) else float(made.float().square().mean().sqrt())
-    rope = rope_of(config, at, turned(seen.inside, seen.core), unsaid)
-    if MARK in rows:
-        latent: LatentAttention = LatentRows.of(rows, sizes.heads).description(block, seen.core, rope, fields)
-        return latent
-    return Attention(
-        heads=sizes.heads,
-        key_value_heads=None if sizes.kv_heads == sizes.heads else sizes.kv_heads,
-        head_size=None if sizes.heads * sizes.head_size == sizes.width else sizes.head_size,
-        rope=rope,
-        logit_std=round(logit_factor(block, seen.core, plain), 5),
-        **fields,
-    )
-
-
-def _norm(norms: Sequence[nn.Module], width: int, unsaid: list[str]) -> Norm | None:
-    """What a block's norms of streams have in common."""
-    found = Counter(norm_of(norm, width) for norm in norms)
-    if len({norm.kind for norm in found}) > 1:
-        raise ModelError("norms of streams must all take out the mean or none, got both")
-    if len(found) > 1:
-        unsaid.append(f"norms of one block with eps {', '.join(f'{norm.eps:g}' for norm in found)}")
-    if any(adds_elsewhere(norm, width) for norm in norms):
-        unsaid.append("an eps of the norms that is added to something else than the mean square")
-    return found.most_common(1)[0][0] if found else None
 
 
 def _model(equations: Placement, read: Sequence[Read], normed: tuple[str, ...], tokens: int) -> Model:

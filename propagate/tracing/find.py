@@ -100,6 +100,8 @@ def is_norm(module: nn.Module) -> bool:
         >>> is_norm(Unit())
         True
     """
+    if type(module).__module__.startswith("torch.nn.utils."):  # of weights, as in weight_norm
+        return False
     if "norm" in _name(module).lower():  # which "PreNormBlock" has in its name too
         return next(module.children(), None) is None or all(p.dim() < 2 for p in module.parameters())
     if type(module).__module__.startswith("torch.") or next(module.children(), None) is not None:

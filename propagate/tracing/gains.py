@@ -14,6 +14,7 @@ from propagate.scaling import Gains
 from propagate.tracing.cores import Core
 from propagate.tracing.find import is_norm
 from propagate.tracing.latent_rows import MARK, LatentRows
+from propagate.tracing.named import named_weights
 from propagate.tracing.roles import by_role
 from propagate.tracing.statistics import precise
 
@@ -43,24 +44,36 @@ class Sizes(NamedTuple):
     shared: int
 
 
-def rows_of(block: nn.Module, described: Sequence[str] = ()) -> Rows:
+def rows_of(block: nn.Module, described: Sequence[str] = (), known: Rows | None = None) -> Rows:
     """The weights of a block by role, but for those of modules whose description is given.
+
+    Args:
+        block: a module.
+        described: paths of the modules whose description is given.
+        known: weights whose roles are known, whatever their names.
 
     Raises:
         ModelError: where a matrix has no known role, or a role that every block needs is not found.
     """
     elsewhere = tuple(f"{path}." for path in described)
-    found = {role: [row for row in rows if not row[0].startswith(elsewhere)] for role, rows in by_role(block).items()}
+    found = {role: list(rows) for role, rows in (known or {}).items()}
+    told = {path for rows in found.values() for path, _ in rows}
+    for role, rows in by_role(block).items():
+        found.setdefault(role, []).extend(row for row in rows if row[0] not in told)
+    found = {role: [row for row in rows if not row[0].startswith(elsewhere)] for role, rows in found.items()}
     found = {role: rows for role, rows in found.items() if rows}
-    known = {path for rows in found.values() for path, _ in rows}
-    if further := [path for path in matrices(block) if path not in known and not path.startswith(elsewhere)]:
+    told = {path for rows in found.values() for path, _ in rows}
+    if further := [path for path in matrices(block) if path not in told and not path.startswith(elsewhere)]:
         raise ModelError(
             f"what the matrix {further[0]} of {type(block).__name__} does is not known by its name;"
             " say what the block is with placement=, attention= and ffn="
         )
     for role in ("ffn_in", "ffn_out") if described else ("attention_out", "ffn_in", "ffn_out"):
         if role not in found and not (role == "ffn_in" and "ffn_both" in found):
-            raise ModelError(f"the matrix {role} of {type(block).__name__} was not found by name")
+            raise ModelError(
+                f"the matrix {role} of {type(block).__name__} was not found; say what the block is with placement=,"
+                " attention= and ffn="
+            )
     return found
 
 
@@ -74,7 +87,7 @@ def matrices(block: nn.Module) -> list[str]:
     parts = [(name, part) for name, part in block.named_modules() if is_norm(part)]
     norms = {f"{name}.{own}" for name, part in parts for own, _ in part.named_parameters()}
     tables = ("relative_attention_bias.weight", "_bias", "shared_expert_gate.weight")
-    wide = [path for path, weight in block.named_parameters() if sum(size > 1 for size in weight.shape) > 1]
+    wide = [path for path, weight in named_weights(block) if sum(size > 1 for size in weight.shape) > 1]
     return [path for path in wide if path not in norms and not path.endswith(tables)]
 
 
@@ -85,7 +98,8 @@ def sizes_of(block: nn.Module, rows: Rows, core: Core | None, config: Any) -> Si
     if MARK in rows:  # queries are of another size than values
         kv_heads, size = heads, inside // heads
     elif "value" in rows:
-        kv_heads = _fans(rows["value"][0], block)[1] // size
+        several = len(rows["attention_out"])  # a head may have a matrix of its own, or a block several attentions
+        kv_heads = sum(_fans(row, block)[1] for row in rows["value"]) // several // size
     else:
         kv_heads = (_fans(rows["fused"][0], block)[1] // size - heads) // 2
     if inside != heads * size or not 1 <= kv_heads <= heads:
@@ -151,8 +165,10 @@ def _grouped(g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _heads(block: nn.Module, core: Core | None, config: Any, inside: int) -> tuple[int, int]:
-    if core is not None:
+    if core is not None and core.query.dim() > 3:
         return core.heads, core.size
+    if core is not None:
+        return inside // core.size, core.size
     for part in block.modules():
         for name in ("num_attention_heads", "num_heads", "n_heads", "n_head", "nhead", "heads"):
             if isinstance(heads := getattr(part, name, None), int) and heads > 0:

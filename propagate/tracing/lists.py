@@ -35,6 +35,8 @@ class Listed(nn.ModuleList):
 class Watcher(Protocol):
     """What is told of blocks, as hooks tell it of those that are modules."""
 
+    asleep: bool
+
     def step_in(self, block: nn.Module, stream: Tensor) -> None: ...
 
     def leave(self, block: nn.Module, args: Any, output: Any) -> Any: ...
@@ -162,6 +164,8 @@ class Steps:
             yield part.register_forward_hook(self._ended)
 
     def _enter(self, part: nn.Module, args: Any, kwargs: Any) -> None:
+        if self.watcher.asleep:
+            return
         self.depth += 1
         if self.depth > 1:
             return
@@ -178,6 +182,8 @@ class Steps:
         self.streams += [] if given is None else [given]
 
     def _gave(self, part: nn.Module, args: Any, output: Any) -> None:
+        if self.watcher.asleep:
+            return
         self.depth -= 1
         if self.depth == 0 and (gave := stream_of([output])) is not None:
             self.streams.append(gave)

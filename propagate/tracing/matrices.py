@@ -22,6 +22,7 @@ from propagate.tracing.latent_rows import MARK, LatentRows
 from propagate.tracing.layers import Attention, FeedForward, Projection, UniformAttention
 from propagate.tracing.recurrent import Recurrence
 from propagate.tracing.statistics import precise
+from propagate.tracing.unread import shared_by
 
 FFN = ("gate", "in", "out")
 MATRICES = (
@@ -55,7 +56,7 @@ def matrices_of(module: nn.Module, blocks: Sequence[nn.Module]) -> list[list[Wei
         >>> [name for weight in matrices_of(layers, list(layers))[0] for name in weight.names]
         ['query', 'key', 'value', 'attention_out', 'ffn_in', 'ffn_out']
     """
-    if len({id(block) for block in blocks}) < len(blocks):
+    if len({id(block) for block in blocks}) < len(blocks) or shared_by(blocks):
         return [[] for _ in blocks]
     config = getattr(module, "config", None)
     return [list(_weights(block, config)) for block in blocks]

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from propagate.model import ModelError
-from propagate.tracing.cores import Core, Cores
+from propagate.tracing.cores import Attended, Cores
 from propagate.tracing.find import is_norm, unwrapped
 from propagate.tracing.layout import Axes, Layout, gradient_at
 from propagate.tracing.lists import all_listed, blocks_in_lists, on_its_own
 from propagate.tracing.mixtures import told_apart
-from propagate.tracing.recorder import Recorder, watching
+from propagate.tracing.recorder import OWN_TENSORS, Recorder, check_handed_on, watching
 from propagate.tracing.roles import by_role
 from propagate.tracing.streams import Choice, replaced, stream_of
 from propagate.tracing.structure import Parts, Product, parts_of, product_of
-from propagate.tracing.sublayers import Call, sublayers
+from propagate.tracing.sublayers import Call, is_bare, sublayers
 from propagate.tracing.sums import Solver
 from propagate.tracing.wiring import Sum
 
@@ -45,7 +45,7 @@ class Seen:
         equations: what leaves it; None if that is no sum of what its norms and sublayers give.
         visible: of its attention, which token attends to which, (rows asked for, tokens); None without attention.
         rows: the tokens that were asked for.
-        core: of its attention, if torch's own was used.
+        attended: what its attention asked torch for.
         norms: the modules that norm streams.
         calls: of its sublayers, in order: "attention", "ffn" or, beside an FFN, "experts", what it read and what it
             gave, (1, tokens, width).
@@ -59,7 +59,7 @@ class Seen:
     equations: Sum | None
     visible: Tensor | None
     rows: tuple[int, ...]
-    core: Core | None
+    attended: Attended
     norms: tuple[nn.Module, ...]
     calls: tuple[tuple[str, Tensor, Tensor], ...]
     paths: tuple[tuple[str, str], ...]
@@ -78,7 +78,10 @@ class Probe:
         self._norms: list[tuple[nn.Module, Tensor, Tensor]] = []
         self.inside: dict[str, Tensor] = {}
         self.products: list[Product] = []
+        self.asleep = False
         self._entered: Tensor | None = None
+        self._kept: list[tuple[Tensor, int]] = []  # tensors whose values are looked at later, and their versions
+        self._left: Tensor | None = None
         self._generator = torch.Generator().manual_seed(seed)
 
     def embed(self, *_: Any) -> None: ...
@@ -86,23 +89,29 @@ class Probe:
     embedded = joined = embed
 
     def enter(self, block: nn.Module, args: Any, kwargs: Any) -> Any:
+        if self.asleep:
+            return None
         self._recorder, self._norms = Recorder(None, self.axes, self.stream), []
         self.cores.clear()
         self.inside, self.products = {}, []
         found = stream_of([*args, *kwargs.values()])
         self._entered = found
         if found is not None:
+            if self._left is not None:
+                check_handed_on(found, self._left, len(self.seen))
             sizes = torch.rand((*found.shape[:-1], 1), generator=self._generator) + 0.5
             uneven = found.detach() * sizes.to(found)
             args = replaced(args, found, uneven)
             kwargs = {key: replaced(value, found, uneven) for key, value in kwargs.items()}
-        return self._recorder.enter(block, args, kwargs)
+        given = self._recorder.enter(block, args, kwargs)
+        self._kept = [(self._recorder.source, self._recorder.source._version)]
+        return given
 
     def step_in(self, block: nn.Module, stream: Tensor) -> None:
         """Before a block of lists, whose skips read the stream outside of any module: it is made uneven where it is."""
         self._recorder, self._norms = Recorder(None, self.axes, self.stream), []
         self.cores.clear()
-        self.inside, self.products, self._entered = {}, [], stream
+        self.inside, self.products, self._entered, self._kept = {}, [], stream, []
         sizes = torch.rand((*stream.shape[:-1], 1), generator=self._generator) + 0.5
         stream.data.mul_(sizes.to(stream))
         self._recorder.step_in(block, stream)
@@ -119,6 +128,7 @@ class Probe:
             return
         if read.numel() == source.numel() and read.shape[-1] == source.shape[-1]:
             self._norms.append((module, read, output))
+            self._kept.append((read, read._version))
 
     def name(self, name: str, output: Tensor) -> None: ...
 
@@ -126,10 +136,31 @@ class Probe:
         return self._recorder.close(path, part, output)
 
     def leave(self, block: nn.Module, args: Any, output: Any) -> Any:
-        source = self._recorder.source
+        if self.asleep:
+            return None
+        self.asleep = True
+        try:
+            with OWN_TENSORS:
+                return self._read(block, args, output)
+        finally:
+            self.asleep = False
+
+    def _read(self, block: nn.Module, args: Any, output: Any) -> Any:
+        source, name = self._recorder.source, f"block {len(self.seen) + 1}"
         output = self._recorder.leave(block, args, output)
-        if not bool(self._recorder.states[-1][0].isfinite().all()):
-            raise ModelError(f"what leaves block {len(self.seen) + 1} is not finite, so it cannot be read")
+        left = self._recorder.states[-1][0]
+        if not left.requires_grad:
+            raise ModelError(
+                f"describe needs autograd, and {name} runs without it (torch.no_grad, or a re-entrant checkpoint)"
+            )
+        if not bool(left.isfinite().all()):
+            raise ModelError(f"what leaves {name} is not finite, so it cannot be read")
+        if any(x._version != version for x, version in self._kept):
+            raise ModelError(
+                f"{name} changes in place a stream that it or its norms were given, so it cannot be read; describe one"
+                " that writes x = x + y for x += y"
+            )
+        self._left = self._recorder.handed_on
         seen = _seen(block, source, self._recorder, self._norms, self.cores, self.inside, self.products)
         self.seen.append(
             seen if self._entered is None else replace(seen, common=_common(self._entered, self._recorder))
@@ -171,7 +202,8 @@ def probed(module: nn.Module, blocks: Sequence[nn.Module], inputs: Any, axes: Ax
     try:
         with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
             blocks = blocks_in_lists(blocks, lambda: _call(module, inputs))
-            hooks = [hook for block in dict.fromkeys(blocks) for hook in _inside(probe, unwrapped(block))]
+            known: set[nn.Module] = set()
+            hooks = [hook for block in dict.fromkeys(blocks) for hook in _inside(probe, unwrapped(block), known)]
             given = on_its_own(inputs) if all_listed(blocks) else inputs
             with watching(probe, module, blocks, None), cores:
                 _call(module, given)
@@ -191,14 +223,16 @@ def probed(module: nn.Module, blocks: Sequence[nn.Module], inputs: Any, axes: Ax
     return list(probe.seen)
 
 
-def _inside(probe: Probe, block: nn.Module) -> Iterator[Any]:
-    """Hooks on the modules of matrices, by role and all of them."""
+def _inside(probe: Probe, block: nn.Module, known: set[nn.Module]) -> Iterator[Any]:
+    """Hooks on the modules of matrices, by role and all of them, but for those `known` of another block."""
+    own = {part for part in block.modules() if part not in known}
+    known |= own
     for path, part in block.named_modules():
-        if next(part.children(), None) is None and part is not block:
+        if is_bare(part) and part is not block and part in own:
             yield part.register_forward_hook(probe.multiplied(path))
     for role, rows in by_role(block).items():
         owner = block.get_submodule(rows[0][0].rpartition(".")[0])
-        if role in INSIDE and len(rows) == 1 and rows[0][1].dim() == 2 and owner is not block:
+        if role in INSIDE and len(rows) == 1 and rows[0][1].dim() == 2 and owner is not block and owner in own:
             yield (
                 owner.register_forward_pre_hook(probe.given(role))
                 if role == "ffn_out"
@@ -269,23 +303,37 @@ def _seen(
     calls = [(kind, call) for kind, call in sublayers(recorder.seen, source, layout) if kind != "norm"]
     calls = told_apart(calls, unwrapped(block))
     solver = Solver(block, source, calls, list(norms), layout)
-    attention = next((call for kind, call in calls if kind == "attention"), None)
-    visible, rows = (None, ()) if attention is None else _visible(attention, solver, layout)
+    attentions = [call for kind, call in calls if kind == "attention"]
+    visible, rows = _one_for_all([_visible(call, solver, layout) for call in attentions], block)
     heard = [
         (kind, solver.heard(call), layout.flat(call.output.detach().reshape(source.shape))) for kind, call in calls
     ]
     known = tuple((kind, layout.flat(x), y) for kind, x, y in heard if x is not None)
     equations = solver.sum_of(recorder.states[-1][0])
-    mixing = sum(kind == "attention" for kind, _ in calls)
-    if cores.count > mixing > 0:
+    attended = cores.attended(len(attentions), len(layout.flat(source)))
+    if attended is None:
         raise ModelError(
-            f"{type(unwrapped(block)).__name__} attends {cores.count} times, and {mixing} of its sublayers mix tokens:"
-            " cross-attention, or several attentions in one sublayer, which no Model has"
+            f"{type(unwrapped(block)).__name__} attends {cores.count} times, and {len(attentions)} of its sublayers mix"
+            " tokens: cross-attention, or several attentions in one sublayer, which no Model has"
         )
-    core = cores.found[0] if cores.found else None
-    parts = parts_of(calls, products, solver.streams, core)
+    parts = parts_of(calls, products, solver.streams, attended.cores)
     paths = tuple((kind, call.path) for kind, call in calls)
-    return Seen(block, equations, visible, rows, core, tuple(solver.kept_norms), known, paths, inside, parts, 0.0)
+    return Seen(block, equations, visible, rows, attended, tuple(solver.kept_norms), known, paths, inside, parts, 0.0)
+
+
+Visible = tuple[Tensor | None, tuple[int, ...]]
+
+
+def _one_for_all(found: Sequence[Visible], block: nn.Module) -> Visible:
+    """Whom tokens attend to in all attentions of a block."""
+    if not found:
+        return None, ()
+    masks = [mask for mask, _ in found if mask is not None]
+    if any(mask.shape != masks[0].shape or not torch.equal(mask, masks[0]) for mask in masks):
+        raise ModelError(
+            f"the attentions of one {type(unwrapped(block)).__name__} attend to different tokens, which no Model has"
+        )
+    return found[0]
 
 
 def _common(entered: Tensor, recorder: Recorder) -> float:
@@ -293,7 +341,7 @@ def _common(entered: Tensor, recorder: Recorder) -> float:
     return float(x.mean(-1).square().mean() / x.square().mean().clamp_min(1e-300))
 
 
-def _visible(attention: Call, solver: Solver, layout: Layout) -> tuple[Tensor | None, tuple[int, ...]]:
+def _visible(attention: Call, solver: Solver, layout: Layout) -> Visible:
     """Which tokens reach a token's output, for some tokens or, where no rule is seen in them, for all."""
     sources = [solver.streams[at] for at in solver.read_by(attention)][:1]
     if not sources:
@@ -301,21 +349,22 @@ def _visible(attention: Call, solver: Solver, layout: Layout) -> tuple[Tensor | 
     output = layout.flat(attention.output.reshape(solver.source.shape))
     tokens = output.shape[1]
     some = sorted({round(i * (tokens - 1) / max(1, min(ROWS, tokens) - 1)) for i in range(min(ROWS, tokens))})
-    rows = [_touched(output, sources[0], token, layout) for token in some]
+    shape = solver.source.shape
+    rows = [_touched(output, sources[0], token, layout, shape) for token in some]
     if any(row is None for row in rows):
         return None, ()
     found = torch.stack([row for row in rows if row is not None])
     if rule(found, tuple(some)) is None and len(some) < tokens:
         some = list(range(tokens))
-        found = torch.stack([row for t in some if (row := _touched(output, sources[0], t, layout)) is not None])
+        found = torch.stack([row for t in some if (row := _touched(output, sources[0], t, layout, shape)) is not None])
     return found, tuple(some)
 
 
-def _touched(output: Tensor, source: Tensor, token: int, layout: Layout) -> Tensor | None:
+def _touched(output: Tensor, source: Tensor, token: int, layout: Layout, shape: torch.Size) -> Tensor | None:
     gradient = gradient_at(output, source, (0, token))
     if gradient is None or not torch.isfinite(gradient).all():
         return None
-    touched = layout.flat(gradient)[0].abs().sum(-1) > 0
+    touched = layout.flat(gradient.reshape(shape))[0].abs().sum(-1) > 0
     return touched if bool(touched.any()) else None
 
 

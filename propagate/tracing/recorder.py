@@ -23,6 +23,9 @@ Moments = dict[str, float]
 FACTOR = 1e-3
 """What tells a factor from 1, and a multiple from what is none; of bfloat16, which rounds by more, none is found."""
 
+OWN_TENSORS = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
+"""What is asked of gradients while a checkpointed block runs is none of what its checkpoint keeps."""
+
 
 class Recorder:
     """What the hooks saw.
@@ -35,7 +38,8 @@ class Recorder:
         called: the block modules, in the order of the calls: one module may be called many times.
         calls: for each of those calls, moments of what its sublayers gave, by name ("attention1": the first attention).
         layout: which axes of a stream are tokens.
-        inside: whether a block is running: a checkpointed one runs again in the reverse pass, which is no new call.
+        inside: whether a block is running.
+        asleep: whether nothing is to be seen: a checkpointed block runs again in a reverse pass, which is no new call.
     """
 
     def __init__(self, keep: Tensor | None, axes: Axes = None, stream: Choice = None) -> None:
@@ -51,13 +55,18 @@ class Recorder:
         self._named: dict[str, Tensor] = {}
         self._waiting: list[tuple[nn.Module, Tensor, list[Tensor]]] = []  # what inner modules gave, and were given
         self._entered: list[Tensor | None] = []
-        self.inside = False
+        self.inside = self.asleep = False
 
     @property
     def source(self) -> Tensor:
         """The stream that the block at hand was given."""
         assert self._handed_on is not None
         return self._handed_on.handed_on
+
+    @property
+    def handed_on(self) -> Tensor:
+        """What the next block will be given, once one has ended."""
+        return self.source
 
     @property
     def seen(self) -> Sequence[Call]:
@@ -107,6 +116,8 @@ class Recorder:
 
     def enter(self, block: nn.Module, args: Any, kwargs: Any) -> Any:
         """Before a block: a fresh list of calls; the first block's stream starts the gradient's graph."""
+        if self.asleep:
+            return None
         self._begin()
         if self.several:
             return None
@@ -114,7 +125,7 @@ class Recorder:
         if found is None:
             raise ModelError(f"the block {type(block).__name__} was given no stream of shape (..., tokens, width)")
         if self._handed_on is not None:
-            self._check_handed_on(found)
+            check_handed_on(found, self._handed_on.handed_on, len(self.called))
             return None
         leaf = found.detach().requires_grad_()
         given = leaf.clone()  # a block may change its input in place
@@ -134,20 +145,18 @@ class Recorder:
     def _begin(self) -> None:
         self._seen, self._named, self._waiting, self._entered, self.inside = [], {}, [], [], True
 
-    def _check_handed_on(self, found: Tensor) -> None:
-        """Numbers never come out of a guess: what enters a block is what left the one before."""
-        assert self._handed_on is not None
-        left = self._handed_on.handed_on
-        if found is not left and (found.shape != left.shape or not torch.equal(found, left)):
-            count = len(self.called)
-            raise ModelError(
-                f"what enters block {count + 1} is not what left block {count}: these are not the blocks of one"
-                " stream, or the model changes it in between; point at the blocks with blocks="
-            )
-
     def leave(self, block: nn.Module, args: Any, output: Any) -> Any:
         """After a block."""
-        self.inside = False
+        if self.asleep:
+            return None
+        self.inside, self.asleep = False, True
+        try:
+            with OWN_TENSORS:
+                return self._left(block, output)
+        finally:
+            self.asleep = False
+
+    def _left(self, block: nn.Module, output: Any) -> Any:
         self.called.append(block)
         if self.several:
             source = self.states[-1][0]
@@ -230,6 +239,15 @@ class Recorder:
         return None if stream is None else replaced(output, stream, stream.clone())
 
 
+def check_handed_on(found: Tensor, left: Tensor, count: int) -> None:
+    """Numbers never come out of a guess: what enters a block is what left the one before, number `count`."""
+    if found is not left and (found.shape != left.shape or not torch.equal(found, left)):
+        raise ModelError(
+            f"what enters block {count + 1} is not what left block {count}: these are not the blocks of one"
+            " stream, or the model changes it in between; point at the blocks with blocks="
+        )
+
+
 def _bare(
     row: tuple[nn.Module, Tensor, list[Tensor]], inner: Sequence[tuple[nn.Module, Tensor, list[Tensor]]]
 ) -> Tensor:
@@ -281,6 +299,7 @@ def watching(
             handles.append(ends[0].register_forward_pre_hook(recorder.embed))
             handles.append(ends[0].register_forward_hook(recorder.embedded))
             handles.append(ends[1].register_forward_hook(recorder.joined))
+        begun, known = set[nn.Module](), set[nn.Module]()  # what several blocks share is watched once
         for block in dict.fromkeys(blocks):
             handles.append(block.register_forward_pre_hook(recorder.enter, with_kwargs=True))
             if isinstance(unwrapped(block), Block):
@@ -289,9 +308,14 @@ def watching(
                 handles.append(block.register_forward_hook(recorder.leave))
                 continue
             for path, part in parts(block):
+                if part in begun:
+                    continue
+                begun.add(part)
                 handles.append(part.register_forward_pre_hook(recorder.begin, with_kwargs=True))
                 for _, module in candidates(path, part):
-                    handles.append(module.register_forward_hook(recorder.saw, with_kwargs=True))
+                    if module not in known:
+                        handles.append(module.register_forward_hook(recorder.saw, with_kwargs=True))
+                    known.add(module)
                 handles.append(part.register_forward_hook(_closer(recorder, path)))
             handles.append(block.register_forward_hook(recorder.leave))
         handles += steps.after() if steps else ()

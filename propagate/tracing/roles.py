@@ -6,6 +6,8 @@ import re
 
 from torch import Tensor, nn
 
+from propagate.tracing.named import named_weights
+
 ROLES = {
     "shared_in": r"shared_(expert|mlp)\w*\.up_proj\.weight$",
     "shared_gate": r"shared_(expert|mlp)\w*\.gate_proj\.weight$",
@@ -37,7 +39,7 @@ def by_role(block: nn.Module) -> dict[str, list[tuple[str, Tensor]]]:
         ['linear1.weight']
     """
     found: dict[str, list[tuple[str, Tensor]]] = {}
-    for path, weight in block.named_parameters():
+    for path, weight in named_weights(block):
         role = role_of(path)
         if role is not None and weight.dim() >= 2:
             found.setdefault(role, []).append((path, weight))

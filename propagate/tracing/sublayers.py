@@ -72,7 +72,7 @@ def has_matrix(module: nn.Module) -> bool:
 
 def is_bare(module: nn.Module) -> bool:
     """Whether a module is one matrix by itself, which may be a piece of a sublayer."""
-    return next(module.children(), None) is None
+    return all(name == "parametrizations" for name, _ in module.named_children())
 
 
 def _may_mix(call: Call, pieces: list[Call], source: Tensor, layout: Layout) -> bool:

@@ -180,6 +180,7 @@ def _one(
         watching(seen, module, found, _ends(module, found)),
     ):
         output = _call(module, on_its_own(inputs) if all_listed(found) else inputs)
+        seen.asleep = True
         if not seen.called:
             raise none_called()
         weights = matrices_of(unwrapped(module), [unwrapped(block) for block in seen.called])
@@ -339,6 +340,11 @@ def _gradients(
         target, seeds = last, seen.layout.spread(cotangent, last.shape)
     else:
         target, seeds = value_of(loss, output), None
+    if not target.requires_grad:
+        raise ModelError(
+            "the model runs its blocks without autograd (torch.no_grad, or a re-entrant checkpoint), so there is no"
+            " gradient to trace"
+        )
     streams = [x for state in seen.places for x in state] + seen.ends
     wanted = {id(p): p for block in seen.called for p in block.parameters() if p.requires_grad}
     found = torch.autograd.grad(

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from propagate.tracing.find import is_norm
+from propagate.tracing.named import named_weights
 from propagate.tracing.roles import role_of
 from propagate.tracing.statistics import precise
 
@@ -58,6 +59,8 @@ def unread(blocks: Sequence[nn.Module], known: Collection[str], config: Any) -> 
     """Of weights and the configuration. `known` are paths of matrices whose names do not tell what they do."""
     if repeated := repeats(blocks):
         yield f"the same weights in {repeated} of {len(blocks)} blocks, where a Model's are independent"
+    elif shared := shared_by(blocks):
+        yield f"weights that several blocks share ({shared}), where a Model's are independent"
     biases = [p for block in blocks for path, p in block.named_parameters() if path.endswith("bias")]
     if any(bool(bias.detach().abs().sum() > 0) for bias in biases):
         yield "biases that are not zero"
@@ -81,6 +84,23 @@ def repeats(blocks: Sequence[nn.Module]) -> int:
     return sum(count for weights, count in seen.items() if weights and count > 1)
 
 
+def shared_by(blocks: Sequence[nn.Module]) -> str:
+    """The path of a matrix that several blocks have, if there is one.
+
+    Example:
+        >>> blocks = [nn.Sequential(nn.Linear(2, 2)) for _ in range(2)]
+        >>> blocks[1].append(blocks[0][0])
+        >>> shared_by(blocks)
+        '0.weight'
+    """
+    owners: dict[int, nn.Module] = {}
+    for block in blocks:
+        for path, weight in block.named_parameters():
+            if sum(size > 1 for size in weight.shape) > 1 and owners.setdefault(id(weight), block) is not block:
+                return path
+    return ""
+
+
 def fields_not_looked_at(config: Any) -> list[str]:
     """Fields that are on and have no place in `MEASURED`, with their values.
 
@@ -101,10 +121,10 @@ def fields_not_looked_at(config: Any) -> list[str]:
 def _further(block: nn.Module) -> Iterator[str]:
     """Parameters that are no matrix with a role, no bias and no part of a norm."""
     norms = [f"{name}." for name, part in block.named_modules() if is_norm(part)]
-    for path, weight in block.named_parameters():
+    for path, weight in named_weights(block):
         known = role_of(path) is not None or path.endswith("bias") or path.startswith(tuple(norms))
         scales = SCALE.search(path) or SCALE.search(type(block.get_submodule(path.rpartition(".")[0])).__name__)
         values = weight.detach().double()
         alike = weight.dim() == 1 and float(values.var(correction=0)) <= 1e-10 * float(values.square().mean())
-        if not known and not (scales and alike):  # LayerScale is a factor, which was measured
+        if not known and not (scales and alike) and weight.numel() > 1:  # a factor, as LayerScale, was measured
             yield path

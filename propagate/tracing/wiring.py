@@ -132,6 +132,7 @@ def placement_of(blocks: Sequence[Sum], normed: Sequence[str] = ()) -> Placement
         PostNorm()
     """
     kinds = {name: kind for name, kind in placements().items() if kind.__module__ in SHIPPED}
+    kinds = {name: kind for name, kind in kinds.items() if kind.gains is Placement.gains}  # all are read
     for name in (*FIRST, *(name for name in kinds if name not in FIRST)):
         found = kinds[name]()
         for said in ((), tuple(sorted(normed))):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ KNOWN = (*layers.FUNCTIONS, "quick_gelu", "mish", "elu", "softplus")
 NEAR = 0.02
 """Largest relative difference of what is one activation: GELU by tanh is GELU."""
 ONE = 0.01
-"""Difference from 1 of the size of normed queries or keys that is its eps."""
+"""Difference from 1 of a factor on queries or keys that is rounding, or the eps of their norm."""
 FIELDS = (
     "hidden_act",
     "activation_function",
@@ -136,10 +136,11 @@ def inner_norms(block: nn.Module) -> tuple[str, ...]:
     return tuple(sorted(name for name, known in ends.items() if any(path.endswith(known) for path in paths)))
 
 
-def logit_factor(block: nn.Module, core: Core | None, plain: float | None) -> float:
+def logit_factor(block: nn.Module, core: Core | None, inside: Mapping[str, Tensor], normed: Collection[str]) -> float:
     """The factor on the logits, times the square root of the width of a head: 1 as a rule.
 
-    `plain` is the root mean square of queries as their matrix makes them, if no norm follows: OPT's kind scales them.
+    Queries and keys count as their matrices make them (OPT's kind scales the ones, DeBERTa's the others) or, where they
+    are `normed`, as of size 1.
     """
     for part in block.modules():
         own = getattr(part, "scaling", None)
@@ -148,11 +149,15 @@ def logit_factor(block: nn.Module, core: Core | None, plain: float | None) -> fl
         )
         if isinstance(own, float) and isinstance(size, int) and core is None:
             return own * math.sqrt(size)
-    if core is not None and plain:
-        before, usual = float(core.query.float().square().mean().sqrt()) / plain, core.size**-0.5
-        if abs(math.log(before / usual)) < 0.05:
-            return core.scale  # times 1 / sqrt(size), times sqrt(size)
     if core is None:
         return 1.0
-    sizes = [float(getattr(core, name).double().square().mean().sqrt()) for name in core.normed]  # 1 as a rule
-    return core.scale * math.sqrt(core.size) * math.prod(size for size in sizes if abs(size - 1) > ONE)
+    factor = core.scale * math.sqrt(core.size)
+    for name, met in (("query", core.query), ("key", core.key)):
+        made = 1.0 if name in core.normed else _size(inside[name]) if name in inside and name not in normed else None
+        if made and abs(ratio := _size(met) / made - 1) > ONE:
+            factor *= 1 + ratio
+    return factor
+
+
+def _size(x: Tensor) -> float:
+    return float(x.double().square().mean().sqrt())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -227,7 +228,7 @@ def _module(func: Any, args: Any, kwargs: Any) -> nn.Module:
 def _written_out(query: Tensor, key: Tensor, product: Tensor, logits: Tensor) -> Core:
     """Attention whose logits a model computes itself: the last token's, as a multiple of products.
 
-    With a bias on them that multiple is not told apart from it, and the usual one is taken.
+    With a bias on them that multiple is told less well, and that of the usual ones is taken which is nearest.
     """
     x, y = product.reshape(logits.shape)[..., -1, :].double(), logits[..., -1, :].double()
     seen = y > torch.finfo(logits.dtype).min / 4
@@ -236,7 +237,13 @@ def _written_out(query: Tensor, key: Tensor, product: Tensor, logits: Tensor) ->
     biased = not bool((y - scale * x).norm() <= 0.05 * y.norm())
     if query.dim() == 3 and logits.dim() > 3:
         query = query.reshape(*logits.shape[:-1], query.shape[-1])
-    return Core(query, key, query.shape[-1] ** -0.5 if biased else scale, biased)
+    return Core(query, key, _usual(scale, query.shape[-1]) if biased else scale, biased)
+
+
+def _usual(scale: float, size: int) -> float:
+    """1, or one over a head's size or its root."""
+    ends = (1.0, 1.0 / math.sqrt(size), 1.0 / size)
+    return min(ends, key=lambda end: abs(math.log(end / scale))) if scale > 0 else ends[1]
 
 
 def _split(x: Tensor, sequences: int) -> Tensor:

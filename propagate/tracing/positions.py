@@ -14,8 +14,8 @@ from propagate.tracing.cores import Core
 
 TURNS = 1e-2, 1.0
 """Angles between neighbours, in radians, that tell a base: below they are rounded, above they may be whole turns."""
-ALIKE = 0.01
-"""Relative spread of what pairs of coordinates tell of one base's logarithm."""
+ALIKE, ROUNDED = 0.03, 1e-5
+"""Relative difference of an angle from a power of the base, and in radians."""
 
 
 def turned(inside: Mapping[str, Tensor], core: Core | None) -> float | None:
@@ -56,9 +56,12 @@ def base_of(inside: Mapping[str, Tensor], core: Core | None) -> float | None:
 
 def _base(angles: list[float]) -> float | None:
     logs = [-math.log(a) * len(angles) / k for k, a in enumerate(angles) if k and TURNS[0] < a < TURNS[1]]
-    if not logs or abs(angles[0] - 1) > ALIKE or max(logs) - min(logs) > ALIKE * max(logs):
+    if not logs:
         return None
-    return float(f"{math.exp(statistics.median(logs)):.2g}")
+    base = float(f"{math.exp(statistics.median(logs)):.2g}")
+    expected = [base ** -(k / len(angles)) for k in range(len(angles))]
+    apart = [abs(a - b) > ALIKE * b + ROUNDED for a, b in zip(angles, expected, strict=True)]
+    return None if any(apart) else base
 
 
 def _pairs(x: Tensor) -> Iterator[Tensor]:
@@ -98,6 +101,6 @@ def rope_of(config: Any, at: int, share: float | None, base: float | None, unsai
     whole = given.get("rope_type", "default") == "default" and given.get("partial_rotary_factor", 1.0) == 1.0
     if whole and "rope_theta" in given:
         return float(given["rope_theta"])
-    if base is None:
+    if base is None or given:
         unsaid.append("rotary positions of parts of the heads, or rescaled ones")
-    return base
+    return None if given else base

@@ -32,7 +32,7 @@ ROWS = 16
 """Tokens for which is asked whom they attend to; of all if those are not as one of the rules has it."""
 
 
-INSIDE = ("query", "ffn_gate", "ffn_in", "ffn_both", "ffn_out")
+INSIDE = ("query", "key", "ffn_gate", "ffn_in", "ffn_both", "ffn_out")
 """Matrices whose outputs, and of the last whose inputs, are looked at."""
 
 

@@ -192,8 +192,7 @@ def _attention(
         )
     if attended.biased:
         unsaid.append("a bias on attention logits")
-    block, made, core = unwrapped(seen.block), seen.inside.get("query"), attended.core
-    plain = None if made is None or inner_norms_of(seen) else float(made.float().square().mean().sqrt())
+    block, core = unwrapped(seen.block), attended.core
     rope = rope_of(config, at, turned(seen.inside, core), base_of(seen.inside, core), unsaid)
     if MARK in rows:
         latent: LatentAttention = LatentRows.of(rows, sizes.heads).description(block, core, rope, fields)
@@ -203,7 +202,7 @@ def _attention(
         key_value_heads=None if sizes.kv_heads == sizes.heads else sizes.kv_heads,
         head_size=None if sizes.heads * sizes.head_size == sizes.width else sizes.head_size,
         rope=rope,
-        logit_std=round(logit_factor(block, core, plain), 5),
+        logit_std=round(logit_factor(block, core, seen.inside, inner_norms_of(seen)), 5),
         **fields,
     )
 

@@ -129,9 +129,10 @@ def grid(
 
 
 def share(draws: int, placement: str, scaling: str, start: str) -> int:
-    """How many draws a network gets: the gradients of unscaled PostNorm and SpanNorm vary most, and get the most."""
-    heavy = start == START and placement in ("PostNorm", "SpanNorm") and scaling == "none"
-    return draws if heavy else counts(draws)["light"]
+    """How many draws a network gets: from the start that many figures share, all of them only unscaled PostNorm and
+    SpanNorm, whose gradients vary most."""
+    light = start == START and not (placement in ("PostNorm", "SpanNorm") and scaling == "none")
+    return counts(draws)["light"] if light else draws
 
 
 def counts(draws: int) -> dict[str, int]:

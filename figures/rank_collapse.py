@@ -52,7 +52,7 @@ mean covariance ({text_correlation:.3f}) alone, 1 - correlation would come out u
 
 Lines: theory in the limit of infinite width; the shaded band, at this width seldom wider than the line, is its stated
 allowance for the finite width of the simulation. Points: simulation, geometric mean over independent networks
-(correlation 0.3: {draws} of unscaled PostNorm and SpanNorm each, {light} of the others; other starts: {light} of
+(correlation 0.3: {draws} of unscaled PostNorm and SpanNorm each, {light} of the others; other starts: {draws} of
 each), bars ±1.96 standard errors of the mean logarithm (of deviation and variance, in quadrature), hidden by the
 point where they are smaller than it. Nothing is shown below 1e-20, where the rounding of 64-bit numbers begins to
 count. ScaleInit(0.5) multiplies the output matrices of attention and FFN by depth^(-1/2); the SpanNorm paper's own

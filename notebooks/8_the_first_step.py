@@ -59,11 +59,25 @@ print("both let the loss fall by", float(other.total_fall.round(4)), "and", floa
 print(pg.compare(other, seen.sel(step=1)).attrs["verdict"])
 
 # %% [markdown]
+# ## The stream
+#
+# All these changes travel on, through matrices that are not strange to them: the cotangents of which the changes are
+# made have come through their transposes. `predict_change` knows that, to first order in the rate.
+
+# %%
+small_rate = pg.Muon(lr=1e-6)
+moved = pg.predict_change(model, small_rate, start).change
+seen = pg.simulate_steps(model, small_rate, start, steps=1, draws=draws, backend="numpy", progress=False)
+change = seen.sel(step=1)
+for block in range(1, 4):
+    ratio, error = change.change[block] / moved[block], change.change_se[block] / moved[block]
+    print(f"block {block}: simulated over predicted change of the stream {float(ratio):.2f} +- {float(error):.2f}")
+
+# %% [markdown]
 # ## More steps
 #
 # The simulation goes on: forward, backward, update. With SGD and Muon no matrix is ever made, so the width may be what
-# it is in practice. What changes in the stream is a matter of theory only for the matrices' own outputs; further down
-# it is measured.
+# it is in practice.
 
 # %%
 steps = size(5, fast=2)

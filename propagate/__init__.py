@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from propagate.theory.calls import predict_calls
     from propagate.theory.diagnose import diagnose
     from propagate.theory.predict import predict
+    from propagate.theory.predict_change import predict_change
     from propagate.theory.predict_step import predict_step
     from propagate.theory.recursion import recursion
     from propagate.theory.validity import ValidityWarning, validity
@@ -124,6 +125,7 @@ __all__ = [
     "predict",
     "predict_balance",
     "predict_calls",
+    "predict_change",
     "predict_step",
     "process_pool",
     "recursion",
@@ -175,6 +177,7 @@ _LAZY = {
     "predict": "propagate.theory.predict",
     "predict_balance": "propagate.theory.balance",
     "predict_calls": "propagate.theory.calls",
+    "predict_change": "propagate.theory.predict_change",
     "predict_step": "propagate.theory.predict_step",
     "process_pool": "propagate.montecarlo.workers",
     "recursion": "propagate.theory.recursion",

@@ -159,7 +159,7 @@ def _(optimizer: SGD, met: Met) -> Step:
     largest = np.sqrt(power * met.entries * found.power.max(axis=-1))
     # |S|^2 is a sum over modes of squares of so many normals each
     modal = (found.times * found.power**2).sum(axis=-1)
-    uneven = np.divide(modal, 4 * use.free * total**2, out=np.zeros_like(total), where=total > 0)
+    uneven = np.divide(modal, total**2, out=np.zeros_like(total), where=total > 0) / (4 * use.free)
     largest = largest if use.several == 1 else np.nan * largest
     return Step(change, square, square, largest, crowding, uneven=uneven)
 
@@ -320,7 +320,7 @@ def _of_drawn_inputs(met: Met, x: Array, meeting: _Meeting, eps: float) -> Step:
     of_rest = flat.swapaxes(-1, -2) @ rest
     if size == 1:
         own_rest, missed = ((lengths @ of)[:, :, 0] for of in (rest * rest, 1 - f * f))
-        own = meeting.lengths - missed / number
+        own = np.where(meeting.variance > 0, meeting.lengths - missed / number, 0.0)
     else:
         turned = x.swapaxes(-1, -2)
         by_unit = (squares(turned @ of.reshape(replicas, drawn, size, -1), -2) for of in (rest, f))

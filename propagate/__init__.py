@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from propagate.diagnosis import Diagnosis
     from propagate.divergence import Divergence, first_divergence
     from propagate.documents import Corpus, corpus
+    from propagate.explorer.notebook import explore
     from propagate.inverse.conditions import AttentionShare, Distinct, FirstStep, GradientGain, Growth, StreamGain
     from propagate.inverse.solve import Solution, solve
     from propagate.montecarlo.balance import simulate_balance
@@ -118,6 +119,7 @@ __all__ = [
     "describe",
     "diagnose",
     "equations",
+    "explore",
     "first_divergence",
     "placement",
     "placements",
@@ -172,6 +174,7 @@ _LAZY = {
     "describe": "propagate.tracing.describe",
     "diagnose": "propagate.theory.diagnose",
     "equations": "propagate.text",
+    "explore": "propagate.explorer.notebook",
     "first_divergence": "propagate.divergence",
     "plot": "propagate.picture",
     "predict": "propagate.theory.predict",

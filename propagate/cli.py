@@ -20,6 +20,7 @@ import typer
 from propagate.cli_coordcheck import DEPTH as FEW
 from propagate.cli_coordcheck import coordcheck
 from propagate.cli_diagnose import diagnose
+from propagate.cli_explore import explore
 from propagate.cli_figures import figures
 from propagate.cli_options import (
     DEPTH,
@@ -335,7 +336,7 @@ app.command()(_on_a_network(coordcheck, FEW))
 app.command()(_on_a_network(solve))
 app.command()(_on_a_network(diagnose))
 app.command()(_on_a_network(sweep))
-for command in (figures, trace, weights, corpus, verify):
+for command in (explore, figures, trace, weights, corpus, verify):
     app.command()(command)
 
 

@@ -61,7 +61,7 @@ def plot(*tables: xr.Dataset, quantities: Collection[str] = SHOWN) -> Figure:
     found = [name for name in quantities if any(name in table for table in tables)]
     with plots.style():
         figure, axes = plots.panels(1, max(len(found), 1), width=plots.PAGE, height=2.4)
-        colours = _colours([_label(table) for table in tables])
+        colours = colours_of([_label(table) for table in tables])
         for axis, name in zip(axes[0], found, strict=False):
             for table in tables:
                 if name in table:
@@ -101,7 +101,7 @@ def _label(table: xr.Dataset) -> str:
     return placement[1] if placement else str(table.attrs.get("model", table.attrs.get("witness", "measured")))
 
 
-def _colours(labels: list[str]) -> dict[str, str]:
+def colours_of(labels: list[str]) -> dict[str, str]:
     """A placement's own colour, where it has one that no other took."""
     found: dict[str, str] = {}
     for label in dict.fromkeys(labels):

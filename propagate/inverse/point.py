@@ -26,12 +26,14 @@ class Point:
         start: what enters.
         base: (width, depth) at which a rule of transfer changes nothing.
         steps: first steps that have been predicted, at rate 1, of which the rate is a factor.
+        samples: of attention's logits, as for `predict`.
     """
 
     setting: Setting
     start: Start
     base: tuple[int, int]
     steps: dict[Any, Any] = field(default_factory=dict)
+    samples: int | None = None
 
     @property
     def model(self) -> Model:
@@ -48,12 +50,16 @@ class Point:
         return transferred(self.model, factors_by_kind(self.model, self.setting.transfer, self.base))
 
     @cached_property
-    def moments(self) -> xr.Dataset:
-        """The table of `predict`; of several streams, what joins them."""
+    def table(self) -> xr.Dataset:
+        """The table of `predict`."""
         import propagate as pg
 
-        found = pg.predict(self.network, self.start)
-        return found.sel({STREAM: JOINED}) if STREAM in found.dims else found
+        return pg.predict(self.network, self.start, samples=self.samples)
+
+    @cached_property
+    def moments(self) -> xr.Dataset:
+        """The same; of several streams, what joins them."""
+        return self.table.sel({STREAM: JOINED}) if STREAM in self.table.dims else self.table
 
     @cached_property
     def attention_share(self) -> float:

@@ -107,11 +107,14 @@ def matrix_columns(
     columns: dict[str, Array] = {}
     for column in dict.fromkeys(itertools.chain(*blocks)):
         of_blocks = [block.get(column, {}) for block in blocks]
-        every = np.broadcast_shapes(shape, *(np.shape(value) for block in of_blocks for value in block.values()))
         stacked = [
-            [np.broadcast_to(block.get(name, 0.0 if index and name not in ENDS else np.nan), every) for name in names]
+            [block.get(name, 0.0 if index and name not in ENDS else np.nan) for name in names]
             for index, block in enumerate(of_blocks)
         ]
+        shapes = {shape, *(np.shape(value) for row in stacked for value in row)}
+        if shapes != {()}:  # of plain numbers, which is most often, there is nothing to fit
+            every = np.broadcast_shapes(*shapes)
+            stacked = [[np.broadcast_to(value, every) for value in row] for row in stacked]
         columns[column] = np.moveaxis(np.array(stacked, dtype=float), 1, -1)
     drifts = (found[f"{name}_allowance"] for name in ("variance", "grad_variance"))
     forward, back = (np.nanmax(drift, axis=1) if several else drift for drift in drifts)

@@ -1,0 +1,323 @@
+"""What the theory says of a state: pure functions of it, in the order in which a page wants them.
+
+First the moments at every block, attention's share and the first step; then the depth at which a network collapses or
+its gradient is lost, at the exponent that was chosen and at others. Each is one short call, so that a newer wish can
+come between any two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from propagate.checks import ModelError
+from propagate.explorer.state import State
+from propagate.inverse.conditions import Distinct, FirstStep, GradientGain
+from propagate.inverse.point import Point
+from propagate.inverse.unknown import Setting
+from propagate.scaling import ScaleInit
+from propagate.table import JOINED, STREAM
+
+if TYPE_CHECKING:
+    import numpy as np
+    import xarray as xr
+
+    Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+QUICK = 16  # samples of attention's logits where tokens are not alike, in what is shown first
+SCANNED = 9  # depths, before crossings are refined
+GRID = (0.0, 1.0, 0.5, 0.25, 0.75, 0.125, 0.375, 0.625, 0.875)
+"""Exponents of the map, the coarse ones first."""
+
+
+class Stopped(Exception):
+    """Nobody wants this any more."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The table of `predict`; `quick` where one with more samples follows."""
+
+    placement: str
+    table: xr.Dataset
+    quick: bool = False
+
+
+@dataclass(frozen=True)
+class Share:
+    """Attention's share of the gradient."""
+
+    placement: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """The first step: how far it moves the last stream, and the outputs of each kind of matrix (rms over blocks)."""
+
+    placement: str
+    moved: float
+    outputs: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Critical:
+    """The least depths at which two tokens count as collapsed and the gradient as lost; None: none up to `deepest`."""
+
+    placement: str
+    exponent: float
+    collapse: int | None
+    gradient: int | None
+    deepest: int
+
+
+@dataclass(frozen=True)
+class Refused:
+    """What the theory refuses, and why."""
+
+    placement: str
+    what: str
+    why: str
+
+
+Result = Moments | Share | Step | Critical | Refused
+Call = Callable[[], Result]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One stream of a table against the block.
+
+    Attributes:
+        stream: its name, "" where there is one alone.
+        block, variance, grad_variance, distinct: arrays over blocks; the last is 1 - correlation.
+    """
+
+    stream: str
+    block: Floats
+    variance: Floats
+    grad_variance: Floats
+    distinct: Floats
+
+
+def lines(table: xr.Dataset) -> list[Line]:
+    """The streams of a table of `predict`.
+
+    Example:
+        >>> state = State(placements=("residual",), depth=2)
+        >>> [line.stream for line in lines(moments(state, "residual").table)]
+        ['1', '2']
+    """
+    if STREAM in table.dims:
+        names = [str(name) for name in table[STREAM].to_numpy() if name != JOINED]
+        return [dataclasses.replace(lines(table.sel({STREAM: name}))[0], stream=name) for name in names]
+    block, variance, gradient = (table[name].to_numpy() for name in ("block", "variance", "grad_variance"))
+    return [Line("", block, variance, gradient, (table.deviation / table.variance).to_numpy())]
+
+
+def point_of(state: State, placement: str, samples: int | None = None) -> Point:
+    """A placement's network, of which every prediction is made once."""
+    model = state.model(placement)
+    return Point(Setting(model, state.rule), state.start, (model.width, model.depth), samples=samples)
+
+
+def moments(state: State, placement: str, at: Point | None = None) -> Moments:
+    """Variance, gradient and collapse at every block.
+
+    Raises:
+        ModelError: as `predict`.
+
+    Example:
+        >>> found = moments(State(depth=4), "spannorm").table
+        >>> found.sizes["block"], round(float(found.variance[-1]), 6)
+        (5, 1.0)
+    """
+    at = at or point_of(state, placement)
+    return Moments(placement, at.table, quick=at.samples is not None)
+
+
+def share(state: State, placement: str, at: Point | None = None) -> Share:
+    """See `propagate.AttentionShare`.
+
+    Example:
+        >>> 0 < share(State(depth=4), "spannorm").value < 1
+        True
+    """
+    return Share(placement, (at or point_of(state, placement)).attention_share)
+
+
+def step(state: State, placement: str, at: Point | None = None) -> Step:
+    """See `propagate.FirstStep` and `propagate.predict_step`.
+
+    Raises:
+        ModelError: for what has no first step in the theory, such as experts.
+
+    Example:
+        >>> found = step(State(depth=4, optimizer="muon", lr=0.1), "spannorm")
+        >>> round(found.outputs["query"], 9)
+        0.1
+    """
+    at = at or point_of(state, placement)
+    moved = FirstStep().value(at)
+    change = at.step.own_change  # at rate 1
+    rms = (change.mean([dim for dim in change.dims if dim != "matrix"]) ** 0.5) * state.lr
+    names = [str(name) for name in rms["matrix"].to_numpy()]
+    return Step(placement, moved, dict(zip(names, map(float, rms.to_numpy()), strict=True)))
+
+
+def critical(state: State, placement: str, exponent: float, stopped: Callable[[], bool] = bool) -> Critical:
+    """The least depths at which the levels of collapse and of the gradient are not kept, by `propagate.solve`.
+
+    Args:
+        state: whose own depth and exponent have no part in it.
+        placement: a name.
+        exponent: of ScaleInit.
+        stopped: asked before each depth.
+
+    Raises:
+        Stopped: if it says so.
+        ModelError: where the theory refuses every depth.
+
+    Example: unscaled PostNorm against SpanNorm.
+        >>> state = State(distinct=0.5)
+        >>> [critical(state, name, exponent=0.0).collapse for name in ("postnorm", "spannorm")]
+        [2, 3]
+    """
+    import propagate as pg
+
+    scaling = ScaleInit(exponent) if exponent else None
+    model = state.model(placement, depth=state.deepest, scaling=scaling)
+    asked: list[Any] = [Distinct(above=state.distinct), GradientGain(above=1 / state.gain, below=state.gain)]
+    watched = [_Watched(one, stopped) for one in asked]
+    found = pg.solve(model, "depth", watched, between=(1, state.deepest), start=state.start, points=SCANNED)
+    collapse, gradient = (_first_missed(found.table, one.name) for one in asked)
+    return Critical(placement, exponent, collapse, gradient, state.deepest)
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """A condition that is given up when nobody wants it any more."""
+
+    of: Any
+    stopped: Callable[[], bool]
+
+    @property
+    def above(self) -> float | None:
+        return self.of.above  # type: ignore[no-any-return]
+
+    @property
+    def below(self) -> float | None:
+        return self.of.below  # type: ignore[no-any-return]
+
+    @property
+    def name(self) -> str:
+        return self.of.name  # type: ignore[no-any-return]
+
+    def value(self, at: Point) -> float:
+        if self.stopped():
+            raise Stopped
+        return float(self.of.value(at))
+
+
+def _first_missed(table: xr.Dataset, name: str) -> int | None:
+    """The depth behind the first run of those that meet a condition; both sides of each crossing are in the table."""
+    kept = 0
+    for depth, met in zip(table.depth.to_numpy(), table[f"{name}_met"].to_numpy(), strict=True):
+        if not met:
+            return kept + 1
+        kept = int(depth)
+    return None
+
+
+def interpolated(known: list[Critical], exponent: float) -> Critical | None:
+    """About where the critical depths lie, from exponents on both sides; None where those are not known.
+
+    Example:
+        >>> ends = [Critical("spannorm", 0.0, 4, 9, 128), Critical("spannorm", 0.5, 16, None, 128)]
+        >>> interpolated(ends, 0.25)
+        Critical(placement='spannorm', exponent=0.25, collapse=8, gradient=None, deepest=128)
+    """
+    low = max((one for one in known if one.exponent <= exponent), key=lambda one: one.exponent, default=None)
+    high = min((one for one in known if one.exponent >= exponent), key=lambda one: one.exponent, default=None)
+    if low is None or high is None:
+        return None
+    if low is high:
+        return low
+    part = (exponent - low.exponent) / (high.exponent - low.exponent)
+
+    def between(a: int | None, b: int | None) -> int | None:
+        return None if a is None or b is None else round(math.exp((1 - part) * math.log(a) + part * math.log(b)))
+
+    depths = between(low.collapse, high.collapse), between(low.gradient, high.gradient)
+    return Critical(low.placement, exponent, *depths, low.deepest)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Calls in order: those whose results are shown first, and those that refine or add."""
+
+    first: list[Call]
+    then: list[Call]
+
+
+class Curves:
+    """Plans for one page, which remember the critical depths that were found.
+
+    Example:
+        >>> plan = Curves().plan(State(placements=("spannorm",), depth=2))
+        >>> [type(call()).__name__ for call in plan.first]
+        ['Moments', 'Share', 'Step']
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Any, Result] = {}
+
+    def plan(self, state: State, stopped: Callable[[], bool] = bool) -> Plan:
+        """What to call for a state; `stopped` ends a call that takes longer."""
+        at = {name: point_of(state, name, None if state.alike else QUICK) for name in state.placements}
+        of_each = {"moments": moments, "attention's share": share, "first step": step}
+        calls = {
+            what: [partial(_tried, what, name, partial(of, state, name, point)) for name, point in at.items()]
+            for what, of in of_each.items()
+        }
+        slow_step = state.optimizer in ("adam", "sign")  # which draws hidden units
+        first = calls["moments"] if not state.alike else [*calls["moments"], *calls["attention's share"]]
+        then: list[Call] = []
+        for what in of_each:
+            if calls[what][0] not in first:
+                (first if state.alike and not slow_step else then).extend(calls[what])
+        if not state.alike:
+            then += [partial(_tried, "moments", name, partial(moments, state, name)) for name in state.placements]
+        for exponent in dict.fromkeys((state.exponent, *GRID)):
+            then += [partial(self._critical, state, name, exponent, stopped) for name in state.placements]
+        return Plan(list[Call](first), then)
+
+    def map_of(self, state: State, placement: str) -> list[Critical]:
+        """The critical depths that are known of a placement, by exponent."""
+        known = [self._known.get(_key(state, placement, exponent)) for exponent in sorted({*GRID, state.exponent})]
+        return [one for one in known if isinstance(one, Critical)]
+
+    def _critical(self, state: State, placement: str, exponent: float, stopped: Callable[[], bool]) -> Result:
+        key = _key(state, placement, exponent)
+        if key not in self._known:
+            call = partial(critical, state, placement, exponent, stopped)
+            self._known[key] = _tried("critical depth", placement, call)
+        return self._known[key]
+
+
+def _key(state: State, placement: str, exponent: float) -> Any:
+    """All that a critical depth depends on."""
+    unused: dict[str, Any] = {name: getattr(State, name) for name in ("optimizer", "lr", "draws")}
+    return dataclasses.replace(state, placements=(placement,), depth=1, exponent=exponent, **unused)
+
+
+def _tried(what: str, placement: str, call: Callable[[], Any]) -> Result:
+    try:
+        found: Result = call()
+    except ModelError as error:
+        return Refused(placement, what, str(error))
+    return found

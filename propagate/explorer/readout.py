@@ -1,0 +1,98 @@
+"""The table beneath the curves, and what is to be said, as HTML in which nothing that came from outside is markup."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from propagate.explorer.curves import Critical, Refused, Share, Step
+from propagate.table import JOINED, STREAM
+
+HEADINGS = (
+    ("placement", ""),
+    ("stream gain", "variance behind the last block over that at the embedding"),
+    ("gradient gain", "variance of the gradient at the embedding over that behind the last block"),
+    ("1 - correlation", "of two tokens, behind the last block"),
+    ("attention's share", "of one token's gradient, what reaches the inputs of other tokens"),
+    ("first step", "relative change of the stream behind the last block, along the gradient, to first order"),
+    ("collapse at", "least depth at which 1 - correlation lies below its level, at this exponent"),
+    ("gradient lost at", "least depth at which its gain leaves the factor that is allowed, at this exponent"),
+)
+
+
+def rows(
+    placements: Sequence[str],
+    colours: Mapping[str, str],
+    theory: Mapping[str, Any],
+    shares: Mapping[str, Share],
+    steps: Mapping[str, Step],
+    here: Mapping[str, Critical],
+    refused: Mapping[tuple[str, str], Refused],
+) -> str:
+    """The table: a number where it is known, a dash where the theory refuses it, dots where it is still computed.
+
+    Example:
+        >>> text = rows(["prenorm"], {"prenorm": "#000000"}, {}, {"prenorm": Share("prenorm", 0.25)}, {}, {}, {})
+        >>> "<td>0.25</td>" in text, text.count("<td>…</td>")
+        (True, 6)
+    """
+    head = "".join(f'<th title="{escape(why)}">{escape(name)}</th>' for name, why in HEADINGS)
+    body = ""
+    for name in placements:
+        cells = [*_gains(theory.get(name)), _number(shares.get(name), "value"), _number(steps.get(name), "moved")]
+        cells += [_depth(here.get(name), what) for what in ("collapse", "gradient")]
+        lacking = ("moments", "moments", "moments", "attention's share", "first step", *2 * ("critical depth",))
+        shown = [
+            "–" if cell is None and (name, what) in refused else cell or "…"
+            for cell, what in zip(cells, lacking, strict=True)
+        ]
+        chip = f'<span style="color:{colours.get(name, "#000")}">■</span> {escape(name)}'
+        body += f"<tr><td>{chip}</td>{''.join(f'<td>{escape(cell)}</td>' for cell in shown)}</tr>"
+    return f'<div class="readout"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _gains(table: Any) -> list[str | None]:
+    if table is None:
+        return [None, None, None]
+    one = table.sel({STREAM: JOINED}) if STREAM in table.dims else table
+    first, last = one.isel(block=0), one.isel(block=-1)
+    ratios = last.variance / first.variance, first.grad_variance / last.grad_variance, last.deviation / last.variance
+    return [_figure(float(ratio)) for ratio in ratios]
+
+
+def _number(found: Any, field: str) -> str | None:
+    return None if found is None else _figure(getattr(found, field))
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else str(value)
+
+
+def _depth(found: Critical | None, what: str) -> str | None:
+    if found is None:
+        return None
+    depth = getattr(found, what)
+    return f"> {found.deepest}" if depth is None else str(depth)
+
+
+def notes(said: Sequence[str]) -> str:
+    """Messages, one a line.
+
+    Example:
+        >>> notes(["<script>"])
+        '<ul class="notes"><li>&lt;script&gt;</li></ul>'
+    """
+    items = "".join(f"<li>{escape(one)}</li>" for one in dict.fromkeys(said))
+    return f'<ul class="notes">{items}</ul>' if items else ""
+
+
+def listing(text: str) -> str:
+    """Code as it is.
+
+    Example:
+        >>> listing("a < b")
+        '<pre class="listing">a &lt; b</pre>'
+    """
+    return f'<pre class="listing">{escape(text)}</pre>'

@@ -41,7 +41,9 @@ STATES = {
         gain=10.0,
         draws=16,
     ),
-    "experts": State(placements=("prenorm",), depth=3, tokens=4, exponent=0.0, experts="8:2", mask="causal"),
+    "experts": State(
+        placements=("prenorm",), depth=3, tokens=4, exponent=0.0, experts="8:2", mask="causal", optimizer="muon"
+    ),
 }
 
 
@@ -162,11 +164,11 @@ def test_a_search_that_nobody_waits_for_ends() -> None:
 
 
 def test_what_the_theory_refuses_is_told_and_the_rest_goes_on() -> None:
-    state = State(placements=("prenorm",), depth=1, tokens=2, experts="4:1")
+    state = State(placements=("prenorm",), depth=1, tokens=2, experts="4:1", optimizer="muon")
     plan = Curves().plan(state)
     found = [call() for call in (*plan.first, *plan.then[:2])]
     assert [type(one).__name__ for one in found] == ["Moments", "Share", "Refused"]
-    assert "does not cover experts" in found[2].why
+    assert "with Muon does not cover experts" in found[2].why
     text = readout.rows(["prenorm"], {}, {}, {}, {}, {}, {("prenorm", "first step"): found[2]})
     assert text.count("<td>–</td>") == 1
 

@@ -20,7 +20,7 @@ import xarray as xr
 import propagate as pg
 from propagate.explorer.state import State
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")]
 pytest.importorskip("panel", reason="Panel is absent: install the extra [explore]")
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is absent")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -74,7 +74,7 @@ def server() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as started:
-        one = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        one = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield one
         one.close()
 
@@ -130,6 +130,11 @@ def drawn(page: Any, state: State) -> bool:
     )
 
 
+def address(page: Any) -> State:
+    """The state that the browser's address says; asked of the page, for Playwright's own `url` may lag."""
+    return State.of_query(page.evaluate("window.location.search"))
+
+
 def choose(page: Any, label: str, value: Any) -> None:
     assert page.evaluate(SET, [label, value])
 
@@ -155,9 +160,7 @@ def test_a_slider_moves_the_curves_and_the_address(tab: Callable[..., Any]) -> N
     for step in range(1, 11):
         page.mouse.move(x + 8 * step, y)
     page.mouse.up()
-    moved = until(lambda: (state := State.of_query(page.url.partition("?")[2])) != SMALL and state)
-    until(lambda: drawn(page, State.of_query(page.url.partition("?")[2])))
-    moved = State.of_query(page.url.partition("?")[2])
+    moved = until(lambda: (state := address(page)).exponent > SMALL.exponent + 0.1 and drawn(page, state) and state)
     assert moved.exponent > SMALL.exponent + 0.1
     assert not drawn(page, SMALL)
     other = tab("?" + moved.query)
@@ -172,9 +175,9 @@ def test_every_choice_reaches_the_theory(tab: Callable[..., Any]) -> None:
     choose(page, "Activation", "swiglu")
     state = State(**{**SMALL.__dict__, **fields, "activation": "swiglu"})
     until(lambda: drawn(page, state))
-    until(lambda: State.of_query(page.url.partition("?")[2]) == state)
+    until(lambda: address(page) == state)
     page.get_by_text("causal", exact=True).click()
-    until(lambda: State.of_query(page.url.partition("?")[2]).mask == "causal")
+    until(lambda: address(page).mask == "causal")
 
 
 def test_two_tabs_do_not_meet(tab: Callable[..., Any], server: Any) -> None:

@@ -154,7 +154,7 @@ def step(state: State, placement: str, at: Point | None = None) -> Step:
     """See `propagate.FirstStep` and `propagate.predict_step`.
 
     Raises:
-        ModelError: for what has no first step in the theory, such as experts.
+        ModelError: for what has no first step in the theory, such as Muon's with experts.
 
     Example:
         >>> found = step(State(depth=4, optimizer="muon", lr=0.1), "spannorm")
@@ -183,9 +183,8 @@ def critical(state: State, placement: str, exponent: float, stopped: Callable[[]
         ModelError: where the theory refuses every depth.
 
     Example: unscaled PostNorm against SpanNorm.
-        >>> state = State(distinct=0.5)
-        >>> [critical(state, name, exponent=0.0).collapse for name in ("postnorm", "spannorm")]
-        [2, 3]
+        >>> [critical(State(), name, exponent=0.0).collapse for name in ("postnorm", "spannorm")]
+        [4, 8]
     """
     import propagate as pg
 

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from propagate.explorer.curves import Plan, Stopped
 
-PATIENCE = 0.25  # seconds that a newer wish waits for the first part of an older one
+PATIENCE = 0.5  # seconds that a newer wish waits for the first part of an older one
 SLICE = 0.08  # seconds after which what there is is delivered
 
 PACKAGE = str(Path(__file__).parent.parent)
@@ -41,6 +41,8 @@ class Latest(Generic[Wish]):
         >>> with ThreadPoolExecutor(1) as pool:
         ...     latest = Latest(pool, lambda wish, stopped: Plan([lambda: wish + 1], []), lambda *of: told.append(of))
         ...     latest.ask(1)
+        ...     while latest.busy:
+        ...         time.sleep(0.01)
         >>> told
         [(1, [2], ()), (1, [], ())]
     """

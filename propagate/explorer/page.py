@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import asdict
 from functools import partial
+from threading import RLock
 from typing import Any
 
 from propagate.checks import ModelError
@@ -23,13 +24,14 @@ from propagate.picture import colours_of
 Later = Callable[[Callable[[], None]], Any]
 TO_ADDRESS = "window.history.replaceState(null, '', '?' + cb_obj.value)"
 TO_CLIPBOARD = "navigator.clipboard.writeText(text.value)"
+COMPUTING, MAPPING = "computing …", "mapping critical depths …"
 STYLE = """
 .readout { overflow-x: auto; }
 .readout table { border-collapse: collapse; font-size: 13px; }
 .readout th, .readout td { padding: 3px 9px; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
 .readout th { font-weight: 600; }
 .readout th:first-child, .readout td:first-child { text-align: left; }
-.notes { margin: 4px 0; padding-left: 18px; font-size: 12px; color: #8a4b00; }
+.notes { margin: 4px 0; padding-left: 18px; font-size: 12px; color: #444; }
 .listing { overflow-x: auto; font-size: 12px; margin: 4px 0; }
 """
 GRID = """
@@ -65,9 +67,10 @@ class Page:
     ) -> None:
         import panel as pn
 
-        self.state, self._later, self._moved = state, later, moved
+        self.state, self._later, self._moved, self._lock = state, later, moved, RLock()
         self._said, self._refusal, self._closed = [said] if said else [], "", False
         self._theory: dict[str, Any] = {}
+        self._drawn: dict[str, Any] = {}  # of an earlier state where the new one's is not there yet
         self._shares, self._steps, self._here = dict[str, Share](), dict[str, Step](), dict[str, Critical]()
         self._refused: dict[tuple[str, str], Refused] = {}
         self._measured: dict[Any, Points] = {}  # by the network, its start and the draws
@@ -80,7 +83,7 @@ class Page:
         stretched: dict[str, Any] = {"sizing_mode": "stretch_width", "margin": (4, 8)}
         self._table, self._noted = (pn.pane.HTML("", stylesheets=[STYLE], **stretched) for _ in range(2))
         self._status = pn.pane.Str("", margin=(0, 8))
-        self._run = pn.widgets.Button(label="Simulate", button_type="primary", width=90, margin=(4, 8))
+        self._run = pn.widgets.Button(label="Simulate", color="primary", width=90, margin=(4, 8))
         self._cancel = pn.widgets.Button(label="Cancel", width=80, margin=(4, 8), disabled=True)
         self._bar = pn.indicators.Progress(value=0, max=100, active=False, width=150, margin=(14, 8))
         self._progress = pn.pane.Str("", margin=(10, 8))
@@ -141,6 +144,7 @@ class Page:
             self._refusal = str(error)
         else:
             self._refusal, self._said = "", []
+            self._status.object = COMPUTING
             self.latest.ask(self.state)
         self.controls.show(self.state)
         self._say()
@@ -149,7 +153,7 @@ class Page:
         """Begin to simulate what is shown, unless that is being done."""
         if self._closed or (self._job is not None and self._job.running):
             return
-        job = Job(self.state, lambda told: self._later(partial(self._heard, job, told)))
+        job = Job(self.state, lambda told: self._hand(partial(self._heard, job, told)))
         self._job, self._run.disabled, self._cancel.disabled = job, True, False
         self._bar.active = True
         self._progress.object = "starting processes"
@@ -162,7 +166,8 @@ class Page:
 
     def close(self) -> None:
         """Nobody looks any more: all work ends."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
         self.latest.close()
         self.cancel()
 
@@ -173,7 +178,13 @@ class Page:
 
     def _told(self, state: State, results: list[Any], warned: tuple[str, ...]) -> None:
         """On the thread of theory: have them shown."""
-        self._later(partial(self._show, state, results, warned))
+        self._hand(partial(self._show, state, results, warned))
+
+    def _hand(self, shown: Callable[[], None]) -> None:
+        """On any thread: have something shown, unless nobody looks any more, when there is nothing to show it on."""
+        with self._lock:
+            if not self._closed:
+                self._later(shown)
 
     def _show(self, state: State, results: list[Any], warned: tuple[str, ...]) -> None:
         if self._closed:
@@ -184,20 +195,20 @@ class Page:
         for result in results:
             self._keep(state, result)
         kinds = {type(result) for result in results}
-        if Moments in kinds and set(self._theory) == set(state.placements):
+        if Moments in kinds:
             self._draw()
         if Step in kinds:
             self.plots.show_steps(self._steps, self._colours)
         if Critical in kinds:
             self._draw_map()
-        self._status.object = "mapping critical depths …" if Critical in kinds else "computing …" if results else ""
+        self._status.object = MAPPING if Critical in kinds else COMPUTING if results else ""
         self._say()
         self._moved()
 
     def _keep(self, state: State, result: Any) -> None:
         match result:
             case Moments(placement, table):
-                self._theory[placement] = table
+                self._theory[placement] = self._drawn[placement] = table
             case Share(placement):
                 self._shares[placement] = result
             case Step(placement):
@@ -212,7 +223,7 @@ class Page:
                 self._notes.append(f"{type(error).__name__}: {error}")
 
     def _begin(self, state: State) -> None:
-        """Results of another state begin to come; the curves stay until all of them can be replaced."""
+        """Results of another state begin to come; each curve stays until it is replaced."""
         self._of = state
         self._colours = colours_of(list(state.placements))
         self._theory, self._shares, self._steps, self._refused, self._notes = {}, {}, {}, {}, []
@@ -224,7 +235,8 @@ class Page:
 
     def _draw(self) -> None:
         assert self._of is not None
-        self.plots.show_theory({name: self._theory[name] for name in self._of.placements}, self._of.distinct)
+        self._drawn = {name: self._drawn[name] for name in self._of.placements if name in self._drawn}
+        self.plots.show_theory(self._drawn, self._colours, self._of.distinct)
         self._draw_points()
 
     def _draw_points(self) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 
 from propagate.explorer.curves import Critical, Line, Step, lines
 from propagate.explorer.state import DISTINCT, STEEPEST
-from propagate.picture import colours_of
 from propagate.plots import CONFIDENCE
 from propagate.table import JOINED, STREAM
 
@@ -144,15 +143,14 @@ class Plots:
     def _critical_panel(self) -> Any:
         axes = {"x_range": (0.0, STEEPEST), "y_axis_type": "log", "y_range": (0.9, 200.0)}
         tips = [("", "@line"), ("exponent, depth", "$x{0.00}, $y{0}")]
-        title = "critical depth (dashed: of the gradient)"
+        title = "critical depth (dashed: gradient)"
         one = self._figure(title, "ScaleInit's exponent", tips, **axes)
         one.multi_line("xs", "ys", source=self._map, color="colour", line_dash="dash", line_width=1.5)
         one.scatter("x", "y", source=self._here, size=10, color="colour", marker="marker")
         return one
 
-    def show_theory(self, theory: Mapping[str, Any], level: float) -> None:
+    def show_theory(self, theory: Mapping[str, Any], colours: Mapping[str, str], level: float) -> None:
         """Tables of `predict` as lines, by placement; all others go."""
-        colours = colours_of(list(theory))
         rows: list[tuple[str, str, Line]] = []
         for name, table in theory.items():
             rows += [(name, dash, line) for line, dash in zip(lines(table), DASHES, strict=False)]
@@ -245,7 +243,7 @@ def ticks(low: float, high: float) -> list[float]:
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     steps = (1, 2, 5) if last - first <= 3 else (1,)
     every = max(1, round((last - first) / 5)) if len(steps) == 1 else 1
-    found = [float(f"{step}e{power}") for power in range(first, last + 1, every) for step in steps]
+    found = [float(f"{step}e{power}") for power in range(first - first % every, last + 1, every) for step in steps]
     return [tick for tick in found if low <= tick <= high]
 
 

@@ -19,11 +19,11 @@ def code(state: State) -> str:
         ]
         start = pg.Start(covariance=0.3)
         predicted = [pg.predict(model, start) for model in models]
-        steps = [pg.predict_step(model, pg.SGD(lr=1e-05), start) for model in models]
         measured = [pg.simulate(model, start, draws=64) for model in models]
         for theory, seen in zip(predicted, measured, strict=True):
             print(pg.report(pg.compare(theory, seen)))
         figure = pg.plot(*predicted, *measured)
+        steps = [pg.predict_step(model, pg.SGD(lr=1e-05), start) for model in models]
         <BLANKLINE>
     """
     models = "".join(f"    {_model(state, name)},\n" for name in state.placements)
@@ -32,14 +32,14 @@ def code(state: State) -> str:
         f"start = pg.Start(covariance={state.covariance!r})",
         "predicted = [pg.predict(model, start) for model in models]",
     ]
-    if state.experts == "none":  # of which no first step is derived
-        rule = f"pg.{type(state.rule).__name__}(lr={state.lr!r})"
-        lines.append(f"steps = [pg.predict_step(model, {rule}, start) for model in models]")
     lines += [
         f"measured = [pg.simulate(model, start, draws={state.draws}) for model in models]",
         "for theory, seen in zip(predicted, measured, strict=True):\n    print(pg.report(pg.compare(theory, seen)))",
         "figure = pg.plot(*predicted, *measured)",
     ]
+    if state.experts == "none" or state.optimizer != "muon":  # whose step with experts is not derived
+        rule = f"pg.{type(state.rule).__name__}(lr={state.lr!r})"
+        lines.append(f"steps = [pg.predict_step(model, {rule}, start) for model in models]")
     return "\n".join(lines) + "\n"
 
 

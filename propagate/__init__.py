@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import propagate.placements  # registers those that come with the package
 import propagate.shortcuts  # noqa: F401  # and those with a shortcut
 from propagate.activations import Activation
+from propagate.crossing import CrossAttention, Memory
 from propagate.embeddings import NGrams, TokenEmbedding
 from propagate.experts import Experts
 from propagate.latent import LatentAttention
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from propagate.theory.balance import balanced, predict_balance
     from propagate.theory.balance_loss import balance_gradient
     from propagate.theory.calls import predict_calls
+    from propagate.theory.crossing import memory_gradient, memory_of
     from propagate.theory.diagnose import diagnose
     from propagate.theory.predict import predict
     from propagate.theory.predict_change import predict_change
@@ -78,6 +80,7 @@ __all__ = [
     "Configuration",
     "CoordinateCheck",
     "Corpus",
+    "CrossAttention",
     "CrossEntropy",
     "Diagnosis",
     "Distinct",
@@ -90,6 +93,7 @@ __all__ = [
     "LatentAttention",
     "Linear",
     "LinearAttention",
+    "Memory",
     "Model",
     "ModelError",
     "Muon",
@@ -121,6 +125,8 @@ __all__ = [
     "equations",
     "explore",
     "first_divergence",
+    "memory_gradient",
+    "memory_of",
     "placement",
     "placements",
     "plot",
@@ -176,6 +182,8 @@ _LAZY = {
     "equations": "propagate.text",
     "explore": "propagate.explorer.notebook",
     "first_divergence": "propagate.divergence",
+    "memory_gradient": "propagate.theory.crossing",
+    "memory_of": "propagate.theory.crossing",
     "plot": "propagate.picture",
     "predict": "propagate.theory.predict",
     "predict_balance": "propagate.theory.balance",

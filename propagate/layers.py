@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from propagate.checks import ModelError, choice, shown
+from propagate.crossing import CrossAttention
 from propagate.experts import Experts
 from propagate.latent import LatentAttention
 from propagate.norms import Norm, as_norm
@@ -162,7 +163,7 @@ class Layer:
     def norming(self, description: D, normed: Iterable[str] = ()) -> D:
         """What is in force already, with further inner norms; ModelError for those it cannot have."""
         found = description.norming(normed) if normed else description
-        if isinstance(found, Attention) and found.normed:
+        if isinstance(found, Attention | CrossAttention) and found.normed:
             self._check_normed(found)
         if isinstance(found, LatentAttention):
             self._check_ranks(found)
@@ -177,7 +178,7 @@ class Layer:
                     f"{name} must be at least {self.norm.smallest} for norm={self.norm.kind!r}, got {rank}"
                 )
 
-    def _check_normed(self, attention: Attention) -> None:
+    def _check_normed(self, attention: Attention | CrossAttention) -> None:
         """ModelError where a head is too small for its norm, or nothing is there to norm."""
         if {"query", "key", "value"} & set(attention.normed) and attention.size < self.norm.smallest:
             raise ModelError(

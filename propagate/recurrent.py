@@ -28,6 +28,7 @@ from propagate.scaling import Gains, Number
 from propagate.sublayers import Sublayer, as_names
 
 GATES = ("head", "coordinate")
+SMALLEST_POWER = 1e-6  # of a gate; 1 over it is the largest
 MATRIX_GAINS = ("query", "key", "value", "decay", "output_gate", "out")
 
 
@@ -93,12 +94,21 @@ class LinearAttention(Sublayer):
             choice("gate", self.gate, GATES)
         for field in ("decay", "gate_power"):
             set_(self, field, self._of_heads(field))
-        if max(self.decays) > 1 or (self.gate and max(self.decays) == 1):
+        largest = max(self.decay) if isinstance(self.decay, tuple) else self.decay
+        if largest > 1 or (self.gate and largest == 1):
             raise ModelError(f"decay must be {'below' if self.gate else 'at most'} 1, got {self.decay}")
+        powers = self.gate_power if isinstance(self.gate_power, tuple) else (self.gate_power,)
+        if not SMALLEST_POWER <= min(powers) <= max(powers) <= 1 / SMALLEST_POWER:
+            raise ModelError(
+                f"gate_power must lie between {SMALLEST_POWER:g} and {1 / SMALLEST_POWER:g}, got {powers[0]}"
+            )
         if self.output_gate is not None:
             set_(self, "output_gate", as_activation(self.output_gate))
             if self.output_gate.gated:
                 raise ModelError(f"output_gate must be no gated activation, got {self.output_gate!r}")
+        for of in MATRIX_GAINS:
+            name = "attention_gain" if of == "out" else f"{of}_gain"
+            set_(self, f"{of}_gain", number(name, getattr(self, f"{of}_gain"), positive=False))
         for of, wanted in (
             ("decay_gain", self.gate),
             ("gate_power", self.gate),
@@ -106,9 +116,6 @@ class LinearAttention(Sublayer):
         ):
             if wanted is None and getattr(self, of) != 1:
                 raise ModelError(f"{of} must be 1 without a gate, got {getattr(self, of)!r}")
-        for of in MATRIX_GAINS:
-            name = "attention_gain" if of == "out" else f"{of}_gain"
-            set_(self, f"{of}_gain", number(name, getattr(self, f"{of}_gain"), positive=False))
         set_(self, "normed", as_names("normed", self.normed, self.inner_norms))
 
     def _of_heads(self, field: str) -> float | tuple[float, ...]:
@@ -148,11 +155,11 @@ class LinearAttention(Sublayer):
         """What is added to a head's gate: log(p / (1 - p)) of p = decay^(1 / power).
 
         Example:
-            >>> LinearAttention(2, decay=0.25, gate="head", gate_power=2.0).bias(1)
-            0.0
+            >>> LinearAttention(2, decay=0.25, gate="head", gate_power=2.0).bias(1) + 1.0
+            1.0
         """
         rate = -math.log(self.decays[head]) / self.powers[head]
-        return math.log(1 / math.expm1(rate))
+        return -rate - math.log(-math.expm1(-rate))
 
     @property
     def size(self) -> int:

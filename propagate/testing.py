@@ -116,10 +116,11 @@ def assert_adjoint(description: Sublayer, like: Model | None = None, *, toleranc
 
     model = like or Model("prenorm", depth=1, width=12, tokens=5, heads=3)
     host, random, step = choose_backend("numpy"), np.random.default_rng(0), 1e-6
-    sampler = dense(Normals(host, 0, range(2)))
+    normals = Normals(host, 0, range(2))
 
     def applied(x: Any) -> Any:
-        return read(lambda x, block: block.apply(description, x), block_of(model, host, sampler, 1), x)
+        block = block_of(model, host, dense(normals), 1, normals)
+        return read(lambda x, block: block.apply(description, x), block, x)
 
     x, u, v = random.standard_normal((3, 2, model.tokens, model.width))
     pull = applied(x)[1]

@@ -25,7 +25,7 @@ Number = Any  # an int, a float or a SymPy expression
 Kind = Literal["embedding", "hidden", "branch_out", "unembedding"]
 """What a matrix does: "branch_out" is the last matrix of a branch, "hidden" every other one inside a block."""
 KINDS: tuple[Kind, ...] = ("embedding", "hidden", "branch_out", "unembedding")
-BRANCH_OUT = ("attention_out", "ffn_out", "shared_out")
+BRANCH_OUT = ("attention_out", "cross_out", "ffn_out", "shared_out")
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,13 @@ class NoArray:
         raise RuntimeError("no array")
 
 
+class Crossed(pg.Placement):
+    """Attends to a memory."""
+
+    def block(self, x: Any, block: Any) -> Any:
+        return x + block.apply(pg.CrossAttention(pg.Memory.alike(2), heads=1), x)
+
+
 VALUES: dict[str, Any] = {
     "None": None,
     "True": True,
@@ -105,6 +112,10 @@ def callables() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "Model": (pg.Model, {"placement": "postnorm", **SIZE}),
         "Attention": (pg.Attention, {}),
         "LatentAttention": (pg.LatentAttention, {"head_size": 4, "rope_size": 2, "value_size": 4, "key_value_rank": 4}),
+        "CrossAttention": (pg.CrossAttention, {"memory": np.eye(3)}),
+        "Memory": (pg.Memory.alike, {"tokens": 3, "covariance": 0.5}),
+        "memory_of": (pg.memory_of, {"encoder": model}),
+        "memory_gradient": (pg.memory_gradient, {"decoder": pg.Model(Crossed(), **SIZE)}),
         "LinearAttention": (pg.LinearAttention, {"decay": 0.9}),
         "configuration": (pg.configuration, {"name": "llama-3-8b"}),
         "FFN": (pg.FFN, {}),

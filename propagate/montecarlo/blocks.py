@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import propagate.montecarlo.attention
+import propagate.montecarlo.crossing
 import propagate.montecarlo.experts
 import propagate.montecarlo.ffn
 import propagate.montecarlo.latent
@@ -179,7 +180,8 @@ class Block:
         return self.backend.xp.sqrt((x.value * x.value).mean(axis=(-1, -2), keepdims=True))
 
     def _applied(self, description: Sublayer, x: Stream) -> Stream:
-        call = Call(description.call, self.index, self.backend, self.layer, self.sampler, self.ranges, self.norms)
+        own = (self.sampler, self.ranges, self.norms, self.normals)
+        call = Call(description.call, self.index, self.backend, self.layer, *own)
         return self._dropped(x.apply(lambda value: applied(description, value, call)))
 
     def _dropped(self, x: Stream) -> Stream:

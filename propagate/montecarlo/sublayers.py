@@ -14,6 +14,7 @@ from propagate.checks import ModelError
 from propagate.layers import Layer
 from propagate.montecarlo.arrays import Array
 from propagate.montecarlo.backend import Backend
+from propagate.montecarlo.normals import Normals
 from propagate.montecarlo.norms import norm, refuse
 from propagate.montecarlo.parameter_gradients import Norms, Part, noting
 from propagate.montecarlo.pulls import Pull
@@ -37,6 +38,7 @@ class Call:
         sampler: applies a random matrix to tokens.
         ranges: beginnings of ranges of sites that nothing else has used.
         norms: where the gradients of matrices are noted, if they are.
+        normals: of the network's draws, for what is no matrix.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Call:
     sampler: Sampler
     ranges: Iterator[int]
     norms: Norms | None = None
+    normals: Normals | None = None
     sites: Iterator[int] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import propagate.theory.cross_uses
 import propagate.theory.latent_uses
 import propagate.theory.recurrent_uses  # noqa: F401  # which register those of other attentions
 from propagate.layers import Layer
@@ -33,7 +34,8 @@ ENDS = ("embedding", "unembedding")
 PARTS = ("gate", "in", "out")
 MATRICES = (
     *("embedding", "query_down", "query", "key_value_down", "key_rotary", "key", "value"),
-    *("decay", "output_gate", "attention_out", "router"),
+    *("decay", "output_gate", "attention_out"),
+    *("cross_query", "cross_key", "cross_value", "cross_out", "router"),
     *(f"ffn_{p}" for p in PARTS),
     *(f"shared_{p}" for p in PARTS),
 )

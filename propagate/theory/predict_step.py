@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from propagate.checks import integer
+from propagate.crossing import CrossAttention
 from propagate.latent import LatentAttention
 from propagate.losses import CrossEntropy, Linear, Loss, check_loss
 from propagate.model import Model, ModelError, check_model
@@ -153,7 +154,7 @@ def _check_covered(model: Model, optimizer: Optimizer) -> None:
     if model.uneven and isinstance(optimizer, Muon):
         raise ModelError("predict_step with Muon does not cover experts, each of whose matrices has some of the tokens")
     for one in mixers_of(model):
-        if isinstance(one, LatentAttention | LinearAttention):
+        if isinstance(one, LatentAttention | LinearAttention | CrossAttention):
             name = type(one).__name__
             raise ModelError(f"predict_step does not cover {name}, the law of whose heads is not known there")
     if not isinstance(optimizer, Sign | Adam):

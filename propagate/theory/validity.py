@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from propagate.activations import Activation
 from propagate.checks import shown
+from propagate.crossing import CrossAttention
 from propagate.experts import Experts
 from propagate.latent import LatentAttention
 from propagate.layers import Layer
@@ -144,6 +145,8 @@ class Uses:
                 self._add_latent(call.description, call.entered, layer)
             elif isinstance(call.description, Attention):
                 self._add_attention(call.description, call.entered, layer.norm)
+            elif isinstance(call.description, CrossAttention):
+                self._add_cross(call.description, call.entered)
             elif isinstance(call.description, FFN):
                 self._add_ffn(call.description, call.entered)
             elif isinstance(call.description, Experts):
@@ -170,6 +173,17 @@ class Uses:
             size = float(np.min(variance)) * getattr(attention, f"{name}_gain") ** 2
             self.eps = max(self.eps, layer.norm.eps / (size + layer.norm.eps) if layer.norm.eps else 0.0)
         self.attention += _farthest(power * deviation / variance, deviation / variance)
+
+    def _add_cross(self, attention: CrossAttention, x: Any) -> None:
+        """A row's logits differ as the memory's tokens do."""
+        gram = attention.memory.gram
+        tokens, (variance, _) = len(gram), _averages(x)
+        own = gram.trace() / tokens
+        apart = own - (gram.sum() / tokens - own) / max(tokens - 1, 1)
+        power = attention.logit_std**2
+        for name, size in (("query", variance), ("key", own)):
+            power = power if name in attention.normed else power * getattr(attention, f"{name}_gain") ** 2 * size
+        self.attention.append((max(float(power * apart / own), 0.0), float(apart / own)))
 
     def _add_ffn(self, ffn: FFN, x: Any) -> None:
         variance = ffn.in_gain * ffn.in_gain * _averages(x)[0]

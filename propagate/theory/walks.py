@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from propagate.crossing import CrossAttention
 from propagate.latent import LatentAttention
 from propagate.model import Model
 from propagate.outline import outline
@@ -175,6 +176,8 @@ def _drawn(one: Sublayer, model: Model) -> bool:
     """Whether averages over it are taken over something that is drawn."""
     if isinstance(one, LinearAttention):
         return one.gate is not None
+    if isinstance(one, CrossAttention):
+        return one.logit_std != 0 and one.memory.tokens > 1
     if not isinstance(one, Attention | LatentAttention):
         return False
     return not attention_of(one, Setting(model.width, model.tokens, model.at(1).norm)).exact

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+import propagate.tracing.crossing
 import propagate.tracing.experts
 import propagate.tracing.latent
 import propagate.tracing.recurrent  # noqa: F401  # which, as layers, register what the package covers

@@ -13,6 +13,7 @@ from torch import nn
 from propagate.checks import ModelError, shown
 
 ATTENTION = re.compile(r"att(n|ention)", re.IGNORECASE)
+CROSS = re.compile(r"cross.?att|enc.?dec.?att|encoder_attn|multihead_attn", re.IGNORECASE)
 WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "module")
 Blocks = str | nn.Module | Sequence[nn.Module] | None
 
@@ -142,6 +143,16 @@ def named_attention(path: str, module: nn.Module) -> bool:
         True
     """
     return bool(ATTENTION.search(path) or ATTENTION.search(_name(module)))
+
+
+def named_cross_attention(path: str, module: nn.Module) -> bool:
+    """Whether a module is called attention to another stream.
+
+    Example:
+        >>> named_cross_attention("encoder_attn", nn.Linear(4, 4)), named_cross_attention("attn", nn.Linear(4, 4))
+        (True, False)
+    """
+    return bool(CROSS.search(path) or CROSS.search(_name(module)))
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from propagate.model import ModelError
 from propagate.tracing.build import Block
+from propagate.tracing.crossing import CrossHeads
 from propagate.tracing.experts import Mixture
 from propagate.tracing.gains import Cut, Rows, Sizes, fused_cut, rows_of, sizes_of
 from propagate.tracing.latent import LatentHeads
@@ -35,6 +36,10 @@ MATRICES = (
     "decay",
     "output_gate",
     "attention_out",
+    "cross_query",
+    "cross_key",
+    "cross_value",
+    "cross_out",
     "router",
     *(f"{kind}_{p}" for kind in ("ffn", "shared") for p in FFN),
 )
@@ -102,6 +107,10 @@ def _of_sublayer(sublayer: nn.Module) -> Iterator[Weight]:
         for name, projection in sublayer.weights.items():
             assert isinstance(projection, Projection)
             yield Weight(projection.weight, (name,), _whole)
+    elif isinstance(sublayer, CrossHeads):
+        yield Weight(sublayer.query.weight, ("cross_query",), _whole)
+        yield Weight(sublayer.told.weight, ("cross_key", "cross_value"), lambda g: g.chunk(2))
+        yield Weight(sublayer.write.weight, ("cross_out",), _whole)
     elif isinstance(sublayer, UniformAttention):
         yield Weight(sublayer.read.weight, ("value",), _whole)
         yield Weight(sublayer.write.weight, ("attention_out",), _whole)

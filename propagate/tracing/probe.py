@@ -311,10 +311,15 @@ def _seen(
     known = tuple((kind, layout.flat(x), y) for kind, x, y in heard if x is not None)
     equations = solver.sum_of(recorder.states[-1][0])
     attended = cores.attended(len(attentions), len(layout.flat(source)))
+    if any(kind == "crossattention" for kind, _ in calls):
+        raise ModelError(
+            f"{type(unwrapped(block)).__name__} attends to another stream, which describe does not read: write its"
+            " equations as a placement that applies propagate.CrossAttention"
+        )
     if attended is None:
         raise ModelError(
             f"{type(unwrapped(block)).__name__} attends {cores.count} times, and {len(attentions)} of its sublayers mix"
-            " tokens: cross-attention, or several attentions in one sublayer, which no Model has"
+            " tokens: cross-attention, or several attentions in one sublayer, which describe does not read"
         )
     parts = parts_of(calls, products, solver.streams, attended.cores)
     paths = tuple((kind, call.path) for kind, call in calls)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from propagate.tracing.find import named_attention
+from propagate.tracing.find import named_attention, named_cross_attention
 from propagate.tracing.graph import first_met
 from propagate.tracing.layout import Layout, gradient_at
 
@@ -38,7 +38,7 @@ class Call:
 
 
 def sublayers(calls: Iterable[Call], source: Tensor, layout: Layout) -> list[tuple[str, Call]]:
-    """The sublayers among a block's calls, in order: ("attention", "ffn" or "norm", its last call).
+    """The sublayers among a block's calls, in order: ("attention", "crossattention", "ffn" or "norm", its last call).
 
     Args:
         calls: of the block, in the order in which they ended.
@@ -84,6 +84,8 @@ def _kind(call: Call, pieces: list[Call], source: Tensor, layout: Layout) -> str
     mixes = mixes_tokens(call.output, entered[0], source, layout)
     if mixes is None:
         mixes = any(named_attention(one.path, one.module) for one in (call, *pieces))
+    if mixes is False and any(named_cross_attention(one.path, one.module) for one in (call, *pieces)):
+        return "crossattention"  # which gives each token what it asked another stream for
     return "attention" if mixes else "ffn"
 
 

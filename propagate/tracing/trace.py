@@ -95,7 +95,8 @@ def trace(
         the readout at the last block. The default cotangent then enters behind the readout. Of another model's
         several streams the first is traced.
 
-        A sublayer is named by what it computes: "attention" mixes tokens, "ffn" treats each by itself and has matrices.
+        A sublayer is named by what it computes: "attention" mixes tokens, "ffn" treats each by itself and has matrices;
+        "crossattention" does so too, and is told by its name.
         Where numbers are not finite, `attrs["first_not_finite"]` says where that began ("" if nowhere).
 
     Raises:

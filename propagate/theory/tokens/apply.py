@@ -11,6 +11,7 @@ from functools import lru_cache, partial, singledispatch
 from typing import Any
 
 from propagate.checks import ModelError
+from propagate.crossing import CrossAttention
 from propagate.experts import Experts
 from propagate.latent import LatentAttention, SelfAttention
 from propagate.norms import Norm
@@ -20,8 +21,8 @@ from propagate.sublayers import FFN, Attention, Sublayer, registered
 from propagate.theory.pairs import experts as pair_experts
 from propagate.theory.pairs import sublayers as pairs
 from propagate.theory.reading.blocks import Applied, NotExchangeable
+from propagate.theory.tokens import crossing, latent, recurrent, softmax
 from propagate.theory.tokens import experts as gram_experts
-from propagate.theory.tokens import latent, recurrent, softmax
 from propagate.theory.tokens import sublayers as grams
 from propagate.theory.tokens.gram import Gram
 
@@ -131,6 +132,15 @@ def _(description: LinearAttention, x: Any, setting: Setting) -> Applied:
     inner = _inner(setting, frozenset(description.normed))
     norm = Norm("rms", inner["eps"])  # the mean over coordinates is 0
     return Applied(*recurrent.linear_attention(description, x, norm, setting.samples, setting.seed))
+
+
+@apply.register
+def _(description: CrossAttention, x: Any, setting: Setting) -> Applied:
+    if not isinstance(x, Gram):
+        raise NotExchangeable
+    inner = _inner(setting, frozenset(description.normed))
+    size = setting.head_size or description.size
+    return Applied(*crossing.cross_attention(description, x, setting.samples, setting.seed, size, **inner))
 
 
 @lru_cache(maxsize=256)

@@ -28,8 +28,8 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(VENV)/bin/mypy
 
-references: $(STAMP)       ## the documentation read and resolved, not written: a warning or a broken reference is an error
-	$(VENV)/bin/python -m sphinx -q -b dummy -E -W --keep-going -n -c docs . build/references
+references: $(STAMP)       ## the documentation read and resolved, nothing worked out or written: a warning or a broken reference is an error
+	$(VENV)/bin/python -m sphinx -q -t outline -b dummy -E -W --keep-going -n -c docs . build/references
 
 docs: $(STAMP)             ## the documentation, into build/docs: a warning or a broken link is an error
 	$(VENV)/bin/python -m sphinx -q -E -W --keep-going -n -c docs . build/docs

@@ -47,7 +47,10 @@ napoleon_use_rtype = False
 # Types of other projects, whose pages lie on the network, and names inside this one that have no page.
 nitpick_ignore_regex = [
     ("py:.*", r"(collections|concurrent|contextlib|matplotlib|nn|numpy|os|pathlib|sp|sympy|torch|xr)\..*"),
-    ("py:.*", r"Axes|Blocks|Choice|Dataset|Executor|Figure|Loss|Optimizer|Precision|Scalar|Tensor|Use|Visible"),
+    (
+        "py:.*",
+        r"Axes|Blocks|Choice|Dataset|Executor|Figure|Floats|Ids|Loss|Optimizer|Precision|Scalar|Tensor|Use|Visible",
+    ),
     ("py:.*", r"propagate\.(layers\.(D|Parts)|corpora\.Fetched|theory\.reading\.blocks\.Call)"),
     ("py:.*", r"propagate\.placement\.S|propagate\.montecarlo\.(workers\.Numbers|backend\.Backend|samplers\.Sampler)"),
 ]
@@ -60,13 +63,14 @@ MATHJAX = Path(
 html_theme = "furo"
 html_show_copyright = False
 html_title = f"propagate {release}"
-html_static_path = ["style.css", str(MATHJAX)]
+html_static_path = ["style.css", "sort.js", str(MATHJAX)]
+html_js_files = ["sort.js"]
 html_css_files = ["style.css"]
 mathjax_path = MATHJAX.name
 
 
 def setup(app: Any) -> None:
-    app.connect("builder-inited", lambda _: generate.write())
+    app.connect("builder-inited", lambda _: generate.outline() if app.tags.has("outline") else generate.write())
     app.connect("source-read", _complete)
     app.connect("autodoc-process-docstring", _plain, priority=400)  # before napoleon
     app.connect("build-finished", _with_entrance)

@@ -15,8 +15,27 @@ HERE = Path(__file__).resolve().parent
 GENERATED = HERE / "generated"
 
 
+OUTLINE = "% An outline, without what takes seconds to work out; `make docs` writes the whole page.\n"
+
+
 def write() -> None:
     """Every generated page. Placements and recipes are done in two processes, if a source is newer than their pages."""
+    stale = [page for page in _listed() if page.stale]
+    if stale:  # the longest take longest: they begin first
+        with workers() as pool:
+            for page, text in zip(stale, pool.map(Page.made, stale), strict=True):
+                replace(page.path, text.encode())
+
+
+def outline() -> None:
+    """The same pages, but of those that take seconds only what has references in it; whole ones stay."""
+    for page in _listed():
+        if page.stale:
+            replace(page.path, (OUTLINE + page.outlined()).encode())
+
+
+def _listed() -> list[Page]:
+    """The pages that take seconds, once all others are written."""
     GENERATED.mkdir(exist_ok=True)
     for name, text in (("performance", results.performance()), ("agreement", results.agreement())):
         replace(GENERATED / f"{name}.md", text.encode())
@@ -31,11 +50,7 @@ def write() -> None:
             if path not in [page.path for page in wanted]:
                 path.unlink()
         replace(GENERATED / folder / "index.md", index().encode())
-    wanted = [Page("", "claims"), *wanted]
-    if stale := [page for page in wanted if page.stale]:  # the longest take longest: they begin first
-        with workers() as pool:
-            for page, text in zip(stale, pool.map(Page.made, stale), strict=True):
-                replace(page.path, text.encode())
+    return [Page("", "claims"), *wanted]
 
 
 @dataclass(frozen=True)
@@ -57,10 +72,12 @@ class Page:
 
     @property
     def stale(self) -> bool:
-        """Whether there is none yet, or a source of it is newer."""
+        """Whether there is none yet, or an outline alone, or a source of it is newer."""
         sources = [*(HERE.parent / "propagate").rglob("*.py"), *HERE.glob("*.py"), placement_pages.VERIFIED]
         sources += [recipes.SOURCES / f"{self.name}.md"] if self.folder == "recipes" else []
-        return not self.path.exists() or self.path.stat().st_mtime < max(one.stat().st_mtime for one in sources)
+        if not self.path.exists() or self.path.read_text(encoding="utf-8").startswith(OUTLINE):
+            return True
+        return self.path.stat().st_mtime < max(one.stat().st_mtime for one in sources)
 
     def made(self) -> str:
         """Its text; pictures are written beside it."""
@@ -68,6 +85,12 @@ class Page:
             return claims.page()
         make = recipes.page if self.folder == "recipes" else placement_pages.page
         return make(self.name, self.path.parent)
+
+    def outlined(self) -> str:
+        """Its text without what is worked out."""
+        if not self.folder:
+            return claims.OPENING
+        return (recipes.outline if self.folder == "recipes" else placement_pages.outline)(self.name)
 
 
 def _notebooks() -> str:

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import inspect
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -34,8 +35,10 @@ def names() -> list[str]:
 
 def index() -> str:
     """All of them in a table, and the table of contents."""
+    told = _told()
     rows = [
         f"| [{type(pg.placement(name)).__name__}]({name}.md) | `{pg.equations(name)}` | {norms_on_skip(name)} |"
+        f" {_cited(name)} | {told.get(type(pg.placement(name)).__name__, '')} |"
         for name in names()
     ]
     return "\n".join(
@@ -43,10 +46,13 @@ def index() -> str:
             "# Placements",
             "",
             "Made from the registry when these pages are built. `N` is the norm, `l` the block's index, `L` the depth;",
-            "the last column counts the norms on the way through a block that meets no sublayer.",
+            "norms on the skip are those on the way through a block that meets no sublayer. The last column is of a",
+            f"random network of {SHOWN} blocks without further scaling: by how much the gradient's variance changes",
+            "on its way to the embedding, and what is left of 1 - correlation of two tokens, 0.7 at the start, as in",
+            "[the phase diagram](../../../figures/phase_diagram.md). A click on a head sorts.",
             "",
-            "| placement | equations of a block | norms on the skip |",
-            "|---|---|---|",
+            "| placement | equations of a block | norms on the skip | year | paper | gradient, 1 - correlation |",
+            "|---|---|---|---|---|---|",
             *rows,
             "",
             "```{toctree}",
@@ -59,6 +65,26 @@ def index() -> str:
     )
 
 
+def _cited(name: str) -> str:
+    """Year and paper, as two cells."""
+    found = pg.citation(name)
+    title, year = (re.search(rf"{key} = \{{+(.*?)\}}+,", found) for key in ("title", "year"))
+    number = re.search(r"eprint = \{(.*?)\}", found)
+    named = _cell(title[1]) if title else ""
+    paper = f"[{named}](https://arxiv.org/abs/{number[1]})" if number else named
+    return f"{year[1] if year else ''} | {paper}"
+
+
+def _told() -> dict[str, str]:
+    """Gradient gain and collapse of each, from the data of the phase diagram: by its name as a class."""
+    import xarray as xr
+
+    with xr.open_dataset(ROOT / "figures" / "phase_diagram.nc", engine="scipy") as data:
+        deep = data.sel(exponent=0.0, depth=SHOWN).load()
+    columns = deep.placement.values, deep.theory_gain.values, deep.theory_distinct.values
+    return {str(name): f"{gain:.2g}, {left:.2g}" for name, gain, left in zip(*columns, strict=True)}
+
+
 def page(name: str, folder: Path) -> str:
     """One placement; its figure is written beside the page."""
     placement = pg.placement(name)
@@ -66,6 +92,14 @@ def page(name: str, folder: Path) -> str:
     parts = [f"# {type(placement).__name__}", *_introduction(placement), "## Equations", *_equations(name, placement)]
     parts += ["## Dataflow", *_dataflow(name), "## Recursion", *_recursion(name), "## With depth", *_depth(name)]
     parts += ["## Limits", *_limits(name), "## Citation", f"```bibtex\n{pg.citation(name).strip()}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def outline(name: str) -> str:
+    """A page without its recursion, its figure, its numbers and its limits."""
+    placement = pg.placement(name)
+    parts = [f"# {type(placement).__name__}", *_introduction(placement), "## Equations", *_equations(name, placement)]
+    parts += ["## Dataflow", *_dataflow(name), "## Citation", f"```bibtex\n{pg.citation(name).strip()}\n```"]
     return "\n\n".join(parts) + "\n"
 
 

@@ -34,6 +34,11 @@ def page(name: str, folder: Path) -> str:
     return rendered((SOURCES / f"{name}.md").read_text(encoding="utf-8"), name, folder)
 
 
+def outline(name: str) -> str:
+    """A page as it is written, nothing run."""
+    return (SOURCES / f"{name}.md").read_text(encoding="utf-8")
+
+
 def rendered(text: str, name: str, folder: Path) -> str:
     """The text with what its blocks print and draw, and with its expressions' values.
 

@@ -93,7 +93,7 @@ plt.show()
 
 # %% [markdown]
 # Lines: theory. Points: the torch models, geometric mean over initialisations; they vary most in the gradient at the
-# embedding. With so few draws this is a weak test; `figures/architectures.md` has thirteen architectures, at width
+# embedding. With so few draws this is a weak test; `figures/architectures.md` has more architectures, at width
 # 512, with the relative differences.
 #
 # When a network leaves the theory, `first_divergence` names the block and the sublayer where. Let us break one:

@@ -52,7 +52,7 @@ class Diagnosis:
 
     @property
     def verdict(self) -> str:
-        """The worst of its lines': "well", "near" or "trouble"."""
+        """The worst that a line has, of "well", "near" and "trouble"."""
         order = ("known", "well", "near", "trouble")
         worst = max((line.verdict for line in self.lines), key=order.index)
         return "well" if worst == "known" else worst

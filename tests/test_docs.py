@@ -16,7 +16,7 @@ from propagate.text import norms_on_skip
 
 importable("docs")
 
-from docs import check_links, diagram, placement_pages, results  # noqa: E402
+from docs import check_links, diagram, generate, placement_pages, results  # noqa: E402
 
 ROOT = folder("docs").parent
 NAMES = placement_pages.names()
@@ -34,7 +34,8 @@ def test_every_placement_of_the_package_has_a_page() -> None:
     assert sorted(name.lower() for name in re.findall(r"^class (\w+)\(Placement\)", text, re.MULTILINE)) == NAMES
     index = placement_pages.index()
     for name in NAMES:
-        assert f"]({name}.md) | `{pg.equations(name)}` | {norms_on_skip(name)} |" in index
+        row = re.escape(f"]({name}.md) | `{pg.equations(name)}` | {norms_on_skip(name)} |")
+        assert re.search(row + r" (19|20)\d\d \| .+ \| [\d.e-]+, [\d.e-]+ \|", index), name
         assert f"\n{name}\n" in index
 
 
@@ -52,6 +53,25 @@ def test_a_page_has_all_its_parts(tmp_path: Path) -> None:
     table = pg.predict(pg.Model("spannorm", depth=12), covariance=0.3)
     apart = float(table.deviation[-1] / table.variance[-1])
     assert f"| 12 | none | 1 | {apart:.3g} | {float(table.grad_variance[0]):.3g} |" in page
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_page_can_be_made_and_its_outline_is_a_part_of_it(name: str, tmp_path: Path) -> None:
+    page, outline = placement_pages.page(name, tmp_path), placement_pages.outline(name)
+    headings = re.findall(r"^## .*$", outline, re.MULTILINE)
+    assert headings == ["## Equations", "## Dataflow", "## Citation"]
+    assert all(heading in page for heading in headings)
+    assert page.startswith(outline[: outline.index("## Citation")])
+
+
+def test_an_outline_does_not_pass_for_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "GENERATED", tmp_path)
+    page = generate.Page("", "claims")
+    page.path.write_text(generate.OUTLINE + page.outlined(), encoding="utf-8")
+    assert page.stale
+    page.path.write_text(page.outlined(), encoding="utf-8")
+    assert not page.stale
 
 
 def test_what_the_package_refuses_is_said() -> None:

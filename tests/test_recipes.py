@@ -41,6 +41,14 @@ def test_blocks_print_draw_and_share_their_names(tmp_path: Path) -> None:
         recipes.rendered("{{nobody}}", "wrong", tmp_path)
 
 
+@pytest.mark.few(1)
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_recipe_runs(name: str, tmp_path: Path) -> None:
+    page = recipes.page(name, tmp_path)
+    assert "{{" not in page
+    assert "```text\n" in page
+
+
 def test_no_result_is_typed() -> None:
     """Decimal numbers in the prose are expressions, but for what is cited or asked for."""
     given = {"1.06", "6.12", "0.02"}

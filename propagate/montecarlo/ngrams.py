@@ -144,8 +144,10 @@ def _squares(x: Array) -> Array:
 def count_collisions(ngrams: NGrams, vocabulary: int, ids: Any) -> list[float]:
     """Of each table, the share of pairs of tokens of a text whose n-grams differ and yet read one row: counted.
 
-    Example: the table's rows are a multiple of the vocabulary: bigrams that end alike collide, if what is before is
-    alike up to multiples of 2.
+    Example:
+        The table's rows are a multiple of the vocabulary: bigrams that end alike collide, if what is before is
+        alike up to multiples of 2.
+
         >>> count_collisions(NGrams(longest=2, tables=1, rows=20), 10, [1, 5, 3, 5])
         [0.16666666666666666]
     """

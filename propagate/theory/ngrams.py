@@ -79,8 +79,10 @@ def embedded_gram(embedding: TokenEmbedding, ids: Any, *, width: int) -> Floats:
     Raises:
         ModelError: names the argument, the value and what is allowed.
 
-    Example: the first and the third token are the same, and so are the bigrams that end in them: nothing is before the
-    first, and token 0 is before the third.
+    Example:
+        The first and the third token are the same, and so are the bigrams that end in them: nothing is before the
+        first, and token 0 is before the third.
+
         >>> bigrams = NGrams(longest=2, tables=1, rows=1000)
         >>> embedded_gram(TokenEmbedding(10, ngrams=bigrams), [4, 0, 4], width=8).tolist()
         [[0.5, 0.0, 0.5], [0.0, 0.5, 0.0], [0.5, 0.0, 0.5]]
@@ -138,8 +140,10 @@ def collision_rate(frequencies: Any, n: int, rows: int) -> float:
     Raises:
         ModelError: names the argument, the value and what is allowed.
 
-    Example: three times as many as in a perfect hash, for a table of a multiple of the vocabulary's rows, since some
-    tokens are frequent; a third of it further away.
+    Example:
+        Three times as many as in a perfect hash, for a table of a multiple of the vocabulary's rows, since some
+        tokens are frequent; a third of it further away.
+
         >>> zipf = 1 / np.arange(1, 101)
         >>> [round(rows * collision_rate(zipf, 2, rows), 2) for rows in (3000, 3001, 3037)]
         [2.92, 1.56, 0.33]

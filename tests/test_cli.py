@@ -75,6 +75,8 @@ BAD = {
     "verified backend": (["verify", "spannorm", "-a", "relu", *SMALL, "--backend", "jax"], "backend must be one of"),
     "verifying workers": (["verify", "spannorm", "--workers", "0"], "workers must be at least 1"),
     "verdicts": (["verify", "spannorm", "--out", "/no/such/folder/x.json"], "--out"),
+    "explored placement": (["explore", "spanorm"], "did you mean spannorm"),
+    "explored placements": (["explore", *"abcde"], "placements must be 1 to 4 different names"),
     "figure": (["figures", "no_such_figure"], "no_such_figure"),
     "proposition": (["prove", "no_such_proposition"], "no_such_proposition"),
     "recursion": (["recursion", "nope"], "unknown placement"),

@@ -97,19 +97,21 @@ def _columns(
 
 def _error_of_tables(calls: Sequence[Call], tokens: int, width: int, head_size: float | None) -> float:
     """Relative standard error of the averages that the calls of a block read off tables of drawn heads."""
-    errors = [0.0]
+    largest = 0.0
+    if tokens == 1 or head_size == math.inf:
+        return largest
     for call in calls:
-        if isinstance(call.description, LatentAttention) and tokens > 1 and head_size != math.inf:
-            kind, loss = call.description, call.entered.deviation / call.entered.variance
-            errors.append(relative_error(kind.size, kind.logit_power(width) * loss, 1 - loss))
-        if isinstance(call.description, Attention) and tokens > 1 and head_size != math.inf:
-            normed, x = {"query", "key"} & set(call.description.normed), call.entered
-            gains = call.description.query_gain * call.description.key_gain
-            of_logits = (call.description.logit_std * gains) ** 2 * x.variance * x.deviation
+        kind, x = call.description, call.entered
+        if isinstance(kind, Attention):
+            if "query" in kind.normed or "key" in kind.normed:
+                largest = max(largest, RELATIVE_ERROR)
+                continue
+            of_logits = (kind.logit_std * (kind.query_gain * kind.key_gain)) ** 2 * x.variance * x.deviation
+            largest = max(largest, relative_error(head_size or kind.size, of_logits, 1 - x.deviation / x.variance))
+        elif isinstance(kind, LatentAttention):
             loss = x.deviation / x.variance
-            size = head_size or call.description.size
-            errors.append(RELATIVE_ERROR if normed else relative_error(size, of_logits, 1 - loss))
-    return max(errors)
+            largest = max(largest, relative_error(kind.size, kind.logit_power(width) * loss, 1 - loss))
+    return largest
 
 
 def _stacked(values: Sequence[Scalar], shape: tuple[int, ...]) -> Array:

@@ -141,17 +141,19 @@ class Uses:
     def add(self, layer: Layer, calls: Iterable[Call]) -> None:
         """The uses of one block."""
         for call in calls:
-            if isinstance(call.description, LatentAttention):
-                self._add_latent(call.description, call.entered, layer)
-            elif isinstance(call.description, Attention):
-                self._add_attention(call.description, call.entered, layer.norm)
-            elif isinstance(call.description, CrossAttention):
-                self._add_cross(call.description, call.entered)
-            elif isinstance(call.description, FFN):
-                self._add_ffn(call.description, call.entered)
-            elif isinstance(call.description, Experts):
-                self._add_ffn(call.description.expert, call.entered)
-            self.tanh = self.tanh or call.verb == "tanh"
+            kind = call.description
+            if isinstance(kind, Attention):
+                self._add_attention(kind, call.entered, layer.norm)
+            elif isinstance(kind, FFN):
+                self._add_ffn(kind, call.entered)
+            elif isinstance(kind, LatentAttention):
+                self._add_latent(kind, call.entered, layer)
+            elif isinstance(kind, CrossAttention):
+                self._add_cross(kind, call.entered)
+            elif isinstance(kind, Experts):
+                self._add_ffn(kind.expert, call.entered)
+            elif call.verb == "tanh":
+                self.tanh = True
 
     def _add_attention(self, attention: Attention, x: Any, norm: Norm) -> None:
         variance, deviation = _averages(x)
@@ -159,7 +161,7 @@ class Uses:
         for name in ("query", "key"):
             square = getattr(attention, f"{name}_gain") ** 2
             power = power if name in attention.normed else power * square * variance
-        for name in {"query", "key", "value"} & set(attention.normed):
+        for name in {"query", "key", "value"}.intersection(attention.normed):
             self.free[name] = min(attention.size - norm.centred, self.free.get(name, attention.size))
             size = np.min(variance) * getattr(attention, f"{name}_gain") ** 2
             self.eps = max(self.eps, float(norm.eps / (size + norm.eps)) if norm.eps else 0.0)
@@ -188,7 +190,8 @@ class Uses:
     def _add_ffn(self, ffn: FFN, x: Any) -> None:
         variance = ffn.in_gain * ffn.in_gain * _averages(x)[0]
         ends = [variance] if isinstance(variance, float) else [float(variance.min()), float(variance.max())]
-        self.ffn[ffn.activation] += [end * gain * gain for end in ends for gain in {1.0, ffn.gate_gain}]
+        gains = (1.0,) if ffn.gate_gain == 1 else (1.0, ffn.gate_gain)
+        self.ffn[ffn.activation] += [end * gain * gain for end in ends for gain in gains]
 
 
 def warn_of_uses(model: Model, uses: Uses, *, wide: bool = False) -> None:

@@ -113,7 +113,10 @@ def relative_error(head_size: float, variance: Scalar, correlation: Scalar) -> f
         >>> relative_error(4, 1.0, 0.5), relative_error(4, 9.0, 0.5)
         (0.0, 0.003)
     """
-    if head_size == math.inf or not np.any((variance > 0) & _are_sampled(head_size, variance, correlation)):
+    if head_size == math.inf:
+        return 0.0
+    drawn = (variance > 0) & _are_sampled(head_size, variance, correlation)
+    if not (drawn if isinstance(drawn, bool) else np.any(drawn)):
         return 0.0
     return 0.003 if head_size > 2 else 0.01
 

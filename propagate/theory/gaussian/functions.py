@@ -25,7 +25,10 @@ def is_plain(*values: Scalar) -> bool:
         >>> is_plain(1.0, 2)
         True
     """
-    return all([isinstance(value, _PLAIN) for value in values])  # noqa: C419  # a list is faster
+    for value in values:  # noqa: SIM110  # `all` takes twice as long
+        if not isinstance(value, _PLAIN):
+            return False
+    return True
 
 
 def is_symbolic(*values: Scalar) -> bool:

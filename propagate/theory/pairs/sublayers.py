@@ -236,20 +236,19 @@ def attention_paths(
     mean_mode = values.mean_mode(tokens)
 
     def pull(g: Moments) -> Cotangents:
-        mean = (g.variance + others * g.covariance) / tokens
-        value = mean + g.variance * second + others * g.covariance * overlap
-        value_deviation = tokens / others * g.variance * second + tokens * g.covariance * overlap
-        own = g.variance * (uniform_slope + found.query_own)
-        cross = g.covariance * (uniform_slope + found.query_cross)
+        variance, covariance = g.variance, g.covariance
+        mean = (variance + others * covariance) / tokens
+        value = mean + variance * second + others * covariance * overlap
+        value_deviation = tokens / others * variance * second + tokens * covariance * overlap
+        own = variance * (uniform_slope + found.query_own)
+        cross = covariance * (uniform_slope + found.query_cross)
         per_logit = logit_variance * values.deviation
         per_query = per_logit * keys.deviation
         query, query_deviation = per_query * own, per_query * (own - cross)
         key_own = x.variance * (uniform_slope + found.key_own)
         key_cross = x.covariance * uniform_slope + x.variance * found.key_cross
-        key = per_logit * (g.variance * key_own + others * g.covariance * key_cross)
-        mean_key = (
-            per_logit * x.variance * (g.variance * mean_own + others * g.covariance * mean_cross) if normed else 0
-        )
+        key = per_logit * (variance * key_own + others * covariance * key_cross)
+        mean_key = per_logit * x.variance * (variance * mean_own + others * covariance * mean_cross) if normed else 0
         return Cotangents(
             Moments(value, value_deviation),
             Moments(query, query_deviation),

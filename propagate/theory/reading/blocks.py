@@ -78,7 +78,7 @@ class Call:
     arrived: Sequence[tuple[SecondMoments, Any]] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class MomentAlgebra:
     """What norms and sublayers do to linear combinations of atoms, whose second moments they map.
 
@@ -262,8 +262,8 @@ def read(equations: Callable[[Any], Any], algebra: MomentAlgebra, start: State) 
             (i, j): entering(products(g, h, met), entered) for i, g in numbered for j, h in numbered
         }
 
-    skips = tuple(tuple(value.terms.get(atom, 0.0) for atom in entered) for value in values)
-    output = State(joint_moments(values), layout, tuple(value.gaussian for value in values))
+    skips = tuple([tuple([value.terms.get(atom, 0.0) for atom in entered]) for value in values])  # lists are faster
+    output = State(joint_moments(values), layout, tuple([value.gaussian for value in values]))
     if (
         len(sources) == len(streams) == 1
         and isinstance(start.joint[0][0], Moments)
@@ -284,12 +284,13 @@ def _lacking_nothing(pull: Callable[[Joint], Joint], cotangents: Joint, _: Carri
 
 
 def _on_two_modes(pull: Callable[[Joint], Joint], tape: Tape[Combination]) -> Callable[[Joint], Joint]:
-    """The pull of one exchangeable stream: linear in two numbers, so two pulls say it all, and the tape is emptied.
+    """The pull of one exchangeable stream: linear in two numbers, so one pull of a complex one says it all, with a
+    cotangent that tokens share in the real part and one that they do not in the imaginary part; the tape is emptied.
 
     Nothing of a block then outlives it, however deep the network.
     """
-    ((shared,),) = pull(((Moments(1.0, 0.0),),))
-    ((independent,),) = pull(((Moments(1.0, 1.0),),))
+    (((variance, deviation),),) = pull(((Moments(1.0 + 1.0j, 1.0j),),))  # type: ignore[misc]  # which are `Moments`
+    shared, independent = Moments(variance.real, deviation.real), Moments(variance.imag, deviation.imag)
     tape.steps.clear()
 
     def combined(cotangents: Joint) -> Joint:

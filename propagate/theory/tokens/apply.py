@@ -80,24 +80,23 @@ def apply(description: Any, x: Any, setting: Setting) -> Any:
     raise ModelError(f"theory does not cover {type(description).__name__}, got {description!r}")
 
 
-def _inner(setting: Setting, normed: frozenset[str]) -> dict[str, Any]:
+def _inner(norm: Norm, normed: frozenset[str]) -> dict[str, Any]:
     """What inner norms are; ModelError for one of a user's own, whose action inside a sublayer is not known."""
     if not normed:
         return {"centred": False, "eps": 0.0}
-    if type(setting.norm) is not Norm:
-        raise ModelError(f"theory does not cover {type(setting.norm).__name__} inside a sublayer, got {setting.norm!r}")
-    return {"centred": setting.norm.centred, "eps": setting.norm.eps}
+    if type(norm) is not Norm:
+        raise ModelError(f"theory does not cover {type(norm).__name__} inside a sublayer, got {norm!r}")
+    return {"centred": norm.centred, "eps": norm.eps}
 
 
 @apply.register
 def _(description: Attention, x: Any, setting: Setting) -> Applied:
-    size, normed = setting.head_size or description.size, frozenset(description.normed)
-    inner = _inner(setting, normed)
     if not isinstance(x, Gram):
-        return Applied(*_attention(description, setting.tokens, size, **inner)(x, normed))
-    kind = attention_of(description, setting)
+        of_pairs, normed = _attention(description, setting.tokens, setting.head_size, setting.norm)
+        return Applied(*of_pairs(x, normed))
+    kind, normed = attention_of(description, setting), frozenset(description.normed)
     gains = {name: getattr(description, f"{name}_gain") for name in ("query", "key", "value", "out")}
-    return Applied(*grams.attention(kind, **gains, **inner)(x, normed))
+    return Applied(*grams.attention(kind, **gains, **_inner(setting.norm, normed))(x, normed))
 
 
 def attention_of(description: SelfAttention, setting: Setting) -> softmax.Attention:
@@ -110,7 +109,7 @@ def attention_of(description: SelfAttention, setting: Setting) -> softmax.Attent
 @apply.register
 def _(description: LatentAttention, x: Any, setting: Setting) -> Applied:
     """Heads and ranks have their own sizes, or are all taken for wide."""
-    inner, wide = _inner(setting, NORMED), setting.head_size == math.inf
+    inner, wide = _inner(setting.norm, NORMED), setting.head_size == math.inf
     if setting.head_size is not None and not (wide and not isinstance(x, Gram)):
         raise ModelError(
             f"head_size must be None for LatentAttention, or infinite where tokens are exchangeable, got"
@@ -129,7 +128,7 @@ def _(description: LinearAttention, x: Any, setting: Setting) -> Applied:
     """It tells tokens apart; keys of any size have the same second moments."""
     if not isinstance(x, Gram):
         raise NotExchangeable
-    inner = _inner(setting, frozenset(description.normed))
+    inner = _inner(setting.norm, frozenset(description.normed))
     norm = Norm("rms", inner["eps"])  # the mean over coordinates is 0
     return Applied(*recurrent.linear_attention(description, x, norm, setting.samples, setting.seed))
 
@@ -138,38 +137,43 @@ def _(description: LinearAttention, x: Any, setting: Setting) -> Applied:
 def _(description: CrossAttention, x: Any, setting: Setting) -> Applied:
     if not isinstance(x, Gram):
         raise NotExchangeable
-    inner = _inner(setting, frozenset(description.normed))
+    inner = _inner(setting.norm, frozenset(description.normed))
     size = setting.head_size or description.size
     return Applied(*crossing.cross_attention(description, x, setting.samples, setting.seed, size, **inner))
 
 
+OfPairs = tuple[pairs.Sublayer, frozenset[str]]
+"""A sublayer's map of exchangeable tokens, and which of its inner projections are normed."""
+
+
 @lru_cache(maxsize=256)
-def _attention(description: Attention, tokens: Any, size: float, *, centred: bool, eps: float) -> pairs.Sublayer:
+def _attention(description: Attention, tokens: Any, head_size: float | None, norm: Norm) -> OfPairs:
+    size, normed = head_size or description.size, frozenset(description.normed)
     gains = Gains(description.query_gain, description.key_gain, description.value_gain, description.out_gain)
-    return pairs.attention(tokens, description.logit_std**2, gains, size, centred=centred, eps=eps)
+    return pairs.attention(tokens, description.logit_std**2, gains, size, **_inner(norm, normed)), normed
 
 
 @apply.register
 def _(description: FFN, x: Any, setting: Setting) -> Applied:
-    normed = frozenset(description.normed)
-    inner = _inner(setting, normed)
     if not isinstance(x, Gram):
-        return Applied(*_ffn(description, **inner)(x, normed))
-    kind, gate_gain = (description.activation, description.in_gain, description.out_gain), description.gate_gain
-    return Applied(*grams.ffn(*kind, gate_gain=gate_gain, **inner)(x, normed))
+        of_pairs, normed = _ffn(description, setting.norm)
+        return Applied(*of_pairs(x, normed))
+    kind, normed = (description.activation, description.in_gain, description.out_gain), frozenset(description.normed)
+    return Applied(*grams.ffn(*kind, gate_gain=description.gate_gain, **_inner(setting.norm, normed))(x, normed))
 
 
 @lru_cache(maxsize=256)
-def _ffn(description: FFN, *, centred: bool, eps: float) -> pairs.Sublayer:
+def _ffn(description: FFN, norm: Norm) -> OfPairs:
+    normed = frozenset(description.normed)
     gains = Gains(ffn_in=description.in_gain, ffn_gate=description.gate_gain, ffn_out=description.out_gain)
-    return pairs.ffn(description.activation, gains, centred=centred, eps=eps)
+    return pairs.ffn(description.activation, gains, **_inner(norm, normed)), normed
 
 
 @apply.register
 def _(description: Experts, x: Any, setting: Setting) -> Applied:
     ffn = description.expert
     kind, normed = (ffn.activation, ffn.in_gain, ffn.out_gain, description), frozenset(ffn.normed)
-    further = {"gate_gain": ffn.gate_gain, **_inner(setting, normed)}
+    further = {"gate_gain": ffn.gate_gain, **_inner(setting.norm, normed)}
     if isinstance(x, Gram):
         mixture = gram_experts.mixture(*kind, setting.seed, **further)
     else:
@@ -189,7 +193,8 @@ def applied(description: Sublayer, x: Any, setting: Setting) -> Applied:
         ...     print(str(error).partition(",")[0])
         theory does not cover Sparse
     """
-    return Applied(*registered(apply.registry, description)(description, x, setting))
+    found = registered(apply.registry, description)(description, x, setting)
+    return found if isinstance(found, Applied) else Applied(*found)
 
 
 @singledispatch

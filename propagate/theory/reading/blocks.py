@@ -289,7 +289,8 @@ def _on_two_modes(pull: Callable[[Joint], Joint], tape: Tape[Combination]) -> Ca
 
     Nothing of a block then outlives it, however deep the network.
     """
-    (((variance, deviation),),) = pull(((Moments(1.0 + 1.0j, 1.0j),),))  # type: ignore[misc]  # which are `Moments`
+    ((both,),) = pull(((Moments(1.0 + 1.0j, 1.0j),),))
+    variance, deviation = both.variance, both.deviation
     shared, independent = Moments(variance.real, deviation.real), Moments(variance.imag, deviation.imag)
     tape.steps.clear()
 

@@ -56,6 +56,8 @@ def apply(description: Any, x: Any, setting: Setting) -> Any:
 
     Register one for a description of your own, for `Moments`, a `Gram` or both. It may take for granted that weights
     are fresh and zero-mean, so that its output and what it sends back are uncorrelated with all else.
+    The pull is linear in its moments. Of exchangeable tokens it is asked for two cotangents at once, the real and the
+    imaginary parts of complex moments.
 
     Args:
         description: in force: sizes filled in, gains those of the block.

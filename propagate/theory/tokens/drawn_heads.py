@@ -7,12 +7,14 @@ draws of Gamma^(1/2) G V^(1/2), G of independent standard normals, have its seco
 softmax, the turn and the norm. That takes tokens^2 n operations a draw, no matrix over pairs of pairs of tokens, and no
 property of queries and keys but their law.
 
-Draws come in pairs, of a query and its opposite, in the groups of `tokens.softmax`.
+Draws come in pairs, of a query and its opposite, in the groups of `tokens.softmax`. One of each pair is kept: the
+other's logits are the opposite ones, and what it sends back has the same second moments with the sign of its queries.
+What comes back is made one replica at a time, which stays in the processor's caches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -43,11 +45,11 @@ class Norms:
 
 
 class Drawn(NamedTuple):
-    """Drawn heads: arrays over (replicas, samples, tokens, coordinates or tokens).
+    """Drawn heads: arrays over (replicas, samples, tokens, tokens), or (replicas, pairs, tokens, coordinates).
 
     Attributes:
-        weights: of attention; rows sum to 1.
-        query, key: as they enter the logits.
+        weights: of attention, of one of each pair and then of the others; rows sum to 1.
+        query, key: as they enter the logits, of one of each pair; coordinates that turn together side by side.
         raw_query, raw_key: before the turn and the norm.
     """
 
@@ -65,21 +67,22 @@ def draw_heads(query: Gram, key: Gram, attention: Attention, norms: Norms) -> Dr
         >>> tokens, norms = Gram.of(np.diag([1.0, 4.0])[None]), Norms(query=True, key=False, centred=False)
         >>> attention = Attention(((True, True), (True, True)), 1.0, (), 2, (1, 0), 4)
         >>> (draw_heads(tokens, tokens, attention, norms).query ** 2).sum(axis=-1).round(12).tolist()
-        [[[4.0, 4.0], [4.0, 4.0]]]
+        [[[4.0, 4.0]]]
     """
     shape = (len(query.matrix), max(attention.samples // 2, 1), len(attention.mask), int(attention.head_size))
     draw = np.random.default_rng([SEED + 2, *attention.seed])
-    half, keys = tokens_of(query, shape, draw), tokens_of(key, shape, draw)
-    raw_query, raw_key = np.concatenate([half, -half], axis=1), np.concatenate([keys, keys], axis=1)
-    queries = turned(normed(raw_query, norms.centred) if norms.query else raw_query, attention.frequencies, 1)
-    keys = turned(normed(raw_key, norms.centred) if norms.key else raw_key, attention.frequencies, 1)
+    raw_query, raw_key = (side_by_side(tokens_of(gram, shape, draw)) for gram in (query, key))
+    queries = normed(raw_query, norms.centred) if norms.query else raw_query.copy()
+    keys = normed(raw_key, norms.centred) if norms.key else raw_key.copy()
+    for x in (queries, keys):
+        turn(x, attention.frequencies, 1)
     return Drawn(weights_of(queries, keys, attention), queries, keys, raw_query, raw_key)
 
 
 def weights_of(queries: Array, keys: Array, attention: Attention) -> Array:
-    """Attention's, of drawn heads."""
-    weights = (attention.logit_variance / queries.shape[-1]) ** 0.5 * queries @ keys.swapaxes(-1, -2)
-    weights = np.where(attention.mask, weights, -np.inf)
+    """Attention's, of drawn queries and then of their opposites."""
+    logits = (attention.logit_variance / queries.shape[-1]) ** 0.5 * queries @ keys.swapaxes(-1, -2)
+    weights = np.where(attention.mask, np.concatenate([logits, -logits], axis=1), -np.inf)
     weights -= weights.max(axis=-1, keepdims=True)
     np.exp(weights, out=weights)
     weights /= weights.sum(axis=-1, keepdims=True)
@@ -105,17 +108,42 @@ def to_values(drawn: Drawn, g: Gram) -> Gram:
 
 def to_logits(drawn: Drawn, values: Gram, g: Gram, attention: Attention, norms: Norms) -> tuple[Gram, Gram]:
     """Cotangents at queries and keys before their norms, less the factor of the logits' variance."""
-    sent = []
-    for arrived in of_logits(drawn, values, g, attention):
-        queries = turned(arrived @ drawn.key, attention.frequencies, -1)
-        keys = turned(arrived.swapaxes(-1, -2) @ drawn.query, attention.frequencies, -1)
+
+    def sent(r: int, queries: Array, keys: Array) -> tuple[Array, Array]:
+        for x in (queries, keys):
+            turn(np.moveaxis(x, 0, -2), attention.frequencies, -1)
         if norms.query:
-            queries = norm_pull(drawn.raw_query, queries, norms.centred)
+            queries = norm_pull(drawn.raw_query[r].swapaxes(0, 1)[:, None], queries, norms.centred)
         if norms.key:
-            keys = norm_pull(drawn.raw_key, keys, norms.centred)
-        sent.append([(x @ x.swapaxes(-1, -2)).mean(axis=1) for x in (queries, keys)])
-    to_queries, to_keys = np.mean(sent, axis=0)
-    return Gram.of(to_queries), Gram.of(to_keys)
+            keys = norm_pull(drawn.raw_key[r].swapaxes(0, 1)[:, None], keys, norms.centred)
+        return queries, keys
+
+    queries, keys = moments_sent(drawn, of_logits(drawn, values, g, attention), sent)
+    return queries, keys
+
+
+def moments_sent(
+    drawn: Drawn, of_logits: Iterable[Array], sent: Callable[[int, Array, Array], tuple[Array, ...]]
+) -> list[Gram]:
+    """Second moments, over samples and drawn cotangents, of what these send back.
+
+    Args:
+        drawn: the heads.
+        of_logits: cotangents of the logits, (replicas, samples, tokens, tokens) each.
+        sent: from a replica and the cotangents of its queries and keys in the logits, (tokens, 2, pairs, coordinates)
+            each and its own to write on, to those of what they are made of.
+    """
+    replicas, pairs, tokens, size = drawn.query.shape
+    queries, keys = (np.empty((tokens, 2, pairs, size)) for _ in range(2))  # so that moments are products of matrices
+    found: list[list[list[Array]]] = []
+    for arrived in of_logits:
+        found.append([])
+        for r, one in enumerate(arrived.reshape(replicas, 2, pairs, tokens, tokens)):
+            np.matmul(one, drawn.key[r], out=queries.transpose(1, 2, 0, 3))
+            np.matmul(one.swapaxes(-1, -2), drawn.query[r], out=keys.transpose(1, 2, 0, 3))
+            parts = [x.reshape(tokens, -1) for x in sent(r, queries, keys)]
+            found[-1].append([x @ x.T / (2 * pairs) for x in parts])
+    return [Gram.of(moments) for moments in np.mean(found, axis=0).swapaxes(0, 1)]
 
 
 def of_logits(drawn: Drawn, values: Gram, g: Gram, attention: Attention) -> Iterator[Array]:
@@ -133,7 +161,8 @@ def of_logits(drawn: Drawn, values: Gram, g: Gram, attention: Attention) -> Iter
 def tokens_of(gram: Gram, shape: tuple[int, ...], draw: np.random.Generator) -> Array:
     """Gaussian tokens with these second moments; see `gaussian_tokens`."""
     apart, shared = gaussian_tokens(gram, shape, draw.standard_normal)
-    return apart + shared
+    apart += shared
+    return apart
 
 
 def gaussian_tokens(gram: Gram, shape: tuple[int, ...], normals: Normals) -> tuple[Array, Array]:
@@ -203,3 +232,30 @@ def turned(x: Array, frequencies: Sequence[float], direction: int) -> Array:
     sin *= direction
     one, other = np.split(x, 2, axis=-1)
     return np.concatenate([one * cos - other * sin, one * sin + other * cos], axis=-1)
+
+
+def side_by_side(x: Array) -> Array:
+    """The coordinates of each pair, which elsewhere stand half a head apart.
+
+    Example:
+        >>> side_by_side(np.array([[1.0, 2.0, 3.0, 4.0]])).tolist()
+        [[1.0, 3.0, 2.0, 4.0]]
+    """
+    half = x.shape[-1] // 2
+    paired = x.copy()
+    paired[..., : 2 * half : 2], paired[..., 1 : 2 * half : 2] = x[..., :half], x[..., half : 2 * half]
+    return paired
+
+
+def turn(x: Array, frequencies: Sequence[float], direction: int) -> None:
+    """As `turned`, in place and in one step, of pairs that stand `side_by_side`: complex numbers times phases.
+
+    Example: the second token by a right angle, in a head of two coordinates.
+        >>> x = np.array([[1.0, 0.0], [1.0, 0.0]])
+        >>> turn(x, (np.pi / 2,), 1)
+        >>> x.round(12).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+    if frequencies:
+        pairs = x.view(np.complex128)
+        pairs *= np.exp(direction * 1j * np.arange(x.shape[-2])[:, None] * np.array(frequencies))

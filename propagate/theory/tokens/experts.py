@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 from propagate.activations import Activation
 from propagate.experts import Experts
@@ -259,7 +260,9 @@ def _of_vectors(a: Array) -> Gram:
     """Scalar products of the tokens' vectors, and half their squared distances."""
     size = (a * a).sum(axis=-1)
     matrix = a @ a.swapaxes(-1, -2)
-    apart = ((a[..., :, None, :] - a[..., None, :, :]) ** 2).sum(axis=-1) / 2
+    tokens, candidates = a.shape[-2:]
+    each = a.reshape(-1, tokens, candidates)  # whose differences, of many candidates, would not fit into memory
+    apart = np.array([cdist(one, one, "sqeuclidean") / 2 for one in each]).reshape(matrix.shape)
     diagonal = np.arange(a.shape[-2])
     matrix[..., diagonal, diagonal] = size
     return Gram(matrix, apart)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from scipy.spatial.distance import cdist
 from scipy.special import ndtr
 
 from propagate.activations import Activation, as_activation
@@ -159,18 +160,28 @@ def _series(phi: Elementwise, u: Gram) -> Gram:
     if largest - float(variance.min()) <= SAME * largest:
         return _of_one_variance(phi, largest, u.loss_of_correlation())
     variances, index = np.unique(variance, return_inverse=True)
-    of_each = quadrature.coefficients(phi, variances)
-    loss = u.loss_of_correlation()
-    c = 1 - loss
-    at = of_each[index.reshape(variance.shape)]
-    value, drop, tail, falls = (np.zeros_like(c) for _ in range(4))
-    for n in range(of_each.shape[1] - 1, -1, -1):  # Horner; `tail` is the sum of the terms of higher degree
-        falls = falls * c + tail
-        left, right = at[..., :, None, n], at[..., None, :, n]
-        drop = drop + (left - right) ** 2 / 2
-        value = value * c + left * right
-        tail = tail + left * right
-    return Gram(value, drop + loss * falls)
+    of_each = quadrature.coefficients_of_many(phi, variances)
+    tokens, degrees = variance.shape[-1], of_each.shape[1]
+    at = of_each[index.reshape(-1, tokens)]
+    loss = u.loss_of_correlation().reshape(-1, tokens, tokens)
+    found = np.empty((2, *loss.shape))
+    together = max(CHUNK // tokens**2, 1)
+    for start in range(0, len(at), together):
+        some = slice(start, start + together)
+        drop = np.array([cdist(one, one, "sqeuclidean") / 2 for one in at[some]])
+        lost, of_degrees = loss[some], np.ascontiguousarray(np.moveaxis(at[some], -1, 0))
+        c = 1 - lost
+        value, tail, falls = (np.zeros_like(c) for _ in range(3))
+        for n in range(degrees - 1, -1, -1):  # Horner; `tail` is the sum of the terms of higher degree
+            falls *= c
+            falls += tail
+            product = of_degrees[n][:, :, None] * of_degrees[n][:, None, :]
+            value *= c
+            value += product
+            tail += product
+        falls *= lost
+        found[0, some], found[1, some] = value, drop + falls
+    return Gram(found[0].reshape(u.matrix.shape), found[1].reshape(u.matrix.shape))
 
 
 def _of_one_variance(phi: Elementwise, variance: float, loss: Array) -> Gram:

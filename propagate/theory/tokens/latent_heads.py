@@ -11,7 +11,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from propagate.theory.tokens.drawn_heads import Drawn, of_logits, tokens_of, turned, weights_of
+from propagate.theory.tokens.drawn_heads import (
+    Drawn,
+    moments_sent,
+    of_logits,
+    side_by_side,
+    tokens_of,
+    turn,
+    weights_of,
+)
 from propagate.theory.tokens.gram import Array, Gram
 from propagate.theory.tokens.softmax import SEED, Attention
 
@@ -43,29 +51,22 @@ def draw_latent_heads(query: Gram, keys: Keys, attention: Attention) -> Drawn:
     size, plain = int(attention.head_size), keys.plain
     shape = (len(query.matrix), max(attention.samples // 2, 1), len(attention.mask))
     draw = np.random.default_rng([SEED + 2, *attention.seed])
-    half = tokens_of(query, (*shape, size), draw)
+    queries = tokens_of(query, (*shape, size), draw)
     own = tokens_of(keys.own, (*shape, plain), draw)
-    shared = tokens_of(keys.shared, (*shape, size - plain), draw)
-    one = _turned(np.concatenate([own, shared], axis=-1), plain, attention, 1)
-    queries = _turned(np.concatenate([half, -half], axis=1), plain, attention, 1)
-    key = np.concatenate([one, one], axis=1)
+    key = np.concatenate([own, tokens_of(keys.shared, (*shape, size - plain), draw)], axis=-1)
+    for turning in (queries[..., plain:], key[..., plain:]):
+        turning[...] = side_by_side(turning)
+        turn(turning, attention.frequencies, 1)
     return Drawn(weights_of(queries, key, attention), queries, key, queries, key)
 
 
 def to_latent_logits(drawn: Drawn, values: Gram, g: Gram, attention: Attention, plain: int) -> tuple[Gram, Gram, Gram]:
     """Cotangents at queries, at keys of a head's own and at shared ones, less the factor of the logits' variance."""
-    sent = []
-    for arrived in of_logits(drawn, values, g, attention):
-        queries = _turned(arrived @ drawn.key, plain, attention, -1)
-        keys = _turned(arrived.swapaxes(-1, -2) @ drawn.query, plain, attention, -1)
-        parts = (queries, keys[..., :plain], keys[..., plain:])
-        sent.append([(x @ x.swapaxes(-1, -2)).mean(axis=1) for x in parts])
-    query, own, shared = np.mean(sent, axis=0)
-    return Gram.of(query), Gram.of(own), Gram.of(shared)
 
+    def sent(_: int, queries: Array, keys: Array) -> tuple[Array, Array, Array]:
+        for x in (queries, keys):
+            turn(np.moveaxis(x, 0, -2)[..., plain:], attention.frequencies, -1)
+        return queries, keys[..., :plain], keys[..., plain:]
 
-def _turned(x: Array, plain: int, attention: Attention, direction: int) -> Array:
-    """The last coordinates by their positions."""
-    if not attention.frequencies:
-        return x
-    return np.concatenate([x[..., :plain], turned(x[..., plain:], attention.frequencies, direction)], axis=-1)
+    query, own, shared = moments_sent(drawn, of_logits(drawn, values, g, attention), sent)
+    return query, own, shared

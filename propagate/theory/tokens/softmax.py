@@ -29,7 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,7 +77,7 @@ class Attention:
     seed: tuple[int, ...]
     head_size: float = math.inf
 
-    @property
+    @cached_property
     def mask(self) -> NDArray[np.bool_]:
         return np.asarray(self.visible)
 

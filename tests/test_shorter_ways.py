@@ -1,0 +1,74 @@
+"""Shorter ways to the same numbers: both modes of a pull at once, complex turns, interpolated coefficients."""
+
+import numpy as np
+import pytest
+
+import propagate as pg
+from propagate.theory.gaussian import quadrature
+from propagate.theory.gaussian.activations import silu_slope
+from propagate.theory.pairs.moments import Moments
+from propagate.theory.reading import blocks
+from propagate.theory.reading.blocks import alone, read
+from propagate.theory.tokens.drawn_heads import side_by_side, turn, turned
+from propagate.theory.tokens.experts import _of_vectors
+from propagate.theory.walks import block_of
+
+MODELS = (
+    pg.Model("periln", depth=3, width=64, heads=4, tokens=5, dropout=0.1, activation="gelu"),
+    pg.Model("olmo2", depth=3, width=64, heads=4, tokens=5, activation="swiglu", norm="layer"),
+    pg.Model("prenorm", depth=3, width=64, heads=16, tokens=5, logit_std=3.0, activation="elu"),
+    pg.Model("dyt", depth=3, width=64, heads=4, tokens=5, attention=pg.LatentAttention(4, key_value_rank=16)),
+)
+
+
+def pulled(model: pg.Model, cotangents: list[Moments]) -> list[Moments]:
+    """Through the second block, one after the other."""
+    block = block_of(model, 2)
+    found = read(lambda x: model.equations.block(x, block), block.algebra, alone(Moments(1.3, 0.4)))
+    return [found.pull(((g,),))[0][0] for g in cotangents]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: type(model.equations).__name__)
+def test_a_pull_of_both_modes_at_once_is_that_of_each(model: pg.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    cotangents = [Moments(1.0, 0.0), Moments(1.0, 1.0), Moments(0.7, 0.2)]
+    at_once = pulled(model, cotangents)
+    monkeypatch.setattr(blocks, "_on_two_modes", lambda pull, tape: pull)
+    apart = pulled(model, cotangents)
+    assert at_once[:2] == apart[:2]  # to the last bit
+    np.testing.assert_allclose(at_once[2], apart[2], rtol=1e-14)
+    assert at_once[0] != apart[1]
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+def test_complex_numbers_turn_as_pairs_of_coordinates_do(direction: int) -> None:
+    x, frequencies = np.random.default_rng(0).standard_normal((3, 5, 8)), (1.0, 0.3, 0.1, 0.02)
+    found = side_by_side(x)
+    turn(found, frequencies, direction)
+    np.testing.assert_allclose(found, side_by_side(turned(x, frequencies, direction)), rtol=0, atol=1e-15)
+    assert np.abs(found - side_by_side(turned(x, frequencies, -direction))).max() > 0.1
+
+
+def test_coefficients_of_many_variances_are_interpolated_to_rounding() -> None:
+    variances = np.geomspace(3.0, 11.0, 200)
+    direct = quadrature.coefficients(silu_slope, variances)
+    found = quadrature.coefficients_of_many(silu_slope, variances)
+    common = min(found.shape[1], direct.shape[1])
+    assert np.abs(found[:, :common] - direct[:, :common]).max() < 4e-15
+    assert not np.array_equal(found[:, :common], direct[:, :common])  # another way
+
+
+def test_what_varies_too_fast_is_not_interpolated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check of the last terms of the series: without it 6 nodes would be off."""
+    variances = np.geomspace(3.0, 11.0, 200)
+    monkeypatch.setattr(quadrature, "MANY", 6)
+    direct = quadrature.coefficients(silu_slope, variances)
+    np.testing.assert_array_equal(quadrature.coefficients_of_many(silu_slope, variances), direct)
+
+
+def test_distances_of_gates_that_nearly_agree_do_not_cancel() -> None:
+    one = np.random.default_rng(1).random((1, 1, 40))
+    both = np.concatenate([one, one + 1e-12], axis=1)
+    found = _of_vectors(both)
+    assert found.deviation[0, 0, 1] == pytest.approx(40 * 1e-24 / 2, rel=1e-3, abs=0)
+    matrix = found.matrix[0]
+    assert (matrix[0, 0] + matrix[1, 1]) / 2 - matrix[0, 1] != pytest.approx(40 * 1e-24 / 2, rel=1e-3, abs=0)

@@ -2,7 +2,7 @@
 
     python benchmarks/first_step.py --out benchmarks/results/first_step.json
 
-CPU and wall seconds of one call, the best of two after a first one, on one thread. SGD and Muon are in closed form;
+CPU and wall seconds of one call, the best of six after a first one, on one thread. SGD and Muon are in closed form;
 Sign and Adam draw hidden units and heads, and `error` is the largest relative standard error of `own_change` and of
 `first_order_fall` that this leaves. `other_load` is how many processes ran or waited beside this one when it began.
 """
@@ -24,7 +24,7 @@ import propagate as pg  # noqa: E402  # after the threads are set
 
 OPTIMIZERS = (pg.SGD(1e-3), pg.Muon(0.02), pg.Sign(1e-3), pg.Adam(1e-3))
 BUDGET = 1.0  # seconds
-REPEATS = 2
+REPEATS = 6
 
 
 def timed(model: pg.Model, optimizer: Any) -> dict[str, Any]:

@@ -158,6 +158,10 @@ def test_torch_has_one_memory_a_network_and_the_simulations_moments() -> None:
         (lambda: pg.CrossAttention(MEMORY, heads=3).fitted(16, 4), "heads must divide the width"),
         (lambda: pg.predict(decoder(CROSS), include={"bias"}), "bias does not cover CrossAttention"),
         (lambda: pg.predict_step(decoder(CROSS), pg.SGD(lr=0.1)), "predict_step does not cover CrossAttention"),
+        (
+            lambda: pg.simulate_steps(decoder(CROSS), pg.SGD(lr=0.1), steps=1, draws=2, sampler="weightless"),
+            "sampler 'weightless' does not cover CrossAttention in training",
+        ),
         (lambda: pg.memory_gradient(pg.Model("prenorm", 1)), "needs a network that attends to one memory, got 0"),
         (lambda: pg.memory_of(pg.Model("prenorm", 1), pg.Start(inputs=np.ones((32, 512)))), "not inputs"),
     ],

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from propagate.checks import ModelError, check_flag, check_memory, integer, shown
+from propagate.crossing import CrossAttention
 from propagate.experts import Experts
 from propagate.losses import CrossEntropy, Linear, Loss, check_loss
 from propagate.model import Model, check_model, check_norms
@@ -234,6 +235,13 @@ def _sampler(name: str, model: Model, optimizer: Optimizer, steps: int) -> str:
             f"sampler 'weightless' does not cover {type(optimizer).__name__}, whose steps treat every entry by itself"
             " and so leave the span of what the matrices have met; take sampler 'dense' or 'auto'"
         )
+    blocks = range(1, model.depth + 1)
+    crossed = any(isinstance(one, CrossAttention) for index in blocks for one in called(model, index))
+    if name == "weightless" and crossed:
+        raise ModelError(
+            "sampler 'weightless' does not cover CrossAttention in training, whose matrices meet a memory; take sampler"
+            " 'dense' or 'auto'"
+        )
     if name == "weightless" and model.weights != "normal":
         raise ModelError(
             f"sampler 'weightless' needs weights='normal', got {model.weights!r}; take sampler 'dense' or 'auto'"
@@ -242,7 +250,7 @@ def _sampler(name: str, model: Model, optimizer: Optimizer, steps: int) -> str:
         return name
     rows = model.tokens * (steps + 1)
     narrow = min(smallest_fan_in(model, index) for index in range(1, model.depth + 1)) < CROSSOVER * rows
-    return "dense" if narrow or not spanned or model.weights != "normal" else "weightless"
+    return "dense" if narrow or crossed or not spanned or model.weights != "normal" else "weightless"
 
 
 def _diverged(found: dict[str, Floats]) -> Any:

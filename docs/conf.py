@@ -52,7 +52,8 @@ nitpick_ignore_regex = [
         r"Axes|Blocks|Choice|Dataset|Executor|Figure|Floats|Ids|Loss|Optimizer|Precision|Scalar|Tensor|Use|Visible",
     ),
     ("py:.*", r"propagate\.(layers\.(D|Parts)|corpora\.Fetched|theory\.reading\.blocks\.Call)"),
-    ("py:.*", r"propagate\.placement\.S|propagate\.montecarlo\.(workers\.Numbers|backend\.Backend|samplers\.Sampler)"),
+    ("py:.*", r"propagate\.placement\.S|propagate\.montecarlo\.(workers\.Numbers|backend\.Backend)"),
+    ("py:.*", r"propagate\.montecarlo\.(samplers\.Sampler|normals\.Normals)"),
 ]
 
 # One file of MathJax 3 (Apache-2.0), from a package: formulas are drawn without a network.

@@ -1,6 +1,7 @@
 """Traces real architectures at random initialisation, with their theory and simulation: `load()` reads the record.
 
-Running this file measures afresh (minutes). Trained models are read from build/weights: run `propagate weights` first.
+Running this file measures afresh (minutes); with `--told`, of stored traces only what theory and simulation say.
+Trained models are read from build/weights: run `propagate weights` first.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import propagate as pg
 from figures.hugging_face import VOCABULARY, make
@@ -81,7 +84,7 @@ def random_networks(name: str) -> dict[str, Any]:
     judged = pg.compare(said, seen)
     record = {
         "placement": type(model.equations).__name__,
-        "activation": model.activation,
+        "activation": model.at(1).ffn.activation.name,
         "norm": model.at(1).norm.kind,
     }
     record |= {"causal": model.causal, "unread": list(unread), "seconds": round(traced / INITIALISATIONS, 1)}
@@ -89,6 +92,22 @@ def random_networks(name: str) -> dict[str, Any]:
     record |= {"worst_z": {str(q): _digits(judged.worst_z.sel(quantity=q)) for q in judged.quantity.values}}
     record |= {"trace": columns(seen), "theory": columns(said), "simulation": columns(simulated)}
     return record
+
+
+def told_anew(name: str, record: dict[str, Any]) -> dict[str, Any]:
+    """A stored trace beside theory and simulation of what is read off the model now."""
+    import xarray as xr
+
+    seen = xr.Dataset({of: ("block", np.array(row, float)) for of, row in record["trace"].items()})
+    seen = seen.assign_coords(block=np.arange(DEPTH + 1)).assign_attrs(witness="trace", draws=record["draws"])
+    model, unread = pg.describe(make(name, width=WIDTH, depth=DEPTH, heads=HEADS, seed=SEED), tokens=TOKENS)
+    start = pg.start_of(seen)
+    said = pg.predict(model, **start)
+    simulated = pg.simulate(model, draws=record["simulated"], seed=SEED, progress=False, backend="numpy", **start)
+    judged = pg.compare(said, seen)
+    found = record | {"unread": list(unread), "theory": columns(said), "simulation": columns(simulated)}
+    found["placement"] = type(model.equations).__name__
+    return found | {"worst_z": {str(q): _digits(judged.worst_z.sel(quantity=q)) for q in judged.quantity.values}}
 
 
 def trained_network(name: str, text: Callable[[str], Any]) -> dict[str, Any]:
@@ -147,8 +166,8 @@ def _digits(value: Any) -> float | None:
     return None if math.isnan(value) else float(f"{float(value):.4g}")
 
 
-def main(names: Iterable[str]) -> None:
-    """Measure what is named (all by default); each is stored as soon as it is done."""
+def main(names: Iterable[str], *, told: bool = False) -> None:
+    """Measure what is named (all by default), or say anew what was `told` of it; each is stored once it is done."""
     import torch
 
     torch.set_num_threads(1)
@@ -156,7 +175,9 @@ def main(names: Iterable[str]) -> None:
     sizes = {"width": WIDTH, "depth": DEPTH, "heads": HEADS, "tokens": TOKENS, "sequences": SEQUENCES}
     record |= {"draws": DRAWS, "seed": SEED, "sizes": sizes}
     for name in names:
-        if name in RANDOM:
+        if told:
+            record["random"][name] = told_anew(name, record["random"][name])
+        elif name in RANDOM:
             record["random"][name] = random_networks(name)
         else:
             record["trained"][name] = trained_network(name, inputs_of)
@@ -165,4 +186,5 @@ def main(names: Iterable[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or [*RANDOM, *TRAINED])
+    named, again = [name for name in sys.argv[1:] if name != "--told"], "--told" in sys.argv
+    main(named or (RANDOM if again else [*RANDOM, *TRAINED]), told=again)

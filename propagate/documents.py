@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ ENDINGS = (".txt", ".md", ".rst")
 PASSAGE = 4096
 """Letters, at least, of the documents that one text alone is cut into."""
 PYTHON = "python"
-MOST_TOKENS = 2**22
+MOST_TOKENS, MOST_FILES = 2**22, 10**5
 """Of a vocabulary: whoever learns pairs of bytes makes room for all of them first."""
 
 
@@ -169,7 +170,13 @@ def _python() -> tuple[str, list[str], None]:
 def _files(path: Path) -> tuple[str, list[str], Path]:
     if not is_folder(path):
         return path.name, [_decoded(path)], path.parent
-    files = sorted(file for file in path.rglob("*") if file.suffix in ENDINGS and file.is_file())
+    try:
+        every = list(islice(path.rglob("*"), MOST_FILES + 1))
+    except OSError as error:
+        raise ModelError(f"folder {str(path)!r} of texts cannot be read: {error.strerror}") from None
+    if len(every) > MOST_FILES:
+        raise ModelError(f"folder {str(path)!r} must hold at most {MOST_FILES} files, got more: name one with texts")
+    files = sorted(file for file in every if file.suffix in ENDINGS and file.is_file())
     if not files:
         raise ModelError(f"folder {str(path)!r} must hold files that end in {', '.join(ENDINGS)}, got none")
     return path.resolve().name, [_decoded(file) for file in files], path

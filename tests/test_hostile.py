@@ -20,6 +20,7 @@ import propagate as pg
 LEFT_OUT = {
     "Configuration": "what configuration gives",
     "configurations": "takes nothing",
+    "Diagnosis": "a record that diagnose makes",
     "Divergence": "a record that first_divergence makes",
     "Linear": "takes nothing",
     "ModelError": "an exception",

@@ -210,7 +210,7 @@ def test_a_network_that_leaves_the_range_of_numbers_is_data() -> None:
         ({"transfer": "mup", "base": (16, 0)}, r"base\[1\] must be at least 1"),
         ({"model": pg.Model("prenorm", **SMALL, dropout=0.1)}, "dropout must be 0"),
         ({"model": pg.Model("prenorm", **SMALL, experts=pg.Experts(4)), "optimizer": pg.Muon(1.0)}, "experts"),
-        ({"model": pg.Model("prenorm", **SMALL, value_gain=0.0)}, "gain that is not 0, got 0 for value"),
+        ({"model": pg.Model("prenorm", **SMALL, value_gain=0.0)}, "gain that is not 0, got value_gain 0"),
         ({"model": pg.Model("prenorm", depth=1, width=2**20)}, "GiB of memory"),
         ({"sampler": "fused"}, "sampler must be one of"),
     ],

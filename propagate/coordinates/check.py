@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-WIDTHS = (64, 128, 256, 512)
+WIDTHS, MOST_DRAWS = (64, 128, 256, 512), 10**9
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,8 @@ def coordinate_check(
         ()
     """
     along, sizes = _sizes(widths, depths)
-    steps, draws, seed = integer("steps", steps), integer("draws", draws), integer("seed", seed, at_least=0)
+    steps, draws = integer("steps", steps), integer("draws", draws, at_most=MOST_DRAWS)
+    seed = integer("seed", seed, at_least=0)
     tolerance, threshold = number("tolerance", tolerance, positive=True), checked_threshold(threshold)
     if isinstance(model, Model):
         if inputs is not None:

@@ -109,11 +109,11 @@ class Setting:
 def _check_field(path: str, owner: Any, name: str) -> None:
     kind = type(owner).__name__
     if not dataclasses.is_dataclass(owner):
-        raise ModelError(f"{path!r} must be the path of a field, but {kind} has none")
+        raise ModelError(f"an unknown must be the path of a field, but {kind} has none, got {shown(path)}")
     names = [field.name for field in dataclasses.fields(owner) if field.init]
     if name not in names:
         known = f"the fields {', '.join(names)}" if names else "no fields"
-        raise ModelError(f"{path!r} must be the path of a field, but {kind} has {known}")
+        raise ModelError(f"an unknown must be the path of a field, but {kind} has {known}, got {shown(path)}")
 
 
 def _number(path: str, owner: Any, name: str) -> tuple[float | None, bool]:

@@ -16,11 +16,11 @@ import ctypes
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
-from propagate.checks import integer
+from propagate.checks import ModelError, integer
 from propagate.montecarlo.backend import choose_backend
 from propagate.montecarlo.cores import one_thread
 
@@ -110,9 +110,11 @@ def ended_at_once(pool: ProcessPoolExecutor | None) -> Iterator[None]:
     """
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         if pool is not None:
             _end(pool)
+        if isinstance(error, BrokenExecutor):
+            raise ModelError("one of the workers was ended before its work was: is there too little memory?") from None
         raise
 
 

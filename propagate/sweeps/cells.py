@@ -109,7 +109,7 @@ def cells_of(model: Model, axes: list[Axis]) -> list[Cell]:
         try:
             found.append(Cell(place, Setting(model).with_values(chosen).model, label))
         except ModelError as error:
-            raise ModelError(f"cell {label}: {error}") from None
+            raise ModelError(f"cell {label} of over: {error}") from None
     return found
 
 

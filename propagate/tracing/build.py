@@ -23,7 +23,7 @@ from propagate.layers import Layer
 from propagate.model import SHORTHAND, Model, check_model
 from propagate.norms import Norm
 from propagate.placement import split
-from propagate.sublayers import Sublayer
+from propagate.sublayers import FFN, Sublayer
 from propagate.tracing.embedding import Embedding, Table, TextEmbedding, Tied
 from propagate.tracing.layers import Projection
 from propagate.tracing.setting import Setting, check_fields
@@ -246,8 +246,14 @@ def build_language_model(
 
 
 def _check_known(model: Model) -> None:
+    """That the modules follow all of its fields, and that their matrices fit into memory."""
     check_model(model)
     check_fields(model, KNOWN)
+    found = model.at(1).ffn
+    count, ffn = (1, found) if isinstance(found, FFN) else (found.count, found.expert)
+    columns = 2 * model.width + count * (3 if ffn.activation.gated else 2) * ffn.units  # at least
+    what = f"depth={model.depth} and width={model.width} with {count * ffn.units} hidden units"
+    check_memory(what, 4.0 * model.depth * model.width * columns)
 
 
 def _drawn(make: Callable[[], M], seed: int, device: str, dtype: torch.dtype) -> M:

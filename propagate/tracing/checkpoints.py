@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from propagate.checks import ModelError, integer
+from propagate.files import is_folder, read_whole
 
-MOST = 2**20
+MOST, MOST_SETTINGS = 2**20, 2**26
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -125,10 +126,10 @@ def _line(error: Exception) -> str:
 
 
 def _settings(path: str | Path) -> tuple[Path, dict[str, Any]]:
-    file = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
+    file = Path(path) / "config.json" if is_folder(Path(path)) else Path(path)
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        settings = json.loads(read_whole(file, "config", MOST_SETTINGS).decode())
+    except ValueError as error:
         raise ModelError(f"{file} is no configuration of transformers: {error}") from None
     if not isinstance(settings, dict) or "model_type" not in settings:
         # configurations older than `model_type` are of BERT, whose names no other has

@@ -123,7 +123,10 @@ class Recorder:
             return None
         found = stream_of([*args, *kwargs.values()])
         if found is None:
-            raise ModelError(f"the block {type(block).__name__} was given no stream of shape (..., tokens, width)")
+            raise ModelError(
+                f"the block {type(block).__name__} was given no stream of shape (..., tokens, width);"
+                " point at the blocks with blocks="
+            )
         if self._handed_on is not None:
             check_handed_on(found, self._handed_on.handed_on, len(self.called))
             return None

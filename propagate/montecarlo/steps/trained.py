@@ -96,7 +96,8 @@ class Trained:
         stored, matrices = [], []
         for name, width, own, before in parts:
             if own == 0:
-                raise ModelError(f"a matrix that is trained needs a gain that is not 0, got 0 for {name}")
+                field = {"attention_out": "attention_gain", "ffn_out": "ffn_gain"}.get(name, f"{name}_gain")
+                raise ModelError(f"a matrix that is trained needs a gain that is not 0, got {field} 0")
             factors = self.factors(name)
             stored.append(Stored(name, width, own * factors.gain))
             matrices.append(Matrix(name, width, gain / own * factors.multiplier, before * factors.multiplier))

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from propagate.checks import check_memory
 from propagate.model import Model, ModelError
 from propagate.tracing.build import Network, build
 
@@ -23,6 +24,7 @@ def check_covered(model: Model) -> None:
     tokens = model.tokens
     if tokens < 2:
         raise ModelError(f"tokens must be at least 2 to be trained on next tokens, got {tokens}")
+    check_memory(f"tokens={tokens} that attend to one another", 9.0 * tokens**2)
     if model.dropout:
         raise ModelError(f"dropout must be 0.0 to be trained, got {model.dropout!r}")
     for index in range(1, model.depth + 1):

@@ -150,7 +150,7 @@ class TokenEmbedding:
         number("std", self.std, positive=True)
         if not isinstance(self.ngrams, NGrams | None):
             raise ModelError(f"ngrams must be None or a propagate.NGrams, got {shown(self.ngrams)}")
-        if self.scale != ROOT_OF_WIDTH:
+        if not (isinstance(self.scale, str) and self.scale == ROOT_OF_WIDTH):
             if isinstance(self.scale, str):
                 choice("scale", self.scale, (ROOT_OF_WIDTH,))
             number("scale", self.scale, positive=True)

@@ -141,6 +141,7 @@ def callables() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "simulate_balance": (pg.simulate_balance, {"experts": mixture, "expected": 1.0, "steps": 2}),
         "predict_calls": (pg.predict_calls, {"model": model}),
         "predict_step": (pg.predict_step, {"model": model, "optimizer": pg.Adam(0.1)}),
+        "predict_change": (pg.predict_change, {"model": model, "optimizer": pg.SGD(0.1)}),
         "simulate": (pg.simulate, {"model": model, "draws": 2, "backend": "numpy"}),
         "simulate_steps": (
             pg.simulate_steps,

@@ -18,6 +18,7 @@ from hostile_lines import command_lines, random_lines, tried_line
 import propagate as pg
 
 LEFT_OUT = {
+    "explore": "serves pages: tests of the explorer",
     "Configuration": "what configuration gives",
     "configurations": "takes nothing",
     "Diagnosis": "a record that diagnose makes",

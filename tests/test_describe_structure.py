@@ -220,7 +220,7 @@ def test_what_no_model_has_is_refused_by_name() -> None:
     decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(16, 2, 32, batch_first=True), 2)
     x = torch.randn(1, 4, 16)
     with pytest.raises(
-        pg.ModelError, match="TransformerDecoderLayer attends 2 times, and 1 of its sublayers mix tokens"
+        pg.ModelError, match="TransformerDecoderLayer attends to another stream, which describe does not read"
     ):
         pg.describe(decoder, tokens=4, inputs=(x, torch.randn(1, 5, 16)))
     module = odd("apart")

@@ -16,6 +16,7 @@ from hostile import VALUES, apart, combinations, faults, outcome, tried
 from hostile_lines import command_lines, random_lines, tried_line
 
 import propagate as pg
+from propagate import corpora, progress, weights
 
 LEFT_OUT = {
     "explore": "serves pages: tests of the explorer",
@@ -126,9 +127,17 @@ def ended(text: str) -> Callable[[], None]:
     return main
 
 
+def left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a line tried in this process replaces for good: tests that follow would meet it."""
+    for module, name in ((progress, "PAUSE"), (weights, "checked"), (weights, "fetched"), (corpora, "fetched")):
+        monkeypatch.setattr(module, name, vars(module)[name])
+    monkeypatch.setitem(corpora.SOURCES, "kjv", corpora.SOURCES["kjv"])
+
+
 def test_planted_faults_of_the_command_line_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(hostile_lines._RIGHT, "predict", ("0", []))
+    left_as_it_was(monkeypatch)
     for main, said in (
         (ended("error: depth must be at least 1"), "refused"),
         (ended("error: something must be at least 1"), "no option is named"),

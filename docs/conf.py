@@ -49,7 +49,8 @@ nitpick_ignore_regex = [
     ("py:.*", r"(collections|concurrent|contextlib|matplotlib|nn|numpy|os|pathlib|sp|sympy|torch|xr)\..*"),
     (
         "py:.*",
-        r"Axes|Blocks|Choice|Dataset|Executor|Figure|Floats|Ids|Loss|Optimizer|Precision|Scalar|Tensor|Use|Visible",
+        r"Axes|Blocks|Choice|Dataset|Executor|Figure|Floats|Ids|Loss|NDArray|np\.float64|Optimizer|Precision|Scalar|Tensor|Use"
+        r"|Visible",
     ),
     ("py:.*", r"propagate\.(layers\.(D|Parts)|corpora\.Fetched|theory\.reading\.blocks\.Call)"),
     ("py:.*", r"propagate\.placement\.S|propagate\.montecarlo\.(workers\.Numbers|backend\.Backend)"),

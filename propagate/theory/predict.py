@@ -18,7 +18,7 @@ from propagate.theory.call_columns import MOMENTS as CALL_MOMENTS
 from propagate.theory.call_columns import call_columns
 from propagate.theory.finite.allowances import call_allowances
 from propagate.theory.finite.bias import finite_columns, sampled
-from propagate.theory.finite.covered import check_covered, check_sampled
+from propagate.theory.finite.covered import check_covered, check_resolved, check_sampled
 from propagate.theory.found import Found
 from propagate.theory.pairs.moments import Moments
 from propagate.theory.parameter_gradients import Measure, block_gradients, by_block
@@ -169,6 +169,7 @@ def predict(
     if "bias" in asked or (finite and not closed):
         grams = walked.grams(model.tokens)
         check_sampled(model, finite[-1], *grams)
+        check_resolved(finite[-1], columns)
         of_samples = sampled(model, *grams, through_readout=through_readout)
         spread = "fluctuations" in asked and not closed
         columns = columns | finite_columns(model, of_samples, columns, spread=spread, bias="bias" in asked)

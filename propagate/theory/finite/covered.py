@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
+
+import numpy as np
 
 from propagate.layers import Layer
 from propagate.model import Model, ModelError
@@ -16,6 +18,7 @@ from propagate.theory.tokens.gram import Gram
 
 NORM, TANH = "a norm", "tanh"
 BENT = "tanh of a stream, unless a sublayer or the output head reads it"
+SAME, RESOLVED = 1e-28, 1e-10  # shares of the variance: tokens are the same below; second differences are kept above
 FAINT = 1e-8  # share of the mean over tokens below which its noise is not resolved
 
 
@@ -146,6 +149,25 @@ def check_sampled(model: Model, what: str, start: Gram, cotangent: Gram) -> None
         raise ModelError(f"covariance must lie above -variance / (tokens - 1) for {what}, got {covariance!r}")
     if not cotangent.variance.all():
         raise ModelError(f"grad_variance must be positive for {what}, got 0")
+
+
+def check_resolved(what: str, columns: Mapping[str, Any]) -> None:
+    """ModelError where tokens become so alike, and are not the same, that samples hold their differences no more.
+
+    Example:
+        >>> check_resolved("bias", {"variance": [1.0, 1.0], "deviation": [0.5, 1e-20]})
+        Traceback (most recent call last):
+        propagate.checks.ModelError: bias covers tokens that differ by 1e-10 of their variance, got 1e-20 in block 1
+    """
+    if "deviation" not in columns:
+        return
+    variance, deviation = (np.asarray(columns[name], dtype=float) for name in ("variance", "deviation"))
+    share = np.divide(deviation, variance, out=np.ones_like(variance), where=variance > 0)
+    for block, least in enumerate(np.where(share > SAME, share, 1.0).reshape(len(share), -1).min(axis=1)):
+        if least < RESOLVED:
+            raise ModelError(
+                f"{what} covers tokens that differ by {RESOLVED:g} of their variance, got {least:.3g} in block {block}"
+            )
 
 
 def check_covered(model: Model, what: str) -> bool:

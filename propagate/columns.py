@@ -36,7 +36,7 @@ def column() -> Iterator[None]:
         >>> from propagate import plots
         >>> with column(), plots.style():
         ...     figure, axes = plots.panels(1, 3)
-        >>> figure.get_figwidth(), axes.shape, len({axis.get_subplotspec().rowspan.start for axis in axes.flat})
+        >>> float(figure.get_figwidth()), axes.shape, len({axis.get_subplotspec().rowspan.start for axis in axes.flat})
         (3.3, (1, 3), 3)
     """
     token = _NARROW.set(True)
@@ -167,7 +167,7 @@ def _broken(text: str, room: float) -> str:
 
     Example:
         >>> _broken("gradient variance at the embedding", 1.2)
-        'gradient variance\\nat the embedding'
+        'gradient variance at\\nthe embedding'
     """
     if max(map(len, text.split("\n"))) * LETTER <= room:
         return text

@@ -31,6 +31,9 @@ def without_windows(model: pg.Model) -> pg.Model:
     )
 
 
+pytestmark = pytest.mark.slow  # eight initialisations of each class
+
+
 @pytest.mark.parametrize(
     ("name", "own", "placement", "wrong"),
     [

@@ -138,9 +138,9 @@ def test_verbs_of_ones_own_verdicts_and_steps() -> None:
 @pytest.mark.parametrize(
     ("over", "verbs", "words"),
     [
-        ({"depth": (2, 0)}, "predict", "cell depth=0: depth must be at least 1"),
-        ({"placement": ["prenorm", "nonorm"]}, "predict", "cell placement=nonorm: unknown placement"),
-        ({"heads": (2, 3)}, "predict", "cell heads=3: heads"),
+        ({"depth": (2, 0)}, "predict", "cell depth=0 of over: depth must be at least 1"),
+        ({"placement": ["prenorm", "nonorm"]}, "predict", "cell placement=nonorm of over: unknown placement"),
+        ({"heads": (2, 3)}, "predict", "cell heads=3 of over: heads"),
         (
             {"placement": ["periln"], "ffn_gain": (1.0, 0.0)},
             "simulate",

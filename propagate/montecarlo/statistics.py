@@ -52,7 +52,7 @@ def shared_with(x: Array, embedded: Array) -> Array:
     tokens, from two arrays (draws, tokens, width).
 
     Example:
-        >>> shared_with(np.array([[[3.0, 4.0], [0.0, 2.0]]]), np.array([[[1.0, 0.0], [0.0, 5.0]]])).tolist()
+        >>> shared_with(np.array([[[3.0, 4.0], [0.0, 2.0]]]), np.array([[[1.0, 0.0], [0.0, 5.0]]])).round(6).tolist()
         [0.68]
     """
     inner, own, other = ((a * b).sum(axis=-1, dtype=np.float64) for a, b in ((x, embedded), (x, x), (embedded,) * 2))

@@ -41,6 +41,7 @@ class TextEmbedding(nn.Module):
     """What a description says: token ids (..., tokens) to the stream (..., tokens, width).
 
     Example:
+        >>> from propagate.embeddings import NGrams
         >>> made = TextEmbedding(TokenEmbedding(10, ngrams=NGrams(longest=2, tables=2, rows=7)), width=8)
         >>> made(torch.tensor([[1, 2, 3]])).shape, [tuple(table.weight.shape) for table in made.tables]
         (torch.Size([1, 3, 8]), [(7, 4), (7, 4)])
@@ -106,6 +107,7 @@ def hashed(embedding: TokenEmbedding, ids: Tensor) -> list[Tensor]:
     """Of each table of n-grams, the rows that every token reads: of longer n-grams by what was found for shorter ones.
 
     Example:
+        >>> from propagate.embeddings import NGrams
         >>> bigrams = TokenEmbedding(10, ngrams=NGrams(longest=2, tables=1, rows=20))
         >>> hashed(bigrams, torch.tensor([3, 4, 5]))[0].tolist()
         [3, 14, 5]

@@ -89,9 +89,9 @@ def shared_by(blocks: Sequence[nn.Module]) -> str:
 
     Example:
         >>> blocks = [nn.Sequential(nn.Linear(2, 2)) for _ in range(2)]
-        >>> blocks[1].append(blocks[0][0])
+        >>> _ = blocks[1].append(blocks[0][0])
         >>> shared_by(blocks)
-        '0.weight'
+        '1.weight'
     """
     owners: dict[int, nn.Module] = {}
     for block in blocks:

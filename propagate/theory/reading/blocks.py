@@ -291,7 +291,10 @@ def _on_two_modes(pull: Callable[[Joint], Joint], tape: Tape[Combination]) -> Ca
     """
     ((both,),) = pull(((Moments(1.0 + 1.0j, 1.0j),),))
     variance, deviation = both.variance, both.deviation
-    shared, independent = Moments(variance.real, deviation.real), Moments(variance.imag, deviation.imag)
+    if hasattr(variance, "imag"):
+        shared, independent = Moments(variance.real, deviation.real), Moments(variance.imag, deviation.imag)
+    else:  # symbols have no parts
+        ((shared,),), ((independent,),) = (pull(((Moments(1.0, apart),),)) for apart in (0.0, 1.0))
     tape.steps.clear()
 
     def combined(cotangents: Joint) -> Joint:

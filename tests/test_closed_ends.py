@@ -41,6 +41,16 @@ def test_tokens_that_coincide_or_add_up_to_nothing(placement: str, end: str) -> 
             assert found == ""
 
 
+def test_no_router_is_off_where_tokens_are_the_same() -> None:
+    """Their distance is rounding, of either sign: its logarithm has no mean."""
+    kind = pg.Experts(4, 1, softmax="before", identity=2)
+    fields = {"tokens": 3, "depth": 1, "activation": "geglu", "norm": "layer", "logit_std": 2.0, "experts": kind}
+    model = pg.Model("keel", width=64, heads=2, ffn_ratio=0.5, scaling=pg.ScaleInit(0.5, per="block"), **fields)
+    alike, apart = (pg.predict(model, covariance=covariance).log_deviation_bias for covariance in (1.0, 0.9))
+    assert (alike == 0).all()
+    assert float(apart[1]) < -1e-3
+
+
 @pytest.mark.few(2)
 @pytest.mark.parametrize("placement", ["mixln", "prenorm", "postnorm", "residual"])
 def test_their_fluctuations(placement: str) -> None:

@@ -127,7 +127,8 @@ def _means(of_replicas: dict[str, Array], *, logarithms: bool = False) -> dict[s
             found[f"{name}_se"] = values.std(axis=1, ddof=1) / np.sqrt(replicas)
         if logarithms and quantity_of(name).scale == "log":
             bias = _log(values).mean(axis=1) - _log(found[name])
-            found[f"log_{name}_bias"] = np.where(found[name] <= 0, 0.0, bias)  # of what is 0, no router is off
+            nothing = (values <= 0).any(axis=1)  # tokens that are the same differ by rounding, of either sign
+            found[f"log_{name}_bias"] = np.where(nothing, 0.0, bias)  # of what is 0, no router is off
     return found
 
 

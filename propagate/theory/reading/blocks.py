@@ -294,7 +294,8 @@ def _on_two_modes(pull: Callable[[Joint], Joint], tape: Tape[Combination]) -> Ca
     if hasattr(variance, "imag"):
         shared, independent = Moments(variance.real, deviation.real), Moments(variance.imag, deviation.imag)
     else:  # symbols have no parts
-        ((shared,),), ((independent,),) = (pull(((Moments(1.0, apart),),)) for apart in (0.0, 1.0))
+        ((one,),), ((other,),) = (pull(((Moments(1.0, apart),),)) for apart in (0.0, 1.0))
+        shared, independent = (Moments(found.variance, found.deviation) for found in (one, other))
     tape.steps.clear()
 
     def combined(cotangents: Joint) -> Joint:

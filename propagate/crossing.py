@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from propagate.arrays import moment, second_moments
 from propagate.checks import ModelError, as_array, integer, number
 from propagate.scaling import Gains, Number
-from propagate.sublayers import Attention, Sublayer, as_names
+from propagate.sublayers import Attention, Sublayer, as_names, of_head, scaled_projections
 
 if TYPE_CHECKING:
     import numpy as np
@@ -137,17 +137,10 @@ class CrossAttention(Sublayer):
         set_(self, "normed", as_names("normed", self.normed, self.inner_norms))
 
     def fitted(self, width: int, tokens: int) -> CrossAttention:
-        if self.head_size is None and width % self.heads:
-            raise ModelError(f"heads must divide the width, got heads={self.heads} for width={width}")
-        return self.with_(head_size=self.head_size or width // self.heads)
+        return self.with_(head_size=of_head(self.head_size, width, self.heads))
 
     def scaled(self, gains: Gains) -> CrossAttention:
-        return self.with_(
-            query_gain=self.query_gain * gains.query,
-            key_gain=self.key_gain * gains.key,
-            value_gain=self.value_gain * gains.value,
-            out_gain=self.out_gain * gains.attention_out,
-        )
+        return self.with_(**scaled_projections(self, gains))
 
     @property
     def size(self) -> int:

@@ -20,7 +20,15 @@ from typing import Any, ClassVar
 from propagate.checks import ModelError, check_flag, integer, number
 from propagate.masks import Visible, all_visible, visible
 from propagate.scaling import Gains, Number
-from propagate.sublayers import Attention, Sublayer, check_rows, checked_mask, rotary_frequencies
+from propagate.sublayers import (
+    Attention,
+    Sublayer,
+    check_rows,
+    checked_mask,
+    of_head,
+    rotary_frequencies,
+    scaled_projections,
+)
 
 GAINS = ("query", "key", "rotary", "value", "out", "query_down", "key_value_down")
 NORM_NAMES = frozenset(Attention.inner_norms)
@@ -132,10 +140,8 @@ class LatentAttention(Sublayer):
         return cls(**fields, **made)
 
     def fitted(self, width: int, tokens: int) -> LatentAttention:
-        if self.head_size is None and width % self.heads:
-            raise ModelError(f"heads must divide the width, got heads={self.heads} for width={width}")
+        size = of_head(self.head_size, width, self.heads)
         check_rows(self.mask, tokens)
-        size = self.head_size or width // self.heads
         turned = size // 2 if self.rope_size is None else self.rope_size
         if self.rope is not None and (turned % 2 or not turned):
             raise ModelError(f"rope must be None for rope_size={turned}, which is no number of pairs, got {self.rope}")
@@ -144,13 +150,7 @@ class LatentAttention(Sublayer):
         return self.with_(**sizes)
 
     def scaled(self, gains: Gains) -> LatentAttention:
-        return self.with_(
-            query_gain=self.query_gain * gains.query,
-            key_gain=self.key_gain * gains.key,
-            rotary_gain=self.rotary_gain * gains.key,
-            value_gain=self.value_gain * gains.value,
-            out_gain=self.out_gain * gains.attention_out,
-        )
+        return self.with_(rotary_gain=self.rotary_gain * gains.key, **scaled_projections(self, gains))
 
     def norming(self, names: Iterable[str]) -> LatentAttention:
         """Itself: it has norms of its own.

@@ -25,7 +25,7 @@ from propagate.checks import ModelError, choice, integer, number, shown
 from propagate.latent import SelfAttention
 from propagate.masks import Visible, visible
 from propagate.scaling import Gains, Number
-from propagate.sublayers import Sublayer, as_names
+from propagate.sublayers import Sublayer, as_names, of_head, scaled_projections
 
 GATES = ("head", "coordinate")
 SMALLEST_POWER = 1e-6  # of a gate; 1 over it is the largest
@@ -128,18 +128,11 @@ class LinearAttention(Sublayer):
         return tuple(number(field, each, positive=True) for each in value)
 
     def fitted(self, width: int, tokens: int) -> LinearAttention:
-        if None in (self.key_size, self.value_size) and width % self.heads:
-            raise ModelError(f"heads must divide the width, got heads={self.heads} for width={width}")
-        size = width // self.heads
-        return self.with_(key_size=self.key_size or size, value_size=self.value_size or size)
+        key_size, value_size = (of_head(size, width, self.heads) for size in (self.key_size, self.value_size))
+        return self.with_(key_size=key_size, value_size=value_size)
 
     def scaled(self, gains: Gains) -> LinearAttention:
-        return self.with_(
-            query_gain=self.query_gain * gains.query,
-            key_gain=self.key_gain * gains.key,
-            value_gain=self.value_gain * gains.value,
-            out_gain=self.out_gain * gains.attention_out,
-        )
+        return self.with_(**scaled_projections(self, gains))
 
     @property
     def decays(self) -> tuple[float, ...]:

@@ -77,6 +77,29 @@ class Sublayer:
         return copy
 
 
+def of_head(given: int | None, width: int, heads: int) -> int:
+    """Coordinates of a head: those given, or its share of the width.
+
+    Raises:
+        ModelError: unless there is such a share.
+    """
+    if given is not None:
+        return given
+    if width % heads:
+        raise ModelError(f"heads must divide the width, got heads={heads} for width={width}")
+    return width // heads
+
+
+def scaled_projections(kind: Any, gains: Gains) -> dict[str, Number]:
+    """What a block's gains make of those of queries, keys, values and output."""
+    return {
+        "query_gain": kind.query_gain * gains.query,
+        "key_gain": kind.key_gain * gains.key,
+        "value_gain": kind.value_gain * gains.value,
+        "out_gain": kind.out_gain * gains.attention_out,
+    }
+
+
 @dataclass(frozen=True)
 class Attention(Sublayer):
     """Softmax self-attention.
@@ -142,21 +165,14 @@ class Attention(Sublayer):
             set_(self, "rope", number("rope", self.rope, positive=True))
 
     def fitted(self, width: int, tokens: int) -> Attention:
-        if self.head_size is None and width % self.heads:
-            raise ModelError(f"heads must divide the width, got heads={self.heads} for width={width}")
+        size = of_head(self.head_size, width, self.heads)
         check_rows(self.mask, tokens)
-        size = self.head_size or width // self.heads
         if self.rope is not None and size % 2:
             raise ModelError(f"rope must be None for heads of odd width {size}, got {self.rope}")
         return self.with_(head_size=size)
 
     def scaled(self, gains: Gains) -> Attention:
-        return self.with_(
-            query_gain=self.query_gain * gains.query,
-            key_gain=self.key_gain * gains.key,
-            value_gain=self.value_gain * gains.value,
-            out_gain=self.out_gain * gains.attention_out,
-        )
+        return self.with_(**scaled_projections(self, gains))
 
     @property
     def kv_heads(self) -> int:

@@ -1,5 +1,6 @@
 """The hand-written reverse pass of the simulation is torch's autograd, with the same weights in the same text."""
 
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -69,6 +70,25 @@ def numpy_pass(
     for pull in reversed(pulls):
         cotangents = pull(cotangents)
     return state.streams[0], cotangents[0], matrices
+
+
+def assert_is_the_simulation(model: pg.Model, fill: Callable[[Network, list[Array]], None]) -> None:
+    """Output, gradient of the input and squared gradient of every matrix, once `fill` has put the simulation's in."""
+    random, norms = np.random.default_rng(5), list[Any]()
+    x, g = random.standard_normal((2, 1, model.tokens, model.width))
+    y, back, matrices = numpy_pass(model, x, g, norms)
+    network = build(model, dtype=torch.float64)
+    fill(network, matrices)
+    stream = torch.from_numpy(x).requires_grad_()
+    output = network(stream)
+    output.backward(torch.from_numpy(g))
+    np.testing.assert_allclose(output.detach().numpy(), y, rtol=1e-10)
+    np.testing.assert_allclose(stream.grad.numpy(), back, rtol=1e-9, atol=1e-12)
+    for own, weights in zip(norms, matrices_of(network, list(network.blocks)), strict=True):
+        seen = squared_norms(weights, {id(w.parameter): w.parameter.grad for w in weights})
+        assert set(seen) == set(own)
+        for name, square in seen.items():
+            assert square == pytest.approx(float(own[name][0]), rel=1e-9), name
 
 
 def copy(matrices: list[Array], network: Network) -> None:

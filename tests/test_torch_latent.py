@@ -11,11 +11,10 @@ import propagate as pg
 torch = pytest.importorskip("torch", reason="torch is absent: install the extra [torch]")
 
 from confront import formula  # noqa: E402
-from test_torch_autograd import numpy_pass  # noqa: E402
+from test_torch_autograd import assert_is_the_simulation, numpy_pass  # noqa: E402
 
 from proofs.propositions.p15_latent_attention import PROPOSITION  # noqa: E402
 from propagate.tracing.latent import LatentHeads  # noqa: E402
-from propagate.tracing.matrices import matrices_of, squared_norms  # noqa: E402
 
 torch.set_num_threads(1)
 GAINS = {"query_gain": 0.8, "key_gain": 0.7, "rotary_gain": 1.6, "value_gain": 0.6, "out_gain": 1.4}
@@ -60,21 +59,7 @@ def fill(network: Any, matrices: list[Any], kind: pg.LatentAttention) -> None:
 @pytest.mark.parametrize("kind", KINDS, ids=range(len(KINDS)))
 def test_output_and_gradients_are_the_simulations(kind: pg.LatentAttention, norm: Any) -> None:
     model = pg.Model(LatentBlock(), depth=2, width=18, tokens=5, norm=norm, attention=kind)
-    random, norms = np.random.default_rng(5), list[Any]()
-    x, g = random.standard_normal((2, 1, 5, 18))
-    y, back, matrices = numpy_pass(model, x, g, norms)
-    network = pg.build(model, dtype=torch.float64)
-    fill(network, matrices, model.at(1).attention)
-    stream = torch.from_numpy(x).requires_grad_()
-    output = network(stream)
-    output.backward(torch.from_numpy(g))
-    np.testing.assert_allclose(output.detach().numpy(), y, rtol=1e-10)
-    np.testing.assert_allclose(stream.grad.numpy(), back, rtol=1e-9, atol=1e-12)
-    for own, weights in zip(norms, matrices_of(network, list(network.blocks)), strict=True):
-        seen = squared_norms(weights, {id(w.parameter): w.parameter.grad for w in weights})
-        assert set(seen) == set(own)
-        for name, square in seen.items():
-            assert square == pytest.approx(float(own[name][0]), rel=1e-9), name
+    assert_is_the_simulation(model, lambda network, matrices: fill(network, matrices, model.at(1).attention))
 
 
 def test_without_the_correction_it_is_another_network() -> None:

@@ -10,9 +10,8 @@ import propagate as pg
 
 torch = pytest.importorskip("torch", reason="torch is absent: install the extra [torch]")
 
-from test_torch_autograd import numpy_pass  # noqa: E402
+from test_torch_autograd import assert_is_the_simulation  # noqa: E402
 
-from propagate.tracing.matrices import matrices_of, squared_norms  # noqa: E402
 from propagate.tracing.recurrent import Recurrence  # noqa: E402
 
 torch.set_num_threads(1)
@@ -48,21 +47,7 @@ def fill(network: Any, matrices: list[Any]) -> None:
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_output_and_gradients_are_the_simulations(kind: pg.LinearAttention, norm: Any) -> None:
     model = pg.Model(RecurrentBlock(), depth=2, width=18, tokens=5, norm=norm, attention=kind)
-    random, norms = np.random.default_rng(5), list[Any]()
-    x, g = random.standard_normal((2, 1, 5, 18))
-    y, back, matrices = numpy_pass(model, x, g, norms)
-    network = pg.build(model, dtype=torch.float64)
-    fill(network, matrices)
-    stream = torch.from_numpy(x).requires_grad_()
-    output = network(stream)
-    output.backward(torch.from_numpy(g))
-    np.testing.assert_allclose(output.detach().numpy(), y, rtol=1e-10)
-    np.testing.assert_allclose(stream.grad.numpy(), back, rtol=1e-9, atol=1e-12)
-    for own, weights in zip(norms, matrices_of(network, list(network.blocks)), strict=True):
-        seen = squared_norms(weights, {id(w.parameter): w.parameter.grad for w in weights})
-        assert set(seen) == set(own)
-        for name, square in seen.items():
-            assert square == pytest.approx(float(own[name][0]), rel=1e-9), name
+    assert_is_the_simulation(model, fill)
 
 
 def test_what_is_built_has_its_initialisation_and_trains() -> None:

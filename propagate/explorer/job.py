@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, Executor, Future
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
@@ -100,8 +100,6 @@ class Job:
                     self._tell(self._points(name, _Counted(pool, self)))
         except Stopped:
             how = "cancelled"
-        except BrokenExecutor:
-            how = "a process ended by itself: a placement of one's own must be in a file that can be imported"
         except Exception as error:  # told on the page, which is all that anybody sees
             how = str(error) if isinstance(error, ModelError) else f"{type(error).__name__}: {error}"
         self._tell(Ended("cancelled" if self._stopped else how))

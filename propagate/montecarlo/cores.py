@@ -7,12 +7,26 @@ environment says of other libraries' threads is left as it is.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 
 from threadpoolctl import threadpool_limits
+
+TASKS = 32
+"""Batches that a run is cut into for an executor, at least: enough to keep several workers busy."""
+
+
+def batch_of(most: int, draws: int, executor: Executor | None) -> int:
+    """Draws of a batch: as many as may be, and for an executor few enough for `TASKS` batches.
+
+    Example:
+        >>> batch_of(50, 64, None), batch_of(100, 64, None)
+        (50, 64)
+    """
+    return min(most, math.ceil(draws / TASKS) if executor else draws)
 
 
 def threads_for(backend: str, batches: int, taken: int, most: int) -> int:

@@ -15,7 +15,7 @@ from propagate.identity import described, simulation_digest
 from propagate.model import Model, ModelError, check_flag, check_model, check_norms
 from propagate.montecarlo.calls import called, smallest_fan_in
 from propagate.montecarlo.checkpoint import load, save
-from propagate.montecarlo.cores import in_threads, threads_for
+from propagate.montecarlo.cores import batch_of, in_threads, threads_for
 from propagate.montecarlo.memory import plan
 from propagate.montecarlo.norms import norm
 from propagate.montecarlo.places import place_of
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 CROSSOVER = 8  # coordinates a token, from which on "auto" takes the weightless sampler
 MOST_DRAWS = 10**9
 ROOTS = 6  # arrays of tokens by tokens that a start is made with
-TASKS = 32  # batches that a run is cut into for an executor, at least: enough to keep several workers busy
 
 
 def simulate(
@@ -152,7 +151,7 @@ def simulate(
     size = f"one draw of depth={model.depth}, width={model.width}, tokens={model.tokens}"
     check_memory(size, planned.taken + ROOTS * 8 * model.tokens**2, where.most)
     entering = ends_of(model, given, draws)
-    batch = min(planned.batch, math.ceil(draws / TASKS) if executor else draws)
+    batch = batch_of(planned.batch, draws, executor)
     threads = threads_for(where.backend, math.ceil(draws / batch), planned.taken * batch, where.most)
     network = Network(
         model,

@@ -71,7 +71,8 @@ def predict(
             much such networks differ from one another; of one stream of exchangeable tokens without tanh, dropout or
             norms inside sublayers in closed form (about 10 ms a block), else from samples, as the bias. Those two are
             for normal weights, and refuse what they do not cover: experts, LayerNorm of hidden units, or of queries and
-            keys with rotary positions, tanh of a stream with dropout or beside LayerNorm.
+            keys with rotary positions, tanh of a stream with dropout or beside LayerNorm; and tokens that have become
+            one, to 1e-10 of their variance.
         variance: E x^2 of the embedded tokens; a number or an `xarray.DataArray`.
         covariance: E x_t x_s of two of them; likewise.
         grad_variance: E g^2 of the cotangent that enters at the stream that leaves the last block.

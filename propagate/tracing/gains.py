@@ -14,7 +14,7 @@ from propagate.scaling import Gains
 from propagate.tracing.cores import Core
 from propagate.tracing.find import is_norm
 from propagate.tracing.latent_rows import MARK, LatentRows
-from propagate.tracing.named import named_weights
+from propagate.tracing.named import is_matrix, named_weights
 from propagate.tracing.roles import by_role
 from propagate.tracing.statistics import precise
 
@@ -87,7 +87,7 @@ def matrices(block: nn.Module) -> list[str]:
     parts = [(name, part) for name, part in block.named_modules() if is_norm(part)]
     norms = {f"{name}.{own}" for name, part in parts for own, _ in part.named_parameters()}
     tables = ("relative_attention_bias.weight", "_bias", "shared_expert_gate.weight")
-    wide = [path for path, weight in named_weights(block) if sum(size > 1 for size in weight.shape) > 1]
+    wide = [path for path, weight in named_weights(block) if is_matrix(weight)]
     return [path for path in wide if path not in norms and not path.endswith(tables)]
 
 

@@ -28,6 +28,16 @@ def named_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield start + name, parameter
 
 
+def is_matrix(weight: Tensor) -> bool:
+    """Whether it has more than one row and more than one column.
+
+    Example:
+        >>> is_matrix(torch.zeros(3, 2)), is_matrix(torch.zeros(1, 1, 4))
+        (True, False)
+    """
+    return sum(size > 1 for size in weight.shape) > 1
+
+
 def _made(part: nn.Module) -> Iterator[tuple[str, Tensor]]:
     if parametrize.is_parametrized(part):
         of_torch: nn.ModuleDict = part.parametrizations  # type: ignore[assignment]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from propagate.tracing.find import named_attention, named_cross_attention
 from propagate.tracing.graph import first_met
 from propagate.tracing.layout import Layout, gradient_at
+from propagate.tracing.named import is_matrix
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +68,7 @@ def has_matrix(module: nn.Module) -> bool:
         >>> has_matrix(nn.Linear(4, 4)), has_matrix(nn.Identity())
         (True, False)
     """
-    return any(sum(size > 1 for size in parameter.shape) > 1 for parameter in module.parameters())
+    return any(map(is_matrix, module.parameters()))
 
 
 def is_bare(module: nn.Module) -> bool:

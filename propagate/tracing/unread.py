@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from propagate.tracing.find import is_norm
-from propagate.tracing.named import named_weights
+from propagate.tracing.named import is_matrix, named_weights
 from propagate.tracing.roles import role_of
 from propagate.tracing.statistics import precise
 
@@ -79,7 +79,7 @@ def repeats(blocks: Sequence[nn.Module]) -> int:
     """How many blocks have the weights of another: shared, or copies as `nn.TransformerEncoder` makes them."""
     seen: dict[tuple[float, ...], int] = {}
     for block in blocks:
-        weights = [precise(p).sum().item() for p in block.parameters() if sum(size > 1 for size in p.shape) > 1]
+        weights = [precise(p).sum().item() for p in block.parameters() if is_matrix(p)]
         seen[tuple(weights)] = seen.get(tuple(weights), 0) + 1
     return sum(count for weights, count in seen.items() if weights and count > 1)
 
@@ -96,7 +96,7 @@ def shared_by(blocks: Sequence[nn.Module]) -> str:
     owners: dict[int, nn.Module] = {}
     for block in blocks:
         for path, weight in block.named_parameters():
-            if sum(size > 1 for size in weight.shape) > 1 and owners.setdefault(id(weight), block) is not block:
+            if is_matrix(weight) and owners.setdefault(id(weight), block) is not block:
                 return path
     return ""
 

@@ -16,7 +16,7 @@ from propagate.experts import Experts
 from propagate.losses import CrossEntropy, Linear, Loss, check_loss
 from propagate.model import Model, check_model, check_norms
 from propagate.montecarlo.calls import called, smallest_fan_in
-from propagate.montecarlo.cores import in_threads, threads_for
+from propagate.montecarlo.cores import batch_of, in_threads, threads_for
 from propagate.montecarlo.places import Place, place_of
 from propagate.montecarlo.starts import Ends, ends_of
 from propagate.montecarlo.statistics import Floats, Summary, check_finite
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
 MOST_DRAWS, MOST_STEPS = 10**9, 10**4
-TASKS = 32  # batches that a run is cut into for an executor, at least
 CROSSOVER = 4  # coordinates a row that is kept, from which on "auto" takes the weightless sampler
 ENTRANCE = ("variance",)
 """What a start may say where a loss has cotangents and an embedding of its own."""
@@ -114,7 +113,7 @@ def simulate_steps(
         model, optimizer, start, steps, seed, loss, transfer, base, backend, sampler, precision, memory, executor
     )
     course, where, steps = planned.course, planned.where, planned.course.steps
-    batch = min(planned.batch, math.ceil(draws / TASKS) if executor else draws)
+    batch = batch_of(planned.batch, draws, executor)
     threads = threads_for(where.backend, math.ceil(draws / batch), planned.taken * batch, where.most)
     summary, diverged, doubtful = Summary(), np.zeros(steps + 1, dtype=int), 0
     batches = (range(first, min(first + batch, draws)) for first in range(0, draws, batch))

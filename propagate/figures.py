@@ -89,6 +89,7 @@ def regenerate(
 
     settings |= _backend(backend)
     scripts = {name: load(name) for name in chosen}
+    _import_what_writes()
     written: list[Path] = []
     with (
         workers(executor) as pool,
@@ -205,6 +206,15 @@ def _backend(name: str) -> dict[str, str]:
     from propagate.montecarlo.backend import choose_backend
 
     return {"backend": choose_backend(name, "float64").name}
+
+
+def _import_what_writes() -> None:
+    """What xarray imports when it first writes a table (dask, where it is installed): before there are threads, since
+    two that import it at once find it half there.
+    """
+    import xarray as xr
+
+    xr.Dataset().to_netcdf(engine="scipy")
 
 
 def _write(folder: Path, name: str, script: Any, data: Any) -> list[Path]:

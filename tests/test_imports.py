@@ -20,8 +20,8 @@ TOUCHES = {
 }
 
 
-def loaded_after(code: str) -> set[str]:
-    report = f"{code}\nimport json, sys; print(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))"
+def loaded_after(code: str, names: tuple[str, ...] = HEAVY) -> set[str]:
+    report = f"{code}\nimport json, sys; print(json.dumps([m for m in {names!r} if m in sys.modules]))"
     done = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True)
     return set(json.loads(done.stdout.splitlines()[-1]))
 
@@ -31,6 +31,16 @@ def test_only_what_is_used_is_loaded(code: str) -> None:
     allowed = TOUCHES[code]
     looks_for_cupy = "xarray" in allowed  # by itself, wherever it is installed
     assert loaded_after(code) <= (allowed | {"cupy"} if looks_for_cupy else allowed)
+
+
+def test_what_writes_figures_is_imported_before_there_are_threads() -> None:
+    """Two threads that imported dask at once found it without `dask.utils`."""
+    pytest.importorskip("distributed")
+    once = "import xarray; from propagate import figures; figures._import_what_writes()"
+    again = f"{once}; xarray.Dataset({{'x': ('block', [1.0])}}).to_netcdf(engine='scipy')"
+    of_dask = ("dask", "dask.utils", "distributed", "distributed.protocol.utils")
+    assert loaded_after(once, of_dask) == loaded_after(again, of_dask) == set(of_dask)
+    assert loaded_after("import xarray", of_dask) == set()
 
 
 def test_the_check_sees_a_heavy_import() -> None:

@@ -32,7 +32,7 @@ def is_matrix(weight: Tensor) -> bool:
     """Whether it has more than one row and more than one column.
 
     Example:
-        >>> is_matrix(torch.zeros(3, 2)), is_matrix(torch.zeros(1, 1, 4))
+        >>> is_matrix(nn.Linear(2, 3).weight), is_matrix(nn.Linear(2, 3).bias)
         (True, False)
     """
     return sum(size > 1 for size in weight.shape) > 1

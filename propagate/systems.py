@@ -16,6 +16,7 @@ from typing import Any
 
 from propagate.activations import as_activation
 from propagate.checks import ModelError, choice
+from propagate.embeddings import NGrams, TokenEmbedding
 from propagate.experts import Experts
 from propagate.latent import LatentAttention, SelfAttention
 from propagate.losses import CrossEntropy
@@ -98,6 +99,34 @@ class Configuration:
         }
         return {"placement": own["placement"], "depth": depth, "width": width} | fields | changes
 
+    def embedding(self) -> TokenEmbedding:
+        """Of its tokens, with n-grams where it has them.
+
+        Raises:
+            ModelError: where its vocabulary is not kept.
+
+        Example: LongCat-Flash-Lite divides thirteen terms by thirteen.
+            >>> made = configuration("longcat-flash-lite").embedding()
+            >>> made.ngrams.divisor, made.ngrams.sizes[-1]
+            (13.0, (4, 10223639))
+        """
+        own = self.values
+        if "vocabulary" not in own:
+            raise ModelError(f"vocabulary must be known of {self.name!r} for its embedding, and is not kept")
+        ngrams = None
+        if "ngram_ratio" in own:
+            longest, tables = own["ngram_longest"], own["ngram_tables"]
+            size = own["width"] // ((longest - 1) * tables)
+            ngrams = NGrams.beside_multiple(
+                own["vocabulary"],
+                own["ngram_ratio"],
+                longest=longest,
+                tables=tables,
+                std=own["std"],
+                gain=own["std"] * math.sqrt(size),
+            )
+        return TokenEmbedding(own["vocabulary"], own["std"], ngrams)
+
     def start(self) -> Start:
         """What enters the first block at the published initialisation: distinct tokens' embeddings.
 
@@ -106,6 +135,9 @@ class Configuration:
             0.0008
         """
         own = self.values
+        if (made := self.embedding() if "ngram_ratio" in own else None) and (ngrams := made.ngrams):
+            terms = made.std**2 + ngrams.count * (ngrams.gain * ngrams.std) ** 2
+            return Start(variance=made.factor(own["width"]) ** 2 * terms)
         if "embedded_variance" in own:
             return Start(variance=own["embedded_variance"], covariance=own.get("embedded_covariance", 0.0))
         scale = own["width"] if own.get("embedding_scale_of_width") else own.get("embeddings", 1)
@@ -143,7 +175,7 @@ def configuration(name: str) -> Configuration:
         >>> configuration("gpt-5")
         Traceback (most recent call last):
         propagate.checks.ModelError: configuration must be one of llama-3-8b, gemma-3-4b, olmo-2-7b, deepseek-v2-lite, \
-deepseek-v3, longcat-flash, gpt-2, bert-base, vit-b, got 'gpt-5'; did you mean gpt-2?
+deepseek-v3, longcat-flash, longcat-flash-lite, gpt-2, bert-base, vit-b, got 'gpt-5'; did you mean gpt-2?
     """
     found = known_as(name)
     if found is None:

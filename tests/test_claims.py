@@ -65,6 +65,7 @@ TURNED: dict[str, Callable[[xr.Dataset], xr.Dataset]] = {
     "C7": moved,
     "C8": swapped("spannorm", "prenorm"),
     "LongCat 1": moved,
+    "Lite 1": swapped("spannorm", "prenorm"),
     "Doubt 1": swapped("spannorm", "prenorm"),
     "Doubt 2": swapped("spannorm", "postnorm"),
 }
@@ -96,7 +97,7 @@ def test_a_claim_has_numbers_and_other_tables_turn_it(name: str, sources: Source
 
 
 def test_every_claim_with_evidence_has_a_control() -> None:
-    assert {claim.name for claim in claims() if claim.tests} == {*TURNED, "LongCat 2"}
+    assert {claim.name for claim in claims() if claim.tests} == {*TURNED, "LongCat 2", "Lite 2"}
 
 
 def test_latent_attention_is_turned_by_a_theory_without_the_correction(sources: Sources) -> None:
@@ -106,6 +107,20 @@ def test_latent_attention_is_turned_by_a_theory_without_the_correction(sources: 
 
     [found], [control] = (audit(["LongCat 2"], sources=s) for s in (sources, _with(sources, predict=uncorrected)))
     assert (found.verdict, control.verdict) == ("holds at initialisation", "fails")
+
+
+def test_drowning_is_turned_by_embeddings_of_other_sizes(sources: Sources) -> None:
+    def of_one_size(model: pg.Model, **options: Any) -> xr.Dataset:
+        return sources.predict(model, **options | {"variance": 1.0})
+
+    def backwards(name: str) -> xr.Dataset | None:
+        table = sources.trained(name)
+        return None if table is None else table.assign_coords(arm=table.arm.values[::-1])
+
+    [found], [control] = (
+        audit(["Lite 2"], sources=s) for s in (sources, _with(sources, predict=of_one_size, trained=backwards))
+    )
+    assert (found.verdict, control.verdict) == ("holds", "fails")
 
 
 def _with(sources: Sources, **changes: Any) -> Sources:
@@ -141,7 +156,7 @@ def test_the_best_rate_is_that_of_runs_that_were_made() -> None:
 
 def test_a_page_says_all_of_it(sources: Sources) -> None:
     page = text_of(audit(["C3", "Lite 1"], sources=sources))
-    for words in ("C3  ONLY UNDER", "twice as deep", "What would change it", "Lite 1  NOT TESTABLE HERE"):
+    for words in ("C3  ONLY UNDER", "twice as deep", "What would change it", "Lite 1  HOLDS"):
         assert words in page
 
 

@@ -24,6 +24,7 @@ MEASURED = ("attention_gradient", "validity")  # drawn from stored measurements
 MODELS = ("architectures", "trained")  # test_model_figures.py
 TOUR = ("collapse_layers", "cosine_similarity", "phase_diagram", "twice_as_deep")  # test_figures_of_the_tour.py
 LATENT = ("mla_correction",)  # test_figure_of_latent_attention.py
+EMBEDDING = ("embedding_share",)  # test_figure_of_embedding_share.py
 FIRST = ("coordinate_checks", "first_step", "stable_rate")  # test_coordinate_figure.py, ..._of_first_steps.py
 STEPS = (*FIRST, "step_over_depth")
 EXPERTS = ("active_experts", "scmoe")  # test_figures_of_experts.py
@@ -31,7 +32,7 @@ TRAINING = (
     *("collapse_training", "experts_trained", "foretold", "layers_trained", "stability", "training_cost"),
     *("transfer_training", "vision"),
 )  # test_figures_of_training.py
-ALL = sorted((*NAMES, *MEASURED, *MODELS, *TRAINING, *TOUR, *LATENT, *STEPS, *EXPERTS))
+ALL = sorted((*NAMES, *MEASURED, *MODELS, *TRAINING, *TOUR, *LATENT, *EMBEDDING, *STEPS, *EXPERTS))
 
 
 def predicted(name: str, data: xr.Dataset, network: int) -> xr.Dataset:

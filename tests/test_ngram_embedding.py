@@ -242,6 +242,14 @@ def test_training_with_an_embedding(text: Any) -> None:
             pg.train(model, pg.corpus(), pg.Adam(lr=1e-2), steps=2, **wrong)
 
 
+def test_flash_lite_starts_where_its_embedding_does() -> None:
+    lite = pg.configuration("longcat-flash-lite")
+    said = embedded_text(lite.embedding(), [1, 2, 3], width=3072)
+    assert lite.start().variance == pytest.approx(said.variance, rel=1e-12)
+    with pytest.raises(pg.ModelError, match="vocabulary must be known of 'gpt-2'"):
+        pg.configuration("gpt-2").embedding()
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [

@@ -25,13 +25,14 @@ def claims() -> tuple[Claim, ...]:
         c6_beats_others,
         c7_transfer,
         c8_fig3,
+        lite,
         longcat,
         reviewers,
     )
 
     files = (c1_bounded_variance, c2_no_vanishing, c3_twice_as_deep, c4_collapse, c5_trains_deeper, c6_beats_others)
     spannorm = (*(one.CLAIM for one in files), c7_transfer.CLAIM, c8_fig3.CLAIM)
-    return (*spannorm, c7_transfer.LONGCAT, *longcat.CLAIMS, *reviewers.CLAIMS)
+    return (*spannorm, c7_transfer.LONGCAT, *longcat.CLAIMS, *lite.CLAIMS, *reviewers.CLAIMS)
 
 
 def audit(names: Iterable[str] | None = None, *, sources: Sources | None = None) -> list[Judged]:

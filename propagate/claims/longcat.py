@@ -1,4 +1,4 @@
-"""Claims of LongCat-Flash and LongCat-Flash-Lite: those that can be tested, and those that cannot yet."""
+"""Claims of LongCat-Flash."""
 
 from __future__ import annotations
 
@@ -50,23 +50,5 @@ CLAIMS = (
         ),
         tests=(ranks_leave_no_trace, proof),
         change="matrices whose entries are not all of one size.",
-    ),
-    Claim(
-        name="Lite 1",
-        words="in pre-norm the identity path carries ever less of the early signal beyond 20 layers",
-        source="arXiv:2601.21204, of N-gram embeddings (c)",
-        sure="from the full text",
-        statement="The embedding's share of the stream falls with depth, at initialisation and along training.",
-        tests=(),
-        change="N-gram embeddings and the embedding's share, which are not built yet.",
-    ),
-    Claim(
-        name="Lite 2",
-        words="without amplification the first attention's output is ten times the embedding's norm",
-        source="arXiv:2601.21204, of embedding amplification (d)",
-        sure="from the full text; it is said to develop in training",
-        statement="The first branch's output exceeds the embedding by a factor of ten after training.",
-        tests=(),
-        change="as for Lite 1.",
     ),
 )

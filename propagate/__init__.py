@@ -39,9 +39,11 @@ if TYPE_CHECKING:
     from propagate.divergence import Divergence, first_divergence
     from propagate.documents import Corpus, corpus
     from propagate.explorer.notebook import explore
+    from propagate.growth import grown
     from propagate.inverse.conditions import AttentionShare, Distinct, FirstStep, GradientGain, Growth, StreamGain
     from propagate.inverse.solve import Solution, solve
     from propagate.montecarlo.balance import simulate_balance
+    from propagate.montecarlo.growth import simulate_growth
     from propagate.montecarlo.simulate import simulate
     from propagate.montecarlo.steps.simulate import simulate_steps
     from propagate.montecarlo.workers import process_pool, use_device
@@ -59,11 +61,13 @@ if TYPE_CHECKING:
     from propagate.theory.diagnose import diagnose
     from propagate.theory.predict import predict
     from propagate.theory.predict_change import predict_change
+    from propagate.theory.predict_growth import predict_growth
     from propagate.theory.predict_step import predict_step
     from propagate.theory.recursion import recursion
     from propagate.theory.validity import ValidityWarning, validity
     from propagate.tracing.build import build, build_language_model
     from propagate.tracing.describe import describe
+    from propagate.tracing.growth import grow
     from propagate.tracing.steps import trace_steps
     from propagate.tracing.trace import trace
     from propagate.tracing.training.train import train
@@ -125,6 +129,8 @@ __all__ = [
     "equations",
     "explore",
     "first_divergence",
+    "grow",
+    "grown",
     "memory_gradient",
     "memory_of",
     "placement",
@@ -134,12 +140,14 @@ __all__ = [
     "predict_balance",
     "predict_calls",
     "predict_change",
+    "predict_growth",
     "predict_step",
     "process_pool",
     "recursion",
     "report",
     "simulate",
     "simulate_balance",
+    "simulate_growth",
     "simulate_steps",
     "solve",
     "start_of",
@@ -184,17 +192,21 @@ _LAZY = {
     "first_divergence": "propagate.divergence",
     "memory_gradient": "propagate.theory.crossing",
     "memory_of": "propagate.theory.crossing",
+    "grow": "propagate.tracing.growth",
+    "grown": "propagate.growth",
     "plot": "propagate.picture",
     "predict": "propagate.theory.predict",
     "predict_balance": "propagate.theory.balance",
     "predict_calls": "propagate.theory.calls",
     "predict_change": "propagate.theory.predict_change",
+    "predict_growth": "propagate.theory.predict_growth",
     "predict_step": "propagate.theory.predict_step",
     "process_pool": "propagate.montecarlo.workers",
     "recursion": "propagate.theory.recursion",
     "report": "propagate.readable",
     "simulate": "propagate.montecarlo.simulate",
     "simulate_balance": "propagate.montecarlo.balance",
+    "simulate_growth": "propagate.montecarlo.growth",
     "simulate_steps": "propagate.montecarlo.steps.simulate",
     "solve": "propagate.inverse.solve",
     "sweep": "propagate.sweeps.sweep",

@@ -199,13 +199,15 @@ def block_of(
     index: int,
     normals: Normals | None = None,
     norms: Norms | None = None,
+    weights_of: int | None = None,
 ) -> Block:
     """The block a placement's equations see at `index`: 0 for the embedding, depth + 1 for the readout.
 
     `normals` decide what dropout drops; a model without dropout needs none. `norms` takes down the squared norms of the
-    gradients of the block's matrices.
+    gradients of the block's matrices. `weights_of` is the block whose matrices it has, by default itself.
     """
-    ranges = iter(range(index * CALLS * MATRICES, (index + 1) * CALLS * MATRICES, MATRICES))
+    own = index if weights_of is None else weights_of
+    ranges = iter(range(own * CALLS * MATRICES, (own + 1) * CALLS * MATRICES, MATRICES))
     return Block(model, backend, sampler, index, model.at(index), ranges, normals, norms)
 
 

@@ -44,6 +44,7 @@ class Network:
     segment: int
     parameter_gradients: bool = False
     embedding_share: bool = False
+    period: int | None = None
 
 
 def run_halving(network: Network, draws: range) -> dict[str, Floats]:
@@ -61,6 +62,7 @@ def run_halving(network: Network, draws: range) -> dict[str, Floats]:
             segment=network.segment,
             parameter_gradients=network.parameter_gradients,
             embedding_share=network.embedding_share,
+            period=network.period,
         )
     except MemoryError:  # CuPy's own is one too
         if len(draws) == 1:
@@ -82,19 +84,21 @@ def run(
     segment: int | None = None,
     parameter_gradients: bool = False,
     embedding_share: bool = False,
+    period: int | None = None,
 ) -> dict[str, Floats]:
     """One batch of draws: for each quantity an array (draws, depth + 1), or (draws, depth + 1, streams + 1).
 
     Of the way forward, `segment` blocks at a time are remembered, by default all; others are run again on the way back.
     With `parameter_gradients` also `param_grad:NAME` of each matrix, of shape (draws, depth + 1); with
-    `embedding_share` that of each block's streams.
+    `embedding_share` that of each block's streams. With a `period` every block has the matrices of the one so many
+    blocks before it, which only a dense sampler can give again.
     """
     normals = Normals(backend, seed, draws)
     segment = segment or model.depth
     asked = Asked(parameter_gradients, embedding_share)
     if sampler_name != "weightless" or backend.name == "numpy":
         chosen = _sampler_of(sampler_name, model, normals)
-        return _pass(model, normals, chosen, start, asked, through_readout, segment)
+        return _pass(model, normals, chosen, start, asked, through_readout, segment, period)
     sampler = Fused(normals, backend.xp.zeros(len(draws), dtype=bool))
     found = _pass(model, normals, sampler, start, asked, through_readout, segment)
     rows = np.flatnonzero(backend.to_host(sampler.unsound))
@@ -122,6 +126,7 @@ def _pass(
     asked: Asked,
     through_readout: bool,
     segment: int,
+    period: int | None = None,
 ) -> dict[str, Floats]:
     """Forward and backward through one batch of networks."""
     backend, placement = normals.backend, model.equations
@@ -136,7 +141,8 @@ def _pass(
         return (*moments(x), shared_with(x, embedded)) if asked.embedding_share else moments(x)
 
     def block(index: int, norms: Norms | None = None) -> Block:
-        return block_of(model, backend, sampler, index, normals, norms)
+        own = index if period is None or not 0 < index <= model.depth else (index - 1) % period + 1
+        return block_of(model, backend, sampler, index, normals, norms, own)
 
     def blocks(first: int, state: State) -> tuple[State, list[tuple[Array, ...]], list[StatePull]]:
         """The segment that begins with block `first`: the state that leaves, moments and pulls of each block."""

@@ -8,16 +8,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 import propagate as pg
 from propagate.files import replace
-from propagate.tracing.build import LanguageModel, build_language_model
-from propagate.tracing.growth import grow
-from propagate.tracing.training.batches import batch_of, held_out_of
-from propagate.tracing.training.probes import evaluated, loss_of
+
+if TYPE_CHECKING:
+    from propagate.tracing.build import LanguageModel
 
 STORED = Path(__file__).resolve().parent / "measured" / "growth.json"
 PLACEMENTS = ("prenorm", "spannorm", "postnorm", "deepnorm", "layernormscaling", "periln")
@@ -57,6 +54,11 @@ def model_of(placement: str, depth: int = 4) -> pg.Model:
 
 def trained(learner: LanguageModel, text: pg.Corpus, seed: int, first: int, steps: int) -> list[float]:
     """In place, by Adam at a rate that rises over 20 steps and then stays; held-out losses every so many updates."""
+    import torch
+
+    from propagate.tracing.training.batches import batch_of, held_out_of
+    from propagate.tracing.training.probes import evaluated, loss_of
+
     optimizer = torch.optim.Adam(learner.parameters(), lr=RATE)
     held_out, seen = held_out_of(text, SIZES["tokens"]), []
     for step in range(steps + 1):
@@ -76,7 +78,7 @@ def trained(learner: LanguageModel, text: pg.Corpus, seed: int, first: int, step
 def at_growth(learner: LanguageModel, text: pg.Corpus, way: dict[str, Any]) -> dict[str, float] | None:
     """Loss, norm of its gradient and size of the last stream right after stacking; None where a way is refused."""
     try:
-        stack = grow(learner, **way)
+        stack = pg.grow(learner, **way)
     except pg.ModelError:
         return None
     return measured(stack, text)
@@ -84,6 +86,11 @@ def at_growth(learner: LanguageModel, text: pg.Corpus, way: dict[str, Any]) -> d
 
 def measured(learner: LanguageModel, text: pg.Corpus) -> dict[str, float]:
     """On held-out sequences: loss, norm of its gradient by all parameters, mean square of the last block's stream."""
+    import torch
+
+    from propagate.tracing.training.batches import held_out_of
+    from propagate.tracing.training.probes import loss_of
+
     ids, streams = held_out_of(text, SIZES["tokens"]), []
     handle = learner.network.blocks[-1].register_forward_hook(lambda _, __, out: streams.append(out.detach()))
     loss = loss_of(learner, ids)
@@ -95,19 +102,21 @@ def measured(learner: LanguageModel, text: pg.Corpus) -> dict[str, float]:
 
 def main() -> None:
     """Every placement and seed; the two of `TRAINED_ON` are trained on."""
+    import torch
+
     text, found = pg.corpus(), {"moments": {}, "before": {}, "losses": {}, "on": {}}
     for placement in PLACEMENTS:
         for seed in SEEDS:
             key = f"{placement} {seed}"
-            learner = build_language_model(model_of(placement), text.vocabulary, seed=seed)
+            learner = pg.build_language_model(model_of(placement), text.vocabulary, seed=seed)
             found["losses"][key] = trained(learner, text, seed, 0, STEPS)
             found["before"][key] = measured(learner, text)
             found["moments"][key] = {name: at_growth(learner, text, way) for name, way in WAYS.items()}
             print(key, found["before"][key], found["moments"][key], flush=True)
             if placement in TRAINED_ON:
-                runs = {name: grow(learner, **WAYS[name]) for name in STARTS}
+                runs = {name: pg.grow(learner, **WAYS[name]) for name in STARTS}
                 runs["shallow, on"] = learner
-                runs["deep, from scratch"] = build_language_model(model_of(placement, 8), text.vocabulary, seed=seed)
+                runs["deep, from scratch"] = pg.build_language_model(model_of(placement, 8), text.vocabulary, seed=seed)
                 for name, one in runs.items():
                     scratch = name == "deep, from scratch"
                     steps = STEPS + MORE if scratch else MORE

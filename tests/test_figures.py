@@ -28,11 +28,12 @@ EMBEDDING = ("embedding_share",)  # test_figure_of_embedding_share.py
 FIRST = ("coordinate_checks", "first_step", "stable_rate")  # test_coordinate_figure.py, ..._of_first_steps.py
 STEPS = (*FIRST, "step_over_depth")
 EXPERTS = ("active_experts", "scmoe")  # test_figures_of_experts.py
+GROWTH = ("growth",)  # test_figure_of_growth.py
 TRAINING = (
     *("collapse_training", "experts_trained", "foretold", "layers_trained", "stability", "training_cost"),
     *("transfer_training", "vision"),
 )  # test_figures_of_training.py
-ALL = sorted((*NAMES, *MEASURED, *MODELS, *TRAINING, *TOUR, *LATENT, *EMBEDDING, *STEPS, *EXPERTS))
+ALL = sorted((*NAMES, *MEASURED, *MODELS, *TRAINING, *TOUR, *LATENT, *EMBEDDING, *STEPS, *EXPERTS, *GROWTH))
 
 
 def predicted(name: str, data: xr.Dataset, network: int) -> xr.Dataset:

@@ -142,6 +142,9 @@ def callables() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "predict_calls": (pg.predict_calls, {"model": model}),
         "predict_step": (pg.predict_step, {"model": model, "optimizer": pg.Adam(0.1)}),
         "predict_change": (pg.predict_change, {"model": model, "optimizer": pg.SGD(0.1)}),
+        "grown": (pg.grown, {"model": model}),
+        "predict_growth": (pg.predict_growth, {"model": model}),
+        "simulate_growth": (pg.simulate_growth, {"model": model, "draws": 2, "backend": "numpy"}),
         "simulate": (pg.simulate, {"model": model, "draws": 2, "backend": "numpy"}),
         "simulate_steps": (
             pg.simulate_steps,
@@ -194,6 +197,7 @@ def _of_torch() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "describe": (pg.describe, {"module": module, "tokens": 2}),
         "build": (pg.build, {"model": pg.Model("postnorm", **SIZE)}),
         "build_language_model": (pg.build_language_model, language),
+        "grow": (pg.grow, {"module": pg.build(pg.Model("postnorm", **SIZE))}),
     }
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from propagate.checks import integer
+from propagate.checks import check_memory, integer
 from propagate.growth import grown
 from propagate.model import Model, check_flag, check_norms
 from propagate.montecarlo.memory import plan
 from propagate.montecarlo.places import place_of
 from propagate.montecarlo.run import Network, run_halving
-from propagate.montecarlo.simulate import MOST_DRAWS
+from propagate.montecarlo.simulate import MOST_DRAWS, ROOTS
 from propagate.montecarlo.starts import ends_of
 from propagate.montecarlo.statistics import Summary, check_finite
 from propagate.progress import progress_bar
@@ -70,8 +70,12 @@ def simulate_growth(
     draws = integer("draws", draws, at_least=2, at_most=MOST_DRAWS)
     seed = integer("seed", seed, at_least=0, at_most=2**128 - 1)
     given = Start.of(start)
+    if memory is not None:
+        integer("memory", memory, at_least=1)
     limits = {"batch": memory or where.batch, "one_draw": memory or where.one_draw}
     planned = plan(stack, where.backend, precision, "dense", **limits)
+    size = f"one draw of depth={stack.depth}, width={stack.width}, tokens={stack.tokens}"
+    check_memory(size, planned.taken + ROOTS * 8 * stack.tokens**2, where.most)
     network = Network(
         stack,
         where.backend,

@@ -66,7 +66,7 @@ def predict_growth(
         >>> small = Model("prenorm", depth=1, activation="linear", tokens=4, heads=8, logit_std=0.0)
         >>> found = predict_growth(small)
         >>> found.variance.values.round(3).tolist(), found.variance_fresh.values.round(3).tolist()
-        ([1.0, 2.25, 4.877], [1.0, 2.25, 3.605])
+        ([1.0, 2.25, 5.451], [1.0, 2.25, 3.65])
     """
     stack = grown(model, times, rescaled=rescaled)
     check_flag("through_readout", through_readout)

@@ -97,7 +97,7 @@ def _check_something_to_norm(stack: Model, factor: Callable[[int], float]) -> No
 
 
 def _factors(branches: float | Sequence[float], times: int) -> list[float]:
-    several = list(branches) if isinstance(branches, Sequence) and not isinstance(branches, str) else [branches] * times
+    several: Sequence[float] = branches if isinstance(branches, tuple | list) else [branches] * times  # type: ignore[list-item]
     if len(several) != times:
         raise ModelError(f"branches must be a number, or {times} of them, one a copy, got {shown(branches)}")
     return [float(number("branches", one, positive=False)) for one in several]

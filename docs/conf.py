@@ -52,7 +52,7 @@ nitpick_ignore_regex = [
         r"Axes|Blocks|Choice|Dataset|Executor|Figure|Floats|Ids|Loss|NDArray|np\.float64|Optimizer|Precision|Scalar|Tensor|Use"
         r"|Visible",
     ),
-    ("py:.*", r"propagate\.(layers\.(D|Parts)|corpora\.Fetched|theory\.reading\.blocks\.Call)"),
+    ("py:.*", r"propagate\.(layers\.(D|Parts)|tracing\.growth\.N|corpora\.Fetched|theory\.reading\.blocks\.Call)"),
     ("py:.*", r"propagate\.placement\.S|propagate\.montecarlo\.(workers\.Numbers|backend\.Backend)"),
     ("py:.*", r"propagate\.montecarlo\.(samplers\.Sampler|normals\.Normals)"),
 ]

@@ -152,10 +152,32 @@ def test_factors_are_short() -> None:
         assert f">{text}</text>" in diagram.svg(name, diagram.flows(name)[0])
 
 
-def test_every_public_name_has_an_entry() -> None:
-    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    missing = [name for name in pg.__all__ if not re.search(rf"^\.\. auto\w+:: propagate\.{name}$", page, re.MULTILINE)]
-    assert not missing
+ENTRY = re.compile(r"^\.\. auto\w+:: ([\w.]+)$", re.MULTILINE)
+
+
+def entries() -> dict[str, list[str]]:
+    """Everything that the pages of the interface document, and the pages that it stands on."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "docs" / "api").glob("*.md")):
+        for name in ENTRY.findall(path.read_text(encoding="utf-8")):
+            found.setdefault(name, []).append(path.stem)
+    return found
+
+
+def test_every_public_name_stands_on_one_page() -> None:
+    documented = entries()
+    assert [name for name in pg.__all__ if f"propagate.{name}" not in documented] == []
+    assert {name: pages for name, pages in documented.items() if len(pages) > 1} == {}
+
+
+def test_every_page_of_the_interface_is_in_its_table_of_contents() -> None:
+    (listed,) = re.findall(
+        r"```\{toctree\}\n([^`]*)```", (ROOT / "docs" / "api" / "index.md").read_text(encoding="utf-8")
+    )
+    assert ":hidden:" not in listed
+    pages = {path.stem for path in (ROOT / "docs" / "api").glob("*.md")} - {"index"}
+    assert sorted(re.findall(r"^\w+$", listed, re.MULTILINE)) == sorted(pages)
+    assert pages == {page for pages in entries().values() for page in pages} - {"index"}
 
 
 def test_every_committed_result_is_on_the_performance_page() -> None:
@@ -170,13 +192,14 @@ def test_every_committed_result_is_on_the_performance_page() -> None:
 
 def test_links_in_the_sources_lead_to_files() -> None:
     pages = [*ROOT.glob("*.md"), *(ROOT / "proofs" / "rendered").glob("*.md"), *(ROOT / "figures").glob("*.md")]
-    pages += [*(ROOT / "benchmarks").glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    pages += [*(ROOT / "benchmarks").glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "api").glob("*.md")]
     generated = {"agreement.md", "same_law.md", "notebooks.md", "performance.md", "placements/index.md"}
+    generated |= {"claims.md", "recipes/index.md"}
     count = 0
     for page in pages:
         text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
         for link in re.findall(r"\]\(([^)\s#]+)[^)]*\)", text):
-            if "://" in link or link.removeprefix("generated/") in generated:
+            if "://" in link or link.removeprefix("../").removeprefix("generated/") in generated:
                 continue
             count += 1
             assert (page.parent / link).exists(), f"{page.relative_to(ROOT)}: {link}"

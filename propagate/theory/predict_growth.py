@@ -61,8 +61,7 @@ def predict_growth(
             them, tanh of streams, arrays of starts, and tokens that come so near one another that sums over copies lose
             what is between them.
 
-    Example: two copies of a linear block; the second adds more than a fresh block would, by as much as its input is
-    like the first's.
+    Example: the second copy of a linear block adds more than fresh weights would, for its input is like the first's.
         >>> small = Model("prenorm", depth=1, activation="linear", tokens=4, heads=8, logit_std=0.0)
         >>> found = predict_growth(small)
         >>> found.variance.values.round(3).tolist(), found.variance_fresh.values.round(3).tolist()

@@ -40,7 +40,7 @@ def configuration(rng: random.Random) -> Case:
         "ffn_ratio": rng.choice([0.5, 2.0, 4.0]),
     }
     if rng.random() < 0.25:
-        softmax, count = rng.choice(["before", "after"]), rng.choice([1, 2, 4, 8])
+        softmax, count = rng.choice(["before", "after", "sigmoid", "sigmoid_after"]), rng.choice([1, 2, 4, 8])
         identity, std = rng.choice([0, 0, 2]), rng.choice([0.3, 1.0, 2.0])
         model["experts"] = pg.Experts(count, 1, softmax=softmax, identity=identity, router_std=std)
     if rng.random() < 0.2:

@@ -136,7 +136,7 @@ def test_the_reverse_pass_is_that_of_torch_with_a_bias() -> None:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: Experts(4, 2, bias=(0.0,) * 4), 'experts.bias must be None unless softmax="before"'),
+        (lambda: Experts(4, 2, bias=(0.0,) * 4), 'experts.bias must be None with softmax="after"'),
         (lambda: Experts(4, 2, softmax="before", bias=(0.0,) * 3), "experts.bias must be 4 numbers"),
         (
             lambda: Experts(4, 2, softmax="before", bias=(0.0, 0.0, 0.0, 2)),
@@ -145,9 +145,9 @@ def test_the_reverse_pass_is_that_of_torch_with_a_bias() -> None:
         (lambda: pg.active_experts("mixture"), "experts must be propagate.Experts"),
         (lambda: pg.active_experts(PLAIN, correlation=1.5), "correlation must lie between -1 and 1"),
         (lambda: pg.balanced(PLAIN, 6.0), "expected must lie between 0 and 6"),
-        (lambda: pg.balanced(Experts(4, 2, identity=2), 1.0), 'with softmax="before"'),
+        (lambda: pg.balanced(Experts(4, 2, identity=2), 1.0), 'with another softmax than "after"'),
         (lambda: pg.predict_balance(PLAIN, 3.0, rate=0.0), "rate must be positive"),
-        (lambda: pg.simulate_balance(Experts(4, 2), 1.0), 'with softmax="before"'),
+        (lambda: pg.simulate_balance(Experts(4, 2), 1.0), 'with another softmax than "after"'),
         (lambda: pg.predict_balance(PLAIN, 3.0, rate=17.0), "rate must be at most 16"),
         (lambda: pg.simulate_balance(PLAIN, 3.0, tokens=2**40), "needs .* GiB of memory"),
         (lambda: pg.simulate_balance(PLAIN, 3.0, correlation=1.1), "correlation must lie between 0 and 1"),

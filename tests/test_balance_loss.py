@@ -12,7 +12,9 @@ torch = pytest.importorskip("torch", reason="torch is absent: install the extra 
 KIND = pg.Experts(12, 4, 1.5, softmax="before", identity=6)
 
 
-def measured(aim: float, tokens: int, correlation: float, networks: int = 120, width: int = 96) -> np.ndarray:
+def measured(
+    kind: pg.Experts, aim: float, tokens: int, correlation: float, networks: int = 120, width: int = 96
+) -> np.ndarray:
     """Mean squares by logits and by entries of the router, (networks, 2)."""
     draw, found = torch.Generator().manual_seed(0), []
     for _ in range(networks):
@@ -21,7 +23,8 @@ def measured(aim: float, tokens: int, correlation: float, networks: int = 120, w
         router = torch.randn(width, 18, generator=draw, dtype=torch.float64) * (1.5 / math.sqrt(width))
         router.requires_grad_()
         logits = x @ router
-        softmax = logits.softmax(-1)
+        scores = logits.sigmoid() if kind.logistic else logits.exp()
+        softmax = scores / scores.sum(-1, keepdim=True)
         chosen = torch.zeros_like(softmax).scatter(1, softmax.topk(4, dim=-1).indices, 1.0)
         loss = torch.zeros(())
         for expert in range(12):
@@ -34,15 +37,21 @@ def measured(aim: float, tokens: int, correlation: float, networks: int = 120, w
 
 
 @pytest.mark.few(1)
-@pytest.mark.parametrize(("aim", "correlation"), [(8 / 3, 0.0), (3.0, 0.5)])
-def test_the_mean_squares_are_those_of_autograd(aim: float, correlation: float) -> None:
-    said = pg.balance_gradient(KIND, 40, expected=aim, correlation=correlation)
-    seen = measured(aim, 40, correlation)
+@pytest.mark.parametrize(
+    ("aim", "correlation", "softmax"), [(8 / 3, 0.5, "sigmoid_after"), (8 / 3, 0.0, "before"), (3.0, 0.5, "before")]
+)
+def test_the_mean_squares_are_those_of_autograd(aim: float, correlation: float, softmax: str) -> None:
+    kind, other = KIND.with_(softmax=softmax), "before" if softmax.startswith("sigmoid") else "sigmoid"
+    said = pg.balance_gradient(kind, 40, expected=aim, correlation=correlation)
+    seen = measured(kind, aim, 40, correlation)
     for at, (value, own) in enumerate(((said.logits, said.logits_se), (said.router, said.router_se))):
         error = math.hypot(seen[:, at].std() / math.sqrt(len(seen)), own)
         assert abs(seen[:, at].mean() - value) < 4 * error
-        wrong = pg.balance_gradient(KIND, 40, expected=aim, correlation=0.5 - correlation)
-        assert abs(seen[:, at].mean() - (wrong.logits, wrong.router)[at]) > 4 * error
+        for changed in ({"experts": kind.with_(softmax=other)}, {"correlation": 0.5 - correlation}):
+            wrong = pg.balance_gradient(
+                **{"experts": kind, "tokens": 40, "expected": aim, "correlation": correlation} | changed
+            )
+            assert abs(seen[:, at].mean() - (wrong.logits, wrong.router)[at]) > 4 * error
 
 
 @pytest.mark.parametrize(

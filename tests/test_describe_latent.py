@@ -74,20 +74,47 @@ def test_a_latent_of_queries_is_read_and_the_correction_where_it_is() -> None:
     assert "the attention of block 1 writes" in unread[0]
 
 
-def test_routers_that_take_the_logistic_function_are_said_and_others_refused() -> None:
-    module = third(dense=1, initializer_range=0.02)
+def test_routers_that_take_the_logistic_function_are_read_and_others_refused() -> None:
+    module = third(dense=1)
     model, unread = pg.describe(module, tokens=8)
-    mixture = model.at(2).mixture
-    assert (mixture.softmax, mixture.factor, mixture.shared) == ("after", 2.5, 1)
-    (said,) = unread
-    assert "gates that are no softmax" in said
-    share = float(said.split(",")[1].split()[0]) / 100  # of gates that are nearly alike, from one another as logits are
-    assert 0.01 < share < 0.1
-    module.layers[1].mlp.gate.routed_scaling_factor = 9.0
+    mixture, bias = model.at(2).mixture, [0.3, *[0.0] * 6, -0.2]
+    assert (mixture.softmax, mixture.factor, mixture.shared, mixture.bias, unread) == (
+        "sigmoid_after",
+        2.5,
+        1,
+        None,
+        (),
+    )
+    router = module.layers[1].mlp.gate
+    router.e_score_correction_bias[:] = torch.tensor(bias)
+    model, unread = pg.describe(module, tokens=8)
+    assert (model.at(2).mixture.bias, unread) == (pytest.approx(bias), ())
+    router.e_score_correction_bias += 40  # for all, which chooses nothing
+    assert pg.describe(module, tokens=8).model.at(2).mixture.bias == pytest.approx(
+        [0.25 + b - 0.3 for b in bias], abs=1e-5
+    )
+    router.e_score_correction_bias *= 10
+    assert "a bias on the choice of experts that spreads over 5" in pg.describe(module, tokens=8).unread[0]
+    router.e_score_correction_bias[:] = 0
+    router.norm_topk_prob = False
+    assert pg.describe(module, tokens=8).model.at(2).mixture.softmax == "sigmoid"
+    router.num_group, router.topk_group, router.norm_topk_prob = 4, 2, True
+    model, unread = pg.describe(module, tokens=8)
+    assert model.at(2).mixture.softmax == "sigmoid_after"
+    assert "% from those of softmax='sigmoid_after'" in unread[0]
+    router.routed_scaling_factor = 9.0
     with pytest.raises(pg.ModelError, match=r"gates of DeepseekV3TopkRouter are no softmax .* say what the mixture is"):
         pg.describe(module, tokens=8)
     near = pg.Experts(8, 3, router_std=0.9, gain=2.5, shared=1, ffn=pg.FFN("swiglu", hidden=96))
     assert pg.describe(module, tokens=8, ffn=near).model.at(2).mixture.factor == 2.5
+
+
+def test_a_router_that_wants_its_bias_given_is_asked_within_its_mixture() -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "rotary_dim": 8}
+    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4, "initializer_range": 0.1}
+    config = transformers.MiniMaxM2Config(**sizes, num_local_experts=4, num_experts_per_tok=2)
+    module = transformers.MiniMaxM2Model(config).eval()
+    assert pg.describe(module, tokens=4).model.at(1).mixture.softmax == "sigmoid_after"
 
 
 def test_other_factors_are_refused() -> None:

@@ -71,15 +71,16 @@ def test_without_norms_both_resolutions_agree(kind: str, activation: str, monkey
         assert abs(float(said[name][block] - 1.1 * pair[name][block])) > 4 * error, name
 
 
-@pytest.mark.parametrize("wrong", [None, "kept", "odds"])
-def test_the_sums_over_gates_are_those_written_out(wrong: str | None) -> None:
+@pytest.mark.parametrize("softmax", ["before", "sigmoid", "sigmoid_after"])
+@pytest.mark.parametrize("wrong", [None, "kept", "odds", "slopes"])
+def test_the_sums_over_gates_are_those_written_out(wrong: str | None, softmax: str) -> None:
     """J_t, U and their contraction entry by entry, for gates and coefficients of unlike tokens."""
     draw = np.random.default_rng(0)
-    kind = Experts(4, 3, softmax="before", identity=2)
+    kind = Experts(4, 3, softmax=softmax, identity=2)
     x, k = (Gram.of((lambda a: a @ a.T)(draw.standard_normal((3, 9)))[None]) for _ in range(2))
     drawn = gram_experts.routing(kind, x, [1])
-    w, p = drawn.gates[0], drawn.softmax[0]
-    j = w[:, :, None] * (np.eye(6) - p[:, None, :])  # (tokens, candidates, logits)
+    w, v, q = (part[0] for part in drawn)
+    j = v[:, :, None] * np.eye(6) - w[:, :, None] * q[:, None, :]  # (tokens, candidates, logits)
     kept, odds = w[:, 4:].sum(axis=-1), 0.4
     parts = [Part(draw.standard_normal(3), Entries(draw.standard_normal((1, 3, 3)))) for _ in range(2)]
 
@@ -102,14 +103,15 @@ def test_the_sums_over_gates_are_those_written_out(wrong: str | None) -> None:
                 for term, weight, (at, to) in zip(terms, weights, places, strict=True)
             )
             beyond[t, s] = np.einsum("je,ie,ji", j[t], j[s], u)
-    of_kept = -kept[:, None] * p
-    of_kept[:, 4:] += w[:, 4:]
-    found = gram_experts._Gates(w[None, :, :4], p[None], of_kept[None], k, x.variance * kept, odds)
+    of_kept = -kept[:, None] * q
+    of_kept[:, 4:] += v[:, 4:]
+    own = (w[None, :, :4], v[None, :, :4], q[None])
+    found = gram_experts._Gates(*own, of_kept[None], k, x.variance * kept, odds)
     if wrong:
         found = dataclasses.replace(found, **{wrong: getattr(found, wrong) * 1.1})
     same = found.beyond(Seen(*terms, odds), (1, 3, 3))[0] == pytest.approx(beyond, rel=1e-12, abs=1e-12)
     assert same == (wrong is None)
-    slopes = gram_experts._slopes(w[None, :, :4], p[None])[0]
+    slopes = gram_experts._slopes(drawn, 4)[0]
     assert slopes == pytest.approx(np.einsum("tje,sje->ts", j[:, :4], j[:, :4]), rel=1e-12, abs=1e-15)
 
 

@@ -76,7 +76,7 @@ def test_a_ratio_of_zero_is_refused() -> None:
         ({"count": 4, "top_k": 5}, ("experts.top_k", "at most 4", "5")),
         ({"count": 4, "top_k": 7, "identity": 2}, ("experts.top_k", "at most 6", "7")),
         ({"count": 4, "router_std": 0.0}, ("experts.router_std", "positive", "0.0")),
-        ({"count": 4, "softmax": "behind"}, ("experts.softmax", "after, before", "behind")),
+        ({"count": 4, "softmax": "behind"}, ("experts.softmax", "after, before, sigmoid, sigmoid_after", "behind")),
         ({"count": 4, "shared": -1}, ("experts.shared", "at least 0", "-1")),
         ({"count": 4, "split": 1.5}, ("experts.split", "whole number", "1.5")),
         ({"count": 4, "gain": NAN}, ("experts.gain", "finite", "nan")),

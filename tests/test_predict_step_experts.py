@@ -7,6 +7,7 @@ import pytest
 
 import propagate as pg
 from propagate.theory import uses
+from propagate.theory.gaussian.routers import Routing
 from propagate.theory.pairs.products import Part, Seen, Term
 from propagate.theory.tokens.experts import _Gates, _of_vectors, _slopes
 from propagate.theory.tokens.gram import Gram
@@ -64,13 +65,14 @@ def test_what_the_candidates_receive_adds_up(kind: str) -> None:
     def gram() -> Gram:
         return Gram.of((lambda a: a @ a.swapaxes(-1, -2))(random.standard_normal((2, 3, 3))))
 
-    softmax = random.dirichlet(np.ones(6), size=(2, 3))
-    own = softmax[..., :4] * (random.random((2, 3, 4)) < 0.7)
+    gates = random.dirichlet(np.ones(6), size=(2, 3)) * (random.random((2, 3, 6)) < 0.7)
+    drawn = Routing(gates, random.random((2, 3, 6)) * gates, random.random((2, 3, 6)))
+    own, slopes = drawn.gates[..., :4], drawn.own[..., :4]
     of_kept, routed, x, g = 0.3 * random.standard_normal((2, 3, 6)), gram(), gram(), gram()
-    gates = _Gates(own, softmax, of_kept, routed, random.random((2, 3)), 0.25)
+    gates = _Gates(own, slopes, drawn.others, of_kept, routed, random.random((2, 3)), 0.25)
     left, right = (Part(random.random((2, 1)), gram()) for _ in range(2))
     seen = Seen(odds=0.25)._replace(**{kind: (Term(left, right, gram()),)})
-    router = routed.product(Gram.of(_slopes(own, softmax))).plus(x.product(_of_vectors(of_kept))).product(g)
+    router = routed.product(Gram.of(_slopes(drawn, 4))).plus(x.product(_of_vectors(of_kept))).product(g)
     whole = router.matrix + gates.beyond(seen, g.matrix.shape)
     found = gates.by_candidate(g, x, seen)
     np.testing.assert_allclose(found.sum(axis=1), whole, atol=1e-12)

@@ -44,7 +44,7 @@ def drawn(rng: random.Random) -> tuple[pg.Model, dict[str, float]]:
         fields["experts"] = pg.Experts(
             rng.choice([2, 4, 8]),
             rng.choice([1, 2]),
-            softmax=rng.choice(["before", "after"]),
+            softmax=rng.choice(["before", "after", "sigmoid", "sigmoid_after"]),
             router_std=rng.choice([0.5, 1.0, 2.0]),
             identity=rng.choice([0, 0, 2]),
             shared=rng.choice([0, 0, 1]),

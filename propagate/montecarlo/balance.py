@@ -34,7 +34,7 @@ def simulate_balance(
     keep a bias of 0.
 
     Args:
-        experts: the mixture, with softmax "before"; the bias that it has is where the control begins, None is 0.
+        experts: the mixture, with another softmax than "after"; the bias it has is where the control begins, None is 0.
         expected: FFN experts for a token that the control aims at, K_e.
         rate: of the control.
         steps: how many.

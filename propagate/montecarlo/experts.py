@@ -13,7 +13,7 @@ from propagate.experts import Experts
 from propagate.montecarlo.arrays import Array
 from propagate.montecarlo.backend import Backend
 from propagate.montecarlo.ffn import activated, input_parts, norm_of_parts, output_gain, side_by_side
-from propagate.montecarlo.operators import softmax
+from propagate.montecarlo.operators import sigmoid, softmax
 from propagate.montecarlo.parameter_gradients import Part
 from propagate.montecarlo.pulls import Pull
 from propagate.montecarlo.sublayers import Call, apply
@@ -35,20 +35,39 @@ def gates(backend: Backend, experts: Experts, logits: Array) -> tuple[Array, Pul
         [[[0.0, 0.0, 0.3, 0.4]]]
         >>> gates(host, Experts(4, 2, softmax="before", bias=(0.25, 0, 0, 0)), logits)[0].round(4).tolist()
         [[[0.1, 0.0, 0.0, 0.4]]]
+        >>> gates(host, Experts(4, 2, softmax="sigmoid_after"), logits)[0].round(4).tolist()
+        [[[0.0, 0.0, 0.4839, 0.5161]]]
     """
     xp = backend.xp
     if experts.softmax == "after":
         weights, pull = softmax(backend, xp.where(_largest(xp, logits, experts.chosen), logits, -xp.inf))
         return weights * experts.factor, lambda g: pull(g * experts.factor)
-    weights, pull = softmax(backend, logits)
-    scores = logits if experts.bias is None else weights + xp.asarray(experts.bias, dtype=weights.dtype)
-    chosen = _largest(xp, scores, experts.chosen)
-    return weights * chosen * experts.factor, lambda g: pull(g * chosen * experts.factor)
+    weights, pull = (sigmoid if experts.logistic else softmax)(backend, logits)
+    if experts.bias is None:
+        chosen = _largest(xp, logits, experts.chosen)
+    else:
+        chosen = _ranked(xp, weights + xp.asarray(experts.bias, dtype=weights.dtype), experts.chosen)
+    kept = weights * chosen
+    if experts.softmax != "sigmoid_after":
+        return kept * experts.factor, lambda g: pull(g * chosen * experts.factor)
+    total = kept.sum(axis=-1, keepdims=True)
+    shares = kept / total
+
+    def pull_shares(g: Array) -> Array:
+        return pull((g - (g * shares).sum(axis=-1, keepdims=True)) * chosen * (experts.factor / total))
+
+    return shares * experts.factor, pull_shares
 
 
 def _largest(xp: Any, scores: Array, count: int) -> Array:
     """Which of the last axis are the largest."""
     found: Array = scores >= xp.sort(scores, axis=-1)[..., -count, None]
+    return found
+
+
+def _ranked(xp: Any, scores: Array, count: int) -> Array:
+    """The same where scores may be equal, as logistic functions are when they round to 1: never more than `count`."""
+    found: Array = xp.argsort(xp.argsort(scores, axis=-1), axis=-1) >= scores.shape[-1] - count
     return found
 
 

@@ -82,6 +82,21 @@ def softmax(backend: Backend, logits: Array) -> tuple[Array, Pull]:
     return weights, lambda g: weights * (g - (g * weights).sum(axis=-1, keepdims=True))
 
 
+def sigmoid(backend: Backend, logits: Array) -> tuple[Array, Pull]:
+    """Logistic function, each logit by itself.
+
+    Example:
+        >>> weights, pull = sigmoid(choose_backend("numpy"), np.log([[[1.0, 3.0]]]))
+        >>> weights.tolist(), pull(np.ones((1, 1, 2))).round(12).tolist()
+        ([[[0.5, 0.75]]], [[[0.25, 0.1875]]])
+    """
+    xp = backend.xp
+    small = xp.exp(-abs(logits))
+    weights = xp.where(logits < 0, small, 1) / (1 + small)
+    slope = small / (1 + small) ** 2  # no difference from 1, which rounding would take
+    return weights, lambda g: g * slope
+
+
 @lru_cache(maxsize=8)
 def rotary(backend: Backend, frequencies: tuple[float, ...], tokens: int) -> Callable[[Array, int], Array]:
     """Rotary positions (arXiv:2104.09864): a function that turns token t's pairs of coordinates by t times frequencies.

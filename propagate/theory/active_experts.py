@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from propagate.checks import ModelError, integer, number, shown
 from propagate.experts import Experts
-from propagate.theory.gaussian.routers import largest, softmax_of
+from propagate.theory.gaussian.routers import largest, scores_of
 
 Array = NDArray[np.float64]
 LOGITS = 2**22  # sampled for each token; the sample is this over the number of candidates
@@ -126,6 +126,5 @@ def _shared_without_bias(experts: Experts, correlation: float) -> tuple[float, f
 
 
 def _chosen(experts: Experts, logits: Array) -> NDArray[np.bool_]:
-    scores = logits if experts.bias is None else softmax_of(logits)
-    found: NDArray[np.bool_] = largest(experts, logits, scores)
+    found: NDArray[np.bool_] = largest(experts, logits, scores_of(experts, logits))
     return found

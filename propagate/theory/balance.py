@@ -8,8 +8,9 @@ with T_i of the T tokens sent to expert i. Of uncorrelated tokens in the wide li
 they share one bias b. With A(b) the expected number of them that a token uses, b grows by rate (K_e - A(b)) / (K N) a
 step, and rests where A(b) = K_e.
 
-A token uses a FFN experts or more where the a-th largest softmax of an FFN expert plus b exceeds the (K - a + 1)-th of
-an identity expert. A(b) is thus the number of such thresholds below b: one sample of softmaxes tells it for every b.
+A token uses a FFN experts or more where the a-th largest score of an FFN expert (softmax or logistic function) plus b
+exceeds the (K - a + 1)-th of an identity expert. A(b) is thus the number of such thresholds below b: one sample of
+scores tells it for every b.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from propagate.checks import number
 from propagate.experts import Experts, checked_control
 from propagate.theory.active_experts import two_tokens
-from propagate.theory.gaussian.routers import softmax_of
+from propagate.theory.gaussian.routers import scores_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -38,7 +39,7 @@ def balanced(experts: Experts, expected: float, *, variance: float = 1.0) -> Exp
     `simulate_balance` finds.
 
     Args:
-        experts: the mixture, with softmax "before"; a bias that it has is replaced.
+        experts: the mixture, with another softmax than "after"; a bias that it has is replaced.
         expected: FFN experts for a token.
         variance: of the stream that the router reads.
 
@@ -65,7 +66,7 @@ def predict_balance(
     """Bias control from a bias of 0, on uncorrelated tokens in the wide limit and in batches of very many.
 
     Args:
-        experts: the mixture, with softmax "before"; a bias that it has is replaced.
+        experts: the mixture, with another softmax than "after"; a bias that it has is replaced.
         expected: FFN experts for a token that the control aims at, K_e.
         rate: of the control.
         steps: how many.
@@ -112,10 +113,10 @@ def _thresholds(experts: Experts, variance: Any) -> tuple[int, _Thresholds]:
 @lru_cache(maxsize=4)
 def _sampled(experts: Experts, spread: float) -> _Thresholds:
     least, most = max(0, experts.chosen - experts.identity), min(experts.chosen, experts.routed)
-    softmax, routed = softmax_of(spread * two_tokens(experts, 0.0)[0]), experts.routed
-    own, others = (np.sort(part, axis=-1)[:, ::-1] for part in (softmax[:, :routed], softmax[:, routed:]))
+    scores, routed = scores_of(experts, spread * two_tokens(experts, 0.0)[0]), experts.routed
+    own, others = (np.sort(part, axis=-1)[:, ::-1] for part in (scores[:, :routed], scores[:, routed:]))
     active = np.arange(least + 1, most + 1)
-    return _Thresholds(np.sort((others[:, experts.chosen - active] - own[:, active - 1]).ravel()), len(softmax))
+    return _Thresholds(np.sort((others[:, experts.chosen - active] - own[:, active - 1]).ravel()), len(scores))
 
 
 def _biased(experts: Experts, bias: float) -> Experts:

@@ -7,8 +7,9 @@ derivative. By the logit of token t for candidate i in group g the gradient is
 
     alpha / T p_ti (f_g - sum_j f_j P_tj),
 
-which is 0 at balance, where sum_j P_tj = 1 leaves nothing. Chance makes f_j - 1 of order sqrt(N / (K T)) where tokens
-are uncorrelated; correlated ones choose together, and more of them do not even it out. Logits are drawn.
+times 1 - s_ti where p are logistic functions s over their sum (DeepSeek-V3, arXiv:2412.19437, Eq. 17 to 20). It is 0 at
+balance, where sum_j P_tj = 1 leaves nothing. Chance makes f_j - 1 of order sqrt(N / (K T)) where tokens are
+uncorrelated; correlated ones choose together, and more of them do not even it out. Logits are drawn.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 
 from propagate.checks import ModelError, check_memory, integer, number, shown
 from propagate.experts import Experts
-from propagate.theory.gaussian.routers import largest, softmax_of
+from propagate.theory.gaussian.routers import largest, scores_of
 
 LOGITS = 2**22  # drawn in all, in batches of which there are
 BATCHES = (16, 4096)  # at least and at most so many
@@ -78,12 +79,15 @@ def balance_gradient(
     for _ in range(min(max(BATCHES[0], LOGITS // (tokens * count)), BATCHES[1])):
         normals = math.sqrt(1 - correlation) * draw.standard_normal((tokens, count))
         logits = experts.router_std * (normals + math.sqrt(correlation) * draw.standard_normal(count))
-        softmax = softmax_of(logits)
-        shares = largest(experts, logits, softmax).mean(axis=0)
+        scores = scores_of(experts, logits)
+        softmax = scores / scores.sum(axis=-1, keepdims=True)
+        shares = largest(experts, logits, scores).mean(axis=0)
         weight = shares * (routed / aim)
         if experts.identity:
             weight[routed:] = shares[routed:].sum() / (chosen - aim)
         gradient = softmax * (weight - (softmax @ weight)[:, None]) / tokens
+        if experts.logistic:
+            gradient *= 1 - scores
         squares, together = (gradient**2).sum(axis=0), gradient.sum(axis=0) ** 2
         by_entry = (1 - correlation) * squares + correlation * together  # x_t . x_s per coordinate
         found.append((squares.mean() / tokens, by_entry.mean(), ((weight[:routed] - 1) ** 2).mean()))

@@ -110,20 +110,6 @@ def experts_of(config: Any, sizes: Sizes, router_std: float, unsaid: list[str]) 
     )
 
 
-def choice_bias(block: nn.Module, config: Any, unsaid: list[str]) -> tuple[float, ...] | None:
-    """What LongCat-Flash adds to a router's softmax when candidates are chosen; None where that is 0.
-
-    Others add theirs to something else than a softmax, which is said.
-    """
-    found = [buffer for name, buffer in block.named_buffers() if name.endswith("e_score_correction_bias")]
-    if not any(bool(bias.any()) for bias in found):
-        return None
-    if len(found) == 1 and str(getattr(config, "model_type", "")).startswith("longcat"):
-        return tuple(found[0].detach().double().tolist())
-    unsaid.append("a bias on the choice of experts")
-    return None
-
-
 def inner_norms(block: nn.Module) -> tuple[str, ...]:
     """Inner projections that pass a norm."""
     paths = [path for path, part in block.named_modules() if is_norm(part)]

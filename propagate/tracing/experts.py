@@ -53,20 +53,28 @@ class Mixture(nn.Module):
         return found
 
     def gates(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each token (tokens, width) the weights and the numbers of the candidates chosen, (tokens, chosen) each.
+        """Of each token (tokens, width) the weights and the numbers of the candidates chosen; see `gates_of`."""
+        return gates_of(self.experts, self.router(tokens), self.bias)
 
-        The choice itself has no derivative.
-        """
-        logits = self.router(tokens)
-        if self.experts.softmax == "before":
-            softmax = logits.softmax(-1)
-            scores = softmax if self.bias is None else softmax + self.bias
-            chosen = scores.topk(self.experts.chosen, dim=-1).indices
-            weights = softmax.gather(-1, chosen)
-        else:
-            values, chosen = logits.topk(self.experts.chosen, dim=-1)
-            weights = values.softmax(-1)
-        return weights * self.experts.factor, chosen
+
+def gates_of(experts: Experts, logits: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Weights and numbers of the candidates chosen, (tokens, chosen) each, from logits (tokens, candidates).
+
+    The choice itself has no derivative.
+
+    Example: the larger logistic function over the sum of the two largest.
+        >>> gates_of(Experts(3, 2, softmax="sigmoid_after"), torch.tensor([[0.0, 9.0, 0.0]]), None)[0].shape
+        torch.Size([1, 2])
+    """
+    if experts.softmax == "after":
+        values, chosen = logits.topk(experts.chosen, dim=-1)
+        return values.softmax(-1) * experts.factor, chosen
+    scores = logits.sigmoid() if experts.logistic else logits.softmax(-1)
+    chosen = (logits if bias is None else scores + bias).topk(experts.chosen, dim=-1).indices
+    weights = scores.gather(-1, chosen)
+    if experts.renormalised:
+        weights = weights / weights.sum(-1, keepdim=True)
+    return weights * experts.factor, chosen
 
 
 @apply.register

@@ -18,12 +18,11 @@ from propagate.scaling import Gains
 from propagate.sublayers import FFN, Attention
 from propagate.tracing.configuration import (
     activation_of,
-    choice_bias,
     experts_of,
     inner_norms,
     logit_factor,
 )
-from propagate.tracing.experts_read import softmax_of
+from propagate.tracing.experts_read import as_asked
 from propagate.tracing.find import unwrapped
 from propagate.tracing.gains import (
     Rows,
@@ -114,9 +113,7 @@ def _ffn(
 
 
 def _experts(block: nn.Module, rows: Rows, sizes: Sizes, config: Any, unsaid: list[str]) -> Experts:
-    found = experts_of(config, sizes, router_std(block, rows), unsaid)
-    found = replace(found, softmax=softmax_of(block, rows, found, unsaid))
-    return replace(found, bias=choice_bias(block, config, unsaid))
+    return as_asked(block, rows, experts_of(config, sizes, router_std(block, rows), unsaid), unsaid)
 
 
 def _times(ffn: FFN, own: Gains, block: Gains) -> FFN:

@@ -1,7 +1,8 @@
 """Averages of a router's gates over its Gaussian logits, for a token alone and for two tokens.
 
 With many coordinates the logits of a token are independent normals of one variance, and those of two tokens are
-correlated as the tokens are. Nothing here has a width. A top-k choice of softmax weights has no closed form, so the
+correlated as the tokens are. Nothing here has a width. A top-k choice of softmax weights has no closed form, nor have
+logistic functions of the k largest of normals (alone, they have a quadrature; of two tokens they do not), so the
 averages are sampled, from the same normals every time; two tokens' correlation enters as the angle theta between them,
 in which averages are smooth (where the choice may change, they fall off like theta, not like theta^2), and a polynomial
 in theta is fitted to them.
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from propagate.checks import ModelError
 from propagate.experts import Experts
 from propagate.theory.gaussian.functions import Scalar, is_plain, is_symbolic
-from propagate.theory.gaussian.routers import largest
+from propagate.theory.gaussian.routers import routing_of
 from propagate.theory.pairs.moments import Moments
 
 Array = NDArray[np.float64]
@@ -102,7 +103,7 @@ def symbols(experts: Experts, logit_variance: Scalar, loss: Scalar) -> Gates:
         one = function(logit_variance, sympy.Integer(1))
         return Moments(one, one - function(logit_variance, correlation))
 
-    renormalised = experts.softmax == "after"
+    renormalised = experts.renormalised
     found = Gates(zero, *(pair(name) for name in Gates._fields[1:]))
     if renormalised:
         found = found._replace(kept=sympy.nsimplify(_symmetric_share(experts), rational=True))
@@ -171,7 +172,7 @@ def _table(experts: Experts, logit_variance: float) -> _Table:
     one = _sample(experts, root * first)
     columns = _products(one, one)
     own = columns.mean(axis=1)
-    kept = float(one.kept.mean()) if experts.softmax == "before" else _symmetric_share(experts)
+    kept = _symmetric_share(experts) if experts.renormalised else float(one.kept.mean())
     independent = _products(one, _sample(experts, root * second))
     control = np.zeros_like(independent)
     control[:4] = independent[:4] - _of_independent_tokens(experts, one)[:, None]
@@ -187,7 +188,7 @@ def _table(experts: Experts, logit_variance: float) -> _Table:
         rest = _fitted((np.array(drops) / ANGLES[:, None] - start) / ANGLES[:, None])
         power, series = 1, np.vstack([start, rest])
     errors = np.maximum(columns.std(axis=1), independent.std(axis=1))
-    errors = np.array([one.kept.std() if experts.softmax == "before" else 0.0, *errors]) / math.sqrt(len(first))
+    errors = np.array([0.0 if experts.renormalised else one.kept.std(), *errors]) / math.sqrt(len(first))
     return _Table(kept, own - [kept * kept, 0, 0, 0, 0, 0], power, series, errors)
 
 
@@ -197,10 +198,10 @@ def _of_independent_tokens(experts: Experts, one: _Sample) -> Array:
     A gate's mean derivative by its own logit is a, by any other b.
     """
     n, identity, routed = experts.candidates, experts.identity, experts.routed
-    gate = float(one.gates.sum(axis=-1).mean()) / n
-    met = float((one.gates * one.softmax).sum(axis=-1).mean()) / n
-    a = gate - met
-    b = (met - float((one.gates.sum(axis=-1) * one.softmax.sum(axis=-1)).mean()) / n) / max(n - 1, 1)
+    gate, own = (float(part.sum(axis=-1).mean()) / n for part in (one.gates, one.own))
+    met = float((one.gates * one.others).sum(axis=-1).mean()) / n
+    a = own - met
+    b = (met - float((one.gates.sum(axis=-1) * one.others.sum(axis=-1)).mean()) / n) / max(n - 1, 1)
     kept_slope = identity * (a + (identity - 1) * b) ** 2 + routed * (identity * b) ** 2
     return np.array([(identity * gate) ** 2, routed * gate**2, routed * (a * a + (n - 1) * b * b), kept_slope])
 
@@ -253,12 +254,14 @@ def _normals(candidates: int) -> Array:
 
 
 class _Sample(NamedTuple):
-    """Of one token, samples along the first axis: the softmax p, the gates, the sum of the identity experts' gates, and
-    the derivative of sum_e g_e w_e over FFN experts by the logits, with the gates themselves as weights w.
+    """Of one token, samples along the first axis: the gates, the parts v and q of their derivative (`Routing`), the sum
+    of the identity experts' gates, and the derivative of sum_e g_e w_e over FFN experts by the logits, with the gates
+    themselves as weights w.
     """
 
-    softmax: Array
     gates: Array
+    own: Array
+    others: Array
     kept: Array
     along: Array
     routed: int
@@ -266,16 +269,11 @@ class _Sample(NamedTuple):
 
 def _sample(experts: Experts, logits: Array) -> _Sample:
     routed = experts.routed
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    total = weights.sum(axis=-1, keepdims=True)
-    gates = weights * largest(experts, logits, weights / total)
-    if experts.softmax == "after":
-        weights, total = gates, gates.sum(axis=-1, keepdims=True)
-    softmax, gates = weights / total, gates * (experts.factor / total)
+    gates, own, others = routing_of(experts, logits)
     squares = np.einsum("ne,ne->n", gates[:, :routed], gates[:, :routed])
-    along = -softmax * squares[:, None]
-    along[:, :routed] += gates[:, :routed] ** 2
-    return _Sample(softmax, gates, gates[:, routed:].sum(axis=-1), along, routed)
+    along = -others * squares[:, None]
+    along[:, :routed] += gates[:, :routed] * own[:, :routed]
+    return _Sample(gates, own, others, gates[:, routed:].sum(axis=-1), along, routed)
 
 
 def _drop(t: _Sample, s: _Sample) -> Array:
@@ -286,22 +284,22 @@ def _drop(t: _Sample, s: _Sample) -> Array:
 def _products(t: _Sample, s: _Sample) -> Array:
     """Of every sample the six products in `Gates`: an array of shape (6, samples).
 
-    With gates g = (chosen or not) p of a softmax p, d g_j / d r_e = g_j ((j = e) - p_e). The scalar product over e of
-    two tokens' rows j and i is g_j g'_i ((j = i) - p'_j - p_i + p . p').
+    With d g_j / d r_e = v_j (j = e) - g_j q_e the scalar product over e of two tokens' rows j and i is
+    v_j v'_i (j = i) - v_j g'_i q'_j - g_j q_i v'_i + g_j g'_i q . q'.
     """
     routed = t.routed
-    both = _dot(t.softmax, s.softmax)
-    product = t.gates * s.gates
-    own = product[:, :routed]
-    overlap = own.sum(axis=-1)
-    routed_slope = overlap * (1 + both) - _dot(own, t.softmax[:, :routed]) - _dot(own, s.softmax[:, :routed])
+    both, alike = _dot(t.others, s.others), t.own * s.own
+    crossed, back = t.own * s.gates, t.gates * s.own
+    overlap = _dot(t.gates[:, :routed], s.gates[:, :routed])
+    routed_slope = overlap * both + alike[:, :routed].sum(axis=-1)
+    routed_slope -= _dot(crossed[:, :routed], s.others[:, :routed]) + _dot(back[:, :routed], t.others[:, :routed])
     kept_slope = t.kept * s.kept * both
-    if routed < product.shape[1]:
-        kept_slope += product[:, routed:].sum(axis=-1)
-        kept_slope -= s.kept * _dot(t.gates[:, routed:], s.softmax[:, routed:])
-        kept_slope -= t.kept * _dot(s.gates[:, routed:], t.softmax[:, routed:])
-    along_one = _dot(t.along[:, :routed] + s.along[:, :routed], own)
-    along_one -= overlap * (_dot(t.along, s.softmax) + _dot(s.along, t.softmax))
+    if routed < alike.shape[1]:
+        kept_slope += alike[:, routed:].sum(axis=-1)
+        kept_slope -= s.kept * _dot(t.own[:, routed:], s.others[:, routed:])
+        kept_slope -= t.kept * _dot(s.own[:, routed:], t.others[:, routed:])
+    along_one = _dot(t.along[:, :routed], back[:, :routed]) + _dot(s.along[:, :routed], crossed[:, :routed])
+    along_one -= overlap * (_dot(t.along, s.others) + _dot(s.along, t.others))
     return np.array([t.kept * s.kept, overlap, routed_slope, kept_slope, _dot(t.along, s.along), along_one / 2])
 
 

@@ -7,16 +7,17 @@ matrix, and only tokens x candidates of them are drawn; no width appears. Given 
 variance is its own, and so is what a norm divides it by. Quantities are means over replicas, with the spread between
 them as the theory's own standard error.
 
-Derivation, given gates w_tj, softmax p_t, K the second moments of an expert's output, a_t the coefficient of the
-mixture in a sum z that a norm follows, v_t = E z_t^2 and rho the correlations of z:
+Derivation, given gates w_tj, K the second moments of an expert's output, and a_t the coefficient of the mixture in a
+sum z that a norm follows:
 
     output                     sum_j w_tj w_sj K_ts + k_t k_s x_t x_s     (the second part by the identity experts)
     back along the experts     Gamma_ts sum_j w_tj w_sj S_ts, with S the moments of an expert's slope
     back through the router    router_std^2 sum_ji (J_t J_s^T)_ji U_ji
 
-with J_t the gates' derivative by the logits and U_ji = E (g_t . f_tj)(g_s . f_si), where f_tj is F_j(x_t), or x_t for
-an identity expert. For a cotangent of independent coordinates U_ji is Gamma_ts E f_tj f_si, and what it is beyond that,
-with norms behind the mixture above all, is the sum of terms of `Products`, each of two scalar products, such as
+with J_t the gates' derivative by the logits, d w_tj / d r_te = v_tj (j = e) - w_tj q_te (see `Routing`), and U_ji =
+E (g_t . f_tj)(g_s . f_si), where f_tj is F_j(x_t), or x_t for an identity expert. For a cotangent of independent
+coordinates U_ji is Gamma_ts E f_tj f_si, and what it is beyond that, with norms behind the mixture above all, is the
+sum of terms of `Products`, each of two scalar products, such as
 
     F_j(x_t) . z_s = a_s w_sj K_ts                with a_t the coefficient of the mixture's output in z
 
@@ -28,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy.spatial.distance import cdist
@@ -36,7 +37,7 @@ from scipy.spatial.distance import cdist
 from propagate.activations import Activation
 from propagate.experts import Experts
 from propagate.theory.gaussian.roots import symmetric_root
-from propagate.theory.gaussian.routers import largest
+from propagate.theory.gaussian.routers import Routing, routing_of
 from propagate.theory.pairs.experts import Mixture, MixturePull
 from propagate.theory.pairs.moments import NOTHING
 from propagate.theory.pairs.products import Part, Seen
@@ -46,13 +47,6 @@ from propagate.theory.tokens.softmax import SEED
 from propagate.theory.tokens.sublayers import of_means
 
 ROUTERS = 64  # replicas, each with a router of its own in every sublayer
-
-
-class Routing(NamedTuple):
-    """Gates and softmax of every token, (replicas, tokens, candidates)."""
-
-    gates: Array
-    softmax: Array
 
 
 def routing(experts: Experts, x: Gram, seed: Sequence[int]) -> Routing:
@@ -66,12 +60,7 @@ def routing(experts: Experts, x: Gram, seed: Sequence[int]) -> Routing:
     draw = np.random.default_rng([SEED + 2, *seed])
     normals = draw.standard_normal((*x.matrix.shape[:-1], experts.candidates))
     logits = experts.router_std * (symmetric_root(x.matrix) @ normals)
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    total = weights.sum(axis=-1, keepdims=True)
-    chosen = weights * largest(experts, logits, weights / total)
-    if experts.softmax == "after":
-        weights, total = chosen, chosen.sum(axis=-1, keepdims=True)
-    return Routing(chosen * (experts.factor / total), weights / total)
+    return routing_of(experts, logits)
 
 
 def mixture(
@@ -100,28 +89,29 @@ def mixture(
 
     def apply(x: Gram, normed: frozenset[str] = frozenset()) -> tuple[Gram, Array | float, object]:
         drawn = routing(experts, x, seed)
-        own, all_gates = drawn.gates[..., :count], drawn.gates
+        gates_of_routed, all_gates = drawn.gates[..., :count], drawn.gates
         entering = x.times(gain_in)
         value = kernel.value(entering)
         if "hidden" in normed and centred:
             value = value.less(of_means(kernel, entering))
         scale = gain_out * (value.norm_scale(eps) if "hidden" in normed else plain)
         value, slope = value.times(scale), kernel.slope(entering).times(scale * gain_in)
-        routed, overlap = value.weighted(1 / experts.split), _of_vectors(own)
+        routed, overlap = value.weighted(1 / experts.split), _of_vectors(gates_of_routed)
         output = routed.product(overlap).plus(value.weighted(experts.shared))
-        router = routed.product(Gram.of(_slopes(own, drawn.softmax)))
+        router = routed.product(Gram.of(_slopes(drawn, count)))
         kept: Array | float = 0.0
         if experts.identity:
             together = all_gates[..., count:].sum(axis=-1)
-            kept, of_kept = together, -together[..., None] * drawn.softmax
-            of_kept[..., count:] += all_gates[..., count:]
+            kept, of_kept = together, -together[..., None] * drawn.others
+            of_kept[..., count:] += drawn.own[..., count:]
             router = router.plus(x.product(_of_vectors(of_kept)))
         else:
-            of_kept, together = np.zeros_like(drawn.softmax), 0.0
+            of_kept, together = np.zeros_like(all_gates), 0.0
         direct = slope.weighted(1 / experts.split).product(overlap).plus(slope.weighted(experts.shared))
 
         def gates(seen: Seen) -> _Gates:
-            return _Gates(own, drawn.softmax, of_kept, routed, x.variance * together, seen.odds)
+            slopes = drawn.own[..., :count]
+            return _Gates(gates_of_routed, slopes, drawn.others, of_kept, routed, x.variance * together, seen.odds)
 
         def through_router(g: Gram, seen: Seen) -> Gram:
             beyond = Gram.of(gates(seen).beyond(seen, g.matrix.shape))
@@ -130,7 +120,7 @@ def mixture(
         def at_logits(g: Gram, seen: Seen) -> Array:
             return gates(seen).by_candidate(g, x if experts.identity else None, seen)
 
-        return output, kept, MixturePull(overlap, direct, through_router, own, at_logits)
+        return output, kept, MixturePull(overlap, direct, through_router, gates_of_routed, at_logits)
 
     return apply  # type: ignore[return-value]
 
@@ -140,7 +130,7 @@ class _Gates:
     """What the products of a cotangent with the experts' outputs meet.
 
     Attributes:
-        own, softmax: gates w of the routed experts and the softmax p of all candidates.
+        own, slopes, others: gates w of the routed experts, and of their derivative v of these and q of all candidates.
         of_kept: derivative of the sum k of the identity experts' gates by the logits, J_t^T 1.
         routed: second moments K of an expert's output.
         kept: k_t E x_t^2.
@@ -148,7 +138,8 @@ class _Gates:
     """
 
     own: Array
-    softmax: Array
+    slopes: Array
+    others: Array
     of_kept: Array
     routed: Gram
     kept: Array | float
@@ -178,13 +169,14 @@ class _Gates:
         Returns:
             (replicas, candidates, tokens, tokens).
         """
-        w = np.zeros_like(self.softmax)
-        w[..., : self.own.shape[-1]] = self.own
-        w, p, kept = (np.moveaxis(of, -1, -2) for of in (w, self.softmax, self.of_kept))
+        w, v = np.zeros_like(self.others), np.zeros_like(self.others)
+        w[..., : self.own.shape[-1]], v[..., : self.own.shape[-1]] = self.own, self.slopes
+        w, v, q, kept = (np.moveaxis(of, -1, -2) for of in (w, v, self.others, self.of_kept))
         overlap = (self.own @ self.own.swapaxes(-1, -2))[:, None]
-        met = w[..., :, None] * w[..., None, :]
-        along = met - p[..., None, :] * overlap  # (J_s^T w_t)_e
-        both = met * (1 - p[..., :, None] - p[..., None, :]) + p[..., :, None] * p[..., None, :] * overlap
+        along = w[..., :, None] * v[..., None, :] - q[..., None, :] * overlap  # (J_s^T w_t)_e
+        one = (w * q)[..., :, None] * v[..., None, :]
+        both = v[..., :, None] * v[..., None, :] - one - one.swapaxes(-1, -2)
+        both += q[..., :, None] * q[..., None, :] * overlap
         found = both * (self.routed.matrix * g.matrix)[:, None]
         if x is not None:
             found += kept[..., :, None] * kept[..., None, :] * (x.matrix * g.matrix)[:, None]
@@ -210,8 +202,8 @@ class _Gates:
     def _at_one(self, part: Part) -> Array:
         """J_t^T times the products f_tj . z_t: (..., tokens, candidates)."""
         size = (self.own * self.own).sum(axis=-1, keepdims=True)
-        along = -size * self.softmax
-        along[..., : self.own.shape[-1]] += self.own * self.own
+        along = -size * self.others
+        along[..., : self.own.shape[-1]] += self.own * self.slopes
         of_routed = (1 + self.odds) * part.coefficient * self.routed.variance
         of_input = np.diagonal(self._with_input(part), axis1=-2, axis2=-1)
         return np.asarray(of_routed[..., None] * along + of_input[..., None] * self.of_kept)
@@ -233,20 +225,20 @@ class _Gates:
     def _own(self, left: Part, right: Part) -> Array:
         """(J_t^T f_t . left_t) . (J_s^T f_s . right_t), the second with the gates of t as weights."""
         v, count = self._at_one(left), self.own.shape[-1]
-        met = (v[..., :count] * self.own) @ self.own.swapaxes(-1, -2)
-        met -= (self.own @ self.own.swapaxes(-1, -2)) * (v @ self.softmax.swapaxes(-1, -2))
+        met = (v[..., :count] * self.own) @ self.slopes.swapaxes(-1, -2)
+        met -= (self.own @ self.own.swapaxes(-1, -2)) * (v @ self.others.swapaxes(-1, -2))
         return np.asarray(
             self._with_routed(right) * met + self._with_input(right) * (v @ self.of_kept.swapaxes(-1, -2))
         )
 
     def _crossed(self, left: Part, right: Part) -> Array:
         """(J_t^T f_t . left_s) . (J_s^T f_s . right_t)."""
-        w, p, count = self.own, self.softmax, self.own.shape[-1]
+        w, v, q, count = self.own, self.slopes, self.others, self.own.shape[-1]
         overlap = w @ w.swapaxes(-1, -2)
-        squares = (w * w) @ (w * w).swapaxes(-1, -2)
-        one = (w * p[..., :count]) @ w.swapaxes(-1, -2)
-        routed = squares - overlap * (one + one.swapaxes(-1, -2)) + overlap**2 * (p @ p.swapaxes(-1, -2))
-        kept_s = w @ (w * self.of_kept[..., :count]).swapaxes(-1, -2) - overlap * (p @ self.of_kept.swapaxes(-1, -2))
+        squares = (w * v) @ (w * v).swapaxes(-1, -2)
+        one = (w * q[..., :count]) @ v.swapaxes(-1, -2)
+        routed = squares - overlap * (one + one.swapaxes(-1, -2)) + overlap**2 * (q @ q.swapaxes(-1, -2))
+        kept_s = v @ (w * self.of_kept[..., :count]).swapaxes(-1, -2) - overlap * (q @ self.of_kept.swapaxes(-1, -2))
         both_kept = self.of_kept @ self.of_kept.swapaxes(-1, -2)
         left_routed, left_input = (a.swapaxes(-1, -2) for a in (self._with_routed(left), self._with_input(left)))
         right_routed, right_input = self._with_routed(right), self._with_input(right)
@@ -268,9 +260,9 @@ def _of_vectors(a: Array) -> Gram:
     return Gram(matrix, apart)
 
 
-def _slopes(own: Array, softmax: Array) -> Array:
-    """Of every pair of tokens sum_j (J_t J_s^T)_jj, for J_je = w_j ((j = e) - p_e)."""
-    met = own * softmax[..., : own.shape[-1]]
-    overlap = own @ own.swapaxes(-1, -2)
-    crossed = met @ own.swapaxes(-1, -2)
-    return np.asarray(overlap * (1 + softmax @ softmax.swapaxes(-1, -2)) - crossed - crossed.swapaxes(-1, -2))
+def _slopes(drawn: Routing, count: int) -> Array:
+    """Of every pair of tokens sum_j (J_t J_s^T)_jj over the first candidates, the FFN experts."""
+    w, v, q = (part[..., :count] for part in drawn)
+    overlap = (w @ w.swapaxes(-1, -2)) * (drawn.others @ drawn.others.swapaxes(-1, -2))
+    crossed = (w * q) @ v.swapaxes(-1, -2)
+    return np.asarray(overlap + v @ v.swapaxes(-1, -2) - crossed - crossed.swapaxes(-1, -2))

@@ -1,5 +1,6 @@
 """The speed benchmarks run, at sizes too small to mean anything, and write what they found."""
 
+import importlib
 import importlib.util
 import json
 import subprocess
@@ -72,3 +73,21 @@ def test_every_architecture_that_disagrees_says_what_was_not_read() -> None:
     apart = [row for row in rows if row.get("verdict") == "disagrees"]
     assert 0 < len(apart) < len(rows) / 8
     assert all(row["unread"] for row in apart)
+
+
+def test_one_architecture_that_fails_is_a_row_and_a_run_of_other_sizes_is_not_continued(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("transformers", reason="transformers is absent: install the extra [text]")
+    monkeypatch.syspath_prepend(FOLDER)
+    script = importlib.import_module("architectures")
+    assert script.row_of("nosuch", 2)["failed"].startswith("Absent: transformers ")
+    monkeypatch.setattr(script, "measured", lambda *_: 1 / 0)
+    assert script.row_of("bert", 2) == {"name": "bert", "failed": "ZeroDivisionError: division by zero"}
+    summary = {"draws": 2, "sizes": {"width": 8}, "torch": "1", "transformers": "2", "x_transformers": "3"}
+    summary |= {"propagate": "4"}
+    rows = [{"name": "bert", "verdict": "agrees"}, {"name": "gpt2", "failed": "why"}]
+    (tmp_path / "found.json").write_text(json.dumps({"summary": summary, "rows": rows}))
+    assert script.before(tmp_path / "found.json", summary) == rows[:1]
+    assert script.before(tmp_path / "found.json", summary | {"draws": 3}) == []
+    assert script.before(tmp_path / "none.json", summary) == []

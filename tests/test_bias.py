@@ -144,14 +144,14 @@ CASES = {
     "norms of queries, keys and values": pg.Model("hybridnorm", depth=2, width=32, tokens=4, heads=4),
     "both": pg.Model("postnorm", depth=1, width=64, tokens=4, heads=2, dropout=0.85, logit_std=0.0, causal=True),
 }
-SLOW = set(CASES) - {"causal"}
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] * (c in SLOW)) for c in CASES])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
 def test_other_operators_are_met_and_neither_none_nor_the_opposite_is(case: str) -> None:
     """Scores of all means together, at widths where first order is most of it: right ones are as many as there are."""
     model, both = CASES[case], (Gram.exchangeable(1.0, 1 - c, 4) for c in START.values())
-    draws = 3000 if case in SLOW else 2000
+    draws = 3000
     said, seen = bias.sampled(model, *both, pairs=draws // 2), pg.simulate(model, draws=draws, backend="numpy", **START)
     limit, names = pg.predict(model, **START), ("variance", *NAMES)
     right, none, opposite = 0.0, 0.0, 0.0

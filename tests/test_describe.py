@@ -57,6 +57,7 @@ def test_sizes_and_initial_gains_are_read(name: str, placement: str, activation:
     assert layer.attention.out_gain == pytest.approx(std * scaled, rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_eps_of_norms_is_read_and_told_from_none() -> None:
     """The first block of OLMo2 norms what its sublayers make of small embeddings."""
     modules = (make("OLMo2", **SMALL, seed=seed) for seed in range(12))

@@ -84,7 +84,7 @@ def score(values: np.ndarray, said: float, allowance: float = 0.0) -> float:
     return abs(values.mean() - said) / math.hypot(values.std(ddof=1) / math.sqrt(len(values)), allowance * said)
 
 
-@pytest.mark.parametrize("case", list(MODELS))
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] * (c == "experts")) for c in MODELS])
 def test_the_rms_of_gradients_is_that_of_torch(case: str) -> None:
     seen, model = measured(case), MODELS[case]
     own, whole, wrong = (

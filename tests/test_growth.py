@@ -21,8 +21,14 @@ MODELS = {
 MOMENTS = ("variance", "covariance", "deviation", "grad_variance", "grad_covariance", "grad_deviation")
 
 
-@pytest.mark.few(3)
-@pytest.mark.parametrize(("case", "rescaled"), [(case, case == "queries normed") for case in MODELS])
+@pytest.mark.few(2)
+@pytest.mark.parametrize(
+    ("case", "rescaled"),
+    [
+        pytest.param(case, own, marks=[pytest.mark.slow] * own)
+        for case, own in ((case, case == "queries normed") for case in MODELS)
+    ],
+)
 def test_theory_of_copies_is_what_simulation_finds_and_that_of_fresh_weights_is_not(case: str, rescaled: bool) -> None:
     model = MODELS[case]
     said = pg.predict_growth(model, START, rescaled=rescaled)

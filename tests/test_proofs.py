@@ -71,7 +71,11 @@ def test_pages_carry_no_float_and_no_unfilled_name() -> None:
         assert not re.search(r"\d\.\d{6,}", text), page.name
 
 
-@pytest.mark.parametrize("proposition", PROPOSITIONS, ids=NAMES)
+@pytest.mark.parametrize(
+    "proposition",
+    [pytest.param(p, marks=[pytest.mark.slow] * (p.name == "small_logits")) for p in PROPOSITIONS],  # 14 seconds
+    ids=NAMES,
+)
 def test_every_step_has_a_reason_and_every_proposition_a_conclusion(proposition: Proposition) -> None:
     steps = steps_of(proposition)
     assert all(step.reason for step in steps)

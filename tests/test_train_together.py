@@ -104,7 +104,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_killed_at_any_step_it_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = SETTINGS | ARMS | {"steps": 6, "every": 2, "traces": (), "together": 3, "precision": "float32"}
     whole = pg.train(SPAN, TEXT, ADAM, to=tmp_path / "whole", **given)
-    for kill in (1, 6):  # files are written; by then arms of one group stand at different steps
+    for kill in (6,):  # files are written; by then arms of one group stand at different steps
         writes, save = iter(range(100)), togethers.save
 
         def killed(*stated: Any, writes: Any = writes, save: Any = save, kill: int = kill, **states: Any) -> None:

@@ -10,7 +10,9 @@ share (1 - 1/T) (1 - R / G). Where tokens are not exchangeable the Gram matrices
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,7 +56,7 @@ def attention_share(model: Model, start: Start | None = None) -> float:
     if given.gram is None and model.exchangeable and not model.uneven and not hasattr(given.variance, "dims"):
         enters = moments_of("variance", "covariance", float(given.variance), float(given.covariance), model.tokens)
         try:
-            whole, own = (_gain(model, enters, keep) for keep in (_all_paths, _own_path))
+            whole, own = _gains(model, enters)
         except _Mixing:
             pass
         else:
@@ -67,31 +69,37 @@ class _Mixing(Exception):
     """A sublayer of which it is not known what it sends to other tokens."""
 
 
-def _all_paths(applied: Applied) -> Applied:
-    return applied
+def _gains(model: Model, start: Moments) -> tuple[float, float]:
+    """Of the variance of an independent cotangent, from the last block to the embedding: along all paths, and without
+    what attention sends to all tokens alike."""
+    made: list[Applied] = []
+
+    def first(algebra: Any, description: Sublayer, x: Any) -> Applied:
+        if not isinstance(description, FFN | Attention):
+            raise _Mixing
+        made.append(algebra.apply_map(description, x))
+        return made[-1]
+
+    whole = _gain(model, start, first)
+    again = iter(made)  # on the same way forward, which is not computed anew
+    return whole, _gain(model, start, lambda *_: _own_path(next(again)))
 
 
 def _own_path(applied: Applied) -> Applied:
-    """Without what attention sends to all tokens alike: of several tokens the queries' path alone."""
+    """Of attention to several tokens the queries' path alone."""
     pull = applied.pull
     if not isinstance(pull, AttentionPull):
         return applied
     return applied._replace(pull=lambda g: pull.paths(g)["query"])
 
 
-def _gain(model: Model, start: Moments, keep: Any) -> float:
-    """Of the variance of an independent cotangent, from the last block to the embedding, along the paths kept."""
+def _gain(model: Model, start: Moments, applied: Callable[[Any, Sublayer, Any], Applied]) -> float:
+    """With a block's algebra, what is applied in it."""
 
     def block_at(index: int) -> Any:
         block = block_of(model, index)
         algebra: Any = block.algebra
-
-        def apply_map(description: Sublayer, x: Any) -> Applied:
-            if not isinstance(description, FFN | Attention):
-                raise _Mixing
-            return keep(algebra.apply_map(description, x))  # type: ignore[no-any-return]
-
-        return replace(block, algebra=replace(algebra, apply_map=apply_map))
+        return replace(block, algebra=replace(algebra, apply_map=partial(applied, algebra)))
 
     return float(propagate_moments(model, start, ONE, block_at).embedding.variance)
 

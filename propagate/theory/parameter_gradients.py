@@ -113,7 +113,7 @@ def matrix_columns(
             [block.get(name, 0.0 if index and name not in ENDS else np.nan) for name in names]
             for index, block in enumerate(of_blocks)
         ]
-        shapes = {shape, *(np.shape(value) for row in stacked for value in row)}
+        shapes = {shape, *(getattr(value, "shape", ()) for row in stacked for value in row)}  # of floats quickly
         if shapes != {()}:  # of plain numbers, which is most often, there is nothing to fit
             every = np.broadcast_shapes(*shapes)
             stacked = [[np.broadcast_to(value, every) for value in row] for row in stacked]

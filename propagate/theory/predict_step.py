@@ -25,8 +25,9 @@ from propagate.theory.losses_met import Ends, ends_met
 from propagate.theory.parameter_gradients import Numbers
 from propagate.theory.predict import walk_of
 from propagate.theory.reading.network import Path
+from propagate.theory.stacked import updates
 from propagate.theory.transferred import transferred
-from propagate.theory.updates import CROWDING, SOFTNESS, UNEVEN, UNITS, Met, update
+from propagate.theory.updates import CROWDING, SOFTNESS, UNEVEN, UNITS, Met
 from propagate.theory.uses import Use, uses_of_block
 from propagate.theory.walks import mixers_of
 from propagate.transfer import Factors, Kind, Transfer, as_transfer, factors_by_kind, kind_of, trained_with
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 SEED = 20_261_129
 COLUMNS = ("own_change", "own_covariance", "update_ratio", "spectral_ratio", "first_order_fall")
 MOST_UNITS = 2**16
+Updated = tuple[Use, dict[str, Any]]
+"""A use of a matrix, and what `updates.update` found of it."""
 
 
 def predict_step(
@@ -198,20 +201,32 @@ class _Measure:
             leaving = unembedding_uses(self.ends.leaving, self.model.width, path.readout, by_entry=by_entry)
             blocks[0].append(("embedding", entering))
             blocks[-1].extend(("unembedding", use) for use in leaving)
-        return [self._of_block(index, uses) for index, uses in enumerate(blocks)]
+        return [_columns(of_block) for of_block in self._updates(blocks)]
 
-    def _of_block(self, index: int, uses: list[tuple[str, Use]]) -> Numbers:
-        by_name: dict[str, list[tuple[Use, dict[str, Any]]]] = {}
-        for name, use in uses:
-            factors = self.factors[kind_of(name)]
-            met = Met(use, self.model.tokens, float(factors.multiplier), (SEED, index), self.units)
-            by_name.setdefault(name, []).append((use, update(met, trained_with(self.optimizer, factors))))
-        names = {name: _together(of_name) for name, of_name in by_name.items()}
-        columns = dict.fromkeys(column for found in names.values() for column in found)
-        return {column: {name: found[column] for name, found in names.items()} for column in columns}
+    def _updates(self, blocks: list[list[tuple[str, Use]]]) -> list[dict[str, list[Updated]]]:
+        """Of each block, by the name of the matrix: uses of it and what their update does."""
+        named = [(index, name, use) for index, uses in enumerate(blocks) for name, use in uses]
+        found: list[dict[str, list[Updated]]] = [{name: [] for name, _ in uses} for uses in blocks]
+        for kind in dict.fromkeys(kind_of(name) for _, name, _ in named):
+            factors = self.factors[kind]
+            own = [(index, name, use) for index, name, use in named if kind_of(name) == kind]
+            mets = [
+                Met(use, self.model.tokens, float(factors.multiplier), (SEED, index), self.units)
+                for index, _, use in own
+            ]
+            made = updates(mets, trained_with(self.optimizer, factors))
+            for (index, name, use), columns in zip(own, made, strict=True):
+                found[index][name].append((use, columns))
+        return found
 
 
-def _together(parts: list[tuple[Use, dict[str, Any]]]) -> dict[str, Any]:
+def _columns(of_block: dict[str, list[Updated]]) -> Numbers:
+    names = {name: _together(parts) for name, parts in of_block.items()}
+    columns = dict.fromkeys(column for found in names.values() for column in found)
+    return {column: {name: found[column] for name, found in names.items()} for column in columns}
+
+
+def _together(parts: list[Updated]) -> dict[str, Any]:
     """Of all matrices of one name in a block: gradients add up, outputs and entries are counted together."""
     if len(parts) == 1:
         return parts[0][1]

@@ -105,6 +105,8 @@ class Met:
 def update(met: Met, optimizer: Optimizer) -> dict[str, Any]:
     """Of one matrix's first step by its own optimiser: the columns of `predict_step`, numbers or one a replica.
 
+    Of several matrices of one shape whose moments and gains are arrays over them, one a matrix.
+
     Example: SGD on a square matrix that reads one token of unit variance.
         >>> from propagate.theory.pairs.moments import Moments
         >>> one = Met(Use(100, 100, 1.0, Moments(1.0, 1.0), Moments(1e-4, 1e-4)), tokens=1)
@@ -120,8 +122,8 @@ def update(met: Met, optimizer: Optimizer) -> dict[str, Any]:
             "predict_step with Muon needs at most as many tokens as every matrix has rows and columns, got"
             f" {tokens} for {use.fan_in} x {use.fan_out}"
         )
-    gain = float(use.gain) / met.multiplier
-    if gain == 0:
+    gain = np.asarray(use.gain, dtype=float)[()] / met.multiplier
+    if np.any(gain == 0):
         raise ModelError("predict_step needs gains that are not 0, got 0 for a matrix")
     made, rate, decay = step(optimizer, met), optimizer.lr, optimizer.decay
     applied, shrunk = (rate * met.multiplier) ** 2, (rate * decay) ** 2

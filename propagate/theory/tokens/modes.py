@@ -57,13 +57,20 @@ def modes(tokens: int, x: Any, g: Any, *, balanced: bool = False) -> Modes:
     """
     if isinstance(x, Gram):
         return _of_grams(x, g, balanced)
-    size = np.array([tokens * x.mean_mode(tokens), x.deviation if tokens > 1 else 0.0], dtype=float)
-    arriving = np.array([0.0 if balanced else tokens * g.mean_mode(tokens), g.deviation if tokens > 1 else 0.0])
+    size, arriving = (_of_two(tokens, one) for one in (x, g))
+    if balanced:
+        arriving[..., 0] = 0.0
     count, there = np.array([1, tokens - 1]), (size > 0) & (arriving > 0)
     held = count * there
-    total = np.array([tokens * size[0], 0.0])
-    spanned = np.stack([(held * of).sum() for of in (size, total)])
-    return Modes(size * arriving * there, size, total, count, held.sum(), spanned)
+    total = tokens * size * [1, 0]
+    spanned = np.stack([(held * of).sum(axis=-1) for of in (size, total)], axis=-1)
+    return Modes(size * arriving * there, size, total, count, held.sum(axis=-1), spanned)
+
+
+def _of_two(tokens: int, moments: Any) -> Array:
+    """The eigenvalues, tokens times the variance of the mean and the deviation; moments may be arrays."""
+    mean, apart = tokens * moments.mean_mode(tokens), np.asarray(moments.deviation, dtype=float)
+    return np.stack([mean, apart if tokens > 1 else np.zeros_like(apart)], axis=-1)
 
 
 def _of_grams(x: Gram, g: Gram, balanced: bool) -> Modes:

@@ -15,6 +15,7 @@ import propagate as pg
 from proofs.propositions import p13_one_step as p13
 from proofs.vocabulary import step_of
 from propagate.theory import predict_step as verb
+from propagate.theory import stacked
 from propagate.theory.gaussian.signs import mean_root, soft_sign_averages
 from propagate.theory.pairs.moments import Moments
 from propagate.theory.tokens.gram import Gram
@@ -269,3 +270,19 @@ def test_every_placement(placement: str, activation: str) -> None:
     for name, measured in brute(model, optimizers, START, draws=40).items():
         found = scores(pg.predict_step(model, optimizers[name], START), measured)
         assert max(found.values()) < 4, (name, found)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+@pytest.mark.parametrize("name", ["gates", "two streams"])
+def test_blocks_together_are_what_they_are_one_by_one(
+    optimizer: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit by bit, also where blocks differ in size; of the wrong neighbour's gains they are not."""
+    wide = pg.FFN("relu", ratio=4.0, out_gain=0.5)
+    model = dataclasses.replace(CASES[name], depth=3, layers=lambda index: {"ffn": wide} if index == 2 else {})
+    together = pg.predict_step(model, OPTIMIZERS[optimizer], START)
+    monkeypatch.setattr(stacked, "_stackable", lambda *_: False)
+    assert pg.predict_step(model, OPTIMIZERS[optimizer], START).equals(together)
+    monkeypatch.undo()
+    monkeypatch.setattr(stacked, "_shape", lambda met: (met.multiplier, met.use.balanced))
+    assert not pg.predict_step(model, OPTIMIZERS[optimizer], START).equals(together)

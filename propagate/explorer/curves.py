@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from propagate.checks import ModelError
+from propagate.explorer.kept import Kept
 from propagate.explorer.state import State
 from propagate.inverse.conditions import Distinct, FirstStep, GradientGain
 from propagate.inverse.point import Point
 from propagate.inverse.unknown import Setting
+from propagate.placement import placement as placement_of
 from propagate.scaling import ScaleInit
 from propagate.table import JOINED, STREAM
 
@@ -32,6 +34,16 @@ QUICK = 16  # samples of attention's logits where tokens are not alike, in what 
 SCANNED = 9  # depths, before crossings are refined
 GRID = (0.0, 1.0, 0.5, 0.25, 0.75, 0.125, 0.375, 0.625, 0.875)
 """Exponents of the map, the coarse ones first."""
+MOMENTS, SHARE, STEP, CRITICAL = "moments", "attention's share", "first step", "critical depth"
+NETWORK = ("width", "tokens", "activation", "mask", "logit_std", "experts", "covariance")
+DEPENDS = {
+    MOMENTS: (*NETWORK, "depth"),
+    SHARE: (*NETWORK, "depth"),
+    STEP: (*NETWORK, "depth", "optimizer"),
+    CRITICAL: (*NETWORK, "distinct", "gain"),
+}
+"""The fields of a state that each result depends on, beside placement and exponent; a step is kept at rate 1."""
+MOST_KEPT = 512  # results of one page
 
 
 class Stopped(Exception):
@@ -264,54 +276,60 @@ class Plan:
 
 
 class Curves:
-    """Plans for one page, which remember the critical depths that were found.
+    """Plans for one page, which keep what was found: what does not depend on the field that was changed comes at once.
 
-    Example:
-        >>> plan = Curves().plan(State(placements=("spannorm",), depth=2))
-        >>> [type(call()).__name__ for call in plan.first]
-        ['Moments', 'Share', 'Step']
+    Example: a rate is a factor of the step, and of nothing else.
+        >>> curves, state = Curves(), State(placements=("spannorm",), depth=2)
+        >>> table, _, step = (call() for call in curves.plan(state).first)
+        >>> again, _, larger = (call() for call in curves.plan(dataclasses.replace(state, lr=2e-5)).first)
+        >>> again.table is table.table, larger.moved == 2 * step.moved
+        (True, True)
     """
 
     def __init__(self) -> None:
-        self._known: dict[Any, Result] = {}
+        self._kept: Kept[Result] = Kept(MOST_KEPT)
 
     def plan(self, state: State, stopped: Callable[[], bool] = bool) -> Plan:
         """What to call for a state; `stopped` ends a call that takes longer."""
-        at = {name: point_of(state, name, None if state.alike else QUICK) for name in state.placements}
-        of_each = {"moments": moments, "attention's share": share, "first step": step}
-        calls = {
-            what: [partial(_tried, what, name, partial(of, state, name, point)) for name, point in at.items()]
-            for what, of in of_each.items()
-        }
-        slow_step = state.optimizer in ("adam", "sign")  # which draws hidden units
-        first = calls["moments"] if not state.alike else [*calls["moments"], *calls["attention's share"]]
+        quick = None if state.alike else QUICK
+        unit = dataclasses.replace(state, lr=1.0)
+        at = {name: point_of(unit, name, quick) for name in state.placements}
+        here = state.exponent
+
+        def call(what: str, name: str, make: Callable[[], Any], *more: Any) -> Call:
+            return partial(self._kept.made, _key(state, what, name, *more), partial(_tried, what, name, make))
+
+        first = [call(MOMENTS, name, partial(moments, state, name, at[name]), here, quick) for name in at]
         then: list[Call] = []
-        for what in of_each:
-            if calls[what][0] not in first:
-                (first if state.alike and not slow_step else then).extend(calls[what])
+        shares = [call(SHARE, name, partial(share, state, name, at[name]), here) for name in at]
+        steps = [call(STEP, name, partial(step, unit, name, at[name]), here) for name in at]
+        (first if state.alike else then).extend(shares)
         if not state.alike:
-            then += [partial(_tried, "moments", name, partial(moments, state, name)) for name in state.placements]
-        for exponent in dict.fromkeys((state.exponent, *GRID)):
-            then += [partial(self._critical, state, name, exponent, stopped) for name in state.placements]
-        return Plan(list[Call](first), then)
+            then += [call(MOMENTS, name, partial(moments, state, name), here, None) for name in at]
+        slow = not state.alike or state.optimizer in ("adam", "sign")  # which draw hidden units
+        (then if slow else first).extend(partial(_at_rate, one, state.lr) for one in steps)
+        for exponent in dict.fromkeys((here, *GRID)):
+            for name in at:
+                then.append(call(CRITICAL, name, partial(critical, state, name, exponent, stopped), exponent))
+        return Plan(first, then)
 
     def map_of(self, state: State, placement: str) -> list[Critical]:
         """The critical depths that are known of a placement, by exponent."""
-        known = [self._known.get(_key(state, placement, exponent)) for exponent in sorted({*GRID, state.exponent})]
+        exponents = sorted({*GRID, state.exponent})
+        known = [self._kept.known(_key(state, CRITICAL, placement, exponent)) for exponent in exponents]
         return [one for one in known if isinstance(one, Critical)]
 
-    def _critical(self, state: State, placement: str, exponent: float, stopped: Callable[[], bool]) -> Result:
-        key = _key(state, placement, exponent)
-        if key not in self._known:
-            call = partial(critical, state, placement, exponent, stopped)
-            self._known[key] = _tried("critical depth", placement, call)
-        return self._known[key]
+
+def _key(state: State, what: str, placement: str, *more: Any) -> Hashable:
+    """All that a result depends on; of the placement the equations, which a notebook may define anew."""
+    return what, placement_of(placement), *more, *[getattr(state, field) for field in DEPENDS[what]]
 
 
-def _key(state: State, placement: str, exponent: float) -> Any:
-    """All that a critical depth depends on."""
-    unused: dict[str, Any] = {name: getattr(State, name) for name in ("optimizer", "lr", "draws")}
-    return dataclasses.replace(state, placements=(placement,), depth=1, exponent=exponent, **unused)
+def _at_rate(call: Call, rate: float) -> Result:
+    found = call()
+    if not isinstance(found, Step):
+        return found
+    return Step(found.placement, rate * found.moved, {name: rate * size for name, size in found.outputs.items()})
 
 
 def _tried(what: str, placement: str, call: Callable[[], Any]) -> Result:

@@ -57,8 +57,8 @@ def _gains(table: Any) -> list[str | None]:
     if table is None:
         return [None, None, None]
     one = table.sel({STREAM: JOINED}) if STREAM in table.dims else table
-    first, last = one.isel(block=0), one.isel(block=-1)
-    ratios = last.variance / first.variance, first.grad_variance / last.grad_variance, last.deviation / last.variance
+    variance, gradient, deviation = (one[name].to_numpy() for name in ("variance", "grad_variance", "deviation"))
+    ratios = variance[-1] / variance[0], gradient[0] / gradient[-1], deviation[-1] / variance[-1]
     return [_figure(float(ratio)) for ratio in ratios]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 from urllib.parse import parse_qsl, urlencode
 
@@ -13,6 +14,7 @@ from propagate.checks import ModelError, choice, integer, number, shown
 from propagate.experts import Experts
 from propagate.model import Model
 from propagate.optimizers import SGD, Adam, Muon, Optimizer, Sign
+from propagate.placement import Placement
 from propagate.placement import placement as placement_of
 from propagate.scaling import ScaleInit
 from propagate.start import Start
@@ -27,6 +29,7 @@ OPTIMIZERS: dict[str, type[Any]] = {"sgd": SGD, "muon": Muon, "adam": Adam, "sig
 DISTINCT, GAIN, DRAWS = (0.5, 0.1, 0.01), (1.5, 2.0, 10.0), (16, 64, 256)
 ALIKE, MASKED, MIXED = (128, 64), (64, 16), (32, 8)
 """The most blocks and tokens: where all tokens are alike, where a mask makes each its own, and with experts."""
+MODELS = 64  # that are kept
 STEEPEST, WIDEST, CLOSEST = 1.0, 3.0, 0.95  # exponent, standard deviation of logits, covariance
 
 
@@ -137,10 +140,8 @@ class State:
 
     def model(self, placement: str, **other: Any) -> Model:
         """The network of one placement; `other` are fields of it that are not the state's own."""
-        fields: dict[str, Any] = {"depth": self.depth, "width": self.width, "tokens": self.tokens}
-        fields |= {"activation": self.activation, "logit_std": self.logit_std, **MASKS[self.mask]}
-        fields |= {"experts": EXPERTS[self.experts], "scaling": ScaleInit(self.exponent) if self.exponent else None}
-        return Model(placement_of(placement), **fields | other)
+        equations = placement_of(placement)
+        return _model(equations, self) if not other else Model(equations, **_fields(self) | other)
 
     @property
     def start(self) -> Start:
@@ -183,6 +184,18 @@ class State:
                 raise ModelError(f"the address must say fields of {', '.join(kinds)}, got {shown(name)}")
             fields[name] = _read(name, text, kinds[name])
         return cls(**fields)
+
+
+@lru_cache(maxsize=MODELS)
+def _model(equations: Placement, state: State) -> Model:
+    """A page asks for it many times; a model knows its layers once they were asked for."""
+    return Model(equations, **_fields(state))
+
+
+def _fields(state: State) -> dict[str, Any]:
+    scaling = ScaleInit(state.exponent) if state.exponent else None
+    of_state = {name: getattr(state, name) for name in ("depth", "width", "tokens", "activation", "logit_std")}
+    return of_state | MASKS[state.mask] | {"experts": EXPERTS[state.experts], "scaling": scaling}
 
 
 def limits(mask: str, experts: str) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Updates of many matrices of one shape at once: a deep network asks the same of every block, and of numbers one by one.
+"""Updates of many matrices of one shape at once: a deep network asks the same of every block, one by one.
 
 Only what is told by plain second moments of exchangeable tokens is put together, as arrays over the matrices; what
 optimisers draw is of one matrix alone.

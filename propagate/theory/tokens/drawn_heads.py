@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from propagate.theory.gaussian.roots import symmetric_root
 from propagate.theory.tokens.gram import Array, Gram, centred, distances
@@ -247,7 +248,7 @@ def side_by_side(x: Array) -> Array:
     return paired
 
 
-def turn(x: Array, frequencies: Sequence[float], direction: int) -> None:
+def turn(x: NDArray[Any], frequencies: Sequence[float], direction: int) -> None:
     """As `turned`, in place and in one step, of pairs that stand `side_by_side`: complex numbers times phases.
 
     Example: the second token by a right angle, in a head of two coordinates.
@@ -257,5 +258,6 @@ def turn(x: Array, frequencies: Sequence[float], direction: int) -> None:
         [[1.0, 0.0], [0.0, 1.0]]
     """
     if frequencies:
-        pairs = x.view(np.complex128)
-        pairs *= np.exp(direction * 1j * np.arange(x.shape[-2])[:, None] * np.array(frequencies))
+        pairs = x.view(np.result_type(x.dtype, 1j))
+        phases = np.exp(direction * 1j * np.arange(x.shape[-2])[:, None] * np.array(frequencies))
+        pairs *= phases.astype(pairs.dtype, copy=False)

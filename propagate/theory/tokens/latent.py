@@ -29,7 +29,7 @@ from propagate.theory.gaussian.normed_heads import NormedHeads
 from propagate.theory.pairs.moments import Moments
 from propagate.theory.pairs.sublayers import attention_paths
 from propagate.theory.pairs.sublayers import normed_values as normed_pairs
-from propagate.theory.tokens import averages, drawn_heads
+from propagate.theory.tokens import averages
 from propagate.theory.tokens.gram import Gram
 from propagate.theory.tokens.latent_heads import Keys, draw_latent_heads, to_latent_logits
 from propagate.theory.tokens.softmax import Attention, heads
@@ -235,7 +235,7 @@ def of_grams(kind: LatentAttention, seen: Projected, attention: Attention) -> Co
 
     def pull(g: Gram) -> Cotangents:
         drawn = draw_latent_heads(seen.query, keys, attention)
-        sent = to_latent_logits(drawn, seen.value, g, attention, kind.plain_size)
-        return Cotangents(drawn_heads.to_values(drawn, g), *(way.weighted(attention.logit_variance) for way in sent))
+        sent = to_latent_logits(drawn, seen.value, g, attention)
+        return Cotangents(averages.values(drawn.heads, g), *(way.weighted(attention.logit_variance) for way in sent))
 
-    return Core(drawn_heads.output(draw_latent_heads(seen.query, keys, attention), seen.value), pull)
+    return Core(averages.output(draw_latent_heads(seen.query, keys, attention).heads, seen.value), pull)

@@ -208,7 +208,7 @@ def _finite(query: Array, key: Array, attention: Attention) -> tuple[Single, Any
     shared = min(size, tokens)
     directions = _normals(draw, (replicas, pairs, tokens, shared))
     directions[..., 0] = _stratified(draw, (replicas, pairs, tokens))
-    lower = _lower(draw, (replicas, pairs, tokens), size)
+    lower = lower_normals(draw, (replicas, pairs, tokens), size)
     lengths = 2 * gammaincinv(size / 2, _quantiles(draw, (replicas, pairs)))
     lower[..., 0, 0] = np.sqrt(lengths)
     queries = _of_mean_first(query)[:, None] @ lower * np.float32(size**-0.5)
@@ -220,7 +220,7 @@ def _finite(query: Array, key: Array, attention: Attention) -> tuple[Single, Any
         of_keys = keys @ keys.swapaxes(-1, -2)
         if size > shared:
             more = np.random.default_rng([SEED + 4, *attention.seed])
-            rest = to_keys @ _lower(more, (replicas, pairs, tokens), size - shared)
+            rest = to_keys @ lower_normals(more, (replicas, pairs, tokens), size - shared)
             of_keys += rest @ rest.swapaxes(-1, -2)
         return np.asarray(queries @ queries.swapaxes(-1, -2)), np.asarray(of_keys / np.float32(size), np.float32)
 
@@ -252,7 +252,7 @@ def _normals(draw: np.random.Generator, shape: tuple[int, ...]) -> Single:
     return draw.standard_normal(shape, dtype=np.float32)
 
 
-def _lower(draw: np.random.Generator, shape: tuple[int, ...], columns: int) -> Single:
+def lower_normals(draw: np.random.Generator, shape: tuple[int, ...], columns: int) -> Single:
     """Standard normals of so many columns, times an orthogonal matrix that leaves no more columns than rows."""
     rows = shape[-1]
     kept = np.arange(min(rows, columns))

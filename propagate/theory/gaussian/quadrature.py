@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ Elementwise: TypeAlias = Callable[[Array], Array]
 LARGEST_SERIES = 32.0
 LARGEST_VARIANCE = 1e4
 """Of pre-activations: above, the plane has more points than are worth waiting for."""
+MOST_POINTS = 2.0**29
+"""Of the planes of all pairs of tokens in one sublayer: about twenty seconds."""
+_TOGETHER = 2**13  # points of a plane taken together: so many stay in a cache
 _STEP = 0.2  # of a pre-activation: silu and tanh have their poles pi/2 or more from the real axis
 _TAIL = 8.5  # standard deviations
 MANY, RANGE = 24, 4.0  # nodes of an interpolation, and the largest of the variances over the least
@@ -179,15 +182,41 @@ def drop_on_plane(f: Elementwise, first: float, second: float, deviation: float)
     """
     if deviation <= 0:
         return 0.0
-    # given half the difference, the half sum is Gaussian about a multiple of it
-    slope = (first - second) / (2 * deviation)
-    half_sum, sum_weight = _gaussian(max((first + second - deviation - slope * slope * deviation) / 2, 0.0))
-    half_difference, difference_weight = _gaussian(deviation / 2, moved=1 + abs(slope))
-    drop = 0.0
-    for h, one in zip(half_difference, difference_weight, strict=True):
+    slope, of_sum, of_difference = _split(first, second, deviation)
+    half_sum, sum_weight = _gaussian(float(of_sum))
+    half_difference, difference_weight = _gaussian(float(of_difference), moved=1 + abs(float(slope)))
+    drop, together = 0.0, max(_TOGETHER // len(half_sum), 1)
+    for start in range(0, len(half_difference), together):
+        some = slice(start, start + together)
+        h = half_difference[some, None]
         s = half_sum + slope * h
-        drop += float(one) * float(sum_weight @ (f(s + h) - f(s - h)) ** 2) / 2
-    return drop
+        drop += float(difference_weight[some] @ ((f(s + h) - f(s - h)) ** 2 @ sum_weight))
+    return drop / 2
+
+
+def check_work(name: str, first: Array, second: Array, deviation: Array) -> None:
+    """ModelError for so many calls of `drop_on_plane`, or such wide ones, that they have more than `MOST_POINTS`.
+
+    Example: two pairs of tokens are no work.
+        >>> check_work("silu", np.array([100.0, 64.0]), np.array([100.0, 100.0]), np.array([25.0, 0.0]))
+    """
+    apart = deviation > 0
+    slope, of_sum, of_difference = _split(first[apart], second[apart], deviation[apart])
+    points = float(((2 * _reach(of_sum, 1.0)[0] + 1) * (2 * _reach(of_difference, 1 + abs(slope))[0] + 1)).sum())
+    if points > MOST_POINTS:
+        raise ModelError(
+            f"{name} reads a variance of {second.max():.3g}, where {len(first)} pairs of tokens take {points:.2g} points of"
+            f" quadrature, and the theory covers up to {MOST_POINTS:.2g}: lower the variance of the stream that it"
+            " reads, or the gain before it, or take fewer tokens"
+        )
+
+
+def _split(first: Any, second: Any, deviation: Any) -> tuple[Any, Any, Any]:
+    """Of two variables: given half the difference, the half sum is Gaussian about a multiple of it. That multiple, and
+    the variances of both.
+    """
+    slope = (first - second) / (2 * deviation)
+    return slope, np.maximum((first + second - deviation - slope * slope * deviation) / 2, 0.0), deviation / 2
 
 
 def _gaussian(variance: float, *, moved: float = 1.0) -> tuple[Array, Array]:
@@ -197,8 +226,14 @@ def _gaussian(variance: float, *, moved: float = 1.0) -> tuple[Array, Array]:
     """
     if variance <= 0:
         return np.zeros(1), np.ones(1)
-    deviation = math.sqrt(variance)
-    step = min(_STEP / moved, deviation / 3)
-    points = np.arange(-math.ceil(_TAIL * deviation / step), math.ceil(_TAIL * deviation / step) + 1) * step
+    reach, step = _reach(variance, moved)
+    points = np.arange(-reach, reach + 1) * step
     weight = np.exp(-points * points / (2 * variance))
     return points.astype(float), weight / weight.sum()
+
+
+def _reach(variance: Any, moved: Any) -> tuple[Any, Any]:
+    """How many points lie on either side of 0, and their distance."""
+    deviation = np.sqrt(variance)
+    step = np.minimum(_STEP / moved, np.where(deviation > 0, deviation, 1.0) / 3)
+    return np.ceil(_TAIL * deviation / step), step

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from scipy.spatial.distance import cdist
@@ -27,7 +27,8 @@ from propagate.theory.gaussian.activations import LEAK, RELU, Pair, maps_of, sil
 from propagate.theory.gaussian.expressions import functions
 from propagate.theory.gaussian.functions import angle, sine_less_angle_cosine
 from propagate.theory.gaussian.quadrature import Array, Elementwise
-from propagate.theory.tokens.gram import Gram, distances
+from propagate.theory.tokens import angles
+from propagate.theory.tokens.gram import Gram, distances, means
 from propagate.theory.tokens.kinked import map_of
 from propagate.theory.tokens.tanh_pairs import of_one_variance, slope_of_one_variance, tanh_pair, tanh_slope_pair
 
@@ -230,18 +231,43 @@ def _polynomial(sums: Array, x: Array) -> Array:
 
 
 def _by_plane(f: Elementwise) -> Map:
-    """Each pair of tokens by a quadrature of its own; equal pairs once."""
+    """Each pair of tokens by a quadrature of its own; equal pairs once, and many of one variance interpolated.
+
+    ModelError for more pairs, or wider ones, than are worth waiting for.
+    """
+    name = f.__name__.removesuffix("_slope")
 
     def apply(u: Gram) -> Gram:
+        largest = float(u.variance.max())
+        quadrature.check_reach(name, largest)
+        if largest - float(u.variance.min()) <= SAME * largest:
+            loss = u.loss_of_correlation()
+            places = angles.places(loss)
+            all_alike = np.full_like(places, largest)
+            quadrature.check_work(name, all_alike, all_alike, largest * places)
+            of_one = partial(_drop_of_loss, f, largest)
+            drop = angles.drops(loss, of_one, lambda: _table(f, float(f"{largest:.13g}")))
+            return Gram(quadrature.square_on_line(f, largest) - drop, drop)
         v = np.broadcast_to(u.variance[..., :, None], u.matrix.shape)
         w = np.broadcast_to(u.variance[..., None, :], u.matrix.shape)
         triples = np.stack([np.minimum(v, w), np.maximum(v, w), u.deviation], axis=-1).reshape(-1, 3)
         unique, index = np.unique(triples, axis=0, return_inverse=True)
+        quadrature.check_work(name, *unique.T)
         drop = np.array([quadrature.drop_on_plane(f, *triple) for triple in unique])[index].reshape(u.matrix.shape)
-        square = np.array([quadrature.square_on_line(f, q) for q in u.variance.ravel()]).reshape(u.variance.shape)
-        return Gram((square[..., :, None] + square[..., None, :]) / 2 - drop, drop)
+        variances, index = np.unique(u.variance, return_inverse=True)
+        square = np.array([quadrature.square_on_line(f, q) for q in variances])[index].reshape(u.variance.shape)
+        return Gram(means(square) - drop, drop)
 
     return apply
+
+
+def _drop_of_loss(f: Elementwise, variance: float, loss: float) -> float:
+    return quadrature.drop_on_plane(f, variance, variance, variance * loss)
+
+
+@lru_cache(maxsize=256)
+def _table(f: Elementwise, variance: float) -> angles.Table:
+    return angles.table(partial(_drop_of_loss, f, variance))
 
 
 def _closed(pair: Callable[[Array, Array, Array], Array], of_one_variance: Callable[[Array, Array], Pair]) -> Map:

@@ -1,28 +1,21 @@
 """Second-moment maps of functions with kinks for tokens of unequal variance, pair by pair, by quadrature over panels.
 
-Where all tokens have one variance, as behind a norm, the drop is a smooth function of the angle between two tokens: of
-many pairs it is interpolated, in Chebyshev polynomials over intervals that shrink towards 0 and pi, where kinks of
-parallel and of opposite tokens meet. Error: 1e-10 of the largest value; tests hold it against dense quadrature.
+Where all tokens have one variance, as behind a norm, many pairs are interpolated (`angles`).
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 
 from propagate.theory.gaussian.panels import Kinked, drop, mean_square
 from propagate.theory.gaussian.quadrature import check_reach
-from propagate.theory.tokens.gram import Array, Gram, means
+from propagate.theory.tokens import angles
+from propagate.theory.tokens.gram import Gram, means
 
 SAME = 1e-13  # relative difference of variances that counts as none
-FEW = 100  # pairs that are not worth a table
-NODES = 14
-ENDS = math.pi * np.array([0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8, 15 / 16, 31 / 32, 1])
 
 
 def map_of(kinked: Kinked, name: str) -> Callable[[Gram], Gram]:
@@ -55,40 +48,13 @@ def map_of(kinked: Kinked, name: str) -> Callable[[Gram], Gram]:
 
 
 def _of_one_variance(kinked: Kinked, variance: float, u: Gram) -> Gram:
-    loss = u.loss_of_correlation()
-    unique, index = np.unique(loss, return_inverse=True)
-    if len(unique) <= FEW:
-        found = np.array([drop(kinked, variance, variance, variance * lost) for lost in unique])
-    else:
-        found = _table(kinked, float(f"{variance:.13g}")).at(unique)
-    drops = found[index].reshape(loss.shape)
-    return Gram(mean_square(kinked, variance) - drops, drops)
+    def one(loss: float) -> float:
+        return drop(kinked, variance, variance, variance * loss)
 
-
-class _Table(NamedTuple):
-    """Drops over theta^power, in Chebyshev polynomials between `ENDS`."""
-
-    power: int
-    series: Array  # (intervals, nodes)
-
-    def at(self, loss: Array) -> Array:
-        theta = 2 * np.arcsin(np.sqrt(np.clip(loss / 2, 0.0, 1.0)))
-        interval = np.clip(np.searchsorted(ENDS, theta, side="right") - 1, 0, len(ENDS) - 2)
-        low, high = ENDS[interval], ENDS[interval + 1]
-        found = np.polynomial.chebyshev.chebval((2 * theta - low - high) / (high - low), self.series[interval].T, False)
-        return np.asarray(found * theta**self.power)
+    found = angles.drops(u.loss_of_correlation(), one, lambda: _table(kinked, float(f"{variance:.13g}")))
+    return Gram(mean_square(kinked, variance) - found, found)
 
 
 @lru_cache(maxsize=256)
-def _table(kinked: Kinked, variance: float) -> _Table:
-    def of(theta: float) -> float:
-        return drop(kinked, variance, variance, variance * 2 * math.sin(theta / 2) ** 2)
-
-    power = round(math.log2(max(of(2e-4), 1e-300) / max(of(1e-4), 1e-300)))
-    nodes = np.polynomial.chebyshev.chebpts1(NODES)
-    series = []
-    for low, high in itertools.pairwise(ENDS):
-        theta = (low + high) / 2 + (high - low) / 2 * nodes
-        values = np.array([of(at) for at in theta]) / theta**power
-        series.append(np.polynomial.chebyshev.chebfit(nodes, values, NODES - 1))
-    return _Table(power, np.array(series))
+def _table(kinked: Kinked, variance: float) -> angles.Table:
+    return angles.table(lambda loss: drop(kinked, variance, variance, variance * loss))

@@ -1,4 +1,4 @@
-"""Smooth activations at a large variance: many pairs of one variance are interpolated, and what takes too long refused."""
+"""Smooth activations at a large variance: many pairs of one variance are interpolated, too long work is refused."""
 
 from typing import Any
 

@@ -205,9 +205,9 @@ def check_work(name: str, first: Array, second: Array, deviation: Array) -> None
     points = float(((2 * _reach(of_sum, 1.0)[0] + 1) * (2 * _reach(of_difference, 1 + abs(slope))[0] + 1)).sum())
     if points > MOST_POINTS:
         raise ModelError(
-            f"{name} reads a variance of {second.max():.3g}, where {len(first)} pairs of tokens take {points:.2g} points of"
-            f" quadrature, and the theory covers up to {MOST_POINTS:.2g}: lower the variance of the stream that it"
-            " reads, or the gain before it, or take fewer tokens"
+            f"{name} reads a variance of {second.max():.3g}, where {len(first)} pairs of tokens take {points:.2g}"
+            f" points of quadrature, and the theory covers up to {MOST_POINTS:.2g}: lower the variance of the"
+            " stream that it reads, or the gain before it, or take fewer tokens"
         )
 
 

@@ -49,7 +49,7 @@ def table(drop: Callable[[float], float]) -> Table:
     power = round(math.log2(max(of(2e-4), 1e-300) / max(of(1e-4), 1e-300)))
     nodes, thetas = _nodes()
     values = np.array([of(theta) for theta in thetas.ravel()]).reshape(thetas.shape) / thetas**power
-    return Table(power, np.polynomial.chebyshev.chebfit(nodes, values.T, NODES - 1).T)
+    return Table(power, np.asarray(np.polynomial.chebyshev.chebfit(nodes, values.T, NODES - 1).T, dtype=float))
 
 
 def _nodes() -> tuple[Array, Array]:

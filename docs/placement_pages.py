@@ -19,7 +19,9 @@ import propagate as pg
 from docs import diagram
 from propagate.placement import EQUATIONS, Placement
 from propagate.text import DEPTH, norms_on_skip
+from propagate.theory.legend import KEY
 from propagate.theory.predict import INCLUDE
+from propagate.theory.printed import notes
 
 ROOT = Path(__file__).resolve().parent.parent
 VERIFIED = ROOT / "benchmarks" / "results" / "verify_h200.json"
@@ -150,12 +152,7 @@ def _dataflow(name: str) -> Iterator[str]:
 def _recursion(name: str) -> Iterator[str]:
     yield (
         "One block's map of second moments, derived by SymPy from the same text, for uniform attention and a ReLU FFN:"
-        " $q, p$ are variance and covariance of the stream that enters, $\\gamma, \\kappa$ those of the gradient that"
-        " arrives; $q_k, p_k$ those of what sublayer $k$ reads, $a_k, b_k$ of what it adds, $g_k, h_k$ of the gradient"
-        " that arrives there, $u_k, v_k$ of what it sends back; a prime marks the other end of the block. $g_a, g_f$"
-        " are the gains of attention and FFN, $T$ is the number of tokens, $l$ the block's index, $L$ the depth; of two"
-        " streams, $q_{12}$ is the joint moment of the first and the second. `propagate.recursion` gives it for any"
-        " activation and for softmax attention."
+        f" {KEY} `propagate.recursion` gives it for any activation and for softmax attention."
     )
     try:
         found = {"": pg.recursion(name)}
@@ -164,6 +161,7 @@ def _recursion(name: str) -> Iterator[str]:
     for which, recursion in found.items():
         yield which
         yield f"${recursion._repr_latex_()}$"
+        yield from notes(recursion.equations())
 
 
 def _predicted(name: str, depth: int, scaling: Any) -> Any:

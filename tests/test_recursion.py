@@ -1,6 +1,7 @@
 """The symbolic recursion, made numeric and iterated, is `predict`."""
 
 import math
+import re
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -11,8 +12,10 @@ from covering import pairwise
 
 import propagate as pg
 from propagate.activations import ACTIVATIONS
-from propagate.placements import ReZero
+from propagate.placement import Placement
+from propagate.placements import NGPT, ReZero, TFixup
 from propagate.theory.pairs.moments import Moments
+from propagate.theory.printed import notes, printed
 from propagate.theory.reading.network import Path
 from propagate.theory.walks import walk
 
@@ -157,6 +160,40 @@ def test_it_prints() -> None:
     assert lines[0].startswith("# Uniform attention: the map of predict(Model(..., logit_std=0), head_size=math.inf)")
     assert len([line for line in lines if not line.startswith("#")]) == len(text.equations())
     assert str(pg.recursion("prenorm", activation="linear", logit_std="symbol")).startswith("# Softmax attention")
+
+
+def largest_change(shown: list, exact: list) -> float:
+    """Relative, of the right sides, at random values of every symbol."""
+    symbols = sorted(set().union(*(each.rhs.free_symbols for each in exact)), key=str)
+    point = dict(zip(symbols, np.random.default_rng(0).uniform(0.2, 0.6, len(symbols)), strict=True))
+    sides = [[float(each.rhs.subs(point)) for each in equations] for equations in (shown, exact)]
+    return float(np.abs(np.divide(*sides) - 1).max())
+
+
+@pytest.mark.parametrize(("placement", "other"), [(NGPT(), NGPT(alpha=0.051)), (TFixup(), TFixup(factor=0.68))])
+def test_long_fractions_are_printed_as_decimals_that_are_equal_to_them(placement: Placement, other: Placement) -> None:
+    found = written(placement, activation="linear")
+    exact, shown = found.equations(), printed(found.equations())
+    assert 0 < largest_change(shown, exact) < 5e-4  # four digits
+    assert largest_change(printed(written(other, activation="linear").equations()), exact) > 5e-3
+    assert not re.search(r"\d{4}", re.sub(r"\d*\.\d{1,6}", "", "".join(str(each.rhs) for each in shown)))
+    assert re.search(r"\d{4}", "".join(str(each.rhs) for each in exact))
+    assert notes(exact)[0] in str(found)
+    assert notes(exact)[0] in found._repr_markdown_()
+
+
+def test_short_fractions_are_printed_as_they_are() -> None:
+    exact = written("layerscale").equations()
+    assert printed(exact) == exact
+    assert notes(exact) == []
+
+
+def test_products_of_rounded_floats_are_exact_again() -> None:
+    """nGPT's steps of 0.95 and 0.05 leave a stream of variance 1: 0.95 times 0.95 is no 0.9025 in floats."""
+    assert written("ngpt").variance == 1
+    assert not any(
+        number.q > 10**6 for each in written("ngpt").equations() for number in each.rhs.atoms(sympy.Rational)
+    )
 
 
 def test_with_experts_it_says_that_it_is_of_means() -> None:

@@ -12,6 +12,16 @@ LEGEND = (
     "n_1, ...: variances that norms divide by.",
 )
 
+KEY = (
+    r"$q, p$ are variance and covariance of the stream that enters, $\gamma, \kappa$ those of the gradient that"
+    r" arrives; $q_k, p_k$ those of what sublayer $k$ reads, $a_k, b_k$ of what it adds, $g_k, h_k$ of the gradient"
+    r" that arrives there, $u_k, v_k$ of what it sends back; a prime marks the other end of the block. $g_a, g_f$ are"
+    r" the gains of attention and FFN, $T$ is the number of tokens, $l$ the block's index, $L$ the depth, $\tau$ the"
+    r" variance of attention's logits; of two streams, $q_{12}$ is the joint moment of the first and the second,"
+    r" $w_1$ a number that passes from block to block; norms divide by variances $n_1, \ldots$."
+)
+"""The same key, for a page of formulas."""
+
 MEANS = (
     "Map of means over routers and tokens: predict, which draws routers and resolves tokens, answers otherwise where"
     " gates differ from token to token"

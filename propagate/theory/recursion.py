@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,9 +22,10 @@ from propagate.recurrent import LinearAttention
 from propagate.scaling import Gains, Scaling
 from propagate.theory.gaussian import activations, softmax
 from propagate.theory.gaussian.functions import Scalar
-from propagate.theory.legend import LEGEND, about
+from propagate.theory.legend import KEY, LEGEND, about
 from propagate.theory.pairs import gates
 from propagate.theory.pairs.moments import Combination, Joint, Moments, correlated, joint_moments, of_pairs
+from propagate.theory.printed import latex, notes, printed
 from propagate.theory.reading.blocks import Applied, MomentAlgebra
 from propagate.theory.reading.reader import Block, Stream, Tape
 from propagate.theory.tidy import tidy, unnamed
@@ -141,12 +141,15 @@ class Recursion:
         return function
 
     def _repr_latex_(self) -> str:
-        lines = r" \\[3pt] ".join(_latex(equation) for equation in self.equations())
+        lines = r" \\[3pt] ".join(map(latex, printed(self.equations())))
         return rf"$\displaystyle \begin{{aligned}} {lines} \end{{aligned}}$"
 
+    def _repr_markdown_(self) -> str:
+        return f"{self._repr_latex_()}\n\n{' '.join((f'{self.about}.', KEY, *notes(self.equations())))}"
+
     def __str__(self) -> str:
-        lines = (f"{equation.lhs} = {equation.rhs}" for equation in self.equations())
-        return "\n".join([f"# {self.about}", *(f"# {line}" for line in LEGEND), *lines])
+        lines = (f"{equation.lhs} = {equation.rhs}" for equation in printed(self.equations()))
+        return "\n".join([*(f"# {line}" for line in (self.about, *LEGEND, *notes(self.equations()))), *lines])
 
 
 def recursion(
@@ -278,14 +281,6 @@ def _primed(argument: Any, value: Any) -> sympy.Eq:
 
     greek = "\\" if str(argument)[0] in "gk" else ""
     return sympy.Eq(sympy.Symbol(f"{greek}{argument}'"), tidy(value), evaluate=False)
-
-
-def _latex(equation: Any) -> str:
-    """With the places of streams as subscripts: q_{12}', which SymPy does for names without a prime only."""
-    import sympy
-
-    left, right = sympy.latex(equation.lhs), sympy.latex(equation.rhs)
-    return re.sub(r"(?<=[a-z])(\d+)'$", r"_{\1}'", left) + f" &= {right}"
 
 
 def _block(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
 LONG = 20  # operations above which SymPy's general simplification takes seconds
 LONGER = 100  # and the search for common factors
+DENOMINATOR, ROUNDING = 100_000, 2e-15  # of a fraction that a float stands for, and how near it is, relative to it
 
 
 @lru_cache(maxsize=1024)
@@ -24,7 +26,7 @@ def tidy(expression: Any) -> Any:
     from sympy.core.function import AppliedUndef
 
     expression = sympy.sympify(expression)
-    exact = expression.xreplace({f: sympy.nsimplify(f, rational=True) for f in expression.atoms(sympy.Float)})
+    exact = expression.xreplace({f: _exact(f) for f in expression.atoms(sympy.Float)})
     if exact.is_Atom:
         return exact
     summed = _summed(exact)
@@ -39,6 +41,16 @@ def tidy(expression: Any) -> Any:
     if any(function.func.__name__.startswith("gate_") for function in exact.atoms(AppliedUndef)):
         forms.append(_by_averages(exact))
     return min(forms, key=sympy.count_ops)
+
+
+def _exact(number: Any) -> Any:
+    """The fraction that a float stands for, also where products of floats were rounded on the way to it."""
+    import sympy
+
+    near = Fraction(float(number)).limit_denominator(DENOMINATOR)
+    if abs(float(near) - float(number)) <= ROUNDING * abs(float(number)):
+        return sympy.Rational(near.numerator, near.denominator)
+    return sympy.nsimplify(number, rational=True)
 
 
 def unnamed(variance: Any, definitions: Iterable[Any]) -> Any:

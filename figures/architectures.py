@@ -10,46 +10,42 @@ import xarray as xr
 from figures.measure_models import QUANTITIES, load
 from propagate import plots
 
-SHOWN = {  # quantity: (colour, label)
-    "variance": ("#0072B2", "variance of the stream"),
-    "distinct": ("#D55E00", "1 - correlation"),
-    "grad_variance": ("#009E73", "gradient variance"),
+SHOWN = {  # quantity: (colour, label, block)
+    "variance": ("#0072B2", "variance that leaves the last block", -1),
+    "distinct": ("#D55E00", "1 - correlation of two tokens there", -1),
+    "grad_variance": ("#009E73", "gradient variance that reaches the embedding", 0),
 }
-COLUMNS = 5
-OTHERS = "other placements"
+MAGNITUDES, MEASURED = ("variance", "grad_variance"), ("trace", "simulation")
+WITHOUT = "OLMo2 (eps 1e-20)"
 
 CAPTION = """\
-**Real architectures: theory, simulation, trace.** Variance of the residual stream, 1 - correlation of two tokens and
-gradient variance against block, in {count} models of the library `transformers` at their own random initialisation,
-width {width}, {depth} blocks, {heads} heads, {tokens} tokens, vocabulary 512, {sequences} sequences without repeated
-tokens. A standard normal gradient enters at the last block.
+**Real architectures: trace over theory.** {count} models of the library `transformers` at their own random
+initialisation, width {width}, {depth} blocks, {heads} heads, {tokens} tokens, vocabulary 512, {sequences} sequences
+without repeated tokens; a standard normal gradient enters at the last block. The Model that `describe` reads off each
+(placement in brackets, activation, norm and its eps, mask, standard deviation of every matrix, block by block) is
+predicted from the trace's own moments at its two ends, and from nothing else.
 
-Filled points: `trace`, hooks on the untouched torch model; geometric mean over initialisations, {draws}; bars ±1.96
-standard errors (hidden by most points). Open points: `simulate`, random networks, {simulated}, with what `describe`
-read off the model: its placement, activation, norm, mask and the standard deviation of every matrix, block by block.
-Lines: `predict` of the same. Theory and simulation start from the trace's own moments at its two ends and know
-nothing else.
+Points: geometric mean of `trace`, hooks on the untouched torch model, over initialisations ({draws}), in percent of
+`predict`, where all blocks have been passed: of the stream behind the last, of the gradient at the embedding. Bars:
+±1.96 standard errors. Shades: the finite-width allowance of the theory at that width. Sorted by the largest of the
+three departures.
 
-Bears on whether the theory describes the networks people run. {agree} of {count} agree within |z| < 4, the
-finite-width allowance included; largest |z| over all quantities and blocks: {worst}. With so few draws that is a weak
-test, so also the largest relative difference of variance or gradient variance at any block: {apart} (standard errors
-reach {errors:.0f} %).
+Bears on whether the theory describes the networks people run. {agree} of {count} agree within |z| < 4 at every block,
+the allowance included; largest |z| over all quantities and blocks: {worst}. With so few draws that is a weak test, so
+also the largest relative difference of variance or gradient variance at any block: {apart} (standard errors reach
+{errors:.0f} %). `simulate` of the same Models (random networks: {simulated}) lies within {simulation:.0f} % of the
+theory in variance and gradient variance at every block (standard errors reach {scatter:.0f} %). Of more
+architectures, with fewer blocks and in more draws, `benchmarks/results/architectures.json` is a table of the same
+ratios.
 
-**OLMo2 leaves the band, and the eps of its norms is why.** Its first block reads embeddings of variance 4e-4 without
-a norm. What attention and FFN make of them has a variance near, and far below, the 1e-5 that the norms behind them
-add under the root, and behind that block {olmo:.0f} % of the predicted variance are left. The Models here have no eps;
-since then `describe` reads it, and a small OLMo2 keeps to theory (`benchmarks/results/architectures.json`). The
-panel beside it is the same weights with eps 1e-20: it agrees. The same eps makes the variance of GPT-NeoX's first
-block 3 % smaller than predicted and its gradient 5 % larger.
+**The eps of a norm counts where what it divides is small.** OLMo2's first block reads embeddings of variance
+{embedding:.0e} without a norm, and what its attention and FFN make of them has a variance near the 1e-5 that the norms
+behind them add under the root. With its eps the theory is {olmo:.0f} % off at most; the row with eps 1e-20 has the same
+weights and a theory of its own, {without:.0f} % off at most. Taken for each other they are not: behind the first block
+OLMo2 has {left:.0f} % of the variance that is predicted without eps.
 
 What the theory leaves out, as `describe` says it: {unread}. Biases start at zero; embeddings enter by the start.
-Rotary positions of whole heads are in the theory; those of a quarter of each head (StableLM, GPT-NeoX) and those with
-two bases (Gemma3) are not and matter little here. Gemma2 caps its logits at 50, which logits that spread by 0.1 do
-not notice. Gemma scales its embeddings up by sqrt(width), so that its eps does not count. Mixtral and Qwen3-MoE have
-4 experts here, 2 for a token, and are predicted token by token with them. Qwen3 norms queries and keys: its logits
-spread by 1 whatever the matrices. GPT-2 divides its output matrices by sqrt(2 depth); that is in the gains read.
-Gradients grow steeply towards the embedding in PreNorm models because their embeddings are small: the first norm
-divides by their standard deviation, 0.02.
+Mixtral and Qwen3-MoE have 4 experts here, 2 for a token, and are predicted token by token with them.
 
 Measured by `figures/measure_models.py` on two CPU cores in float32, {seconds} s for each trace of one model (forward,
 backward and making it included); stored in `measured/models.json`. Seeds 0 ... {last}.
@@ -68,13 +64,14 @@ def data(**_: Any) -> xr.Dataset:
             columns[f"{witness}_{key}"] = ("architecture", "block"), np.stack(rows)
     worst = {name: max(record["random"][name]["worst_z"].values()) for name in names}
     unread = sorted({words for name in names for words in record["random"][name]["unread"]})
+    who = {words: [name for name in names if words in record["random"][name]["unread"]] for words in unread}
     seconds = [record["random"][name]["seconds"] for name in names]
     attributes = record["sizes"] | {
         "last": max(one["draws"] for one in record["random"].values()) - 1,
         "worst": ", ".join(f"{name} {value:.1f}" for name, value in worst.items()),
         "agree": sum(value < 4 for value in worst.values()),
         "count": len(names),
-        "unread": "; ".join(unread),
+        "unread": "; ".join(f"{words} ({', '.join(those)})" for words, those in who.items()) or "nothing",
         "seconds": f"{min(seconds):.0f} to {max(seconds):.0f}",
     }
     for key in ("draws", "simulated"):
@@ -83,12 +80,19 @@ def data(**_: Any) -> xr.Dataset:
     found = xr.Dataset(columns, {"architecture": names, "block": blocks}, attributes)
     for key in ("placement", "draws", "simulated"):
         found[key] = "architecture", [record["random"][name][key] for name in names]
-    errors = [found[f"trace_log_{name}_se"].max() for name in ("variance", "grad_variance")]
-    olmo = found.sel(architecture="OLMo2", block=1)
+    errors = {of: max(float(found[f"{of}_log_{name}_se"].max()) for name in MAGNITUDES) for of in MEASURED}
+    apart = {name: 100 * _apart(found.sel(architecture=name)) for name in names}
+    first = found.sel(architecture="OLMo2")
+    told = found.theory_variance.sel(architecture=WITHOUT, block=1)
     return found.assign_attrs(
-        apart=", ".join(f"{name} {100 * _apart(found.sel(architecture=name)):.0f} %" for name in names),
-        errors=100 * float(max(errors)),
-        olmo=100 * float(np.exp(olmo.trace_log_variance) / olmo.theory_variance),
+        apart=", ".join(f"{name} {value:.0f} %" for name, value in apart.items()),
+        errors=100 * errors["trace"],
+        scatter=100 * errors["simulation"],
+        simulation=100 * max(_apart(found.sel(architecture=name), "simulation") for name in names),
+        embedding=float(np.exp(first.trace_log_variance.sel(block=0))),
+        olmo=apart["OLMo2"],
+        without=apart[WITHOUT],
+        left=100 * float(np.exp(first.trace_log_variance.sel(block=1)) / told),
     )
 
 
@@ -99,9 +103,9 @@ def _counted(draws: dict[str, int]) -> str:
     return "; ".join([str(least), *(f"{count} of {', '.join(names)}" for count, names in more.items())])
 
 
-def _apart(one: xr.Dataset) -> float:
-    """Largest relative difference between trace and theory, of variance and gradient variance at any block."""
-    ratios = [np.exp(one[f"trace_log_{name}"]) / one[f"theory_{name}"] for name in ("variance", "grad_variance")]
+def _apart(one: xr.Dataset, witness: str = "trace") -> float:
+    """Largest relative difference between a witness and theory, of variance and gradient variance at any block."""
+    ratios = [np.exp(one[f"{witness}_log_{name}"]) / one[f"theory_{name}"] for name in MAGNITUDES]
     return float(max(abs(ratio - 1).max() for ratio in ratios))
 
 
@@ -116,71 +120,49 @@ def tables(data: xr.Dataset, architecture: str) -> tuple[xr.Dataset, xr.Dataset]
 
 
 def draw(data: xr.Dataset) -> Any:
-    """One panel an architecture, those of one placement in rows with a scale of their own."""
-    names = _arranged(data)
-    rows = len(names) // COLUMNS
+    """One line an architecture, one point a quantity, the largest departure on top."""
+    from matplotlib.patches import Patch
+
+    found = {quantity: _departures(data, quantity) for quantity in SHOWN}
+    order = np.argsort(np.max([abs(points) for points, _, _ in found.values()], axis=0))
+    names = data.architecture.values[order].tolist()
+    places = np.arange(len(names))
     with plots.style():
-        figure, axes = plots.panels(rows, COLUMNS, height=1.8 * rows, sharey="row")
-        for axis, name in zip(axes.flat, names, strict=True):
-            axis.set_visible(bool(name))
-            if not name:
-                continue
-            one = data.sel(architecture=name)
-            for quantity, (colour, _) in SHOWN.items():
-                line, _ = _values(one, "theory", quantity)
-                axis.plot(one.block, line, color=colour)
-                for witness, face in (("simulation", "white"), ("trace", colour)):
-                    mean, half = _values(one, witness, quantity)
-                    error = [mean * (1 - np.exp(-half)), mean * (np.exp(half) - 1)]
-                    look = {"markersize": 2.2 if witness == "trace" else 4.6, "markerfacecolor": face}
-                    order = 3 if witness == "trace" else 2
-                    axis.errorbar(
-                        one.block, mean, error, color=colour, linestyle="none", marker="o", zorder=order, **look
-                    )
-            axis.set(yscale="log", title=_title(data, name), xlabel="block")
-            if one.placement == "PostNorm":
-                axis.set(ylim=(0.4, 1.25), yticks=[0.5, 1.0], yticklabels=["0.5", "1"])
-                axis.minorticks_off()
-        for axis, name in zip(axes[:, 0], names[::COLUMNS], strict=True):
-            axis.set_ylabel(_row(data, name))
-        handles = [plots.entry(label, color=colour) for colour, label in SHOWN.values()]
-        dots = {"linestyle": "none", "marker": "o"}
-        handles += [
-            plots.entry("theory"),
-            plots.entry("simulation", markersize=4.6, markerfacecolor="white", **dots),
-            plots.entry("trace", markersize=2.2, **dots),
+        figure, axes = plots.panels(1, 1, height=5.6)
+        axis = axes[0, 0]
+        for offset, (quantity, (colour, _, _)) in zip((0.26, 0.0, -0.26), SHOWN.items(), strict=True):
+            points, half, allowance = (values[order] for values in found[quantity])
+            axis.barh(places + offset, 2 * allowance, 0.24, -allowance, color=colour, alpha=0.16, linewidth=0)
+            look = {"linestyle": "none", "marker": "o", "markersize": 2.8, "elinewidth": 0.9}
+            axis.errorbar(points, places + offset, xerr=half, color=colour, **look)
+        axis.axvline(0, color="0.3", linewidth=0.8, zorder=1)
+        axis.set(xlabel="trace over theory, less one, in percent", ylim=(-0.6, len(names) - 0.4))
+        axis.set_yticks(places, [_title(data, name) for name in names])
+        axis.tick_params(axis="y", length=0)
+        axis.grid(visible=False, axis="y")
+        handles: list[Any] = [
+            plots.entry(label, color=colour, linestyle="none", marker="o", markersize=2.8)
+            for colour, label, _ in SHOWN.values()
         ]
-        plots.legend(figure, handles)
+        handles.append(Patch(color="0.4", alpha=0.25, linewidth=0, label=f"{plots.BAND} of the theory"))
+        plots.legend(figure, handles, columns=2)
     return figure
-
-
-def _arranged(data: xr.Dataset) -> list[str]:
-    """The architectures, those of one placement in rows of their own, each filled up with "" to whole rows."""
-    rows: dict[str, list[str]] = {}
-    for name in data.architecture.values.tolist():
-        rows.setdefault(_row(data, name), []).append(name)
-    ordered = sorted(rows, key=lambda row: (row == OTHERS, -len(rows[row])))
-    return [name for row in ordered for name in rows[row] + [""] * (-len(rows[row]) % COLUMNS)]
-
-
-def _row(data: xr.Dataset, name: str) -> str:
-    """The placement of an architecture, or the common row of those that few have."""
-    placement = data.placement.sel(architecture=name).item()
-    return placement if int((data.placement == placement).sum()) > 2 else OTHERS
 
 
 def _title(data: xr.Dataset, name: str) -> str:
     placement = data.placement.sel(architecture=name).item()
-    return f"{name}\n({placement})" if _row(data, name) == OTHERS and placement not in name else name
+    return name if placement in name else f"{name} ({placement})"
 
 
-def _values(one: xr.Dataset, witness: str, quantity: str) -> tuple[Any, Any]:
-    """Geometric mean of a quantity (of the theory: the quantity), and 1.96 standard errors of the logarithm."""
+def _departures(data: xr.Dataset, quantity: str) -> tuple[Any, Any, Any]:
+    """Of each architecture in percent: trace over theory less one, 1.96 standard errors, and the theory's allowance."""
+    at = data.isel(block=SHOWN[quantity][2])
     if quantity == "distinct":
-        deviation, half = _values(one, witness, "deviation")
-        variance, more = _values(one, witness, "variance")
-        return deviation / variance, np.hypot(half, more)
-    if witness == "theory":
-        return one[f"theory_{quantity}"].to_numpy(), np.zeros(one.sizes["block"])
-    mean = np.exp(one[f"{witness}_log_{quantity}"].to_numpy())
-    return mean, plots.CONFIDENCE * one[f"{witness}_log_{quantity}_se"].to_numpy()
+        parts, signs = ("deviation", "variance"), (1.0, -1.0)
+    else:
+        parts, signs = (quantity,), (1.0,)
+    logs = [at[f"trace_log_{part}"] - np.log(at[f"theory_{part}"]) for part in parts]
+    ratio = np.exp(sum(sign * log for sign, log in zip(signs, logs, strict=True))).to_numpy()
+    error = np.sqrt(sum(at[f"trace_log_{part}_se"] ** 2 for part in parts)).to_numpy()
+    allowance = at[f"theory_{parts[0]}_allowance"].to_numpy()
+    return 100 * (ratio - 1), 100 * plots.CONFIDENCE * error * ratio, 100 * allowance

@@ -166,25 +166,40 @@ def _digits(value: Any) -> float | None:
     return None if math.isnan(value) else float(f"{float(value):.4g}")
 
 
-def main(names: Iterable[str], *, told: bool = False) -> None:
-    """Measure what is named (all by default), or say anew what was `told` of it; each is stored once it is done."""
-    import torch
+def measure(names: Iterable[str]) -> None:
+    """Trace, predict and simulate what is named; each is stored once it is done."""
+    for name in names:
+        if name in RANDOM:
+            _store("random", name, random_networks(name))
+        else:
+            _store("trained", name, trained_network(name, inputs_of))
 
-    torch.set_num_threads(1)
+
+def tell_anew(names: Iterable[str]) -> None:
+    """Of stored traces, what theory and simulation say now; each is stored once it is done."""
+    for name in names:
+        _store("random", name, told_anew(name, load()["random"][name]))
+
+
+def _store(kind: str, name: str, one: dict[str, Any]) -> None:
     record = load() if STORED.is_file() else {"random": {}, "trained": {}}
     sizes = {"width": WIDTH, "depth": DEPTH, "heads": HEADS, "tokens": TOKENS, "sequences": SEQUENCES}
     record |= {"draws": DRAWS, "seed": SEED, "sizes": sizes}
-    for name in names:
-        if told:
-            record["random"][name] = told_anew(name, record["random"][name])
-        elif name in RANDOM:
-            record["random"][name] = random_networks(name)
-        else:
-            record["trained"][name] = trained_network(name, inputs_of)
-        replace(STORED, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
-        print(name, flush=True)
+    record[kind][name] = one
+    replace(STORED, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+    print(name, flush=True)
+
+
+def main() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    named = [name for name in sys.argv[1:] if name != "--told"]
+    if "--told" in sys.argv:
+        tell_anew(named or RANDOM)
+    else:
+        measure(named or [*RANDOM, *TRAINED])
 
 
 if __name__ == "__main__":
-    named, again = [name for name in sys.argv[1:] if name != "--told"], "--told" in sys.argv
-    main(named or (RANDOM if again else [*RANDOM, *TRAINED]), told=again)
+    main()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -102,17 +104,24 @@ def architectures() -> str:
     """Prediction over trace of architectures of the libraries transformers and x-transformers."""
     found = _read("architectures.json")
     summary, sizes = found["summary"], found["summary"]["sizes"]
-    told = [row for row in found["rows"] if "refused" not in row]
-    agree = sum(row["verdict"] != "disagrees" for row in told)
+    told = [row for row in found["rows"] if "verdict" in row]
+    count = Counter(row["verdict"] for row in told)
+    apart = [row for row in told if row["verdict"] == "disagrees"]
+    unsaid = [f"{row['name']} (by {100 * _off(row):.0f} %)" for row in apart if not row["unread"]]
+    least = [_smallest(row) for row in told if row["verdict"] != "disagrees"]
     words = (
         f"{len(told)} architectures of transformers {summary['transformers']} and of x-transformers"
         f" {summary['x_transformers']} at random initialisation, with weights so"
         f" large that branches weigh as much as skips (width {sizes['width']}, {sizes['depth']} blocks,"
-        f" {sizes['tokens']} tokens, {summary['draws']} initialisations, torch {summary['torch']}): prediction over"
+        f" {sizes['heads']} heads, {sizes['tokens']} tokens, {sizes['sequences']} sequences, {summary['draws']}"
+        f" initialisations, torch {summary['torch']}): prediction over"
         " trace, give or take a standard error, of the variance that leaves the last block and of the gradient's that"
-        f" reaches the first. {len(told) - agree} disagree, with |z| above 4, each for what its last column says."
-        " Of most others so few and small networks cannot tell: an error of 20 % at some block would not have shown."
-        " *Not read* is what `describe` says that its Model leaves out."
+        f" reaches the first. {count['agrees']} agree, {count['disagrees']} disagree, with |z| above 4,"
+        f" {count['cannot tell']} cannot tell: an error of 20 % at some block would not have shown. Of those"
+        f" that do not disagree {sum(one <= 0.1 for one in least)} would have shown an error of 10 % in any quantity at"
+        f" any block, half of them one of {100 * sorted(least)[len(least) // 2]:.0f} %. *Not read* is what `describe`"
+        " says that its Model leaves out: the reason of those that disagree"
+        + (f", but for {', '.join(unsaid)}, which have none." if unsaid else ".")
     )
     head = ("architecture", "read as", "variance", "gradient variance", "worst |z|", "verdict", "not read")
     quantities = ("variance", "grad_variance")
@@ -127,9 +136,21 @@ def architectures() -> str:
         )
         for row in told
     ]
-    refused = [(row["name"], row["refused"]) for row in found["rows"] if "refused" in row]
     parts = ["# Architectures", words, f"`{_command(summary)}`", _table(head, rows)]
-    return "\n\n".join([*parts, "Refused, in words:", _table(("architecture", "why"), refused)]) + "\n"
+    for key, why in (("refused", "Refused, in words:"), ("failed", "Not measured:")):
+        without = [(row["name"], row[key]) for row in found["rows"] if key in row]
+        parts += [why, _table(("architecture", "why"), without)] if without else []
+    return "\n\n".join(parts) + "\n"
+
+
+def _off(row: dict[str, Any]) -> float:
+    """Of an architecture, how far its trace lies from the prediction where all blocks have been passed."""
+    return max(abs(row[name]["ratio"] - 1) for name in ("variance", "deviation", "grad_variance", "grad_deviation"))
+
+
+def _smallest(row: dict[str, Any]) -> float:
+    """The smallest relative error that would have shown in every quantity at every block."""
+    return max(math.inf if one is None else float(one) for one in row["unresolved"].values())
 
 
 def same_law() -> str:

@@ -3,13 +3,16 @@
 import importlib
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
+ENDS = ("variance", "deviation", "grad_variance", "grad_deviation")
 NUMPY = ["--backend", "numpy", "--repeats", "1"]
 TORCH = [pytest.mark.slow, pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="torch is not installed")]
 SCRIPTS = [
@@ -68,11 +71,28 @@ def test_a_benchmark_runs(script: str, arguments: list[str], tmp_path: Path) -> 
     assert found["rows"] if "rows" in found else found["curves"]
 
 
-def test_every_architecture_that_disagrees_says_what_was_not_read() -> None:
+def test_every_architecture_that_disagrees_by_much_says_what_was_not_read() -> None:
     rows = json.loads((FOLDER / "results" / "architectures.json").read_text())["rows"]
-    apart = [row for row in rows if row.get("verdict") == "disagrees"]
-    assert 0 < len(apart) < len(rows) / 8
-    assert all(row["unread"] for row in apart)
+    told = [row for row in rows if "verdict" in row]
+    apart = [row for row in told if row["verdict"] == "disagrees"]
+    assert 0 < len(apart) < len(told) / 8
+
+    def silent(rows: list[dict[str, Any]]) -> list[str]:
+        unsaid = [row for row in rows if not row["unread"]]
+        return [row["name"] for row in unsaid if not all(0.95 < row[q]["ratio"] < 1.05 for q in ENDS)]
+
+    assert not silent(apart)
+    assert len(silent([row | {"unread": []} for row in apart])) > 4
+
+
+def test_the_table_of_architectures_tells_ten_percent_and_the_readme_counts_as_it_does() -> None:
+    rows = json.loads((FOLDER / "results" / "architectures.json").read_text())["rows"]
+    told = [row for row in rows if "verdict" in row]
+    smallest = [max(math.inf if one is None else one for one in row["unresolved"].values()) for row in told]
+    assert sum(one < 0.1 for one in smallest) > 0.7 * len(told)
+    assert sum(row["verdict"] == "cannot tell" for row in told) < 0.1 * len(told)
+    theirs = [row for row in told if not row["name"].startswith("x-transformers")]
+    assert f"\n{len(theirs)} architectures of `transformers`" in (FOLDER.parent / "README.md").read_text()
 
 
 def test_one_architecture_that_fails_is_a_row_and_a_run_of_other_sizes_is_not_continued(

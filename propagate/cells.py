@@ -1,4 +1,4 @@
-"""The cells of the agreement matrix: every placement, activation, mask and scaling, and what all have in common."""
+"""The cells of the agreement matrix: every placement, activation, mask and scaling, variants, and what all share."""
 
 from __future__ import annotations
 
@@ -11,19 +11,17 @@ from typing import Any
 
 from propagate.activations import ACTIVATIONS as KNOWN
 from propagate.checks import choice
-from propagate.experts import Experts
 from propagate.model import Model, ModelError, as_placement
 from propagate.outline import outline
 from propagate.placement import Placement, placements
 from propagate.placements import ReZero
 from propagate.scaling import ScaleInit
+from propagate.variants import MASKS, MIXTURE, PLAIN, VARIANTS
 
 ACTIVATIONS = ("linear", "relu", "squared_relu", "gelu", "silu", "tanh", "swiglu", "geglu")  # further ones by name
-MASKS = {"bidirectional": False, "causal": True}
+ACTIVATION = "swiglu"  # of variants
 SCALINGS = {"none": None, "ScaleInit 1/2": ScaleInit(0.5)}
 AS_VERIFIED: dict[str, Placement] = {"rezero": ReZero(a=0.2)}  # its own a = 0 leaves nothing to measure
-MIXTURE = Experts(16, top_k=6, softmax="before", identity=8, gain=3.0)
-"""What placements that call `block.experts` have there: LongCat-Flash's design, small."""
 
 
 @dataclass(frozen=True)
@@ -75,23 +73,30 @@ class Cell:
     activation: str
     mask: str
     scaling: str
+    variant: str = PLAIN
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Those that are not the plain network's: the variant is said where there is one."""
+        return dataclasses.astuple(self)[: 4 if self.variant == PLAIN else 5]
 
     def seed(self, seed: int) -> int:
         """Of the cell's draws, from the matrix's own."""
-        return zlib.crc32(" ".join(dataclasses.astuple(self)).encode()) + seed * 2**32
+        return zlib.crc32(" ".join(self.labels).encode()) + seed * 2**32
 
     def model(self, settings: Settings) -> Model:
         """The cell's network."""
-        equations = AS_VERIFIED.get(self.placement, as_placement(self.placement))
+        variant, causal = VARIANTS[self.variant], MASKS[self.mask]
+        own = variant.fields(settings, causal) if variant.fields else {}
+        if variant.equations:
+            equations = variant.equations(self.placement, settings)
+        else:
+            equations = AS_VERIFIED.get(self.placement, as_placement(self.placement))
         mixes = any(call.verb == "experts" for call in outline(equations, settings.depth, 1))
-        return Model(
-            equations,
-            activation=self.activation,
-            causal=MASKS[self.mask],
-            scaling=SCALINGS[self.scaling],
-            experts=MIXTURE if mixes else None,
-            **settings.network,
-        )
+        fields = {"causal": causal, "experts": MIXTURE if mixes else None} | settings.network | own
+        if "attention" in own:  # which says all of these
+            fields = {name: value for name, value in fields.items() if name not in ("heads", "causal", "logit_std")}
+        return Model(equations, activation=self.activation, scaling=SCALINGS[self.scaling], **fields)
 
 
 def verifiable() -> list[str]:
@@ -116,27 +121,50 @@ def cells_of(
     activations: Sequence[str] | None = None,
     masks: Sequence[str] | None = None,
     scalings: Sequence[str] | None = None,
+    variants: Sequence[str] | None = None,
 ) -> list[Cell]:
-    """The cells of a selection; by default all, with the activations that `ACTIVATIONS` has.
+    """The cells of a selection; by default all: the plain network with the activations that `ACTIVATIONS` has, and
+    every variant, where it is verified, with `ACTIVATION`.
 
     Raises:
-        ModelError: for an unknown name.
+        ModelError: for an unknown name, or a variant that is verified nowhere in the selection.
 
     Example:
         >>> len(cells_of(["prenorm", "postnorm"], ["relu"]))
         8
+        >>> len(cells_of(variants=["retention"]))  # causal by itself
+        8
     """
-    names = [_name_of(name) for name in placements] if placements else verifiable()
-    kinds = [
+    names = [_name_of(name) for name in placements] if placements else None
+    masks, scalings, kinds = (
         _known(field, given, allowed)
         for field, given, allowed in (
             ("mask", masks, tuple(MASKS)),
             ("scaling", scalings, tuple(SCALINGS)),
+            ("variant", variants, tuple(VARIANTS)),
         )
-    ]
+    )
     for name in activations or ():
         choice("activation", name, KNOWN)
-    return [Cell(*labels) for labels in itertools.product(names, activations or ACTIVATIONS, *kinds)]
+    found = []
+    for kind in kinds:
+        own = VARIANTS[kind]
+        every = kind == PLAIN
+        among = names or verifiable() if every else _both(own.placements, names)
+        of = activations or ACTIVATIONS if every else _both((ACTIVATION,), activations)
+        cells = [Cell(*labels, kind) for labels in itertools.product(among, of, _both(masks, own.masks), scalings)]
+        if variants and not cells:
+            raise ModelError(
+                f"variant {kind!r} is verified with {ACTIVATION}, {' or '.join(own.masks)}, in"
+                f" {', '.join(own.placements)}, which nothing of the selection is"
+            )
+        found += cells
+    return found
+
+
+def _both(one: Sequence[str], other: Sequence[str] | None) -> list[str]:
+    """What is in one and, if that says anything, in the other."""
+    return [name for name in one if other is None or name in other]
 
 
 def _name_of(name: str) -> str:

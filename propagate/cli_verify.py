@@ -41,6 +41,9 @@ def verify(
     activation: Annotated[list[str] | None, _which("One or more, each with -a; all by default.", "-a")] = None,
     mask: Annotated[list[str] | None, _which("bidirectional or causal; both by default.", "--mask")] = None,
     scaling: Annotated[list[str] | None, _which("none or 'ScaleInit 1/2'; both by default.", "--scaling")] = None,
+    variant: Annotated[
+        list[str] | None, _which("plain, experts, growth and others, each with --variant; all by default.", "--variant")
+    ] = None,
     width: Annotated[int, _size("Coordinates of the stream.")] = 256,
     depth: Annotated[int, _size("Blocks.")] = 12,
     tokens: Annotated[int, _size("Tokens in the sequence.")] = 16,
@@ -62,7 +65,7 @@ def verify(
         Path | None, _run("Folder of measured tables: those it holds are judged again, others are added.")
     ] = None,
 ) -> None:
-    """Theory against simulation, and wrong theories too, for every placement, activation, mask and scaling.
+    """Theory against simulation, and wrong theories too, for every placement, activation, mask, scaling and variant.
 
     A cell that disagrees is measured once more, with four times the draws. Exit code 1 if it disagrees again, 3 if none
     does and some cannot tell.
@@ -74,11 +77,11 @@ def verify(
     settings = Settings(**{field.name: given[field.name] for field in fields(Settings) if field.name in given})
     try:
         check_target(out)
-        cells = cells_of(placements, activation, mask, scaling)
+        cells = cells_of(placements, activation, mask, scaling, variant)
         with _pool(workers) as pool, progress_bar(True, len(cells), 0, "cells") as advance:
 
             def report(row: dict[str, Any]) -> None:
-                advance(1, " ".join(map(str, list(row.values())[:4])))
+                advance(1, _label(row))
 
             found = verify_cells(cells, settings, out=out, tables=tables, executor=pool, report=report)
     except ModelError as error:
@@ -105,11 +108,12 @@ def _pool(workers: int) -> Iterator[Any]:
 
 
 def _print(found: Report) -> None:
-    cells = {(row["placement"], row["activation"], row["mask"], row["scaling"]): row for row in found.rows}
-    lines = dict.fromkeys(key[:2] for key in cells)
-    columns = list(dict.fromkeys(key[2:] for key in cells))
+    labels = ("placement", "activation", "variant", "mask", "scaling")
+    cells = {tuple(row[name] for name in labels): row for row in found.rows}
+    lines = dict.fromkeys(key[:3] for key in cells)
+    columns = list(dict.fromkeys(key[3:] for key in cells))
     rows = [(*line, *(_cell(cells.get(line + column)) for column in columns)) for line in lines]
-    print_table(("placement", "activation", *(", ".join(column) for column in columns)), rows)
+    print_table((*labels[:3], *(", ".join(column) for column in columns)), rows)
     for row in found.disagreeing:
         what = row.get("refused") or f"{row['quantity']} at block {row['block']}, z = {row['z']:+.2f}"
         typer.echo(f"DISAGREES: {_label(row)}: {what}")
@@ -121,7 +125,7 @@ def _print(found: Report) -> None:
     for control in itertools.islice((c for c in found.controls if not c["rejected"]), 20):
         typer.echo(f"not rejected: {_label(control)}: {control['theory']}")
     total = found.summary
-    for by in ("placement", "quantity"):
+    for by in ("placement", "variant", "quantity"):
         _print_calibration(by, total["calibration"][by])
     rows = [(name, *(f"{100 * share:.2g} %" for share in one.values())) for name, one in total["detects"].items()]
     print_table(("errors that would have shown", "median cell", "19 of 20 cells", "worst cell"), rows)
@@ -149,4 +153,4 @@ def _cell(row: dict[str, Any] | None) -> str:
 
 
 def _label(row: dict[str, Any]) -> str:
-    return " ".join(row[name] for name in ("placement", "activation", "mask", "scaling"))
+    return " ".join(row[name] for name in ("placement", "activation", "mask", "scaling", "variant"))

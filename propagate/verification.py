@@ -1,8 +1,10 @@
-"""The full agreement matrix: every placement, activation, mask and scaling, theory judged by simulation.
+"""The full agreement matrix: every placement, activation, mask and scaling, and variants of the network, theory judged
+by simulation.
 
-Each cell of the matrix is one network with draws of its own. In every cell three deliberately wrong theories are judged
-by the same measurement, so that agreement means something: uniform attention in place of softmax, another exponent
-of ScaleInit, and another placement. A wrong theory counts where it differs from the right one by 10 % or more.
+Each cell of the matrix is one network with draws of its own. In every cell deliberately wrong theories are judged by the
+same measurement, so that agreement means something: another exponent of ScaleInit, another placement, and what is near
+the variant (of the plain network, uniform attention in place of softmax). A wrong theory counts where it differs from
+the right one by 10 % or more.
 
 Among the several hundred thousand scores of the whole matrix a right theory has a few beyond 4 by chance. So a cell
 that disagrees is measured once more, with other draws and four times as many: chance does not come twice, and an error
@@ -18,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +33,12 @@ from propagate.checks import shown
 from propagate.files import check_writable, is_folder
 from propagate.identity import described, digest
 from propagate.kept_tables import write_table
-from propagate.model import Model, ModelError, as_placement
+from propagate.model import ModelError, as_placement
 from propagate.own_functions import functions_of_placement
 from propagate.quantities import QUANTITIES
 from propagate.scaling import ScaleInit
 from propagate.table import provenance
+from propagate.variants import VARIANTS, Theory
 from propagate.verdicts import CANNOT_TELL, DISAGREES
 from propagate.verification_files import read_results, read_table, write_results
 
@@ -84,12 +87,13 @@ class Report:
     @property
     def summary(self) -> dict[str, Any]:
         """Totals. `far`: scores beyond 3; `far_by_chance`: how many there would be, were all of them normal;
-        `calibration` of them by placement and by quantity; `detects`: what errors would have shown (see `detected`).
+        `calibration` of them by placement, variant and quantity; `detects`: what errors would have shown (see `detected`).
         """
         rejected = [control["rejected"] for control in self.controls]
         groups = {
             "quantity": calibration(self.rows, lambda row, quantity: quantity),
             "placement": calibration(self.rows, lambda row, quantity: str(row["placement"])),
+            "variant": calibration(self.rows, lambda row, quantity: str(row["variant"])),
             "placement, quantity": calibration(self.rows, lambda row, quantity: f"{row['placement']}, {quantity}"),
         }
         scores = sum(group["scores"] for group in groups["quantity"].values())
@@ -186,13 +190,10 @@ def judged(settings: Settings, cell: Cell, tables: Path | None = None) -> dict[s
 
 def measured(settings: Settings, cell: Cell, tables: Path | None = None) -> xr.Dataset:
     """The cell's simulation, from the folder of tables if it is there."""
-    import propagate as pg
-
     path = None if tables is None else tables / table_name(settings, cell)
     if path and path.exists():
         return read_table(path, settings.depth)
-    model, seed = cell.model(settings), cell.seed(settings.seed)
-    found = pg.simulate(model, seed=seed, progress=False, **settings.start, **settings.run)
+    found = VARIANTS[cell.variant].measured(cell.model(settings), settings, cell.seed(settings.seed))
     if path:
         write_table(path, found)
     return found
@@ -209,7 +210,7 @@ def table_name(settings: Settings, cell: Cell) -> str:
         >>> table_name(Settings(seed=1), cell) == table_name(Settings(), cell)
         False
     """
-    label = digest([asdict(settings), dataclasses.astuple(cell), _text_of(cell)])
+    label = digest([asdict(settings), cell.labels, _text_of(cell)])
     return f"{cell.placement}_{cell.activation}_{cell.mask}_{label}.nc"
 
 
@@ -223,9 +224,9 @@ def _text_of(cell: Cell) -> dict[str, Any]:
 def _judged_once(settings: Settings, cell: Cell, tables: Path | None) -> dict[str, Any]:
     import propagate as pg
 
-    model, began = cell.model(settings), time.perf_counter()
+    began = time.perf_counter()
     try:
-        right = _best_prediction(model, settings)
+        right = _best_prediction(cell, settings)
     except ModelError as error:
         return asdict(cell) | {"verdict": DISAGREES, "agrees": False, "refused": str(error), "seconds": 0.0}
     seen = measured(settings, cell, tables)
@@ -261,35 +262,30 @@ def _verdict(found: xr.Dataset) -> dict[str, Any]:
     }
 
 
-@lru_cache(maxsize=64)
-def _prediction(model: Model, settings: Settings) -> xr.Dataset:
-    import propagate as pg
-
-    return pg.predict(model, **settings.start)
-
-
-def _best_prediction(model: Model, settings: Settings) -> xr.Dataset:
+def _best_prediction(cell: Cell, settings: Settings) -> xr.Dataset:
     """With the bias of networks of this width, where it is covered; else with the stated allowance."""
-    import propagate as pg
-
-    limit = _prediction(model, settings)
+    model, predicted = cell.model(settings), VARIANTS[cell.variant].predicted
+    limit = predicted(model, settings)
     try:
-        return pg.predict(model, include={"bias"}, **settings.start)
+        return predicted(model, settings, "bias")
     except ModelError:
         return limit
 
 
 def _wrong_predictions(cell: Cell, settings: Settings, right: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
-    model = cell.model(settings)
-    others = [dataclasses.replace(model, placement=name) for name in OTHERS if name != cell.placement]
-    for name, wrong in (
-        ("uniform attention", [dataclasses.replace(model, logit_std=0.0)]),
-        ("ScaleInit 1/4", [dataclasses.replace(model, scaling=ScaleInit(0.25))]),
-        ("another placement", others),
-    ):
-        for candidate in wrong:
+    model, variant = cell.model(settings), VARIANTS[cell.variant]
+
+    def of(**changes: Any) -> Theory:
+        return lambda model, settings: variant.predicted(dataclasses.replace(model, **changes), settings)
+
+    wrong = {name: [theory] for name, theory in variant.wrong.items()} | {
+        "ScaleInit 1/4": [of(scaling=ScaleInit(0.25))],
+        "another placement": [of(placement=name) for name in OTHERS if name != cell.placement],
+    }
+    for name, candidates in wrong.items():
+        for theory in candidates:
             try:
-                prediction = _prediction(candidate, settings)
+                prediction = theory(model, settings)
             except ModelError:  # the wrong network may lie where the theory does not reach
                 continue
             if prediction.sizes.get("stream") == right.sizes.get("stream"):

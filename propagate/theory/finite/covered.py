@@ -132,7 +132,8 @@ GAINS = {Attention: {"value_gain": "value_gain", "out_gain": "attention_gain"}, 
 
 
 def check_sampled(model: Model, what: str, start: Gram, cotangent: Gram) -> None:
-    """ModelError where samples have nothing to be relative to: a branch, or the mean over tokens, that is 0.
+    """ModelError where samples have nothing to be relative to: a branch, the mean over tokens, or the difference of two,
+    that is 0.
 
     Example:
         >>> check_sampled(Model("prenorm", depth=2, ffn_gain=0.0), "bias", Gram.of([[1.0]]), Gram.of([[1.0]]))
@@ -149,6 +150,17 @@ def check_sampled(model: Model, what: str, start: Gram, cotangent: Gram) -> None
         raise ModelError(f"covariance must lie above -variance / (tokens - 1) for {what}, got {covariance!r}")
     if not cotangent.variance.all():
         raise ModelError(f"grad_variance must be positive for {what}, got 0")
+    _check_distinct(what, start)
+
+
+def _check_distinct(what: str, start: Gram) -> None:
+    """ModelError where two tokens are the same and others are not: what those send back was measured to be another."""
+    size = start.variance.max()
+    apart = start.variance[:, None] + start.variance - 2 * start.matrix
+    same = np.argwhere(np.triu(apart <= 2 * RESOLVED * size, k=1))
+    if len(same) and apart.max() > 2 * RESOLVED * size:
+        one, other = (int(token) + 1 for token in same[0])
+        raise ModelError(f"{what} does not cover tokens of which some are the same, got tokens {one} and {other}")
 
 
 def check_resolved(what: str, columns: Mapping[str, Any]) -> None:

@@ -18,9 +18,9 @@ mean logarithm by (1 - kept)^2 r / 2:
   tokens - 1 times as much (fitted to heads drawn as in `units`, 2 to 32 tokens, v to 30: within a third);
 - heads of linear attention, whose output is a product of three Gaussian vectors: 2 + 6 / n of one token's, over n
   coordinates of a key (measured in heads of 4, with 6 tokens: 1.2 of their mean, 4 of a single one);
-- where all of these pass a norm, its denominator, of single tokens: what returns grows by about 12 over the
-  coordinates, or 24 if they were opened before (measured in one PreNorm block of 4 to 16 heads at width 128 and 256:
-  9 to 16, and 19 to 25);
+- where all of these pass a norm, its denominator, of single tokens: what returns grows by some 6 over the
+  coordinates, or 12 if they were opened before (measured in one PreNorm block of 4 to 16 heads at width 128 and 256:
+  9 to 16, and 19 to 25; of 64 heads of 4, hardly anything);
 - coordinates of the latents of latent attention, whose Gram matrix all heads share; of half as much forward;
 - coordinates, of which dropout leaves 1 - p: the fourth moment of what is left is 3 / (1 - p). Measured (three
   placements, p = 0.9): backward up to this much, forward nothing.
@@ -238,7 +238,7 @@ def _of_denominator(kind: Mixer) -> float:
     if not isinstance(kind, LinearAttention) or not kind.normed:
         return 0.0
     opened = wildness(kind.output_gate) if "gated" in kind.normed and kind.output_gate is not None else 0.5
-    return 24 * opened / kind.inside
+    return 12 * opened / kind.inside
 
 
 def _of_ranks(kind: Mixer, tokens: int) -> tuple[float, float]:

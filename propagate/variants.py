@@ -144,14 +144,16 @@ def _retention(settings: Settings, causal: bool) -> dict[str, Any]:
 
 
 def _attention(**own: Any) -> Theory:
-    return of(attention=lambda model: dataclasses.replace(model.attention, **own))
+    def changed(model: Model) -> Any:
+        assert model.attention is not None
+        return model.attention.with_(**own)
+
+    return of(attention=changed)
 
 
 def _windows(settings: Settings, causal: bool) -> dict[str, Any]:
     """Every third block attends to all earlier tokens, the others to the last quarter as many as there are."""
-    near = Attention(
-        settings.heads, causal=True, window=max(settings.tokens // 4, 1), logit_std=settings.logit_std
-    )
+    near = Attention(settings.heads, causal=True, window=max(settings.tokens // 4, 1), logit_std=settings.logit_std)
     return {"layers": lambda index: {} if index % 3 == 0 else {"attention": near}}
 
 
@@ -217,7 +219,7 @@ def _embed(model: Model, settings: Settings, seed: int) -> xr.Dataset:
     from propagate.montecarlo.ngrams import embed_text
 
     x = embed_text(EMBEDDING, _text(settings), width=model.width, draws=settings.draws, seed=seed).x
-    start = {"inputs": x, "grad_covariance": settings.grad_covariance}
+    start: dict[str, Any] = {"inputs": x, "grad_covariance": settings.grad_covariance}
     return pg.simulate(model, seed=seed, progress=False, **start, **settings.run)
 
 
@@ -278,9 +280,7 @@ VARIANTS: dict[str, Variant] = {
         _recurrent(decay=0.5, gate="coordinate", gate_power=1 / 16, output_gate="silu", normed=("heads",)),
         masks=("causal",),
     ),
-    "alternating windows": Variant(
-        {"no windows": of(layers=lambda model: None)}, _windows, masks=("causal",)
-    ),
+    "alternating windows": Variant({"no windows": of(layers=lambda model: None)}, _windows, masks=("causal",)),
     "cross-attention": Variant(
         {"another memory": of(placement=_of_another_memory)}, equations=_decoder, placements=PLACEMENTS[:2]
     ),

@@ -1,10 +1,10 @@
 """The full agreement matrix: every placement, activation, mask and scaling, and variants of the network, theory judged
 by simulation.
 
-Each cell of the matrix is one network with draws of its own. In every cell deliberately wrong theories are judged by the
-same measurement, so that agreement means something: another exponent of ScaleInit, another placement, and what is near
-the variant (of the plain network, uniform attention in place of softmax). A wrong theory counts where it differs from
-the right one by 10 % or more.
+Each cell of the matrix is one network with draws of its own. In every cell deliberately wrong theories are judged by
+the same measurement, so that agreement means something: another exponent of ScaleInit, another placement, and what is
+near the variant (of the plain network, uniform attention in place of softmax). A wrong theory counts where it differs
+from the right one by 10 % or more.
 
 Among the several hundred thousand scores of the whole matrix a right theory has a few beyond 4 by chance. So a cell
 that disagrees is measured once more, with other draws and four times as many: chance does not come twice, and an error
@@ -87,7 +87,8 @@ class Report:
     @property
     def summary(self) -> dict[str, Any]:
         """Totals. `far`: scores beyond 3; `far_by_chance`: how many there would be, were all of them normal;
-        `calibration` of them by placement, variant and quantity; `detects`: what errors would have shown (see `detected`).
+        `calibration` of them by placement, variant and quantity; `detects`: what errors would have shown (see
+        `detected`).
         """
         rejected = [control["rejected"] for control in self.controls]
         groups = {

@@ -17,11 +17,11 @@ def test_where_tokens_have_become_one_it_is_refused(name: str) -> None:
 
 
 def test_where_two_of_several_tokens_are_the_same_it_is_refused() -> None:
-    """It gave the gradient's logarithm a bias of 0.25, where simulation has next to none; tokens nearly alike have it."""
+    """It gave the gradient's logarithm a bias of 0.25, where simulation has next to none."""
     model = pg.Model("prenorm", depth=1, width=512, tokens=3, heads=64, ffn_ratio=8.0)
     gram = np.eye(3)
     gram[0, 2] = gram[2, 0] = 1.0
-    with pytest.raises(pg.ModelError, match="bias does not cover tokens of which some are the same, got tokens 1 and 3"):
+    with pytest.raises(pg.ModelError, match=r"does not cover tokens of which some are the same, got .* 1 and 3"):
         pg.predict(model, gram=gram, include={"bias"})
     gram[0, 2] = gram[2, 0] = 0.9
     assert np.isfinite(pg.predict(model, gram=gram, include={"bias"}).log_grad_variance_bias).all()

@@ -132,8 +132,8 @@ GAINS = {Attention: {"value_gain": "value_gain", "out_gain": "attention_gain"}, 
 
 
 def check_sampled(model: Model, what: str, start: Gram, cotangent: Gram) -> None:
-    """ModelError where samples have nothing to be relative to: a branch, the mean over tokens, or the difference of two,
-    that is 0.
+    """ModelError where samples have nothing to be relative to: a branch, the mean over tokens, or the difference of
+    two, that is 0.
 
     Example:
         >>> check_sampled(Model("prenorm", depth=2, ffn_gain=0.0), "bias", Gram.of([[1.0]]), Gram.of([[1.0]]))

@@ -9,8 +9,11 @@ from propagate.theory.gaussian.activations import silu_slope
 from propagate.theory.pairs.moments import Moments
 from propagate.theory.reading import blocks
 from propagate.theory.reading.blocks import alone, read
-from propagate.theory.tokens.drawn_heads import side_by_side, turn, turned
+from propagate.theory.tokens import drawn_heads
+from propagate.theory.tokens.drawn_heads import Norms, side_by_side, turn, turned
 from propagate.theory.tokens.experts import _of_vectors
+from propagate.theory.tokens.gram import Gram
+from propagate.theory.tokens.softmax import Attention
 from propagate.theory.walks import block_of
 
 MODELS = (
@@ -72,3 +75,33 @@ def test_distances_of_gates_that_nearly_agree_do_not_cancel() -> None:
     assert found.deviation[0, 0, 1] == pytest.approx(40 * 1e-24 / 2, rel=1e-3, abs=0)
     matrix = found.matrix[0]
     assert (matrix[0, 0] + matrix[1, 1]) / 2 - matrix[0, 1] != pytest.approx(40 * 1e-24 / 2, rel=1e-3, abs=0)
+
+
+SIZE = 1e-45
+"""Of second moments: those of what is sent back, SIZE**2, are below single precision's range."""
+
+
+def sent_back(norms: Norms) -> list[np.ndarray]:
+    """By heads with rotary positions, to queries and keys, of alike tokens and cotangents that fade over tokens."""
+    tokens = 6
+    attention = Attention(np.tri(tokens, dtype=bool), 4.0, (1.0, 0.1, 0.01), 64, (3, 1), 6)
+    x = Gram.exchangeable(1.0, 1e-6, tokens)
+    g = Gram.of(np.eye(tokens)[None]).times(10.0 ** -np.arange(tokens))
+    seen, values, g = (Gram(one.matrix.reshape(1, 6, 6), one.deviation.reshape(1, 6, 6)) for one in (x, x, g))
+    drawn = drawn_heads.draw_heads(seen, seen, attention, norms)
+    found = drawn_heads.to_logits(drawn, values.weighted(SIZE), g.weighted(SIZE), attention, norms)
+    return [one.matrix / SIZE**2 for one in found]
+
+
+@pytest.mark.parametrize("norms", [Norms(False, False, False), Norms(True, True, True)], ids=["plain", "normed"])
+def test_heads_that_turn_are_as_in_double_precision(norms: Norms, monkeypatch: pytest.MonkeyPatch) -> None:
+    single = sent_back(norms)
+    with monkeypatch.context() as patch:
+        patch.setattr(drawn_heads, "_largest", lambda matrix: np.ones((1, 1, 1)))
+        unscaled = sent_back(norms)
+    monkeypatch.setattr(drawn_heads, "precision_of", lambda attention: np.float64)
+    for one, double, lost in zip(single, sent_back(norms), unscaled, strict=True):
+        apart = np.sqrt(np.diagonal(double, axis1=1, axis2=2))
+        scale = apart[:, :, None] * apart[:, None, :] + 1e-300
+        assert 1e-9 < np.abs((one - double) / scale).max() < 3e-6
+        assert np.abs((lost - double) / scale).max() > 0.1

@@ -10,12 +10,17 @@ property of queries and keys but their law.
 Draws come in pairs, of a query and its opposite, in the groups of `tokens.softmax`. One of each pair is kept: the
 other's logits are the opposite ones, and what it sends back has the same second moments with the sign of its queries.
 What comes back is made one replica at a time, which stays in the processor's caches.
+
+With rotary positions heads are in single precision, whose rounding, 1e-7, lies far below the sampling error: what turns
+by its position stays apart. Without them tokens may come so close that only double precision tells them apart. Weights,
+and what is averaged with them alone, are in double precision.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,7 +56,7 @@ class Drawn(NamedTuple):
     Attributes:
         weights: of attention, of one of each pair and then of the others; rows sum to 1.
         query, key: as they enter the logits, of one of each pair; coordinates that turn together side by side.
-        raw_query, raw_key: before the turn and the norm.
+        raw_query, raw_key: before the turn and the norm; where there is no norm, nobody reads them.
     """
 
     weights: Array
@@ -72,22 +77,43 @@ def draw_heads(query: Gram, key: Gram, attention: Attention, norms: Norms) -> Dr
     """
     shape = (len(query.matrix), max(attention.samples // 2, 1), len(attention.mask), int(attention.head_size))
     draw = np.random.default_rng([SEED + 2, *attention.seed])
-    raw_query, raw_key = (side_by_side(tokens_of(gram, shape, draw)) for gram in (query, key))
-    queries = normed(raw_query, norms.centred) if norms.query else raw_query.copy()
-    keys = normed(raw_key, norms.centred) if norms.key else raw_key.copy()
+    precision = precision_of(attention)
+
+    def normals(shape: tuple[int, ...]) -> Array:
+        return draw.standard_normal(shape).astype(precision, copy=False)
+
+    raw_query, raw_key = (side_by_side(tokens_of(gram, shape, normals)) for gram in (query, key))
+    queries = normed(raw_query, norms.centred) if norms.query else raw_query
+    keys = normed(raw_key, norms.centred) if norms.key else raw_key
     for x in (queries, keys):
         turn(x, attention.frequencies, 1)
     return Drawn(weights_of(queries, keys, attention), queries, keys, raw_query, raw_key)
 
 
+def precision_of(attention: Attention) -> type:
+    """Of queries and keys: single where positions keep tokens apart.
+
+    Example:
+        >>> precision_of(Attention(((True,),), 1.0, (), 2, (1, 0))).__name__
+        'float64'
+    """
+    return np.float32 if attention.frequencies else np.float64
+
+
 def weights_of(queries: Array, keys: Array, attention: Attention) -> Array:
     """Attention's, of drawn queries and then of their opposites."""
-    logits = (attention.logit_variance / queries.shape[-1]) ** 0.5 * queries @ keys.swapaxes(-1, -2)
-    weights = np.where(attention.mask, np.concatenate([logits, -logits], axis=1), -np.inf)
+    pairs = queries.shape[1]
+    weights = np.empty((len(queries), 2 * pairs, *attention.mask.shape), dtype=queries.dtype)
+    np.matmul(
+        (attention.logit_variance / queries.shape[-1]) ** 0.5 * queries, keys.swapaxes(-1, -2), weights[:, :pairs]
+    )
+    np.negative(weights[:, :pairs], out=weights[:, pairs:])
+    weights += np.where(attention.mask, 0.0, -np.inf).astype(queries.dtype)
     weights -= weights.max(axis=-1, keepdims=True)
     np.exp(weights, out=weights)
-    weights /= weights.sum(axis=-1, keepdims=True)
-    return np.asarray(weights)
+    found = weights.astype(np.float64, copy=False)
+    found /= found.sum(axis=-1, keepdims=True)
+    return found
 
 
 def output(drawn: Drawn, values: Gram) -> Gram:
@@ -119,8 +145,19 @@ def to_logits(drawn: Drawn, values: Gram, g: Gram, attention: Attention, norms: 
             keys = norm_pull(drawn.raw_key[r].swapaxes(0, 1)[:, None], keys, norms.centred)
         return queries, keys
 
-    queries, keys = moments_sent(drawn, of_logits(drawn, values, g, attention), sent)
+    of_values, of_cotangents = _largest(values.deviation), _largest(g.matrix)
+    values = Gram(values.matrix / of_values, values.deviation / of_values)
+    g = Gram(g.matrix / of_cotangents, g.deviation / of_cotangents)
+    sent_back = moments_sent(drawn, of_logits(drawn, values, g, attention), sent)
+    size = of_values * of_cotangents
+    queries, keys = (Gram(size * one.matrix, size * one.deviation) for one in sent_back)
     return queries, keys
+
+
+def _largest(second_moments: Array) -> Array:
+    """Of each replica, by which they are divided: single precision holds the squares of what is of order 1."""
+    largest = np.abs(second_moments).max(axis=(-1, -2), keepdims=True)
+    return np.asarray(np.where(largest > 0, largest, 1.0))
 
 
 def moments_sent(
@@ -135,7 +172,8 @@ def moments_sent(
             each and its own to write on, to those of what they are made of.
     """
     replicas, pairs, tokens, size = drawn.query.shape
-    queries, keys = (np.empty((tokens, 2, pairs, size)) for _ in range(2))  # so that moments are products of matrices
+    # so that moments are products of matrices
+    queries, keys = (np.empty((tokens, 2, pairs, size), dtype=drawn.query.dtype) for _ in range(2))
     found: list[list[list[Array]]] = []
     for arrived in of_logits:
         found.append([])
@@ -149,19 +187,24 @@ def moments_sent(
 
 def of_logits(drawn: Drawn, values: Gram, g: Gram, attention: Attention) -> Iterator[Array]:
     """Drawn cotangents of the logits, less the root of their variance, over that of a head's size."""
-    a = drawn.weights
+    precision = drawn.query.dtype
+    a = drawn.weights.astype(precision, copy=False)
     draw = np.random.default_rng([SEED + 3, *attention.seed])
     scale = np.sqrt(g.variance)[..., None]
     alike = np.divide(g.matrix, scale * scale.swapaxes(-1, -2), out=np.zeros_like(g.matrix), where=g.matrix != 0)
     left, right = scale * symmetric_root(alike), symmetric_root(centred(values.deviation))
+    left /= drawn.query.shape[-1] ** 0.5
+    left, right = (root.astype(precision, copy=False)[:, None] for root in (left, right))
     for _ in range(COTANGENTS):
-        arrived = left[:, None] @ draw.standard_normal(a.shape) @ right[:, None]
-        yield np.asarray(a * (arrived - (a * arrived).sum(axis=-1, keepdims=True)) / drawn.query.shape[-1] ** 0.5)
+        arrived = left @ draw.standard_normal(a.shape).astype(precision, copy=False) @ right
+        arrived *= a
+        arrived -= a * arrived.sum(axis=-1, keepdims=True)
+        yield arrived
 
 
-def tokens_of(gram: Gram, shape: tuple[int, ...], draw: np.random.Generator) -> Array:
+def tokens_of(gram: Gram, shape: tuple[int, ...], normals: Normals) -> Array:
     """Gaussian tokens with these second moments; see `gaussian_tokens`."""
-    apart, shared = gaussian_tokens(gram, shape, draw.standard_normal)
+    apart, shared = gaussian_tokens(gram, shape, normals)
     apart += shared
     return apart
 
@@ -243,8 +286,9 @@ def side_by_side(x: Array) -> Array:
         [[1.0, 3.0, 2.0, 4.0]]
     """
     half = x.shape[-1] // 2
-    paired = x.copy()
+    paired = np.empty_like(x)
     paired[..., : 2 * half : 2], paired[..., 1 : 2 * half : 2] = x[..., :half], x[..., half : 2 * half]
+    paired[..., 2 * half :] = x[..., 2 * half :]
     return paired
 
 
@@ -259,5 +303,10 @@ def turn(x: NDArray[Any], frequencies: Sequence[float], direction: int) -> None:
     """
     if frequencies:
         pairs = x.view(np.result_type(x.dtype, 1j))
-        phases = np.exp(direction * 1j * np.arange(x.shape[-2])[:, None] * np.array(frequencies))
-        pairs *= phases.astype(pairs.dtype, copy=False)
+        pairs *= _phases(x.shape[-2], tuple(frequencies), direction).astype(pairs.dtype, copy=False)
+
+
+@lru_cache(maxsize=16)
+def _phases(tokens: int, frequencies: tuple[float, ...], direction: int) -> NDArray[np.complex128]:
+    """(tokens, frequencies)."""
+    return np.asarray(np.exp(direction * 1j * np.arange(tokens)[:, None] * np.array(frequencies)))

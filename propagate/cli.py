@@ -22,6 +22,7 @@ from propagate.cli_coordcheck import coordcheck
 from propagate.cli_diagnose import diagnose
 from propagate.cli_explore import explore
 from propagate.cli_figures import figures
+from propagate.cli_grow import grow
 from propagate.cli_options import (
     DEPTH,
     PLACEMENT,
@@ -334,6 +335,7 @@ def audit(
 
 app.command()(_on_a_network(coordcheck, FEW))
 app.command()(_on_a_network(solve))
+app.command()(_on_a_network(grow))
 app.command()(_on_a_network(diagnose))
 app.command()(_on_a_network(sweep))
 for command in (explore, figures, trace, weights, corpus, verify):

@@ -27,6 +27,7 @@ COMMANDS = {
     "simulate": ["postnorm", *SMALL, "--draws", "2"],
     "compare": ["postnorm", *SMALL, "--draws", "2"],
     "solve": ["postnorm", "--unknown", "ffn_gain", "--between", "0.5:1", "--distinct", "0.1:", *SMALL],
+    "grow": ["postnorm", *SMALL, "--draws", "2"],
     "sweep": ["postnorm", "--over", "depth=1", *SMALL],
     "recursion": ["postnorm"],
     "citation": ["postnorm"],

@@ -6,9 +6,10 @@ Cold is the first pass of a fresh process after its imports, when the softmax av
 yet tabulated; warm is the best of five further passes, in wall
 and CPU seconds. `floats` times the moments alone, `predict` the labelled tables.
 
-Each of the first calls (`FIRST`) is the only one of a fresh process, on one thread (two, on a busy machine, wait for
-one another and spend CPU seconds on it). What it imports is timed apart: NumPy, xarray, `import propagate` and the
-names `Model`, `ScaleInit` and `predict`. What is imported later, such as `scipy.linalg`, counts to the call.
+Each of the first calls (`FIRST`, and those of `RELEASED` systems) is the only one of a fresh process, on one thread
+(two, on a busy machine, wait for one another and spend CPU seconds on it). What it imports is timed apart: NumPy,
+xarray, `import propagate` and the names `Model`, `ScaleInit` and `predict`. What is imported later, such as
+`scipy.linalg`, counts to the call.
 `other_load` is how many processes ran or waited when the benchmark began (the mean over the last minute): above .5 the
 machine was shared, and wall seconds are too long.
 """
@@ -42,6 +43,12 @@ FIRST = {
     "20 000 exchangeable tokens": ({"depth": 24, "tokens": 20_000}, 2.0),
 }
 """Fields of the model, and the seconds that the call may take."""
+_NAMES = (
+    "deepseek-v2-lite deepseek-v3 longcat-flash longcat-flash-lite llama-3-8b"
+    " gemma-3-4b olmo-2-7b gpt-2 bert-base vit-b"
+)
+RELEASED = dict.fromkeys(_NAMES.split(), 8.0)
+"""Released systems at their published sizes, from their published starts, and the seconds that the call may take."""
 SHARED = 0.5  # processes beside this one
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -78,9 +85,14 @@ def first_call(name: str) -> dict[str, float]:
 
     build, scale_init, predict = pg.Model, pg.ScaleInit, pg.predict
     imported = (time.process_time(), time.perf_counter())
-    fields = {"placement": "prenorm"} | FIRST[name][0]
-    exponent = fields.pop("scale_init", None)
-    predict(build(**fields, scaling=exponent and scale_init(exponent)), covariance=0.3)
+    if name in RELEASED:
+        from propagate.systems import configuration
+
+        predict(build.from_config(name), configuration(name).start())
+    else:
+        fields = {"placement": "prenorm"} | FIRST[name][0]
+        exponent = fields.pop("scale_init", None)
+        predict(build(**fields, scaling=exponent and scale_init(exponent)), covariance=0.3)
     done = (time.process_time(), time.perf_counter())
     return {
         "cpu": done[0] - imported[0],
@@ -103,7 +115,7 @@ def main() -> int:
     parser.add_argument("--depth", type=int, default=1000)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", nargs=2, metavar=("ACTIVATION", "WHAT"), help=argparse.SUPPRESS)
-    parser.add_argument("--first", choices=FIRST, help=argparse.SUPPRESS)
+    parser.add_argument("--first", choices=FIRST | RELEASED, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.first:
         print(json.dumps(first_call(options.first)))
@@ -115,7 +127,7 @@ def main() -> int:
     load = os.getloadavg()[0]
     first = []
     print("first call of a process                 CPU s   wall s   goal  imports, CPU s")
-    for name, (_, goal) in FIRST.items():
+    for name, goal in ({name: goal for name, (_, goal) in FIRST.items()} | RELEASED).items():
         called = in_fresh_process("--first", name)
         first.append({"what": name, "goal": goal} | called)
         print(f"{name:38s} {called['cpu']:6.2f}   {called['wall']:6.2f}   {goal:4g}  {called['imports_cpu']:14.2f}")

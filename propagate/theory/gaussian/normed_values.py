@@ -50,10 +50,9 @@ def similarity_loss(free: float, loss: Any) -> Any:
     loss = np.asarray(loss, dtype=float)
     near = np.minimum(loss, 2 - loss)
     if free >= MANY:  # the slope's series, term by term: odd powers of the correlation, less from 1
-        with np.errstate(divide="ignore"):
-            log = np.log1p(-near)
-        terms = ((k, -np.expm1((2 * k + 1) * log) / (2 * k + 1)) for k in range(len(_series(free))))
-        found = np.asarray(sum(_series(free)[k] * term for k, term in terms))
+        c = 1 - near
+        first, above = _losses(free)
+        found = near * (first + (2 - near) * c * np.polynomial.polynomial.polyval(c * c, above))
         return np.where(loss <= 1, found, 2 - found)
     y = (1 + _NODES) / 2  # from correlation 1 down by near y^2: the slope has a root's singularity there
     short = np.minimum(near, _NEAR)[..., None]
@@ -72,6 +71,13 @@ def _series(free: float) -> Any:
         k = len(terms) - 1
         terms.append(terms[-1] * (1.5 + k) * (0.5 + k) / ((free / 2 + 1 + k) * (k + 1)))
     return np.array(terms)
+
+
+@lru_cache(maxsize=64)
+def _losses(free: float) -> tuple[float, Any]:
+    """Coefficients of 1 - E r: of the loss alone, and of the loss times (1 + c) c by powers of c^2."""
+    sums = np.cumsum((_series(free) / (2 * np.arange(len(_series(free))) + 1))[::-1])[::-1]
+    return float(sums[0]), np.append(sums[1:], 0.0)
 
 
 def _factor(free: float) -> float:

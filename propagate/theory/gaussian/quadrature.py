@@ -27,7 +27,10 @@ MOST_POINTS = 2.0**29
 _TOGETHER = 2**13  # points of a plane taken together: so many stay in a cache
 _STEP = 0.2  # of a pre-activation: silu and tanh have their poles pi/2 or more from the real axis
 _TAIL = 8.5  # standard deviations
-MANY, RANGE = 24, 4.0  # nodes of an interpolation, and the largest of the variances over the least
+NEEDED = 1e-22  # share of the sum of squared coefficients of one that counts
+MANY = 24  # nodes of an interpolation over an octave of variances
+_ANGLES = (np.arange(MANY) + 0.5) * np.pi / MANY
+_NODES, _SIGNS = np.cos(_ANGLES), np.sin(_ANGLES) * (-1.0) ** np.arange(MANY)
 
 
 class Series(NamedTuple):
@@ -60,51 +63,71 @@ def _hermite_basis(terms: int, step: float) -> tuple[Array, Array]:
     return z, basis * (root_density * step)
 
 
-def coefficients(phi: Elementwise, variances: Array, *, ending: bool = True) -> Array:
+def coefficients(phi: Elementwise, variances: Array, *, ending: bool = True, reach: float = 1.0) -> Array:
     """Hermite coefficients of phi(sqrt(variance) z), a row for each variance, as many as any of them needs.
 
-    Without `ending` as many as there are, which is 128 up to variance 1.
+    Without `ending` as many as there are, which is 128 up to variance 1; with `reach` as many as at that variance.
 
     Example: z^2 has the coefficients 1 and sqrt(2) of degrees 0 and 2.
         >>> coefficients(np.square, np.array([1.0])).round(12).tolist()
         [[1.0, 0.0, 1.414213562373]]
     """
-    octave = max(0, math.ceil(math.log2(max(float(variances.max()), 1.0))))
+    octave = max(0, math.ceil(math.log2(max(float(variances.max()), reach))))
     z, basis = _hermite_basis(128 * 2**octave, 0.04 * 2 ** (-octave / 2))
     rows = phi(np.sqrt(variances)[:, None] * z) @ basis.T
     if not ending:
         return np.asarray(rows)
-    squares = rows**2
-    needed = (squares > 1e-22 * squares.sum(axis=1, keepdims=True)).any(axis=0)
-    return np.asarray(rows[:, : int(np.flatnonzero(needed)[-1]) + 1])
+    return np.asarray(rows[:, : _needed(rows)])
 
 
 def coefficients_of_many(phi: Elementwise, variances: Array) -> Array:
     """The same, of many variances by Chebyshev interpolation in their logarithm.
 
     phi is analytic near the real line, so its coefficients are near the positive half-line of variances: with `MANY`
-    nodes over a factor of `RANGE` they are interpolated to rounding, which the last terms of the series must show.
+    nodes an octave they are interpolated to rounding, which the last terms of the series must show.
 
     Example:
-        >>> variances = np.linspace(1.0, 3.0, 200)
+        >>> variances = np.linspace(0.3, 3.0, 200)
         >>> found, direct = coefficients_of_many(np.tanh, variances), coefficients(np.tanh, variances)
         >>> common = min(found.shape[1], direct.shape[1])
         >>> bool(abs(found - direct)[:, :common].max() < 2e-15)
         True
     """
-    low, high = float(variances.min()), float(variances.max())
-    if len(variances) <= 4 * MANY or not 0 < high <= RANGE * low:
+    if len(variances) <= 4 * MANY or not variances.min() > 0:
         return coefficients(phi, variances)
-    angle = (np.arange(MANY) + 0.5) * np.pi / MANY
-    nodes, signs = np.cos(angle), np.sin(angle) * (-1.0) ** np.arange(MANY)
-    middle, half = math.log(low * high) / 2, math.log(high / low) / 2
-    at_nodes = coefficients(phi, np.exp(middle + half * nodes))
-    last = np.cos(np.outer(np.arange(MANY - 2, MANY), angle)) @ at_nodes * 2 / MANY
-    if np.abs(last).max() > 1e-14 * np.abs(at_nodes).max():
+    position = np.log2(variances)
+    octaves = np.floor(position).astype(int)
+    last = int(octaves.max())
+    tables = {int(octave): _over_octave(phi, int(octave), last) for octave in np.unique(octaves)}
+    known = {octave: table for octave, table in tables.items() if table is not None}
+    if len(known) < len(tables):
         return coefficients(phi, variances)
-    away = ((np.log(variances) - middle) / half)[:, None] - nodes
-    weights = signs / np.where(away == 0, 1e-300, away)
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True) @ at_nodes)
+    needed = max(count for _, count in known.values())
+    found = np.empty((len(variances), needed))
+    for octave, (table, _) in known.items():
+        there = octaves == octave
+        away = 2 * (position[there] - octave)[:, None] - 1 - _NODES
+        weights = _SIGNS / np.where(away == 0, 1e-300, away)
+        found[there] = weights / weights.sum(axis=1, keepdims=True) @ table[:, :needed]
+    return found
+
+
+@lru_cache(maxsize=256)
+def _over_octave(phi: Elementwise, octave: int, last: int) -> tuple[Array, int] | None:
+    """Coefficients at the nodes between 2^octave and the double of it, of all degrees that the last octave has, and how
+    many of these count; None where the nodes are too few.
+    """
+    reach = max(2.0 ** (last + 1), 1.0)
+    table = coefficients(phi, 2.0 ** (octave + (_NODES + 1) / 2), ending=False, reach=reach)
+    last_terms = np.cos(np.outer(np.arange(MANY - 2, MANY), _ANGLES)) @ table * 2 / MANY
+    return None if np.abs(last_terms).max() > 1e-14 * np.abs(table).max() else (table, _needed(table))
+
+
+def _needed(rows: Array) -> int:
+    """How many coefficients count in some row."""
+    squares = rows**2
+    needed = (squares > NEEDED * squares.sum(axis=1, keepdims=True)).any(axis=0)
+    return int(np.flatnonzero(needed)[-1]) + 1
 
 
 @lru_cache(maxsize=4096)

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import numpy as np
-from scipy.spatial.distance import cdist
 from scipy.special import ndtr
 
 from propagate.activations import Activation, as_activation
@@ -30,13 +29,13 @@ from propagate.theory.gaussian.quadrature import Array, Elementwise
 from propagate.theory.tokens import angles
 from propagate.theory.tokens.gram import Gram, distances, means
 from propagate.theory.tokens.kinked import map_of
+from propagate.theory.tokens.series import CHUNK, unequal_variances
 from propagate.theory.tokens.tanh_pairs import of_one_variance, slope_of_one_variance, tanh_pair, tanh_slope_pair
 
 Map = Callable[[Gram], Gram]
 ALIKE = 1e-8  # relative difference of two variances whose square is below rounding
 SAME = 1e-15
 """Relative difference of variances, by rounding alone, that counts as none: its square is of no distance's order."""
-CHUNK = 2**14  # correlations taken together: so many stay in a cache
 ROWS = 32  # at most: the blocks that a symmetric matrix is made of
 
 
@@ -160,29 +159,7 @@ def _series(phi: Elementwise, u: Gram) -> Gram:
     largest = float(variance.max())
     if largest - float(variance.min()) <= SAME * largest:
         return _of_one_variance(phi, largest, u.loss_of_correlation())
-    variances, index = np.unique(variance, return_inverse=True)
-    of_each = quadrature.coefficients_of_many(phi, variances)
-    tokens, degrees = variance.shape[-1], of_each.shape[1]
-    at = of_each[index.reshape(-1, tokens)]
-    loss = u.loss_of_correlation().reshape(-1, tokens, tokens)
-    found = np.empty((2, *loss.shape))
-    together = max(CHUNK // tokens**2, 1)
-    for start in range(0, len(at), together):
-        some = slice(start, start + together)
-        drop = np.array([cdist(one, one, "sqeuclidean") / 2 for one in at[some]])
-        lost, of_degrees = loss[some], np.ascontiguousarray(np.moveaxis(at[some], -1, 0))
-        c = 1 - lost
-        value, tail, falls = (np.zeros_like(c) for _ in range(3))
-        for n in range(degrees - 1, -1, -1):  # Horner; `tail` is the sum of the terms of higher degree
-            falls *= c
-            falls += tail
-            product = of_degrees[n][:, :, None] * of_degrees[n][:, None, :]
-            value *= c
-            value += product
-            tail += product
-        falls *= lost
-        found[0, some], found[1, some] = value, drop + falls
-    return Gram(found[0].reshape(u.matrix.shape), found[1].reshape(u.matrix.shape))
+    return unequal_variances(phi, u)
 
 
 def _of_one_variance(phi: Elementwise, variance: float, loss: Array) -> Gram:

@@ -32,9 +32,12 @@ CAPTION = (
 g², in a network of 128 blocks at random initialisation. The gradient enters at the stream that leaves the last block,
 with variance 1 and independent over tokens, and travels to the left.
 
-Lines: theory in the limit of infinite width; the shaded band is its stated allowance for the finite width of the
-simulation. Points: simulation, geometric mean over {draws} independent networks of unscaled PostNorm and SpanNorm
-each, which vary most, and over {light} of the others, bars ±1.96 standard errors of the mean logarithm. The geometric
+Lines: theory in the limit of infinite width, where the arithmetic and the geometric mean over networks are one; the
+shaded band is its stated allowance for the finite width of the simulation. No line is a prediction of the geometric
+mean at this width: the theory's bias of the mean logarithm (`include={{"bias"}}`) is refused for unscaled PostNorm
+and SpanNorm, whose tokens become one within these blocks, and not drawn for the others. Points: simulation, geometric
+mean over {draws} independent networks of unscaled PostNorm and SpanNorm each, which vary most, and over {light} of the
+others, bars ±1.96 standard errors of the mean logarithm. The geometric
 mean is the exponential of the mean logarithm: at depth the gradient of a norm-after-sum network is close to
 log-normal, and its arithmetic mean lies higher. Points of one line come from the same networks, so they stray
 together. Towards block 0 those of unscaled PostNorm and SpanNorm lie below the line, on the first half of the blocks
@@ -93,6 +96,6 @@ def draw(data: xr.Dataset) -> Any:
             axis.set(yscale="log", xlabel=plots.BLOCK_AXIS, title=name, xlim=(-3, depth + 3))
             if name != "PreNorm":
                 axis.axhline(1 / tokens, color="0.35", linestyle=":", linewidth=0.9)
-        axes[0, 0].set_ylabel("gradient variance, geometric mean\n(second moment per coordinate)")
+        axes[0, 0].set_ylabel("gradient variance\n(second moment per coordinate)")
         plots.legend(figure, [*plots.key(), plots.entry("1 / tokens", linestyle=":")])
     return figure

@@ -40,8 +40,9 @@ stores it, its entries of standard deviation gain/√fan-in. The loss's gradient
 final norm), with variance 1 a coordinate and independent over tokens.
 
 Lines: theory in the limit of infinite width, from the token Gram matrices of each matrix's input and of its output's
-cotangent; shaded: its stated allowance for finite width. Points: simulation, mean over independent networks ({draws} of
-unscaled PostNorm and SpanNorm, {light} of the others), bars ±1.96 standard errors. Where tokens have collapsed, the
+cotangent; shaded: its stated allowance for finite width. Points: simulation, root of the arithmetic mean over
+independent networks ({draws} of unscaled PostNorm and SpanNorm, {light} of the others), bars ±1.96 standard errors; no
+geometric means are shown, of which the theory has none for matrices. Where tokens have collapsed, the
 queries' gradient varies between networks by factors, and its mean, led by the largest, lies above the line: finite
 width, beyond the band in the last blocks of unscaled PostNorm and SpanNorm. Keys behave like queries and the
 attention's output matrix like the values; they are in the data. ScaleInit(0.5) multiplies the output matrices of

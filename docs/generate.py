@@ -40,6 +40,7 @@ def _listed() -> list[Page]:
     for name, text in (("performance", results.performance()), ("agreement", results.agreement())):
         replace(GENERATED / f"{name}.md", text.encode())
     replace(GENERATED / "architectures.md", results.architectures().encode())
+    replace(GENERATED / "explorer_speed.md", results.explorer().encode())
     replace(GENERATED / "same_law.md", results.same_law().encode())
     replace(GENERATED / "notebooks.md", _notebooks().encode())
     placements = sorted(placement_pages.names(), key=lambda name: -len(pg.equations(name)))

@@ -1,8 +1,10 @@
-"""ScaleInit's exponent against depth for every placement: gradient gain, collapse, and what attention carries."""
+"""ScaleInit's exponent against depth for every placement: gradient gain, collapse, and what attention carries; and
+for three placements the lines at which each of these crosses a level."""
 
 from __future__ import annotations
 
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from figures.networks import (
     HEADS,
     LARGER,
     LOGIT_STD,
+    PLACEMENTS,
     SAMPLER,
     SEED,
     START,
@@ -25,7 +28,9 @@ from figures.networks import (
     shipped,
 )
 from propagate import plots
+from propagate.columns import narrow
 from propagate.figures import workers
+from propagate.inverse.point import Point
 
 EXPONENTS, DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0), (4, 16, 64)
 CHECKED = ((0.0, 16), (0.5, 16))  # simulated, for every placement
@@ -37,10 +42,24 @@ PANELS = {  # quantity: title, label of the colours, colours, their range
     "share": ("attention's share", "log10 of the share", "cividis", (-4, 0)),
 }
 
+LINES = {  # quantity: level, what holds on the other side of it, line style
+    "gain": (0.5, "gradient fades", "-"),
+    "distinct": (0.1, "tokens alike", (0, (4, 2))),
+    "share": (0.05, "attention silent", (0, (1, 1.2))),
+}
+LINE_DEPTHS = (4, 6, 8, 12, 16, 24, 32, 48, 64)
+
 FULL = LARGER
 CAPTION = """\
 **ScaleInit's exponent, depth and placement.** Output matrices of attention and FFN are scaled by depth^(-k), on top of
-a placement's own scaling; every placement of the package, a row each. In each group of columns k is fixed, and the
+a placement's own scaling. Above: the phases of three placements. Each line joins the exponents at which, at a depth, a
+level is crossed (`propagate.solve`, theory alone): {gain_level:g} by the end-to-end gradient gain, below which the
+gradient fades; {distinct_level:g} by 1 - correlation, below which tokens are alike; {share_level:g} by attention's
+share, below which it is silent. Shaded: all three lie above their levels, with {deepest} blocks from k =
+{low_prenorm:.2f} to {high_prenorm:.2f} in PreNorm, {low_postnorm:.2f} to {high_postnorm:.2f} in PostNorm and
+{low_spannorm:.2f} to {high_spannorm:.2f} in SpanNorm. Levels are ours; a level that nothing crosses has no line.
+
+Below: every placement of the package, a row each. In each group of columns k is fixed, and the
 depth is {depths} from left to right. Left: end-to-end gradient gain, the gradient variance at the embedding for a
 gradient of variance 1, independent over tokens, that enters at the network's output, behind its final norm if it has
 one. Middle: collapse, 1 - correlation of two tokens in the stream that leaves the last block (of several streams, in
@@ -92,8 +111,13 @@ def data(
             for row, name in enumerate(names)
         ]
         rows = [pool.submit(predict_row, name, depths, width) for name in names]
+        drawn = {label: key for label, key in zip(_labels(names), names, strict=True) if label in PLACEMENTS}
+        lines = [pool.submit(critical_lines, drawn[name], depth, width) for name in filter(drawn.get, PLACEMENTS)]
         found = xr.concat([row.result() for row in rows], xr.Variable("placement", _labels(names)), join="exact")
         found = found.merge(_measured([[one.result() for one in row] for row in simulated], checked, names))
+        found = found.merge(
+            _joined_lines([name for name in PLACEMENTS if name in drawn], [one.result() for one in lines])
+        )
     for name in JUDGED:
         for suffix in ("", "_allowance"):
             cells = [found[f"theory_{name}{suffix}"].sel(exponent=k, depth=length) for k, length in checked]
@@ -102,6 +126,7 @@ def data(
     judged = np.concatenate([z(found, name) for name in JUDGED])
     device = simulated[0][0].result().attrs["device"]
     return found.assign_attrs(
+        {f"{name}_level": level for name, (level, _, _) in LINES.items()},
         depths=", ".join(map(str, depths)),
         checked=checked[-1][1],
         deepest=depths[-1],
@@ -184,6 +209,49 @@ def simulate(one: pg.Model, seed: int, draws: int, backend: Any) -> xr.Dataset:
     return joined(table)
 
 
+@dataclass(frozen=True)
+class Level:
+    """A condition of `propagate.solve`: a quantity of the figure lies above a level."""
+
+    name: str
+    above: float
+    below: None = None
+
+    def value(self, at: Point) -> float:
+        if self.name == "share":
+            return at.attention_share
+        return quantities_of_pairs(at.network)[self.name]
+
+
+def quantities_of_pairs(one: pg.Model) -> dict[str, float]:
+    """Gain and collapse, in closed form: the gradient enters at all tokens, independent over them."""
+    table = joined(pg.predict(one, covariance=float(START), through_readout=True))
+    last = table.isel(block=-1)
+    return {"gain": float(table.grad_variance[0]), "distinct": float(last.deviation / last.variance)}
+
+
+def critical_lines(placement: str, deepest: int, width: int) -> xr.Dataset:
+    """The exponents at which each quantity crosses its level, and between which all lie above theirs, over depth."""
+    found: dict[str, list[float]] = {name: [] for name in (*LINES, "low", "high")}
+    depths = [length for length in LINE_DEPTHS if length <= deepest]
+    for length in depths:
+        one, start = network(placement, 0.0, length, width), pg.Start(covariance=float(START))
+        met = []
+        for name, (level, _, _) in LINES.items():
+            solved = pg.solve(one, "scaling.exponent", [Level(name, level)], between=(0, 1), start=start, points=9)
+            inside = [edge for pair in solved.intervals for edge in pair if 0 < edge < 1]
+            found[name].append(inside[-1] if inside else np.nan)
+            met.append(solved.intervals[-1] if solved.intervals else (1.0, 0.0))
+        found["low"].append(max(low for low, _ in met))
+        found["high"].append(min(high for _, high in met))
+    columns = {f"line_{name}": ("line_depth", digits(values, 4)) for name, values in found.items()}
+    return xr.Dataset(columns, {"line_depth": depths})
+
+
+def _joined_lines(names: list[str], lines: list[xr.Dataset]) -> xr.Dataset:
+    return xr.concat(lines, xr.Variable("line_placement", names)) if names else xr.Dataset()
+
+
 def _measured(tables: list[list[xr.Dataset]], checked: Any, names: tuple[str, ...]) -> xr.Dataset:
     """Simulated cells over (placement, check): quantities, and mean logarithms with their errors."""
     columns: dict[str, list[list[float]]] = {}
@@ -232,6 +300,11 @@ def _said(found: xr.Dataset) -> dict[str, float]:
             for name in ("PreNorm", "PostNorm", "SpanNorm", "B2T"):
                 there = name in found.placement
                 said[f"{quantity}_{word}_{name.lower()}"] = float(cells.sel(placement=name)) if there else np.nan
+    for name in PLACEMENTS:
+        there = name in found.get("line_placement", ())
+        for side in ("low", "high"):
+            deep = found[f"line_{side}"].isel(line_depth=-1) if there else None
+            said[f"{side}_{name.lower()}"] = np.nan if deep is None else float(deep.sel(line_placement=name))
     return said
 
 
@@ -240,35 +313,63 @@ def _labels(names: tuple[str, ...]) -> list[str]:
 
 
 def draw(data: xr.Dataset) -> Any:
-    """A panel for each quantity, a row for each placement, columns by exponent and within it by depth."""
-    groups, within = data.sizes["exponent"], data.sizes["depth"]
-    rows = data.sizes["placement"]
+    """Above a panel of phases for each of three placements; below a panel for each quantity, a row a placement."""
+    rows = 1.1 + 0.17 * data.sizes["placement"]
     with plots.style():
-        figure, axes = plots.panels(1, 3, height=1.1 + 0.17 * rows, sharey=True)
-        for axis, (name, (title, label, colours, (low, high))) in zip(axes[0], PANELS.items(), strict=True):
-            cells, discs = (
-                np.log10(np.maximum(data[key], 1e-99)) for key in (f"theory_{name}", name)
-            )  # 0: the darkest
-            cells = cells.to_numpy().reshape(rows, -1)
-            look: dict[str, Any] = {"cmap": colours, "vmin": low, "vmax": high}
-            image = axis.imshow(cells, aspect="auto", interpolation="nearest", **look)
-            for column, (k, length) in enumerate(zip(data.check_exponent.values, data.check_depth.values, strict=True)):
-                place = data.exponent.values.tolist().index(k) * within + data.depth.values.tolist().index(length)
-                axis.scatter(
-                    np.full(rows, place),
-                    np.arange(rows),
-                    c=discs[:, column],
-                    s=13,
-                    edgecolor="0.5",
-                    linewidth=0.3,
-                    **look,
-                )
-            for edge in range(1, groups):
-                axis.axvline(edge * within - 0.5, color="white", linewidth=2)
-            axis.grid(False)
-            axis.set_xticks(within * (np.arange(groups) + 0.5) - 0.5, ["0", "1/4", "1/2", "3/4", "1"])
-            axis.set_yticks(range(rows), data.placement.values.tolist())
-            axis.tick_params(length=0)
-            axis.set(title=title, xlabel="exponent k; in each group\ndepth " + data.attrs["depths"])
-            figure.colorbar(image, ax=axis, orientation="horizontal", label=label, extend="both", aspect=18)
+        shape, ratios = ((6, 1), [1.7] * 3 + [rows] * 3) if narrow() else ((2, 3), [2.1, rows])
+        figure, axes = plots.panels(*shape, height=sum(ratios), height_ratios=ratios, sharey="row")
+        axes = axes.reshape(2, 3)
+        for axis, name in zip(axes[0], PLACEMENTS, strict=True):
+            if name in data.get("line_placement", ()):
+                _phases(axis, data.sel(line_placement=name), name)
+        axes[0, 0].set_ylabel("exponent k")
+        for axis, name in zip(axes[1], PANELS, strict=True):
+            _cells(figure, axis, data, name)
     return figure
+
+
+def _phases(axis: Any, data: xr.Dataset, placement: str) -> None:
+    """The critical lines of a placement, each named at an end where no other is near."""
+    shade = plots.colour(placement)
+    depth, low, high = (data[name].to_numpy() for name in ("line_depth", "line_low", "line_high"))
+    axis.fill_between(depth, low, np.maximum(low, high), color=shade, alpha=0.18, linewidth=0)
+    for name, (level, word, style) in LINES.items():
+        line = data[f"line_{name}"].to_numpy()
+        axis.plot(depth, line, color=shade, linestyle=style)
+        known = np.flatnonzero(np.isfinite(line))
+        if not known.size:
+            continue
+        end = known[0] if name == "share" else known[-1]
+        place: dict[str, Any] = {"ha": "left" if name == "share" else "right", "fontsize": "small"}
+        shift, arrow = (0, -9 if name == "distinct" else 3), None
+        if name == "gain" and line[end] > high[end] - 0.15:  # the line above is too near: beyond it, with a pointer
+            end, arrow = known[len(known) // 2], {"arrowstyle": "-", "linewidth": 0.6, "color": "0.4", "shrinkB": 0}
+            shift = (50, 45)
+        place |= {"va": "top" if name == "distinct" else "bottom", "arrowprops": arrow}
+        axis.annotate(f"{word} ({level:g})", (depth[end], line[end]), shift, textcoords="offset points", **place)
+    axis.set(xscale="log", title=placement, xlabel="depth", ylim=(-0.16, 1.05), yticks=[0, 0.25, 0.5, 0.75, 1])
+    axis.set_yticklabels(["0", "1/4", "1/2", "3/4", "1"])
+    axis.set_xticks([4, 8, 16, 32, 64], ["4", "8", "16", "32", "64"])
+    axis.minorticks_off()
+
+
+def _cells(figure: Any, axis: Any, data: xr.Dataset, name: str) -> None:
+    """A quantity of all placements, columns by exponent and within it by depth."""
+    title, label, colours, (low, high) = PANELS[name]
+    groups, within, rows = data.sizes["exponent"], data.sizes["depth"], data.sizes["placement"]
+    cells, discs = (np.log10(np.maximum(data[key], 1e-99)) for key in (f"theory_{name}", name))  # 0: the darkest
+    cells = cells.to_numpy().reshape(rows, -1)
+    look: dict[str, Any] = {"cmap": colours, "vmin": low, "vmax": high}
+    image = axis.imshow(cells, aspect="auto", interpolation="nearest", **look)
+    for column, (k, length) in enumerate(zip(data.check_exponent.values, data.check_depth.values, strict=True)):
+        place = data.exponent.values.tolist().index(k) * within + data.depth.values.tolist().index(length)
+        at = np.full(rows, place), np.arange(rows)
+        axis.scatter(*at, c=discs[:, column], s=13, edgecolor="0.5", linewidth=0.3, **look)
+    for edge in range(1, groups):
+        axis.axvline(edge * within - 0.5, color="white", linewidth=2)
+    axis.grid(False)
+    axis.set_xticks(within * (np.arange(groups) + 0.5) - 0.5, ["0", "1/4", "1/2", "3/4", "1"])
+    axis.set_yticks(range(rows), data.placement.values.tolist())
+    axis.tick_params(length=0)
+    axis.set(title=title, xlabel="exponent k; in each group\ndepth " + data.attrs["depths"])
+    figure.colorbar(image, ax=axis, orientation="horizontal", label=label, extend="both", aspect=18)

@@ -38,9 +38,9 @@ and tell no more apart than these.
 """
 
 
-def predicted(model: Model, settings: Settings, *include: str) -> xr.Dataset:
+def predicted(model: Model, settings: Settings, **options: Any) -> xr.Dataset:
     """What `predict` says of one cell's network, from the settings' two ends."""
-    return _limit(model, settings) if not include else _said(model, settings.start, *include)
+    return _said(model, settings.start, **options) if options else _limit(model, settings)
 
 
 @lru_cache(maxsize=64)
@@ -48,10 +48,10 @@ def _limit(model: Model, settings: Settings) -> xr.Dataset:
     return _said(model, settings.start)
 
 
-def _said(model: Model, start: Mapping[str, Any], *include: str) -> xr.Dataset:
+def _said(model: Model, start: Mapping[str, Any], **options: Any) -> xr.Dataset:
     import propagate as pg
 
-    return pg.predict(model, include=set(include), **start)
+    return pg.predict(model, **start, **options)
 
 
 def measured(model: Model, settings: Settings, seed: int) -> xr.Dataset:
@@ -84,7 +84,7 @@ class Variant:
         fields: of its `Model`, from the settings and whether tokens hear earlier ones only; None for none.
         equations: of the placement of a name; None are those it is registered with.
         placements, masks: in which it is verified.
-        predicted: from a model, settings, and columns to include, to a prediction.
+        predicted: from a model, settings and options of `predict` to a prediction; ModelError for options it has not.
         measured: from a model, settings and a seed, to a measurement.
     """
 
@@ -204,11 +204,11 @@ def _text(settings: Settings) -> list[int]:
 
 
 def _embedded(embedding: TokenEmbedding) -> Theory:
-    def said(model: Model, settings: Settings, *include: str) -> xr.Dataset:
+    def said(model: Model, settings: Settings, **options: Any) -> xr.Dataset:
         from propagate.theory.ngrams import embedded_gram
 
         gram = embedded_gram(embedding, _text(settings), width=model.width)
-        return _said(model, {"gram": gram, "grad_covariance": settings.grad_covariance}, *include)
+        return _said(model, {"gram": gram, "grad_covariance": settings.grad_covariance}, **options)
 
     return said
 
@@ -232,11 +232,11 @@ def _copies(settings: Settings) -> int:
     return next((copies for copies in range(2, settings.depth + 1) if settings.depth % copies == 0), 1)
 
 
-def _predict_stack(model: Model, settings: Settings, *include: str) -> xr.Dataset:
+def _predict_stack(model: Model, settings: Settings, **options: Any) -> xr.Dataset:
     import propagate as pg
 
-    if include:
-        raise ModelError(f"{include[0]} of copies with the same weights is not derived")
+    if options:
+        raise ModelError(f"{', '.join(options)}: predict_growth has none")
     return pg.predict_growth(model, Start(**settings.start), times=_copies(settings))
 
 

@@ -196,3 +196,18 @@ def test_means_are_for_arrays_of_starts(recwarn: pytest.WarningsRecorder) -> Non
     with pytest.warns(UserWarning, match="routers do not average"):
         means = pg.predict(network(NormBehind(), UNEVEN), covariance=xr.DataArray([0.4], dims="start"))
     assert "token_variance" not in means
+
+
+def test_more_routers_are_asked_for_by_samples() -> None:
+    """What 64 routers are off by is in the stated error, and the same of two networks whose FFNs differ: their scores
+    are not independent. Eight times as many have an error of a third."""
+    mixture, off = Experts(16, top_k=6, softmax="before", identity=8, gain=3.0), []
+    for activation in ("linear", "gelu"):
+        model = pg.Model("prenorm", depth=1, tokens=4, activation=activation, experts=mixture)
+        few, many = pg.predict(model, **START), pg.predict(model, **START, samples=512)
+        ratio = (many.variance_se / few.variance_se).values[1:]
+        assert (ratio > 0.2).all()
+        assert (ratio < 0.55).all()
+        off.append(((few.variance - many.variance) / few.variance_se).values[1:])
+    assert np.abs(off).max() < 4
+    assert np.abs(off[0] - off[1]).max() < 0.5 < np.abs(off).max()

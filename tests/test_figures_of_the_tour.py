@@ -166,6 +166,40 @@ def test_the_phase_diagram_has_todays_theory(placement: str) -> None:
         np.testing.assert_allclose(one[f"theory_{name}"].sel(exponent=0.25, depth=4), now[f"theory_{name}"], rtol=1e-4)
 
 
+def sides_missed(data: xr.Dataset, lines: xr.Dataset) -> int:
+    """Cells of the squares that lie on the wrong side of a line; where there is no line no side is wrong."""
+    script, missed = figures.load("phase_diagram"), 0
+    for name, (level, _, _) in script.LINES.items():
+        for placement in script.PLACEMENTS:
+            for depth in (4, 16, 64):
+                line = float(lines[f"line_{name}"].sel(line_placement=placement, line_depth=depth))
+                cells = data[f"theory_{name}"].sel(placement=placement, depth=depth)
+                met = cells.exponent < line if name == "share" else cells.exponent > line
+                if np.isnan(line):  # nothing crosses it: all cells lie above, or all below
+                    met = cells > level if (cells > level).all() else cells < level
+                missed += int(((cells > level) != met).sum())
+    return missed
+
+
+def test_critical_lines_part_the_squares_and_those_of_another_placement_would_not() -> None:
+    data = stored("phase_diagram")
+    assert sides_missed(data, data) == 0
+    lines = [str(name) for name in data if str(name).startswith("line_")]
+    assert sides_missed(data, data[lines].roll(line_placement=1)) >= 5
+
+
+def test_critical_lines_are_todays_theory() -> None:
+    script, one = figures.load("phase_diagram"), stored("phase_diagram").sel(line_placement="SpanNorm", line_depth=8)
+    exponents = {name: float(one[f"line_{name}"]) for name in script.LINES}
+    for name in ("gain", "distinct"):
+        found = script.quantities_of_pairs(script.network("spannorm", exponents[name], 8, 512))
+        assert found[name] == pytest.approx(script.LINES[name][0], rel=2e-3)
+    assert [float(one.line_low), float(one.line_high)] == [
+        max(exponents["gain"], exponents["distinct"]),
+        exponents["share"],
+    ]
+
+
 @pytest.mark.slow
 def test_full_backend_and_folder_reach_the_script(
     tmp_path: Any, here: Executor, monkeypatch: pytest.MonkeyPatch

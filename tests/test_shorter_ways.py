@@ -105,3 +105,17 @@ def test_heads_that_turn_are_as_in_double_precision(norms: Norms, monkeypatch: p
         scale = apart[:, :, None] * apart[:, None, :] + 1e-300
         assert 1e-9 < np.abs((one - double) / scale).max() < 3e-6
         assert np.abs((lost - double) / scale).max() > 0.1
+
+
+@pytest.mark.parametrize("left", [1.0, np.array([[2.0, 0.0, -1.0]])], ids=["a number", "of each token"])
+def test_tokens_scaled_in_place_leave_the_old_ones(left: float | np.ndarray) -> None:
+    """Also a number and factors, whose product is a row; and a token that is 0 has no correlation to lose."""
+    x, right = Gram.of([[[1.0, 0.3, 0.1], [0.3, 2.0, 0.2], [0.1, 0.2, 0.5]]]), np.array([[0.5, 0.0, 3.0]])
+    kept = [part.copy() for part in x]
+    found = x.scaled(left, right)
+    np.testing.assert_allclose(found.matrix[0], np.reshape(left * np.ones(3), (3, 1)) * kept[0][0] * right, rtol=1e-15)
+    x.product(x), x.loss_of_correlation()
+    assert all(np.array_equal(part, old) for part, old in zip(x, kept, strict=True))
+    loss = x.times(right).loss_of_correlation()[0]
+    assert loss[1].tolist() == [0.0, 0.0, 0.0]
+    assert loss[0, 2] == pytest.approx(1 - 0.1 / 0.5**0.5)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from propagate.checks import ModelError
 from propagate.explorer.kept import Kept
 from propagate.explorer.state import State
@@ -25,7 +27,6 @@ from propagate.scaling import ScaleInit
 from propagate.table import JOINED, STREAM
 
 if TYPE_CHECKING:
-    import numpy as np
     import xarray as xr
 
     Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -176,9 +177,9 @@ def step(state: State, placement: str, at: Point | None = None) -> Step:
     at = at or point_of(state, placement)
     moved = FirstStep().value(at)
     change = at.step.own_change  # at rate 1
-    rms = (change.mean([dim for dim in change.dims if dim != "matrix"]) ** 0.5) * state.lr
-    names = [str(name) for name in rms["matrix"].to_numpy()]
-    return Step(placement, moved, dict(zip(names, map(float, rms.to_numpy()), strict=True)))
+    rms = np.nanmean(change.transpose(..., "matrix").to_numpy().reshape(-1, change.sizes["matrix"]), axis=0) ** 0.5
+    names = [str(name) for name in change["matrix"].to_numpy()]
+    return Step(placement, moved, dict(zip(names, map(float, rms * state.lr), strict=True)))
 
 
 def critical(state: State, placement: str, exponent: float, stopped: Callable[[], bool] = bool) -> Critical:

@@ -145,8 +145,8 @@ class Distinct:
     def value(self, at: Point) -> float:
         if at.model.tokens == 1:
             raise ModelError("tokens must be at least 2 for Distinct, got 1")
-        last = at.moments.isel(block=-1)
-        return float(last.deviation / last.variance)
+        deviation, variance = at.last("deviation", "variance")
+        return deviation / variance
 
 
 @dataclass(frozen=True)
@@ -212,12 +212,13 @@ class FirstStep:
         return "first_step" + (f"[{self.matrix}]" if self.matrix else "")
 
     def value(self, at: Point) -> float:
-        falls, last = at.step.first_order_fall, at.moments.isel(block=-1)
+        falls = at.step.first_order_fall
         if self.matrix is not None:
             choice("matrix", self.matrix, tuple(str(name) for name in falls["matrix"].values))
             falls = falls.sel(matrix=self.matrix)
         entries = at.model.tokens * at.model.width
-        moved = float(falls.sum()) / entries / math.sqrt(float(last.grad_variance * last.variance))
+        gradient, variance = at.last("grad_variance", "variance")
+        moved = float(falls.sum()) / entries / math.sqrt(gradient * variance)
         return moved * float(at.setting.optimizer.lr)
 
 

@@ -61,6 +61,11 @@ class Point:
         """The same; of several streams, what joins them."""
         return self.table.sel({STREAM: JOINED}) if STREAM in self.table.dims else self.table
 
+    def last(self, *names: str) -> list[float]:
+        """Columns of `moments` behind the last block."""
+        found = self.moments
+        return [float(found[name][-1]) for name in names]
+
     @cached_property
     def attention_share(self) -> float:
         """See `propagate.theory.attention_share`."""

@@ -84,7 +84,8 @@ def predict(
             logits are Gaussian. It matters where their standard deviation is 1 or more, and where queries, keys or
             values are normed.
         samples: for tokens that are not exchangeable, how often attention's logits are drawn in each sublayer, rounded
-            up to a multiple of 16; by default so often that 2^13 rows are, at least 64 times.
+            up to a multiple of 16; by default so often that 2^13 rows are, at least 64 times. Where there are experts,
+            how many networks, with routers of their own, averages are taken over, at least 64, and that by default.
         parameter_gradients, fluctuations, bias: deprecated names in `include`.
 
     Returns:

@@ -45,7 +45,7 @@ def found(
     do not average out in a network: where they are drawn, the means of logarithms differ from the logarithms of means
     at any width, and stand beside them.
     """
-    replicas = replicas_of(model)
+    replicas = replicas_of(model, samples)
     of_groups = list[dict[str, Array]]()
     blocks, calls = list[list[Numbers]](), list[dict[str, Array]]()
 

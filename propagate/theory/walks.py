@@ -87,7 +87,7 @@ def walk_grams(
         through_readout: the cotangent enters behind the readout.
         head_size: stands in for the model's own.
         exact: as in `walk`.
-        samples: draws of the attention logits a sublayer; by default about 2^13 rows.
+        samples: draws of the attention logits a sublayer, by default about 2^13 rows; or as in `replicas_of`.
         group: some of the replicas; by default all of them together.
 
     Example:
@@ -96,8 +96,8 @@ def walk_grams(
         >>> path.forward[-1][0][0].variance.round(12).tolist()
         [[1.0, 1.0, 1.0, 1.0]]
     """
-    number, replicas = group or Group(0, replicas_of(model))
-    drawn = (samples or _samples(model)) // REPLICAS
+    number, replicas = group or Group(0, replicas_of(model, samples))
+    drawn = _of_each(model, samples)
     block_at = partial(block_of, model, head_size=head_size, exact=exact, samples=drawn, group=number, resolved=True)
     return propagate_moments(
         model, repeated(start, replicas), repeated(cotangent, replicas), block_at, through_readout=through_readout
@@ -143,22 +143,27 @@ def groups_of(model: Model, samples: int | None) -> list[Group]:
         >>> groups_of(Model("prenorm", depth=1, tokens=1024, causal=True), None)[:2]
         [Group(number=0, replicas=1), Group(number=1, replicas=1)]
     """
-    replicas = replicas_of(model)
-    each = model.tokens**2 * (samples or _samples(model)) // REPLICAS
+    replicas = replicas_of(model, samples)
+    each = model.tokens**2 * _of_each(model, samples)
     size = min(max(TOGETHER // each, 1), replicas)
     return [Group(number, min(size, replicas - at)) for number, at in enumerate(range(0, replicas, size))]
 
 
-def replicas_of(model: Model) -> int:
-    """How many independent evaluations: one where no logits are drawn, many where every one has routers of its own.
+def replicas_of(model: Model, samples: int | None = None) -> int:
+    """How many independent evaluations: one where no logits are drawn, many where every one has routers of its own, and
+    then as many as samples are asked for, if that is more.
 
     Example:
         >>> replicas_of(Model("prenorm", depth=1, logit_std=0.0)), replicas_of(Model("prenorm", depth=1))
         (1, 8)
+        >>> from propagate.experts import Experts
+        >>> mixed = Model("prenorm", depth=1, experts=Experts(8))
+        >>> [replicas_of(mixed, samples) for samples in (None, 16, 512)]
+        [64, 64, 512]
     """
     exact = not any(_drawn(one, model) for one in dict.fromkeys(mixers_of(model)))
     if model.uneven:
-        return 4 * ROUTERS if exact and model.tokens <= FEW else ROUTERS
+        return max(4 * ROUTERS if exact and model.tokens <= FEW else ROUTERS, samples or 0)
     return 1 if exact else REPLICAS
 
 
@@ -183,10 +188,14 @@ def _drawn(one: Sublayer, model: Model) -> bool:
     return not attention_of(one, Setting(model.width, model.tokens, model.at(1).norm)).exact
 
 
-def _samples(model: Model) -> int:
-    """Beside what routers of their own make of networks attention's sampling error is lost: few heads are enough."""
+def _of_each(model: Model, samples: int | None) -> int:
+    """Draws of the logits in each replica. Beside what routers of their own make of networks attention's sampling error
+    is lost: few are enough.
+    """
     plain = default_samples(model.tokens)
-    return max(plain // 128, 1) * 16 if model.uneven else plain
+    if model.uneven:
+        return max(plain // 128, 1) * 16 // REPLICAS
+    return (samples or plain) // REPLICAS
 
 
 def repeated(gram: Gram, replicas: int) -> Gram:

@@ -101,9 +101,9 @@ def logits(drawn: Heads, x: Projected, g: Gram, kind: Attention) -> tuple[Gram, 
     shared = correlations[:, None] * own
     queries, keys = np.zeros_like(g.matrix), np.zeros_like(g.matrix)
     for some, turn, sign, share in _turned(kind, *a.shape[:2]):
-        one, single = Jacobians.of(a[:, some], v, drawn.ends), turn.astype(a.dtype)[:, None]
-        queries += share * turn * query_average(one, _some(other, some) * single, sign)
-        keys += share * turn * key_average(one, shares[:, some], _some(shared, some) * single, sign)
+        one = Jacobians.of(a[:, some], v, drawn.ends)
+        queries += share * turn * query_average(one, _turned_by(turn, _some(other, some)), sign)
+        keys += share * turn * key_average(one, shares[:, some], _turned_by(turn, _some(shared, some)), sign)
     queries, keys = size * other_size * queries, size * own_size * reach * keys
     return Gram.of(queries).product(g), Gram.of(keys)
 
@@ -123,6 +123,11 @@ def _turned(kind: Attention, replicas: int, samples: int) -> Iterator[tuple[slic
 def _some(matrices: Drawn, samples: slice) -> Drawn:
     """Those of some samples, of matrices that may be the same for all."""
     return matrices if matrices.shape[1] == 1 else matrices[:, samples]
+
+
+def _turned_by(turn: Array, matrices: Drawn) -> Drawn:
+    """Each replica's by its own; what nothing turns as it is."""
+    return matrices if turn.ndim == 1 else matrices * turn.astype(matrices.dtype)[:, None]
 
 
 class Jacobians(NamedTuple):
@@ -191,11 +196,18 @@ def _by_size(a: Drawn, uniform: Array, g: Gram) -> tuple[Drawn, Drawn, Array]:
     """
     size = np.sqrt(g.variance)
     reach = (size[:, :, None] * (uniform > 0)).max(axis=1)
-    share = np.divide(size[:, :, None], reach[:, None, :], out=np.zeros_like(g.matrix), where=reach[:, None, :] > 0)
-    product = size[:, :, None] * size[:, None, :]
-    correlations = np.divide(g.matrix, product, out=np.zeros_like(g.matrix), where=product > 0)
-    shares = a * np.minimum(share, 1.0).astype(a.dtype)[:, None]
+    share = _over(size[:, :, None], reach[:, None, :])
+    correlations = _over(g.matrix, size[:, :, None] * size[:, None, :])
+    shares = a * np.minimum(share, 1.0, out=share).astype(a.dtype)[:, None]
     return shares, correlations.astype(a.dtype), reach[:, :, None] * reach[:, None, :]
+
+
+def _over(x: Array, size: Array) -> Array:
+    """0 where the size is 0."""
+    if size.min(initial=1.0) > 0:
+        return np.asarray(x / size)
+    shape = np.broadcast_shapes(x.shape, size.shape)
+    return np.asarray(np.divide(x, size, out=np.zeros(shape), where=size > 0))
 
 
 def _both(matrix: Array) -> Array:

@@ -72,7 +72,7 @@ class Gram(NamedTuple):
         """
         if not (np.ndim(left) or np.ndim(right)):
             return self.weighted(left * right)
-        weight = _rows(left) * _columns(right)
+        weight = np.asarray(_rows(left) * _columns(right))
         apart = weight * self.deviation
         a, b, v = np.broadcast_arrays(left, right, self.variance)
         if left is right:  # the same sum, in fewer steps
@@ -81,7 +81,7 @@ class Gram(NamedTuple):
             apart += unequal
         else:
             apart += ((a * v)[..., :, None] * _differences(b) - (b * v)[..., None, :] * _differences(a)) / 2
-        return Gram(weight * self.matrix, apart)
+        return Gram(np.multiply(weight, self.matrix, out=weight if weight.shape == apart.shape else None), apart)
 
     def times(self, coefficient: Any) -> Gram:
         """Of the stream times a number, or each token times its own."""
@@ -107,9 +107,11 @@ class Gram(NamedTuple):
             [[0.0, 1.5], [1.5, 0.0]]
         """
         v, w = self.variance, other.variance
-        apart = means(v) - self.deviation
+        apart, part = means(v), means(w)
+        apart -= self.deviation
         apart *= other.deviation
-        apart += self.deviation * means(w)
+        part *= self.deviation
+        apart += part
         unequal = _differences(v / 4)
         unequal *= _differences(w)
         apart += unequal
@@ -135,8 +137,15 @@ class Gram(NamedTuple):
     def loss_of_correlation(self) -> Array:
         """1 - correlation of each pair, without cancellation; 0 where a token is zero."""
         size = np.sqrt(self.variance)
-        apart, scale = self.deviation - _differences(size) ** 2 / 2, size[..., :, None] * size[..., None, :]
-        return np.asarray(np.clip(np.divide(apart, scale, out=np.zeros_like(apart), where=scale > 0), 0.0, 2.0))
+        apart, scale = _differences(size), size[..., :, None] * size[..., None, :]
+        apart *= apart
+        apart /= -2
+        apart += self.deviation
+        if size.min(initial=1.0) > 0:
+            apart /= scale
+        else:
+            apart = np.divide(apart, scale, out=np.zeros_like(apart), where=scale > 0)
+        return np.asarray(np.clip(apart, 0.0, 2.0, out=apart))
 
 
 class Entries(NamedTuple):

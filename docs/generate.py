@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import propagate as pg
-from docs import claims, placement_pages, recipes, results
+from docs import claims, placement_pages, recipes, results, systems_page
 from propagate.figures import workers
 from propagate.files import replace
 
@@ -41,6 +41,7 @@ def _listed() -> list[Page]:
         replace(GENERATED / f"{name}.md", text.encode())
     replace(GENERATED / "architectures.md", results.architectures().encode())
     replace(GENERATED / "explorer_speed.md", results.explorer().encode())
+    replace(GENERATED / "systems.md", systems_page.page().encode())
     replace(GENERATED / "same_law.md", results.same_law().encode())
     replace(GENERATED / "notebooks.md", _notebooks().encode())
     placements = sorted(placement_pages.names(), key=lambda name: -len(pg.equations(name)))

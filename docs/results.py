@@ -55,7 +55,7 @@ def performance() -> str:
 
 def agreement() -> str:
     """Theory against simulation, placement by placement, from the committed run of `propagate verify`."""
-    found = _read("verify_h200.json")
+    found = read("verify_h200.json")
     settings, summary, rows = found["settings"], found["summary"], found["rows"]
     lines = []
     for name in dict.fromkeys(row["placement"] for row in rows):
@@ -77,7 +77,7 @@ def agreement() -> str:
         f" {summary['far_by_chance']:.0f}."
     )
     head = ("placement", "cells that agree", "largest |z|", "where", "wrong theories rejected")
-    return "\n\n".join([words, _table(head, lines), *_calibration(summary, rows)]) + "\n"
+    return "\n\n".join([words, table(head, lines), *_calibration(summary, rows)]) + "\n"
 
 
 def _calibration(summary: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -94,15 +94,15 @@ def _calibration(summary: dict[str, Any], rows: list[dict[str, Any]]) -> Iterato
             (name, *(f"{group[column]:g}" for column in COLUMNS), str(group["cells"])) for name, group in groups.items()
         ]
         if lines:
-            yield _table((by, *(column.replace("_", " ") for column in COLUMNS), "cells"), lines)
+            yield table((by, *(column.replace("_", " ") for column in COLUMNS), "cells"), lines)
     lines = [(name, *(f"{100 * x:.2g} %" for x in one.values())) for name, one in summary.get("detects", {}).items()]
     if lines:
-        yield _table(("errors that would have shown", "median cell", "19 of 20 cells", "worst cell"), lines)
+        yield table(("errors that would have shown", "median cell", "19 of 20 cells", "worst cell"), lines)
 
 
 def architectures() -> str:
     """Prediction over trace of architectures of the libraries transformers and x-transformers."""
-    found = _read("architectures.json")
+    found = read("architectures.json")
     summary, sizes = found["summary"], found["summary"]["sizes"]
     told = [row for row in found["rows"] if "verdict" in row]
     count = Counter(row["verdict"] for row in told)
@@ -136,10 +136,10 @@ def architectures() -> str:
         )
         for row in told
     ]
-    parts = ["# Architectures", words, f"`{_command(summary)}`", _table(head, rows)]
+    parts = ["# Architectures", words, f"`{command(summary)}`", table(head, rows)]
     for key, why in (("refused", "Refused, in words:"), ("failed", "Not measured:")):
         without = [(row["name"], row[key]) for row in found["rows"] if key in row]
-        parts += [why, _table(("architecture", "why"), without)] if without else []
+        parts += [why, table(("architecture", "why"), without)] if without else []
     return "\n\n".join(parts) + "\n"
 
 
@@ -155,7 +155,7 @@ def _smallest(row: dict[str, Any]) -> float:
 
 def same_law() -> str:
     """Two-sample tests of the weightless sampler against the dense one, and of a broken one."""
-    found = _read("same_law_numpy.json")
+    found = read("same_law_numpy.json")
     rows = [
         (
             case,
@@ -170,18 +170,18 @@ def same_law() -> str:
         " smallest p-value of all two-sample tests of a network, corrected for their number."
     )
     head = ("network", "tests", "weightless", "negative control: projection left out")
-    return f"{words}\n\n{_table(head, rows)}\n"
+    return f"{words}\n\n{table(head, rows)}\n"
 
 
 def _tiny(probability: float) -> str:
     return f"{probability:.2g}" if probability else "below 1e-300"
 
 
-def _read(name: str) -> Any:
+def read(name: str) -> Any:
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (head, *rows)]
     lines = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join([lines[0], "|" + "---|" * len(cells[0]), *lines[1:]])
@@ -194,11 +194,11 @@ def _seconds(value: float | None) -> str:
     return f"{value * factor:.3g}\N{NO-BREAK SPACE}{unit}"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     return f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
 
 
-def _command(summary: dict[str, Any]) -> str:
+def command(summary: dict[str, Any]) -> str:
     return str(summary.get("command", "")).split(" --out")[0]
 
 
@@ -213,9 +213,9 @@ def _against_torch() -> Iterator[str]:
     head = ["placement", "tokens", "width", "torch", "with weight gradients", "ours, float32"]
     head += ["times as fast", "with weight gradients", "ours in float64", "floor"]
     for path in sorted(RESULTS.glob("against_torch_*.json")):
-        found = _read(path.name)
+        found = read(path.name)
         yield f"{_device(found['summary'])} ([{path.name}]({FROM_PAGE}/{path.name})):"
-        yield _table(head, map(_row_against_torch, found["rows"]))
+        yield table(head, map(_row_against_torch, found["rows"]))
 
 
 def _row_against_torch(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -228,14 +228,14 @@ def _row_against_torch(row: dict[str, Any]) -> tuple[Any, ...]:
         f"**{row['torch_over_float32']:.3g}**",
         f"{learning / ours:.3g}" if learning else "",
         f"{row['torch_over_float64']:.3g}",
-        _percent(row["floor_float32"]),
+        percent(row["floor_float32"]),
     )
     return row["placement"], row["tokens"], row["width"], *times
 
 
 def _scaling() -> Iterator[str]:
     for path in sorted(RESULTS.glob("scaling_*.json")):
-        found = _read(path.name)
+        found = read(path.name)
         base = ", ".join(f"{name} {value}" for name, value in found["summary"]["base"].items())
         yield f"Exponent of time in each size, fitted on the larger half; {_device(found['summary'])}, around {base}."
         samplers = list(dict.fromkeys(curve["sampler"] for curve in found["curves"]))
@@ -245,41 +245,41 @@ def _scaling() -> Iterator[str]:
             (size, *(f"{slopes[size, s]:.2f}" if slopes.get((size, s)) is not None else "" for s in samplers))
             for size in sizes
         ]
-        yield _table(("time against", *samplers), rows)
+        yield table(("time against", *samplers), rows)
         if path.with_suffix(".png").exists():
             yield f"![Seconds against width, tokens, depth and draws]({FROM_PAGE}/{path.stem}.png)"
 
 
 def _million() -> Iterator[str]:
-    found = _read("million.json")
+    found = read("million.json")
     summary = found["summary"]
     yield (
         f"`{summary['model'].split(', ffn_ratio')[0]}, ...)`, forward and backward, {_device(summary)}:"
         f" {summary['seconds']:.0f} s, {summary['peak_bytes'] / 2**30:.1f} GiB at the most. One draw, and theory:"
     )
     rows = [(r["quantity"], r["block"], f"{r['simulated']:.5g}", f"{r['predicted']:.5g}") for r in found["rows"]]
-    yield _table(("quantity", "block", "simulated", "predicted"), rows)
+    yield table(("quantity", "block", "simulated", "predicted"), rows)
 
 
 def _dense() -> Iterator[str]:
     for path in sorted(RESULTS.glob("dense_ceiling_*.json")):
-        found = _read(path.name)
+        found = read(path.name)
         rows = [
             (
                 r["precision"],
                 r["tokens"],
                 r["width"],
                 _seconds(r["dense_seconds"]),
-                _percent(r["share"]),
+                percent(r["share"]),
             )
             for r in found["rows"]
         ]
         yield f"{_device(found['summary'])}:"
-        yield _table(("precision", "tokens", "width", "a draw and block", "share"), rows)
+        yield table(("precision", "tokens", "width", "a draw and block", "share"), rows)
 
 
 def _samplers() -> Iterator[str]:
-    found = _read("samplers_numpy.json")
+    found = read("samplers_numpy.json")
     summary = found["summary"]
     yield f"{summary['unit'].capitalize()}; {_device(summary)}, PostNorm. `auto` is the rule's choice."
     rows = [
@@ -293,35 +293,35 @@ def _samplers() -> Iterator[str]:
         )
         for r in found["rows"]
     ]
-    yield _table(("tokens", "width", "dense", "weightless", "dense / weightless", "auto"), rows)
+    yield table(("tokens", "width", "dense", "weightless", "dense / weightless", "auto"), rows)
 
 
 def _workers() -> Iterator[str]:
     for path in sorted(RESULTS.glob("workers_*.json")):
-        found = _read(path.name)
+        found = read(path.name)
         rows = [
             (r["workers"], _seconds(r["seconds"]), f"{r['speedup']:.2f}", "yes" if r["same_table"] else "NO")
             for r in found["rows"]
         ]
-        yield f"{_device(found['summary'])}: `{_command(found['summary'])}`"
-        yield _table(("workers", "time", "times as fast", "same table to the bit"), rows)
+        yield f"{_device(found['summary'])}: `{command(found['summary'])}`"
+        yield table(("workers", "time", "times as fast", "same table to the bit"), rows)
 
 
 def _precision() -> Iterator[str]:
     for path in sorted(RESULTS.glob("precision_*.json")):
-        found = _read(path.name)
+        found = read(path.name)
         measured = ("collapse", "variance", "grad_variance", "law", "wrong_law")
         rows = [(r["network"], *(_tiny(r[key]) for key in measured)) for r in found["rows"]]
         yield f"{_device(found['summary'])}:"
         head = ("network", "1 - correlation", "variance", "gradient variance", "p-value", "p-value, wrong law")
-        yield _table(head, rows)
+        yield table(head, rows)
 
 
 def _theory() -> Iterator[str]:
-    found = _read("theory_speed.json")
+    found = read("theory_speed.json")
     yield f"{len(found['placements'])} placements x {found['depth']} blocks, {found['cores']} CPU cores, closed forms:"
     rows = [(r["activation"], r["what"], _seconds(r["cold"]), _seconds(r["warm"])) for r in found["rows"]]
-    yield _table(("activation", "of", "first call", "later calls"), rows)
+    yield table(("activation", "of", "first call", "later calls"), rows)
     if calls := found.get("first_calls"):
         yield "The first call of a fresh process, beyond its imports, on one thread:"
         of_calls = [
@@ -334,12 +334,12 @@ def _theory() -> Iterator[str]:
             )
             for c in calls
         ]
-        yield _table(("call", "CPU seconds", "goal", "imports", "peak memory"), of_calls)
+        yield table(("call", "CPU seconds", "goal", "imports", "peak memory"), of_calls)
 
 
 def explorer() -> str:
     """What a moved slider costs, for the explorer's page."""
-    found = _read("explorer_speed.json")
+    found = read("explorer_speed.json")
     names = ("curves", "first", "drawing", "rest")
     rows = [(row["what"], *(_seconds(row[name]) if row[name] else "" for name in names)) for row in found["rows"]]
     load = f"{found['other_load']:.1f} other processes ran or waited on its {found['processors']} cores"
@@ -347,15 +347,15 @@ def explorer() -> str:
         f"CPU seconds of one thread, medians of {found['moves']} moves of the exponent ({found['processor']}; {load}):"
     )
     head = ("24 blocks where none are named", "curves", "all that comes first", "drawing it", "what follows")
-    return "\n\n".join([said, _table(head, rows)]) + "\n"
+    return "\n\n".join([said, table(head, rows)]) + "\n"
 
 
 def _files() -> Iterator[str]:
     rows = []
     for path in sorted(RESULTS.glob("*.json")):
-        found = _read(path.name)
+        found = read(path.name)
         said = found.get("summary", {}) | {k: v for k, v in found.items() if isinstance(v, str)}
         device = said.get("device") or next((r.get("device") for r in found.get("rows", []) if "device" in r), "")
-        command = _command(said)
-        rows.append((f"[{path.name}]({FROM_PAGE}/{path.name})", device or "", f"`{command}`" if command else ""))
-    yield _table(("file", "device", "command"), rows)
+        line = command(said)
+        rows.append((f"[{path.name}]({FROM_PAGE}/{path.name})", device or "", f"`{line}`" if line else ""))
+    yield table(("file", "device", "command"), rows)

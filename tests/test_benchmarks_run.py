@@ -32,6 +32,11 @@ SCRIPTS = [
     ),
     pytest.param("llama_7b", ["--tiny", "--device", "cpu", "--blocks", "2", "--tokens", "6"], marks=TORCH),
     pytest.param("coordinate_check", ["--widths", "64", "128", "--draws", "2", "--some", "13"], marks=TORCH),
+    pytest.param(
+        "systems",
+        ["--names", "DeepSeek-V3", "--width", "128", "--sequences", "2", "--draws", "2"],
+        marks=TORCH,
+    ),
     pytest.param("architectures", ["--names", "bert", "deepseek_v3", "--draws", "2"], marks=TORCH),
     pytest.param(
         "training_speed",

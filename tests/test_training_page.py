@@ -9,6 +9,8 @@ from propagate import figures
 
 PAGE = figures.ROOT / "docs" / "training.md"
 NUMBER = re.compile(r"(?<![\w.])-?\d+\.\d+(?: ± \d+\.\d+)?(?!\w|\.\d)")
+WHOLE = re.compile(r"(?<![\w.,^-])\d+(?= (?:traced )?runs| of \d| %| blocks)")
+"""Of runs, of cases, of percents and of blocks."""
 OTHER = {"0.01", "3.2"}
 """The threshold of a block that can be left out; the largest rate of the sweep, 3.2e-2."""
 
@@ -40,6 +42,12 @@ def rounded(number: str, known: list[float]) -> bool:
     return any(f"{one:.{len(number.partition('.')[2])}f}" == number for one in known)
 
 
+def stale_integers(item: str, captions: str) -> list[str]:
+    """Counts and percents of a finding that its captions do not have; percents also as what is over 1 in a ratio."""
+    known = set(re.findall(r"(?<![\w.])\d+(?![\w.]*\d)", captions))
+    return [one for one in WHOLE.findall(item) if one not in known and f" {1 + int(one) / 100:.2f}" not in captions]
+
+
 @cache
 def differences() -> set[str]:
     """Between the best losses of PostNorm and SpanNorm, exponent by exponent, at the depth of most runs."""
@@ -60,11 +68,21 @@ def differences() -> set[str]:
 @pytest.mark.parametrize(("item", "captions"), [pair for pair in bullets() if pair[1]])
 def test_what_was_found_is_what_the_captions_say(item: str, captions: str) -> None:
     assert stale(item, captions) == []
+    assert stale_integers(item, captions) == []
 
 
 def test_a_stale_number_would_be_found() -> None:
     item, captions = next(pair for pair in bullets() if "4.202" in pair[0])
     assert stale(item.replace("4.202", "4.203"), captions) == ["4.203 ± 0.005"]
+
+
+@pytest.mark.parametrize(
+    ("told", "wrong"), [("945 runs", "946 runs"), ("36 % more", "37 % more"), ("79 % of", "80 % of")]
+)
+def test_a_stale_integer_would_be_found(told: str, wrong: str) -> None:
+    found = [stale_integers(item.replace(told, wrong), captions) for item, captions in bullets() if told in item]
+    assert found == [[wrong.split()[0]]] * len(found)
+    assert found
 
 
 def test_hits_are_those_of_the_stored_runs() -> None:

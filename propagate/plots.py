@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from propagate import columns as narrow
-from propagate.quantities import quantity_of
 
 COLOURS = {
     "prenorm": "#0072B2",
@@ -147,33 +146,6 @@ def simulation_points(
         elinewidth=0.8,
         zorder=3,
     )
-
-
-def profile(
-    axes: Any, quantity: str, predicted: Any = None, measured: Any = None, *, placement: str, scaled: bool = False
-) -> None:
-    """A quantity of the tables of `predict` and `simulate` against block: a line with its allowance, points with bars.
-
-    At most some twelve blocks get a point; its mean is geometric where the table has the mean logarithm.
-
-    Example:
-        >>> import propagate as pg
-        >>> _, axes = panels(1, 1)
-        >>> profile(axes[0, 0], "variance", pg.predict(pg.Model("prenorm", depth=3)), placement="prenorm")
-        >>> axes[0, 0].lines[0].get_xdata().tolist()
-        [0, 1, 2, 3]
-    """
-    look: dict[str, Any] = {"placement": placement, "scaled": scaled}
-    known = quantity_of(quantity)
-    if predicted is not None:
-        allowance = predicted.get(known.column("allowance"))
-        theory_line(axes, predicted.block.to_numpy(), predicted[quantity], allowance=allowance, **look)
-    if measured is not None:
-        logarithmic = known.column("log") in measured
-        name, error = known.column("log" if logarithmic else "value"), known.column("log_se" if logarithmic else "se")
-        points = measured.isel(block=slice(None, None, max(1, measured.sizes["block"] // 12)))
-        simulation_points(axes, points.block, points[name], points[error], logarithmic=logarithmic, **look)
-    axes.set_xlabel(BLOCK_AXIS)
 
 
 def key(placements: tuple[str, ...] = (), *, scalings: bool = True, band: bool = True, prefix: str = "") -> list[Any]:

@@ -17,15 +17,12 @@
 # milliseconds.
 
 # %%
-import matplotlib.pyplot as plt
 import numpy as np
-from tour import size
 
 import propagate as pg
-from propagate import plots
 
-plt.style.use("propagate.propagate")
-draws, width = size(32, fast=4), size(512, fast=128)
+# %% tags=["parameters"]
+depth, width, draws = 24, 512, 32
 
 # %% [markdown]
 # ## A block is its equations
@@ -44,7 +41,7 @@ class Span(pg.Placement):
         return block.norm(x + block.ffn(y))
 
 
-model = pg.Model("span", depth=24, width=width, tokens=16, heads=8, activation="relu")
+model = pg.Model("span", depth=depth, width=width, tokens=16, heads=8, activation="relu")
 
 # %% [markdown]
 # ## Predict
@@ -57,7 +54,7 @@ model = pg.Model("span", depth=24, width=width, tokens=16, heads=8, activation="
 # %%
 theory = pg.predict(model, covariance=0.3)
 columns = ["variance", "covariance", "deviation", "grad_variance"]
-theory[columns].to_dataframe().iloc[[0, 1, 6, 12, 18, 24]].round(6)
+theory[columns].isel(block=slice(None, None, depth // 6)).to_dataframe().round(6)
 
 # %% [markdown]
 # ## Simulate, and compare
@@ -66,7 +63,7 @@ theory[columns].to_dataframe().iloc[[0, 1, 6, 12, 18, 24]].round(6)
 # errors are over networks too, never over coordinates.
 
 # %%
-measured = pg.simulate(model, covariance=0.3, draws=draws, seed=0, backend="numpy", sampler="weightless")
+measured = pg.simulate(model, covariance=0.3, draws=draws, backend="numpy")
 verdict = pg.compare(theory, measured)
 verdict[["worst_z", "verdict"]].to_dataframe().round(2)
 
@@ -76,7 +73,7 @@ verdict[["worst_z", "verdict"]].to_dataframe().round(2)
 # cannot tell. Can it say no? Give it the theory of another placement:
 
 # %%
-other = pg.predict(pg.Model("postnorm", depth=24, width=width, tokens=16, heads=8), covariance=0.3)
+other = pg.predict(pg.Model("postnorm", depth=depth, width=width, tokens=16, heads=8), covariance=0.3)
 pg.compare(other, measured)[["worst_z", "verdict"]].to_dataframe().round(2)
 
 # %% [markdown]
@@ -86,28 +83,24 @@ pg.compare(other, measured)[["worst_z", "verdict"]].to_dataframe().round(2)
 
 
 # %%
-def show(models, quantities, scale="log", seed=0):
-    """Theory and simulation of some models (by their labels), a panel for each quantity."""
-    _, axes = plt.subplots(1, len(quantities))
-    for index, (label, one) in enumerate(models.items()):
-        said = pg.predict(one, covariance=0.3)
-        run = {"draws": draws, "seed": seed + index, "backend": "numpy", "sampler": "weightless"}
-        seen = pg.simulate(one, covariance=0.3, **run)
-        for axis, quantity in zip(axes, quantities, strict=True):
-            plots.profile(axis, quantity, said, seen, placement=label, scaled=one.scaling is not None)
-    for axis, quantity in zip(axes, quantities, strict=True):
-        axis.set(yscale=scale, ylabel=f"{quantity} (per coordinate)")
-    return axes
+def both(name, seed):
+    """The theory and the simulation of a placement."""
+    one = pg.Model(name, depth=depth, width=width, tokens=16, heads=8)
+    return pg.predict(one, covariance=0.3), pg.simulate(one, covariance=0.3, draws=draws, seed=seed, backend="numpy")
 
 
-pair = {name: pg.Model(name, depth=24, width=width, tokens=16, heads=8) for name in ("spannorm", "postnorm")}
-axes = show(pair, ("deviation", "grad_variance"))
-axes[1].legend(handles=plots.key(("SpanNorm", "PostNorm"), scalings=False))
-plt.show()
+pair = both("spannorm", seed=1), both("postnorm", seed=2)
+pg.plot(*pair[0], *pair[1], quantities=["deviation", "grad_variance"])
+
+# %%
+span, post = (float(np.log(said.deviation).diff("block")[-6:].mean()) for said, _ in pair)
+print(f"a block leaves {np.exp(span):.2f} of the deviation in SpanNorm, {np.exp(post):.2f} in PostNorm:")
+print(f"SpanNorm takes {post / span:.1f} times as many blocks")
 
 # %% [markdown]
-# Without scaling both collapse: their norms keep the variance at 1, so `deviation` is 1 - correlation. SpanNorm takes
-# about 2.4 times as many blocks. The gradient falls to a floor and stays there; notebook 3 is about that.
+# Without scaling both collapse: their norms keep the variance at 1, so `deviation` is 1 - correlation, and differences
+# between tokens shrink by the same factor in every later block. The gradient falls to a floor and stays there; notebook
+# 3 is about that.
 #
 # ## The algebra
 #
@@ -121,7 +114,7 @@ pg.recursion("span", activation="linear")
 # ## Now your own
 #
 # An idea: PreNorm, with the FFN's skip taken from the block's own input as in SpanNorm. Attention then reaches the
-# stream through the FFN alone. Is that a good idea?
+# stream through the FFN alone. Is that a good idea? (`decorrelation` is deviation / variance, 1 - correlation.)
 
 
 # %%
@@ -136,10 +129,8 @@ class SpanPre(pg.Placement):
         return block.norm(x)
 
 
-mine = {name: pg.Model(name, depth=24, width=width, tokens=16, heads=8) for name in ("prenorm", "spanpre")}
-axes = show(mine, ("variance", "deviation", "grad_variance"), scale="linear", seed=10)
-axes[0].legend(handles=[*plots.key(("PreNorm",), scalings=False, band=False), plots.entry("SpanPre", color="black")])
-plt.show()
+mine = *both("prenorm", seed=10), *both("spanpre", seed=11)
+pg.plot(*mine, quantities=["variance", "decorrelation", "grad_variance"])
 
 # %% [markdown]
 # The theory holds: points on lines, and nothing had to be derived. The stream grows about half as fast, since one
@@ -150,7 +141,8 @@ plt.show()
 # %%
 one_token = np.zeros((16, 16))
 one_token[0, 0] = 1.0
-for name, one in mine.items():
+for name in ("prenorm", "spanpre"):
+    one = pg.Model(name, depth=depth, width=width, tokens=16, heads=8)
     gradient = pg.predict(one, covariance=0.3, grad_gram=one_token).grad_token_variance[0]
     print(f"{name:8} {1 - float(gradient[0] / gradient.sum()):.2f}")
 
@@ -159,6 +151,6 @@ for name, one in mine.items():
 #
 # - Add `scaling=pg.ScaleInit(exponent=0.5)` to the models and draw the last picture again.
 # - Swap the norm and the sum in your block. Which change makes the gradient explode?
-# - `propagate placements` lists 24 placements with their equations; `propagate verify spannorm` judges one over every
+# - `propagate placements` lists those that come with the package; `propagate verify spannorm` judges one over every
 #   activation, mask and scaling.
 # - Notebook 2 draws the classical variance plots; notebook 4 asks how deep one can go.

@@ -17,18 +17,23 @@
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
-from tour import size
 
 import propagate as pg
-from propagate import plots
 
 plt.style.use("propagate.propagate")
-depth, width, draws, tokens = size(32, fast=6), size(512, fast=128), size(12, fast=4), 16
-run = {"draws": draws, "backend": "numpy", "sampler": "weightless", "progress": False}
+
+# %% tags=["parameters"]
+depth, width, draws = 32, 512, 12
+
+# %%
+tokens = 16
 
 
-def postnorm(**fields):
-    return pg.Model("postnorm", depth=depth, width=width, tokens=tokens, heads=8, **fields)
+def both(seed, **fields):
+    """Theory and simulation of a PostNorm network."""
+    model = pg.Model("postnorm", depth=depth, width=width, tokens=tokens, heads=8, **fields)
+    measured = pg.simulate(model, covariance=0.3, draws=draws, seed=seed, backend="numpy")
+    return pg.predict(model, covariance=0.3), measured
 
 
 # %% [markdown]
@@ -37,17 +42,13 @@ def postnorm(**fields):
 # `skip_gain` is what the gradient variance would be if the gradient returned along the skips alone.
 
 # %%
-theory = pg.predict(postnorm(), covariance=0.3)
-measured = pg.simulate(postnorm(), covariance=0.3, seed=0, **run)
-
-figure, axis = plt.subplots(figsize=(plots.COLUMN, 2.6))
-plots.profile(axis, "grad_variance", theory, measured, placement="postnorm")
-axis.plot(theory.block, theory.skip_gain, "-.", color=plots.colour("postnorm"), linewidth=0.9)
-axis.axhline(1 / tokens, color="0.35", linestyle=":", linewidth=0.9)
-axis.set(yscale="log", ylim=(1e-20, 10), ylabel="gradient variance\n(per coordinate)")
-handles = [plots.entry("total"), plots.entry("skips alone", linestyle="-."), plots.entry("1 / tokens", linestyle=":")]
-axis.legend(handles=handles)
-plt.show()
+theory, measured = both(seed=0)
+figure = pg.plot(theory, measured, quantities=["grad_variance"])
+[axis] = figure.axes
+axis.plot(theory.block, theory.skip_gain, "-.", label="skips alone")
+axis.axhline(1 / tokens, color="0.35", linestyle=":", label="1 / tokens")
+axis.legend()
+figure
 
 # %% [markdown]
 # The argument is right about the skips and wrong about the gradient. Branches are not only a loss in the denominator;
@@ -61,19 +62,18 @@ plt.show()
 # the same split of the stream: `deviation` is how much tokens differ.
 
 # %%
-figure, axes = plt.subplots(1, 2, sharey=True)
-mean_mode = theory.grad_variance + (tokens - 1) * theory.grad_covariance
-axes[0].plot(theory.block, mean_mode, color="black", label="token mean (theory)")
-plots.profile(axes[0], "grad_deviation", theory, measured, placement="postnorm")
-axes[0].set(title="backward", yscale="log", ylabel="second moment\n(per coordinate)")
-axes[0].legend(handles=[plots.entry("token mean", color="black"), plots.entry("differences", color="#D55E00")])
-plots.profile(axes[1], "deviation", theory, measured, placement="postnorm")
-axes[1].set(title="forward", yscale="log")
+figure = pg.plot(theory, measured, quantities=["grad_deviation", "deviation"])
+backward, forward = figure.axes
+backward.plot(
+    theory.block, theory.grad_variance + (tokens - 1) * theory.grad_covariance, "-.", label="mean over tokens"
+)
+backward.legend(loc="center")
 
 later = slice(2 * depth // 3, depth)
 for label, line in (("backward", theory.grad_deviation), ("forward", theory.deviation)):
     steps = np.diff(np.log(line.isel(block=later)))
     print(f"{label}: differences fall by a factor of {np.exp(-abs(steps).mean()):.2f} a block, in the later blocks")
+figure
 
 # %% [markdown]
 # The mean over tokens passes at a constant size. The differences between tokens are halved in every block: forward,
@@ -87,23 +87,11 @@ for label, line in (("backward", theory.grad_deviation), ("forward", theory.devi
 #
 # ## Where the textbook is right: a causal mask
 #
-# A decoder's last token is seen by no later one: nothing but its own path brings its gradient back.
+# A decoder's last token is seen by no later one: nothing but its own path brings its gradient back. Here is the
+# gradient at the embedding, token by token:
 
 # %%
-causal = postnorm(causal=True)
-theory = pg.predict(causal, covariance=0.3)
-measured = pg.simulate(causal, covariance=0.3, seed=1, **run)
-
-figure, axis = plt.subplots(figsize=(plots.COLUMN, 2.6))
-places = np.arange(1, tokens + 1)
-plots.theory_line(axis, places, theory.grad_token_variance[0], placement="postnorm")
-log = measured.log_grad_token_variance[0], measured.log_grad_token_variance_se[0]
-plots.simulation_points(axis, places, *log, placement="postnorm", logarithmic=True)
-axis.set(
-    yscale="log", xlabel="token", ylabel="gradient variance at the\nembedding (per coordinate)", title="causal mask"
-)
-axis.set_xticks([1, 4, 8, 12, 16])
-plt.show()
+pg.plot(*(table.isel(block=0) for table in both(seed=1, causal=True)), quantities=["grad_token_variance"])
 
 # %% [markdown]
 # The first token, which all others look at, collects the gradient. Every other token's gradient does vanish with
@@ -115,18 +103,8 @@ plt.show()
 # much (SwiGLU).
 
 # %%
-figure, axis = plt.subplots(figsize=(plots.COLUMN, 2.6))
-kinds = {"relu": "#0072B2", "gelu": "#D55E00", "swiglu": "#009E73"}
-for seed, (activation, colour) in enumerate(kinds.items(), start=2):
-    model = postnorm(activation=activation)
-    theory = pg.predict(model, covariance=0.3)
-    seen = pg.simulate(model, covariance=0.3, seed=seed, **run).isel(block=slice(None, None, max(1, depth // 8)))
-    plots.theory_line(axis, theory.block, theory.grad_variance, placement="", color=colour)
-    log = seen.log_grad_variance, seen.log_grad_variance_se
-    plots.simulation_points(axis, seen.block, *log, shade=colour, logarithmic=True)
-axis.set(yscale="log", xlabel=plots.BLOCK_AXIS, ylabel="gradient variance\n(per coordinate)")
-axis.legend(handles=[plots.entry(name, color=colour) for name, colour in kinds.items()])
-plt.show()
+kinds = "relu", "gelu", "swiglu"
+pg.plot({kind: both(seed, activation=kind) for seed, kind in enumerate(kinds, start=2)}, quantities=["grad_variance"])
 
 # %% [markdown]
 # Same placement, same depth: a floor with ReLU, nearly one with GELU, an explosion with SwiGLU. An argument that

@@ -23,20 +23,22 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
-from tour import size
 
 import propagate as pg
-from propagate import figures
 
 plt.style.use("propagate.propagate")
-PLACEMENTS = ("prenorm", "postnorm", "spannorm")
-exponents = np.linspace(0, 1, size(9, fast=3))
-depths = size((2, 4, 8, 16, 32, 64), fast=(2, 4))
+
+# %% tags=["parameters"]
+depths, exponents, checked = (2, 4, 8, 16, 32, 64), np.linspace(0, 1, 9), ((0.0, 8), (0.25, 16), (0.5, 32))
+draws = 8
+
+# %%
 tokens = 16
+placements = "prenorm", "postnorm", "spannorm"
 
 
-def model(placement, exponent, depth):
-    scaling = pg.ScaleInit(float(exponent))
+def network(placement, exponent, depth):
+    scaling = pg.ScaleInit(exponent)
     return pg.Model(placement, depth=depth, width=512, tokens=tokens, heads=8, scaling=scaling)
 
 
@@ -50,46 +52,40 @@ def model(placement, exponent, depth):
 # %%
 one_token = np.zeros((tokens, tokens))
 one_token[0, 0] = 1.0
+start = pg.Start(covariance=0.3, grad_gram=one_token)
 
 
-def three(placement, exponent, depth):
-    """Gain, 1 - correlation and attention's share."""
-    table = pg.predict(
-        model(placement, exponent, depth), covariance=0.3, grad_gram=one_token, through_readout=True, samples=16
-    )
-    gradient, last = table.grad_token_variance[0].to_numpy(), table.isel(block=-1)
-    return gradient.sum(), float(last.deviation / last.variance), gradient[1:].sum() / gradient.sum()
+def three(table):
+    """Gain, 1 - correlation and attention's share, of a prediction or a simulation."""
+    gradient, last = table.grad_token_variance.isel(block=0, drop=True), table.isel(block=-1, drop=True)
+    others = gradient.isel(token=slice(1, None)).sum() / gradient.sum()
+    return xr.Dataset({"gain": gradient.sum(), "1 - correlation": last.deviation / last.variance, "share": others})
 
 
-diagrams = {
-    name: np.array([[three(name, exponent, depth) for depth in depths] for exponent in exponents])
-    for name in PLACEMENTS
-}
+def predicted(model):
+    return three(pg.predict(model, start, through_readout=True, samples=16))
+
+
+grid = {"placement": placements, "scaling.exponent": exponents, "depth": depths}
+diagrams = pg.sweep(network("prenorm", 0.0, 2), grid, predicted)
 
 # %%
-PANELS = (
-    ("gain", "PuOr_r", (-2, 2)),
-    ("1 - correlation", "cividis", (-3, 0)),
-    ("attention's share", "cividis", (-3, 0)),
-)
-figure, axes = plt.subplots(3, 3, figsize=(7, 5.2), sharex=True, sharey=True)
-for row, (name, diagram) in zip(axes, diagrams.items(), strict=True):
-    for axis, (title, colours, (low, high)), k in zip(row, PANELS, range(3), strict=True):
-        shown = np.log10(diagram[..., k])
-        image = axis.pcolormesh(depths, exponents, shown, cmap=colours, vmin=low, vmax=high, shading="nearest")
-        axis.contour(depths, exponents, shown, levels=[-2, -1, 1], colors="0.35", linewidths=0.7, linestyles="-")
-        axis.set(xscale="log", title=f"{pg.placements()[name].__name__}: {title}")
-        axis.set_xticks(depths, [str(depth) for depth in depths])
+for name, colours, levels in (
+    ("gain", "PuOr_r", np.arange(-2, 2.1, 0.5)),
+    ("1 - correlation", "cividis", np.arange(-3, 0.1, 0.5)),
+    ("share", "cividis", np.arange(-3, 0.1, 0.5)),
+):
+    _, axes = plt.subplots(1, 3, sharey=True, figsize=(7, 2))
+    for axis, placement in zip(axes, placements, strict=True):
+        shown = np.log10(diagrams[name].sel(placement=placement)).assign_attrs(long_name=f"log10 of {name}")
+        look = {"levels": levels, "cmap": colours, "extend": "both", "add_colorbar": axis is axes[-1]}
+        shown.plot.contourf(x="depth", y="exponent", xscale="log", ax=axis, **look)
+        axis.set(title=placement, ylabel="exponent k" if axis is axes[0] else "")
+        axis.set_xticks(depths, map(str, depths))
         axis.minorticks_off()
-        axis.grid(False)
-        figure.colorbar(image, ax=axis, label="log10", extend="both")
-for axis in axes[-1]:
-    axis.set_xlabel("depth, blocks")
-for axis in axes[:, 0]:
-    axis.set_ylabel("exponent k")
 
 # %% [markdown]
-# Lines are at powers of ten. Towards k = 0, below, PostNorm and SpanNorm collapse, and their gradient sits on its
+# Towards k = 0, below, PostNorm and SpanNorm collapse, and their gradient sits on its
 # floor; towards k = 1, above, nothing is lost, and attention is switched off. The useful band lies between. PreNorm
 # has no lower region: it collapses slowly.
 #
@@ -97,11 +93,8 @@ for axis in axes[:, 0]:
 
 # %%
 deep = depths[-1]
-print(f"{deep} blocks          k   gain  1 - correlation  attention's share")
-for name in ("postnorm", "spannorm"):
-    for exponent in (0.0, 0.25, 0.5, 1.0):
-        gain, apart, share = three(name, exponent, deep)
-        print(f"{name:16} {exponent:4.2f}  {gain:5.2f}  {apart:15.1e}  {share:17.1e}")
+print(deep, "blocks")
+diagrams.sel(depth=deep, placement=["postnorm", "spannorm"]).to_dataframe()[[*diagrams]].map("{:.2g}".format)
 
 # %% [markdown]
 # PostNorm pays for each block with the variance of its branches, depth^(-2k) of the stream's: it needs k = 1/2 to
@@ -117,36 +110,28 @@ for name in ("postnorm", "spannorm"):
 # ## Is it so? A few cells by simulation
 
 # %%
-run = {"draws": size(8, fast=4), "backend": "numpy", "sampler": "weightless", "progress": False}
-checked = size(((0.0, 8), (0.25, 16), (0.5, 32)), fast=((0.0, 4), (0.5, 4)))
-for seed, (name, (exponent, depth)) in enumerate((name, cell) for name in PLACEMENTS for cell in checked):
-    one = model(name, exponent, depth)
-    start = {"covariance": 0.3, "grad_gram": one_token, "through_readout": True}
-    seen = pg.simulate(one, seed=seed, **start, **run)
-    gradient = seen.grad_token_variance[0].to_numpy()
-    said = pg.predict(one, samples=16, **start)
-    z = float(pg.compare(said, seen).worst_z.max())
-    _, _, share = three(name, exponent, depth)
-    measured = gradient[1:].sum() / gradient.sum()
+for seed, (name, (exponent, depth)) in enumerate((name, cell) for name in placements for cell in checked):
+    model = network(name, exponent, depth)
+    said = pg.predict(model, start, through_readout=True, samples=16)
+    seen = pg.simulate(model, start, through_readout=True, draws=draws, seed=seed, backend="numpy")
+    shares, z = [float(three(table).share) for table in (seen, said)], float(pg.compare(said, seen).worst_z.max())
     print(
-        f"{name:9} k = {exponent:4.2f}, {depth:3} blocks: share {measured:.4f}, theory {share:.4f}; largest |z| {z:.1f}"
+        f"{name:9} k = {exponent:4.2f}, {depth:3} blocks: share {shares[0]:.4f}, theory {shares[1]:.4f}; |z| <= {z:.1f}"
     )
 
 # %% [markdown]
-# `|z|` is over every quantity, token and block, so values around 3 are what chance gives.
+# `|z|` is the largest over every quantity, token and block, so values around 3 are what chance gives.
 #
 # ## Every placement
 #
-# The same three quantities for all placements of the package, from the data stored in `figures/phase_diagram.nc`;
-# `propagate figures phase_diagram` makes them again. Discs are simulations.
-
-# %%
-stored = xr.load_dataset(figures.ROOT / "figures" / "phase_diagram.nc", engine="scipy")
-figures.load("phase_diagram").draw(stored)
-
-# %% [markdown]
+# The same three quantities for all placements of the package, as `propagate figures phase_diagram` draws them: above,
+# the lines at which they cross a level (`figures/phase_diagram.md` says which); below, all of them, discs being
+# simulations.
+#
+# ![ScaleInit's exponent against depth for every placement](../figures/phase_diagram.png)
+#
 # ## What to try next
 #
-# - `activation="swiglu"` in `model`: k = 1/4 no longer bounds SpanNorm's gain. Where does the band move?
+# - `activation="swiglu"` in `network`: k = 1/4 no longer bounds SpanNorm's gain. Where does the band move?
 # - `pg.ScaleInit(0.5, per="sublayer")` counts sublayers. Does it matter?
 # - A placement of your own, in the place of `"spannorm"`.

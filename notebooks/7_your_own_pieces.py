@@ -18,25 +18,25 @@
 # %%
 from dataclasses import dataclass
 
-import matplotlib.pyplot as plt
 import numpy as np
 import sympy
 import torch
 from IPython.display import display
-from tour import size
 
 import propagate as pg
-from propagate.tracing.layers import Projection  # a linear map that knows its initialisation
 
-plt.style.use("propagate.propagate")
-sizes = {"depth": size(6, fast=2), "width": size(512, fast=128), "tokens": 8, "heads": size(8, fast=2)}
+# %% tags=["parameters"]
+depth, width, draws = 6, 512, 64
+
+# %%
+sizes = {"depth": depth, "width": width, "tokens": 8, "heads": width // 64}
 start = pg.Start(covariance=0.3, grad_covariance=0.1)
 
 
 def confront(model):
     """Theory and simulation of a model, and what the one says of the other."""
     said = pg.predict(model, start)
-    seen = pg.simulate(model, start, draws=size(64, fast=6), backend="numpy", progress=False)
+    seen = pg.simulate(model, start, draws=draws, backend="numpy")
     verdict = pg.compare(said, seen)
     print(f"{verdict.attrs['verdict']}: largest |z| {float(verdict.worst_z.max()):.1f}", end="; ")
     detectable = verdict.detectable.sel(quantity="grad_variance")
@@ -153,6 +153,9 @@ convolved = confront(model)
 
 
 # %%
+from propagate.tracing.layers import Projection  # a linear map that knows its initialisation
+
+
 class ConvolutionModule(torch.nn.Module):
     def __init__(self, conv, block):
         super().__init__()
@@ -165,7 +168,7 @@ class ConvolutionModule(torch.nn.Module):
 
 pg.tracing.apply.register(Convolution, ConvolutionModule)
 network = pg.build(model, seed=1)
-inputs = torch.randn(size(16, fast=2), model.tokens, model.width, generator=torch.Generator().manual_seed(0))
+inputs = torch.randn(16, model.tokens, model.width, generator=torch.Generator().manual_seed(0))
 traced = pg.trace(network, inputs)
 print("one network in torch: variance", np.round(traced.variance.values[:3], 2), "...")
 

@@ -20,13 +20,16 @@ from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
-from tour import size
 
 import propagate as pg
-from propagate.transfer import Factors, MuP
 
 plt.style.use("propagate.propagate")
-draws, width = size(24, fast=4), size(256, fast=64)
+
+# %% tags=["parameters"]
+draws, few, width, widest, steps = 24, 8, 256, 8192, 5
+widths, depths = (64, 128, 256, 512), (4, 8, 16, 32, 64)
+
+# %%
 model = pg.Model("spannorm", depth=3, width=width, tokens=8, heads=4)
 start = pg.Start(covariance=0.3)
 
@@ -38,7 +41,7 @@ start = pg.Start(covariance=0.3)
 
 # %%
 said = pg.predict_step(model, pg.Muon(lr=0.01), start)
-seen = pg.simulate_steps(model, pg.Muon(lr=0.01), start, steps=1, draws=draws, backend="numpy", progress=False)
+seen = pg.simulate_steps(model, pg.Muon(lr=0.01), start, steps=1, draws=draws, backend="numpy")
 both = {"predicted": said.own_change, "simulated": seen.own_change.sel(step=1)}
 for name, table in both.items():
     print(name, table.sel(block=2).round(7).to_series().to_dict())
@@ -62,16 +65,17 @@ print(pg.compare(other, seen.sel(step=1)).attrs["verdict"])
 # ## The stream
 #
 # All these changes travel on, through matrices that are not strange to them: the cotangents of which the changes are
-# made have come through their transposes. `predict_change` knows that, to first order in the rate.
+# made have come through their transposes. `predict_change` knows that, to first order in the rate, and states what the
+# finite width may do to it.
 
 # %%
 small_rate = pg.Muon(lr=1e-6)
-moved = pg.predict_change(model, small_rate, start).change
-seen = pg.simulate_steps(model, small_rate, start, steps=1, draws=draws, backend="numpy", progress=False)
-change = seen.sel(step=1)
+moved = pg.predict_change(model, small_rate, start)
+seen = pg.simulate_steps(model, small_rate, start, steps=1, draws=draws, backend="numpy").sel(step=1)
 for block in range(1, 4):
-    ratio, error = change.change[block] / moved[block], change.change_se[block] / moved[block]
-    print(f"block {block}: simulated over predicted change of the stream {float(ratio):.2f} +- {float(error):.2f}")
+    ratio, error = seen.change[block] / moved.change[block], seen.change_se[block] / moved.change[block]
+    allowed = float(moved.change_allowance[block])
+    print(f"block {block}: simulated over predicted {float(ratio):.2f} +- {float(error):.2f}, allowed: {allowed:.0%}")
 
 # %% [markdown]
 # ## More steps
@@ -80,14 +84,11 @@ for block in range(1, 4):
 # it is in practice.
 
 # %%
-steps = size(5, fast=2)
-wide = pg.Model("spannorm", depth=2, width=size(8192, fast=256), tokens=8, heads=size(64, fast=4))
-trained = pg.simulate_steps(
-    wide, pg.Muon(lr=2e-4), steps=steps, loss=pg.CrossEntropy(64), draws=size(4, fast=2),
-    backend="numpy", sampler="weightless", progress=False,
-)  # fmt: skip
+wide = pg.Model("spannorm", depth=2, width=widest, tokens=8, heads=widest // 128)
+loss, rate = pg.CrossEntropy(64), pg.Muon(lr=2e-4)
+trained = pg.simulate_steps(wide, rate, steps=steps, loss=loss, draws=few // 2, backend="numpy", sampler="weightless")
 print("loss", trained.loss.to_numpy().round(3))
-print("mean square change of the last block's stream", trained.change.isel(block=-1).to_numpy().round(5))
+print("mean square change of the last block's stream", *(f"{x:.0e}" for x in trained.change.isel(block=-1).to_numpy()))
 
 # %% [markdown]
 # ## Does my rule transfer?
@@ -97,7 +98,7 @@ print("mean square change of the last block's stream", trained.change.isel(block
 
 # %%
 small = pg.Model("prenorm", depth=2, tokens=4, heads=2)
-settings = {"widths": size((64, 128, 256, 512), fast=(16, 32, 64)), "steps": 1, "draws": size(8, fast=3)}
+settings = {"widths": widths, "steps": 1, "draws": few}
 for rule in ("standard", "mup"):
     check = pg.coordinate_check(small, optimizer=pg.Adam(lr=1e-3), transfer=rule, **settings)
     print(f"{rule}: {check.summary}")
@@ -107,6 +108,9 @@ for rule in ("standard", "mup"):
 
 
 # %%
+from propagate.transfer import Factors, MuP
+
+
 class Forgetful:
     def factors(self, kind, width, depth):
         right = MuP().factors(kind, width, depth)
@@ -134,7 +138,6 @@ class Branches:
         return Factors(multiplier=depth**-self.alpha if kind == "branch_out" else 1)
 
 
-depths = size((4, 8, 16, 32, 64), fast=(2, 4))
 figure, axes = plt.subplots(1, 2, sharey=True)
 for axis, matrix in zip(axes, ("attention_out", "ffn_out"), strict=True):
     for name in ("prenorm", "postnorm", "spannorm"):

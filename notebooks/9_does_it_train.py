@@ -13,20 +13,22 @@
 #
 # Theory speaks of networks at their initialisation. Here four of them are trained, and three questions are put: which
 # of them learn, at which rates; what becomes of their tokens; and for how long the theory of the initialisation holds.
-# The text is the documentation of Python itself, byte by byte; all is small: two cores do it in a minute or two.
+# The text is the documentation of Python itself, byte by byte; all is small: two cores do it in minutes.
 
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
-from tour import size
 
 import propagate as pg
 
 plt.style.use("propagate.propagate")
-depth, width, tokens = size(12, fast=2), size(32, fast=16), size(32, fast=8)
-steps, rates = size(100, fast=6), size((1e-3, 4e-3, 1.6e-2), fast=(1e-3, 1.6e-2))
+
+# %% tags=["parameters"]
+depth, width, tokens, steps, rates, moments = 12, 32, 32, 100, (1e-3, 4e-3, 1.6e-2), (10, 30, 60)
+deep, grid = 24, np.geomspace(1e-4, 3e-2, 13)
 
 
+# %%
 def network(placement, exponent):
     scaling = pg.ScaleInit(exponent) if exponent else None
     shape = {"depth": depth, "width": width, "heads": 2, "tokens": tokens, "activation": "swiglu", "scaling": scaling}
@@ -61,7 +63,6 @@ for name, model in models.items():
 # %%
 text = pg.corpus()
 adam = pg.Adam(lr=1e-3, betas=(0.9, 0.95), decay=0.1)
-moments = tuple(round(share * steps) for share in size((0.1, 0.3, 0.6), fast=()))
 runs = {
     name: pg.train(model, text, adam, lrs=rates, steps=steps, batch=8, probes=moments, progress=False)
     for name, model in models.items()
@@ -71,8 +72,8 @@ for name, seen in runs.items():
     print(f"{name:15s}", seen.held_out_loss.sel(seed=0, probe=steps).to_numpy().round(3), f"{seen.diverged} diverged")
 
 # %% [markdown]
-# One seed says little; `seeds=range(3)` is what a claim needs, and `figures/stability.md` has it, on a GPU, with nine
-# rates and sixteen architectures.
+# One seed says little; `seeds=range(3)` is what a claim needs, and `figures/stability.md` has it, on a GPU, with more
+# rates and architectures.
 #
 # ## What becomes of the tokens
 #
@@ -119,8 +120,6 @@ for name, seen in runs.items():
 
 # %%
 figure, axis = plt.subplots(figsize=(3.4, 2.4))
-deep = size(24, fast=3)
-grid = np.geomspace(1e-4, 3e-2, size(13, fast=3))
 for placement in ("prenorm", "postnorm", "spannorm"):
     gains = []
     for lr in grid:

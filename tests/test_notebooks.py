@@ -1,6 +1,6 @@
 """The committed notebooks are their texts, executed in full and kept without times; here they run small."""
 
-import sys
+import tomllib
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +11,8 @@ import pytest
 pytestmark = pytest.mark.skipif(find_spec("jupytext") is None, reason="install the extra [notebooks]")
 FOLDER = Path(__file__).parents[1] / "notebooks"
 TEXTS = sorted(FOLDER.glob("[0-9]*.py"))
+SMALL = tomllib.loads((FOLDER / "small.toml").read_text(encoding="utf-8"))
+USED = {"IPython", "dataclasses", "matplotlib", "numpy", "propagate", "sympy", "torch", "transformers", "xarray"}
 
 
 def executed(text: Path) -> Any:
@@ -89,23 +91,50 @@ def test_a_stale_or_failed_notebook_would_be_found_out() -> None:
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: text.stem)
+def test_a_notebook_imports_what_a_user_would(text: Path) -> None:
+    """The package by its name, and what is installed beside it: no helper that lies in some folder of the checkout."""
+    first = next(cell.source for cell in source(text).cells if cell.cell_type == "code")
+    lines = [line for line in first.splitlines() if "import" in line]
+    assert "import propagate as pg" in lines
+    assert {line for line in lines if "propagate" in line} == {"import propagate as pg"}
+    assert {line.split()[1].split(".")[0] for line in lines} <= USED
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: text.stem)
 def test_a_notebook_runs(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In IPython, which shows what a cell ends in, but in this process: a kernel of its own would import all anew."""
-    monkeypatch.setenv("PROPAGATE_FAST", "1")
     monkeypatch.chdir(FOLDER)
-    monkeypatch.syspath_prepend(FOLDER)
-    monkeypatch.delitem(sys.modules, "tour", raising=False)
-    run(cell.source for cell in source(text).cells if cell.cell_type == "code")
+    run(source(text).cells, SMALL[text.stem])
 
 
-def run(sources: Iterable[str]) -> None:
+def run(cells: Iterable[Any], small: dict[str, Any]) -> None:
+    """All code cells; of those with the tag `parameters` the values are replaced, and must have been there."""
     from IPython.core.interactiveshell import InteractiveShell
 
-    shell = InteractiveShell()
-    for code in sources:
-        shell.run_cell(code).raise_error()
+    shell, left = InteractiveShell(), dict(small)
+    for cell in cells:
+        if cell.cell_type == "code":
+            shell.run_cell(cell.source).raise_error()
+        if "parameters" in cell.metadata.get("tags", []):
+            assert set(left) <= set(shell.user_ns)
+            shell.push(left)
+            left = {}
+    assert not left, "no cell has the tag `parameters`"
+
+
+def code(text: str, *tags: str) -> Any:
+    import nbformat
+
+    return nbformat.v4.new_code_cell(text, metadata={"tags": list(tags)})
+
+
+def test_parameters_are_replaced_where_they_are_and_nowhere_else() -> None:
+    run([code("x = 512", "parameters"), code("assert x == 2")], {"x": 2})
+    for cells in ([code("x = 512"), code("assert x == 512")], [code("y = 512", "parameters")]):
+        with pytest.raises(AssertionError):
+            run(cells, {"x": 2})
 
 
 def test_an_error_in_a_cell_is_one() -> None:
     with pytest.raises(ZeroDivisionError):
-        run(["x = 0", "1 / x"])
+        run([code("x = 0"), code("1 / x")], {})

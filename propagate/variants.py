@@ -32,6 +32,8 @@ PLACEMENTS = ("prenorm", "postnorm", "spannorm", "periln")  # a norm before, beh
 MASKS = {"bidirectional": False, "causal": True}
 MIXTURE = Experts(16, top_k=6, softmax="before", identity=8, gain=3.0)
 """LongCat-Flash's design, small: softmax over all, gates as they are, identity experts, a routed scale."""
+SIGMOID = Experts(16, top_k=4, softmax="sigmoid_after", shared=1, gain=2.5)
+"""DeepSeek-V3's, small: logistic gates that are made to sum to 1, a shared expert, a routed scale."""
 EMBEDDING = TokenEmbedding(256, ngrams=NGrams(longest=3, tables=2, rows=(256, 257, 256, 515)), scale=5**0.5)
 """Five terms of variance 1, over five, times the root of five; two of its tables have as many rows as there are tokens,
 and tell no more apart than these.
@@ -124,8 +126,8 @@ def _turned_around(model: Model) -> Any:
     return model.attention.with_(scale_correction=not model.attention.scale_correction)
 
 
-def _experts(**own: Any) -> Callable[[Model], Any]:
-    return lambda model: dataclasses.replace(MIXTURE, **own)
+def _experts(mixture: Experts, **own: Any) -> Theory:
+    return of(experts=lambda model: dataclasses.replace(mixture, **own))
 
 
 def _first_dense(settings: Settings, causal: bool) -> dict[str, Any]:
@@ -263,10 +265,17 @@ VARIANTS: dict[str, Variant] = {
     "latent attention, corrected": Variant(CORRECTION, _corrected),
     "experts": Variant(
         {
-            "gates that sum to 1": of(experts=_experts(softmax="after")),
-            "no identity experts": of(experts=_experts(identity=0)),
+            "gates that sum to 1": _experts(MIXTURE, softmax="after"),
+            "no identity experts": _experts(MIXTURE, identity=0),
         },
         lambda settings, causal: {"experts": MIXTURE},
+    ),
+    "sigmoid gates": Variant(
+        {
+            "gates that do not sum to 1": _experts(SIGMOID, softmax="sigmoid"),
+            "no shared expert": _experts(SIGMOID, shared=0),
+        },
+        lambda settings, causal: {"experts": SIGMOID},
     ),
     "first blocks dense": Variant({"experts in every block": of(layers=lambda model: None)}, _first_dense),
     "retention": Variant(DECAY, _retention, masks=("causal",)),

@@ -40,7 +40,7 @@ def test_the_page_is_made_of_them() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["DeepSeek-V2", "DeepSeek-V3", "LongCat-Flash"])
 def test_traces_of_eight_initialisations_keep_to_theory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within 6 % or three standard errors; with another softmax they do not."""
+    """Within 6 % or four standard errors; with another softmax they do not."""
     torch = pytest.importorskip("torch", reason="torch is absent: install the extra [torch]")
     pytest.importorskip("transformers")
     monkeypatch.syspath_prepend(folder("benchmarks"))
@@ -59,7 +59,7 @@ def test_traces_of_eight_initialisations_keep_to_theory(name: str, monkeypatch: 
             quantity
             for quantity, one in found.items()
             for ratio, error in zip(one["ratio"], one["se"], strict=True)
-            if ratio is not None and abs(ratio - 1) > max(0.06, 3 * error) and quantity not in SLOW_TO_CONVERGE
+            if ratio is not None and abs(ratio - 1) > max(0.06, 4 * error) and quantity not in SLOW_TO_CONVERGE
         ]
 
     assert beyond(model) == []

@@ -75,6 +75,19 @@ def test_theory_and_simulation_agree_and_not_of_other_decays(
     assert all(float(tripled.sel(quantity=f"param_grad[{name}]")) > 4 for name in said.matrix.values)
 
 
+def test_few_heads_in_front_of_a_norm_are_allowed_for() -> None:
+    """What few heads give one token varies, and a norm divides by it; an allowance of many heads is not enough."""
+    few, many = (
+        pg.Model("periln", depth=1, width=256, tokens=8, attention=RETENTION.with_(heads=n, decay=0.5, **GAINS))
+        for n in (4, 64)
+    )
+    seen = pg.simulate(few, START, **RUN | {"draws": 300})
+    said = pg.predict(few, START)
+    assert pg.compare(said, seen).attrs["verdict"] != "disagrees"
+    narrow = {name: value for name, value in pg.predict(many, START).items() if str(name).endswith("_allowance")}
+    assert pg.compare(said.assign(narrow), seen).attrs["verdict"] == "disagrees"
+
+
 def test_what_returns_through_the_gate_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A theory that leaves it out is rejected by the gradient at the input: of gates this steep it is half."""
     model = network(pg.LinearAttention(64, decay=0.5, gate="head", decay_gain=30.0))

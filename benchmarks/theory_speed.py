@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 PLACEMENTS = ("prenorm", "postnorm", "spannorm", "periln", "deepnorm", "layernormscaling")
 ACTIVATIONS = ("relu", "gelu", "swiglu")
@@ -76,8 +77,10 @@ def seconds(activation: str, depth: int, what: str) -> dict[str, float]:
     return {f"cold{name}": cold[i] for i, name in enumerate(names)} | best
 
 
-def first_call(name: str) -> dict[str, float]:
-    """CPU and wall seconds of imports and of the first `predict` of this process, and its peak memory."""
+def first_call(name: str) -> dict[str, Any]:
+    """CPU and wall seconds of imports and of the first `predict` of this process, and its peak memory; with what it was
+    refused, if it was.
+    """
     began = (time.process_time(), time.perf_counter())
     import xarray  # noqa: F401  # part of what is timed
 
@@ -85,16 +88,20 @@ def first_call(name: str) -> dict[str, float]:
 
     build, scale_init, predict = pg.Model, pg.ScaleInit, pg.predict
     imported = (time.process_time(), time.perf_counter())
+    refused = {}
     if name in RELEASED:
         from propagate.systems import configuration
 
-        predict(build.from_config(name), configuration(name).start())
+        try:
+            predict(build.from_config(name), configuration(name).start())
+        except pg.ModelError as error:
+            refused = {"refused": str(error)}
     else:
         fields = {"placement": "prenorm"} | FIRST[name][0]
         exponent = fields.pop("scale_init", None)
         predict(build(**fields, scaling=exponent and scale_init(exponent)), covariance=0.3)
     done = (time.process_time(), time.perf_counter())
-    return {
+    return refused | {
         "cpu": done[0] - imported[0],
         "wall": done[1] - imported[1],
         "imports_cpu": imported[0] - began[0],
@@ -103,7 +110,7 @@ def first_call(name: str) -> dict[str, float]:
     }
 
 
-def in_fresh_process(*arguments: str) -> dict[str, float]:
+def in_fresh_process(*arguments: str) -> dict[str, Any]:
     command = [sys.executable, __file__, *arguments]
     environment = os.environ | dict.fromkeys(THREADS, "1")
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
@@ -130,7 +137,10 @@ def main() -> int:
     for name, goal in ({name: goal for name, (_, goal) in FIRST.items()} | RELEASED).items():
         called = in_fresh_process("--first", name)
         first.append({"what": name, "goal": goal} | called)
-        print(f"{name:38s} {called['cpu']:6.2f}   {called['wall']:6.2f}   {goal:4g}  {called['imports_cpu']:14.2f}")
+        print(
+            f"{name:38s} {called['cpu']:6.2f}   {called['wall']:6.2f}   {goal:4g}  {called['imports_cpu']:14.2f}"
+            + (f"  refused: {called['refused']}" if "refused" in called else "")
+        )
 
     rows = []
     print(f"{len(PLACEMENTS)} placements x {options.depth} blocks, budget {BUDGET:g} s")

@@ -327,7 +327,7 @@ def _theory() -> Iterator[str]:
         of_calls = [
             (
                 c["what"],
-                _seconds(c["cpu"]),
+                "refused" if "refused" in c else _seconds(c["cpu"]),
                 f"{c['goal']:g} s",
                 _seconds(c["imports_cpu"]),
                 f"{c['peak_memory_mb']:.0f} MB",

@@ -38,7 +38,7 @@ def measured(
 
 @pytest.mark.few(1)
 @pytest.mark.parametrize(
-    ("aim", "correlation", "softmax"), [(8 / 3, 0.5, "sigmoid_after"), (8 / 3, 0.0, "before"), (3.0, 0.5, "before")]
+    ("aim", "correlation", "softmax"), [(8 / 3, 0.0, "before"), (8 / 3, 0.5, "sigmoid_after"), (3.0, 0.5, "before")]
 )
 def test_the_mean_squares_are_those_of_autograd(aim: float, correlation: float, softmax: str) -> None:
     kind, other = KIND.with_(softmax=softmax), "before" if softmax.startswith("sigmoid") else "sigmoid"

@@ -69,7 +69,7 @@ def measured_products(kind: Experts, correlation: float) -> dict[str, np.ndarray
     }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("correlation", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize(
     "kind",
@@ -88,6 +88,7 @@ def test_averages_over_gates_are_those_of_the_arrays(kind: Experts, correlation:
             assert abs(samples.mean() - 1.1 * value) > 4 * error, name
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", [KINDS["two of eight"], KINDS["identity, softmax before"]])
 def test_nearly_equal_tokens_seldom_choose_differently(kind: Experts) -> None:
     """There the drop is theta times a rate, which few samples bear on: those that do are many here."""

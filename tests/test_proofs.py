@@ -15,7 +15,9 @@ PROPOSITIONS = runner.discover()
 NAMES = [p.name for p in PROPOSITIONS]
 
 
-LONG = ["small_logits", "placements", "prenorm", "scale_init", "gelu", "norms", "swiglu"]  # ten seconds and more, each
+# four seconds and more, each
+LONG = {"small_logits", "placements", "prenorm", "scale_init", "gelu", "norms", "swiglu", "relu"}
+BUILT_LONG = {"small_logits", "placements", "one_step"}  # three seconds and more before anything is proved
 
 
 @pytest.mark.few(2)
@@ -73,7 +75,7 @@ def test_pages_carry_no_float_and_no_unfilled_name() -> None:
 
 @pytest.mark.parametrize(
     "proposition",
-    [pytest.param(p, marks=[pytest.mark.slow] * (p.name == "small_logits")) for p in PROPOSITIONS],  # 14 seconds
+    [pytest.param(p, marks=[pytest.mark.slow] * (p.name in BUILT_LONG)) for p in PROPOSITIONS],
     ids=NAMES,
 )
 def test_every_step_has_a_reason_and_every_proposition_a_conclusion(proposition: Proposition) -> None:

@@ -55,7 +55,7 @@ def test_a_sample_of_changes_is_rejected(proposition: Proposition) -> None:
     assert survivors(candidates, proposition) == []
 
 
-@pytest.mark.parametrize("name", ["small_logits", "placements"])
+@pytest.mark.parametrize("name", [pytest.param("small_logits", marks=pytest.mark.slow), "placements"])
 def test_two_changes_of_the_lengthy_ones_are_rejected(name: str) -> None:
     """A claim that no step makes, a step gone: found by what rests on what, before any step is discharged."""
     [proposition] = runner.select([name])

@@ -74,7 +74,7 @@ def test_what_is_in_the_equations() -> None:
     assert str(output) == "g_f**2*gate_routed(1, 1)"
 
 
-@pytest.mark.few(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("correlation", [0.0, 0.3, 0.9])
 def test_closed_forms_are_what_is_sampled(correlation: float) -> None:
     for kind in (Experts(2, 1), Experts(5, 1), Experts(6, 2, identity=3)):

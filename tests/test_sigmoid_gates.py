@@ -30,7 +30,7 @@ def as_softmax(kind: Experts) -> Experts:
     return kind.with_(softmax="after" if kind.renormalised else "before")
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("correlation", [0.6, 1.0, 0.0])
 @pytest.mark.parametrize("kind", KINDS)
 def test_averages_over_gates_are_those_of_the_arrays(kind: str, correlation: float) -> None:

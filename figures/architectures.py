@@ -136,7 +136,7 @@ def draw(data: xr.Dataset) -> Any:
             look = {"linestyle": "none", "marker": "o", "markersize": 2.8, "elinewidth": 0.9}
             axis.errorbar(points, places + offset, xerr=half, color=colour, **look)
         axis.axvline(0, color="0.3", linewidth=0.8, zorder=1)
-        axis.set(xlabel="trace over theory, less one, in percent", ylim=(-0.6, len(names) - 0.4))
+        axis.set(xlabel="trace / theory - 1, percent", ylim=(-0.6, len(names) - 0.4))
         axis.set_yticks(places, [_title(data, name) for name in names])
         axis.tick_params(axis="y", length=0)
         axis.grid(visible=False, axis="y")

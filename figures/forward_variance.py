@@ -76,8 +76,8 @@ def draw(data: xr.Dataset) -> Any:
             points = one.isel(block=slice(4, None, 8) if name == "PreNorm" else slice(start, None, 16))
             plots.simulation_points(axis, points.block, points.variance, points.variance_se, **look)
         stream.set(yscale="log", ylim=(0.4, 500), title="stream at a block's output")
-        stream.text(depth / 2, 0.78, "PostNorm, SpanNorm: exactly 1", ha="center", va="top", fontsize=7)
-        inside.set(ylim=(0.8, 2.6), title="sum that the block's last norm divides")
+        stream.text(depth / 2, 0.78, "exactly 1", ha="center", va="top", fontsize=7)
+        inside.set(ylim=(0.8, 2.6), title="sum before a block's last norm")
         for axis in (stream, inside):
             axis.set(xlabel=plots.BLOCK_AXIS, xlim=(-2, depth + 2))
         stream.set_ylabel("variance\n(second moment per coordinate)")

@@ -29,15 +29,14 @@ PLACEMENTS = (
     *("postnorm", "spannorm", "b2t", "deepnorm", "keel", "hybridnorm", "residual"),
 )
 EPS_DEPTHS, EPS_BATCH = (2, 4, 8, 16, 32, 64), 4096
-SHADES = {
-    "prenorm": "#0072B2",
-    "spannorm": "#009E73",
-    "postnorm": "#D55E00",
-    "deepnorm": "#CC79A7",
-    "layernormscaling": "#56B4E9",
-    "periln": "#000000",
+TRAINED = ("prenorm", "spannorm", "postnorm", "deepnorm", "layernormscaling", "periln")
+LINES = {  # of (d), and their words in the legend, as short as a column wants; the caption says them in full
+    "copy 1": ("-", "stacked"),
+    "copy 0": ("--", "quiet copy"),
+    "adjacent 0.5": (":", "twice, halved"),
+    "shallow, on": ("-.", "shallow"),
+    "deep, from scratch": ("-", "from scratch"),
 }
-LINES = {"copy 1": "-", "copy 0": "--", "adjacent 0.5": ":", "shallow, on": "-.", "deep, from scratch": "-"}
 
 FULL = {"draws": 64, "width": 512}
 CAPTION = """\
@@ -61,9 +60,11 @@ PreNorm by 0, being the same function), but for DeepNorm, by {quiet_deepnorm:.3f
 new depth. Peri-LN's norm behind a branch undoes factors. Copied as they are, branches raise the loss by
 {pre_rise:.2f} in PreNorm, {span_rise:.2f} in SpanNorm and {post_rise:.2f} in PostNorm. So a rule that keeps the loss
 from rising is a second copy with output matrices of 0, which then learn first; in PreNorm a factor of 1/4 does no harm
-either. (d) Trained on for {more} steps, means of the seeds, beside the shallow network, and one of 8 blocks that began
-at its own initialisation and has had as many steps in all. At this size, with two seeds, none is told from going on
-with the shallow network: whether growth pays in the long run is not measured here.
+either. (d) Trained on for {more} steps, means of the seeds: stacked as it is; with a quiet copy, its output matrices 0;
+with each block twice, one behind the other, and both with output matrices halved; beside the shallow network, which
+does not grow, and one of 8 blocks from scratch, which began at its own initialisation and has had as many steps in all.
+At this size, with two seeds, none is told from going on with the shallow network: whether growth pays in the long run
+is not measured here.
 
 (e) Width beyond which an eps of 1e-8 takes more than a tenth of Adam's step at the smallest gradient of all matrices
 (`propagate diagnose`), of a batch of {batch} sequences of 32 tokens, without scaling. In PostNorm and SpanNorm no width
@@ -108,11 +109,11 @@ def data(
     table = table.assign_coords(network=list(NETWORKS), block=range(2 * DEPTH + 1))
     with workers(executor) as pool:
         ratios = [one.result() for one in [pool.submit(ratios_of, placement) for placement in PLACEMENTS]]
-        widths = [one.result() for one in [pool.submit(widths_of, placement) for placement in SHADES]]
+        widths = [one.result() for one in [pool.submit(widths_of, placement) for placement in TRAINED]]
     table["table"] = ("placement", "ratio"), digits(np.array(ratios), 4)
     table = table.assign_coords(placement=list(PLACEMENTS), ratio=RATIOS)
     table["eps_width"] = (("eps_placement", "eps_depth"), digits(np.array(widths), 4))
-    table = table.assign_coords(eps_placement=list(SHADES), eps_depth=list(EPS_DEPTHS))
+    table = table.assign_coords(eps_placement=list(TRAINED), eps_depth=list(EPS_DEPTHS))
     table = table.assign(_of_training())
     return table.assign_attrs(_told(table, scores), draws=draws, width=width, first_seed=seed)
 
@@ -155,7 +156,7 @@ def _of_training() -> dict[str, Any]:
             ]
             for factor in measure_growth.FACTORS
         ]
-        for name in SHADES
+        for name in TRAINED
     ]  # fmt: skip
     last = measure_growth.MORE // measure_growth.EVERY + 1
     on = [
@@ -165,7 +166,7 @@ def _of_training() -> dict[str, Any]:
     return {
         "rise": (("trained", "factor", "seed"), digits(np.array(rises))),
         "loss_on": (("trained_on", "way", "probe"), digits(np.array(on))),
-        "trained": list(SHADES),
+        "trained": list(TRAINED),
         "factor": list(measure_growth.FACTORS),
         "trained_on": list(measure_growth.TRAINED_ON),
         "way": list(LINES),
@@ -210,7 +211,7 @@ def _told(table: xr.Dataset, scores: list[list[float]]) -> dict[str, Any]:
 def draw(data: xr.Dataset) -> Any:
     """Five panels."""
     with plots.style():
-        figure, axes = plots.panels(2, 3, height=4.8)
+        figure, axes = plots.panels(2, 3, height=5.2)
         first, second, third = axes[0]
         fourth, fifth, last = axes[1]
         for axis, quantity, some in (
@@ -222,7 +223,7 @@ def draw(data: xr.Dataset) -> Any:
                 one = data.sel(network=label)
                 look: dict[str, Any] = {"placement": placement, "scaled": rescaled}
                 allowed = one[f"theory_{quantity}_allowance"]
-                plots.theory_line(axis, data.block, one[f"theory_{quantity}"], allowance=allowed, label=label, **look)
+                plots.theory_line(axis, data.block, one[f"theory_{quantity}"], allowance=allowed, **look)
                 axis.plot(
                     data.block, one[f"theory_{quantity}_fresh"], ":", color=plots.colour(placement), linewidth=0.9
                 )
@@ -241,43 +242,45 @@ def draw(data: xr.Dataset) -> Any:
             axis.minorticks_off()
         first.set(ylabel="variance", title="(a) stream, PreNorm")
         second.set(ylabel="gradient variance", title="(b) gradient")
-        for name, shade in SHADES.items():
-            values = data.rise.sel(trained=name)
-            third.plot(data.factor, values.mean("seed"), "-", color=shade, label=_name(name))
+        for name in TRAINED:
+            values, shade = data.rise.sel(trained=name), plots.colour(name)
+            third.plot(data.factor, values.mean("seed"), "-", color=shade)
             for seed in range(values.sizes["seed"]):
                 third.plot(data.factor, values.isel(seed=seed), ".", color=shade, markersize=3)
         third.axhline(0, color="0.8", linewidth=0.8, zorder=0)
-        third.set(
-            xlabel="factor on the copy's outputs", ylabel="loss after less before, nats", title="(c) moment of growth"
-        )
+        third.set(xlabel="factor on the copy's outputs", ylabel="rise of the loss, nats", title="(c) moment of growth")
         steps = np.arange(data.sizes["probe"]) * measure_growth.EVERY
         for axis, name in ((fourth, "prenorm"), (fifth, "spannorm")):
-            for way, dashes in LINES.items():
-                shade = "0.5" if way == "deep, from scratch" else plots.colour(name)
-                axis.plot(steps, data.loss_on.sel(trained_on=name, way=way), dashes, color=shade, label=_words(way))
+            for way, (dashes, _) in LINES.items():
+                axis.plot(steps, data.loss_on.sel(trained_on=name, way=way), dashes, color=_shade(way, name))
             axis.set(xlabel="steps after growth", title=f"(d) {_name(name)}, trained on")
         fourth.set_ylabel("held-out loss, nats")
-        for name, shade in SHADES.items():
-            last.plot(
-                data.eps_depth,
-                data.eps_width.sel(eps_placement=name),
-                "-",
-                color=shade,
-                label=_name(name),
-            )
+        for name in TRAINED:
+            last.plot(data.eps_depth, data.eps_width.sel(eps_placement=name), "-", color=plots.colour(name))
         last.set(xscale="log", yscale="log", xlabel="depth", ylabel="width", title="(e) eps takes a tenth beyond")
         last.set_ylim(10, 1e8)
+        last.set_yticks([1e2, 1e4, 1e6, 1e8])
         last.set_xticks(EPS_DEPTHS, [str(depth) for depth in EPS_DEPTHS])
         last.minorticks_off()
-        for axis in (first, second, third, fourth, fifth, last):
-            axis.legend(fontsize=5.5, loc="lower left" if axis is last else "best")
+        plots.legend(figure, _handles(), columns=5)
     return figure
+
+
+def _handles() -> list[Any]:
+    """One legend for all panels: colours, and what dashes mean in those that share them."""
+    plain, rescaled = plots.key(band=False)
+    plain.set_label("(a, b) as it is")
+    rescaled.set_label("(a, b) rescaled")
+    fresh = plots.entry("(a, b) fresh weights", linestyle=":", linewidth=0.9)
+    ways = [plots.entry(f"(d) {words}", linestyle=dashes, color=_shade(way)) for way, (dashes, words) in LINES.items()]
+    colours = plots.key(tuple(map(_name, TRAINED)), scalings=False, band=False)
+    return [*colours, plain, rescaled, fresh, *ways, *plots.key(scalings=False)]
+
+
+def _shade(way: str, placement: str = "") -> str:
+    """Of a line of (d): its placement's, but grey for the one network that did not grow out of another."""
+    return "0.6" if way == "deep, from scratch" else plots.colour(placement)
 
 
 def _name(placement: str) -> str:
     return type(pg.placement(placement)).__name__
-
-
-def _words(way: str) -> str:
-    known = {"copy 1": "stacked", "copy 0": "stacked, copy quiet", "adjacent 0.5": "each block twice, halved"}
-    return known.get(way, way)

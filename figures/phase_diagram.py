@@ -340,7 +340,7 @@ def _phases(axis: Any, data: xr.Dataset, placement: str) -> None:
         if not known.size:
             continue
         end = known[0] if name == "share" else known[-1]
-        place: dict[str, Any] = {"ha": "left" if name == "share" else "right", "fontsize": "small"}
+        place: dict[str, Any] = {"ha": "left" if name == "share" else "right", "fontsize": 7}
         shift, arrow = (0, -9 if name == "distinct" else 3), None
         if name == "gain" and line[end] > high[end] - 0.15:  # the line above is too near: beyond it, with a pointer
             end, arrow = known[len(known) // 2], {"arrowstyle": "-", "linewidth": 0.6, "color": "0.4", "shrinkB": 0}

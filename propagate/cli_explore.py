@@ -15,7 +15,7 @@ def explore(
     port: Annotated[int, typer.Option(help="To listen on; 0 is any that is free.", min=0, max=65535)] = 0,
     browser: Annotated[bool, typer.Option("--open", help="Also open it in the browser.")] = False,
 ) -> None:
-    """Curves that follow sliders, in a browser of this machine: the address is printed. Needs the extra [explore].
+    """Curves that follow sliders, in a browser of this machine: the address is printed. Needs the extra "explore".
 
     It answers on 127.0.0.1 alone, until it is interrupted.
     """

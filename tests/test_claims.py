@@ -129,7 +129,14 @@ def _with(sources: Sources, **changes: Any) -> Sources:
 
 def test_without_a_checkout_what_training_says_is_not_said(sources: Sources) -> None:
     bare = _with(sources, trained=lambda name: None)
-    assert {one.verdict for one in audit(["C5", "C6", "Doubt 2"], sources=bare)} == {"not testable here"}
+    found = audit(["C5", "C6", "Doubt 2"], sources=bare)
+    assert {one.verdict for one in found} == {"not testable here"}
+    assert all(f"what {len(one.claim.tests)} more test" in str(one) for one in found), "why not is not said"
+
+
+def test_with_all_records_at_hand_none_is_said_to_be_missing(sources: Sources) -> None:
+    [found] = audit(["C5"], sources=sources)
+    assert "Not at hand" not in str(found)
 
 
 def test_verdicts_follow_from_evidence() -> None:

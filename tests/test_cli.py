@@ -215,3 +215,14 @@ def test_coordcheck_names_the_matrix_and_says_so_in_its_exit_code(
     found = json.loads(said)
     assert code == {"agrees": 0, "cannot tell": 3}[found["attributes"]["verdict"]]
     assert found["name"][0] == "embedding"
+
+
+@pytest.mark.parametrize("command", ["propagate", "propagate.cli"])
+def test_the_package_runs_as_a_module(command: str) -> None:
+    run = subprocess.run([sys.executable, "-m", command, "--version"], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout.strip()) == (0, pg.__version__), run.stderr
+
+
+def test_help_says_which_extra_is_needed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Words in square brackets are styles to Rich, and vanish."""
+    assert 'extra "explore".' in " ".join(run(["explore", "--help"], monkeypatch, capsys)[1].split())

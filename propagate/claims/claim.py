@@ -83,6 +83,11 @@ class Judged:
         """See `verdict_of`."""
         return verdict_of(self.evidence)
 
+    @property
+    def missing(self) -> int:
+        """How many tests found no proofs or records to read."""
+        return len(self.claim.tests) - len(self.evidence)
+
     def __str__(self) -> str:
         """Words, statement, evidence, verdict, and what would change it."""
         from propagate.claims.text import text_of

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from propagate.claims.claim import Judged
 
 
+BESIDE = "which lie beside the package in a checkout of the project"
+
+
 def text_of(found: Sequence[Judged], width: int = 100) -> str:
     """A page of claims: words, statement, evidence, verdict, and what would change it."""
     return "\n\n".join(_one(one, width) for one in found)
@@ -22,5 +25,8 @@ def _one(one: Judged, width: int) -> str:
     for found in one.evidence:
         under = f", under {found.under}" if found.under else ""
         lines.append(f"- {found.witness}{under}: {found.said} {'So it holds.' if found.holds else 'So it does not.'}")
+    if one.missing:
+        needed = f"{one.missing} more test{'s' if one.missing > 1 else ''}"
+        lines.append(f"Not at hand: what {needed} would read, proofs or records of training, {BESIDE}.")
     lines.append(f"What would change it: {claim.change}")
     return "\n".join(textwrap.fill(line, width, subsequent_indent="  ") for line in lines)

@@ -39,8 +39,8 @@ def index() -> str:
     """All of them in a table, and the table of contents."""
     told = _told()
     rows = [
-        f"| [{type(pg.placement(name)).__name__}]({name}.md) | `{pg.equations(name)}` | {norms_on_skip(name)} |"
-        f" {_cited(name)} | {told.get(type(pg.placement(name)).__name__, '')} |"
+        f"| [{type(pg.placement(name)).__name__}]({name}.md) | {_lines(name)} | {norms_on_skip(name)} |"
+        f" {_cited(name)} | {told.get(type(pg.placement(name)).__name__, ' | ')} |"
         for name in names()
     ]
     return "\n".join(
@@ -48,13 +48,13 @@ def index() -> str:
             "# Placements",
             "",
             "Made from the registry when these pages are built. `N` is the norm, `l` the block's index, `L` the depth;",
-            "norms on the skip are those on the way through a block that meets no sublayer. The last column is of a",
-            f"random network of {SHOWN} blocks without further scaling: by how much the gradient's variance changes",
+            "norms on the skip are those on the way through a block that meets no sublayer. The last columns are of a",
+            f"random network of {SHOWN} blocks without further scaling: by what factor the gradient's variance changes",
             "on its way to the embedding, and what is left of 1 - correlation of two tokens, 0.7 at the start, as in",
             "[the phase diagram](../../../figures/phase_diagram.md). A click on a head sorts.",
             "",
-            "| placement | equations of a block | norms on the skip | year | paper | gradient, 1 - correlation |",
-            "|---|---|---|---|---|---|",
+            "| placement | equations of a block | norms on the skip | year | paper | gradient gain | 1 - correlation |",
+            "|---|---|---|---|---|---|---|",
             *rows,
             "",
             "```{toctree}",
@@ -65,6 +65,12 @@ def index() -> str:
             "",
         ]
     )
+
+
+def _lines(name: str) -> str:
+    """Its equations, each on a line of its own in a cell."""
+    readings = [reading.split("; ") for reading in pg.equations(name).split("; or: ")]
+    return "<br>or:<br>".join("<br>".join(f"`{line}`" for line in lines) for lines in readings)
 
 
 def _cited(name: str) -> str:
@@ -78,13 +84,13 @@ def _cited(name: str) -> str:
 
 
 def _told() -> dict[str, str]:
-    """Gradient gain and collapse of each, from the data of the phase diagram: by its name as a class."""
+    """Gradient gain and collapse of each, as two cells, from the data of the phase diagram: by its name as a class."""
     import xarray as xr
 
     with xr.open_dataset(ROOT / "figures" / "phase_diagram.nc", engine="scipy") as data:
         deep = data.sel(exponent=0.0, depth=SHOWN).load()
     columns = deep.placement.values, deep.theory_gain.values, deep.theory_distinct.values
-    return {str(name): f"{gain:.2g}, {left:.2g}" for name, gain, left in zip(*columns, strict=True)}
+    return {str(name): f"{gain:.2g} | {left:.2g}" for name, gain, left in zip(*columns, strict=True)}
 
 
 def page(name: str, folder: Path) -> str:

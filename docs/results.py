@@ -182,7 +182,10 @@ def read(name: str) -> Any:
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (head, *rows)]
+    """In Markdown; an error stays on one line with its sign."""
+    cells = [
+        [str(cell).replace("|", "\\|").replace("± ", "±\N{NO-BREAK SPACE}") for cell in row] for row in (head, *rows)
+    ]
     lines = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join([lines[0], "|" + "---|" * len(cells[0]), *lines[1:]])
 

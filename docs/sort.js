@@ -1,6 +1,9 @@
 // A click on the head of a column sorts its table by it, a second one the other way round; numbers as numbers.
+// A number stays on one line with its exponent.
 document.addEventListener("DOMContentLoaded", () => {
   for (const table of document.querySelectorAll("table.docutils")) {
+    for (const cell of table.querySelectorAll("td"))
+      if (/^[-\d.]+(e[-+]?\d+)?$/.test(cell.innerText.trim())) cell.classList.add("number");
     const body = table.tBodies[0];
     const heads = table.tHead ? [...table.tHead.rows[0].cells] : [];
     if (!body || body.rows.length < 3) continue;

@@ -34,7 +34,8 @@ def test_the_page_is_made_of_them() -> None:
     page = systems_page.page()
     for row in ROWS:
         worst = row["worst"]["stream"]
-        assert f"\n| {row['name']} | {worst['quantity']}, block {worst['block']} | {worst['ratio']:.3f} ± " in page
+        number = f"{worst['ratio']:.3f} ±\N{NO-BREAK SPACE}"
+        assert f"\n| {row['name']} | {worst['quantity']}, block {worst['block']} | {number}" in page
 
 
 @pytest.mark.slow

@@ -69,6 +69,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
+EXTRAS = ("torch", "transformers", "safetensors", "tokenizers")  # what the extras torch and text install
+
 
 def _print_version(asked: bool) -> None:
     if asked:
@@ -355,6 +357,11 @@ def main() -> None:
         code = app(standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        typer.echo(f"error: this command needs {error.name}: pip install 'propagate[torch,text]'", err=True)
+        code = BAD_INPUT
     except Exception as error:
         if not hasattr(error, "format_message"):  # Click's usage errors have it; anything else is a defect
             raise

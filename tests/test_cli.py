@@ -226,3 +226,20 @@ def test_the_package_runs_as_a_module(command: str) -> None:
 def test_help_says_which_extra_is_needed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     """Words in square brackets are styles to Rich, and vanish."""
     assert 'extra "explore".' in " ".join(run(["explore", "--help"], monkeypatch, capsys)[1].split())
+
+
+@pytest.mark.parametrize("command", [["trace", "config.json"], ["train", "spannorm", "--depth", "2"]])
+def test_without_torch_one_line_says_what_to_install(command: list[str]) -> None:
+    code = f"import sys; sys.modules['torch'] = None; sys.argv[1:] = {command}; import propagate.cli as c; c.main()"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert found.stderr == "error: this command needs torch: pip install 'propagate[torch,text]'\n"
+
+
+def test_another_module_that_is_missing_is_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(**options: object) -> None:
+        raise ModuleNotFoundError(name="propagate.nowhere")
+
+    monkeypatch.setattr(cli, "app", broken)
+    with pytest.raises(ModuleNotFoundError):
+        cli.main()

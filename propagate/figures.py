@@ -221,19 +221,19 @@ def _write(folder: Path, name: str, script: Any, data: Any) -> list[Path]:
     from propagate.plots import render
 
     picture = script.draw(data)
-    caption = f"![{name}]({name}.png)\n\n{_made(name)}\n\n{script.CAPTION.strip().format(**data.attrs)}\n"
     contents = {
         ".nc": bytes(data.to_netcdf(engine="scipy", format="NETCDF3_64BIT")),
         ".png": render(picture, "png"),
         ".svg": render(picture, "svg"),
-        ".md": caption.encode(),
+        ".md": caption_of(name, script, data).encode(),
     }
     return [replace(folder / f"{name}{suffix}", content) for suffix, content in contents.items()]
 
 
-def _made(name: str) -> str:
-    """Where a figure comes from."""
-    return f"[Script]({name}.py), [data]({name}.nc), made by `propagate figures {name}`."
+def caption_of(name: str, script: Any, data: Any) -> str:
+    """The page beside a picture: where it comes from, and the script's caption with the data's attributes filled in."""
+    made = f"[Script]({name}.py), [data]({name}.nc), made by `propagate figures {name}`."
+    return f"![{name}]({name}.png)\n\n{made}\n\n{script.CAPTION.strip().format(**data.attrs)}\n"
 
 
 class _Counted(Executor):

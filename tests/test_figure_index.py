@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import xarray as xr
+
 from propagate import figure_index, figures
 
 FOLDER = figures.ROOT / "figures"
@@ -34,3 +36,11 @@ def test_claims_are_worded_once_and_a_new_caption_changes_the_page() -> None:
     assert "other words" not in page
     assert "It does not hold. More. |" in page
     assert figure_index.page({"one": one}) != page
+
+
+def test_every_committed_caption_is_what_its_script_makes_of_the_stored_data() -> None:
+    for name in figures.names():
+        with xr.open_dataset(FOLDER / f"{name}.nc", engine="scipy") as data:
+            made = figures.caption_of(name, figures.load(name), data)
+            assert (FOLDER / f"{name}.md").read_text(encoding="utf-8") == made, name
+            assert figures.caption_of("another", figures.load(name), data) != made

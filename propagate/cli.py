@@ -368,7 +368,7 @@ def main() -> None:
         typer.echo(f"error: {' '.join(error.format_message().split())}", err=True)
         code = BAD_INPUT
     if code == INTERRUPTED:  # newer versions of Typer make this code of an interrupt themselves
-        on = "with --checkpoint FILE (train: --to FOLDER) the same command goes on where it stopped"
+        on = "where a command has --checkpoint FILE (train: --to FOLDER), with it the same command goes on from there"
         typer.echo(f"interrupted; {on}", err=True)
     sys.exit(code)
 

@@ -153,7 +153,8 @@ def test_where_tables_meet_nothing_jumps() -> None:
         assert np.abs(below - above).max() < allowed * 11 / 144  # of the slopes' uniform value
 
 
-@pytest.mark.parametrize(("tokens", "n"), [(8, 4), pytest.param(32, 64, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("tokens", "n"), [(8, 4), (32, 64)])
 def test_a_head_is_tabulated_within_two_seconds_of_a_core(tokens: int, n: int) -> None:
     """At any logits, in a process that knows no table yet."""
     script = f"""

@@ -37,7 +37,7 @@ def texts(figure: object) -> list[object]:
     return [text for text in found if text.get_text() and text.get_visible()]
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", figures.names())
 def test_a_figure_is_readable_in_a_column(name: str) -> None:
     with columns.column():

@@ -128,6 +128,7 @@ def test_a_norm_behind_uneven_gates() -> None:
     assert wrong.verdict.sel(quantity="grad_variance") == "disagrees"
 
 
+@pytest.mark.slow
 def test_a_later_norm_quenches_the_router_s_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     """PreNorm: cotangents from later branches are orthogonal to a stream that holds the experts' outputs."""
     monkeypatch.setattr(walks, "ROUTERS", 512)

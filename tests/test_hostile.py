@@ -61,7 +61,7 @@ def test_some_values_for_every_option() -> None:
 
 
 def test_some_words_for_every_option_of_the_command_line() -> None:
-    chosen = [line for line in few(command_lines(), 1, seed=4)[::40] if line[0] != "trace"]  # which loads a library
+    chosen = [line for line in few(command_lines(), 1, seed=4)[::80] if line[0] != "trace"]  # which loads a library
     assert faults(apart(tried_line, chosen)) == []
 
 

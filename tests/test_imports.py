@@ -33,6 +33,7 @@ def test_only_what_is_used_is_loaded(code: str) -> None:
     assert loaded_after(code) <= (allowed | {"cupy"} if looks_for_cupy else allowed)
 
 
+@pytest.mark.slow
 def test_what_writes_figures_is_imported_before_there_are_threads() -> None:
     """Two threads that imported dask at once found it without `dask.utils`."""
     pytest.importorskip("distributed")

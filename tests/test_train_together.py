@@ -80,6 +80,7 @@ def test_a_member_is_traced_as_an_arm_by_itself() -> None:
     assert (together.step_ratio < together.update_ratio).sel(probe=2, matrix="ffn_in", block=1).all()
 
 
+@pytest.mark.slow
 def test_every_optimiser_has_a_rate_a_member() -> None:
     small = {"traces": (), "steps": 4}
     for optimizer in (pg.Sign(0.01, momentum=0.9, decay=0.1), pg.Adam(0.01, eps=0.0)):

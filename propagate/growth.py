@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from propagate.checks import ModelError, check_flag, integer
 from propagate.model import DEEPEST, Model, check_model
 from propagate.placement import Placement
-from propagate.scaling import Gains, Number, Scaling, checked_gains
+from propagate.scaling import Gains, Number, Scaling, checked_gains, product_of_gains
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,7 @@ class CopiedGains:
 
     def gains(self, index: Number, depth: Number) -> Gains:
         own = (index - 1) % self.depth + 1
-        wanted = checked_gains(self.placement, own, self.drawn_for)
-        if self.scaling is not None:
-            wanted = wanted * checked_gains(self.scaling, own, self.drawn_for)
+        wanted = product_of_gains((self.placement, self.scaling), own, self.drawn_for)
         there = checked_gains(self.placement, index, depth)
         return Gains(*(_over(getattr(wanted, one.name), getattr(there, one.name)) for one in dataclasses.fields(Gains)))
 

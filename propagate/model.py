@@ -16,7 +16,7 @@ from propagate.norms import Norm, as_norm
 from propagate.outline import norms_of_nothing, outline
 from propagate.placement import Placement, placement
 from propagate.recurrent import Mixer
-from propagate.scaling import Gains, Scaling, checked_gains
+from propagate.scaling import Scaling, product_of_gains
 from propagate.sublayers import FFN, Attention, as_names
 
 DEEPEST = 10**6  # blocks: a prediction of so many takes minutes
@@ -226,10 +226,7 @@ class Model:
 
     def _layer(self, index: int) -> Layer:
         parts = self._parts[min(index, self.depth) - 1]
-        gains = Gains()
-        for source in (self.equations, self.scaling):
-            if source is not None:
-                gains = gains * checked_gains(source, index, self.depth)
+        gains = product_of_gains((self.equations, self.scaling), index, self.depth)
         beside = parts.experts is not None and any(
             call.verb == "experts" for call in outline(self.equations, self.depth, index)
         )

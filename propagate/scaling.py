@@ -8,6 +8,7 @@ arguments may be numbers or SymPy symbols, so a scaling is written with plain ar
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, Protocol
@@ -53,6 +54,20 @@ class Gains:
             self.ffn_gate * other.ffn_gate,
             self.ffn_out * other.ffn_out,
         )
+
+
+def product_of_gains(sources: Iterable[Scaling | None], index: int, depth: int) -> Gains:
+    """The gains of one block that all of these give together, those that are None left out; see `checked_gains`.
+
+    Example:
+        >>> product_of_gains((ScaleInit(0.5), None, ScaleInit(0.5)), 1, 4).ffn_out
+        0.25
+    """
+    gains = Gains()
+    for source in sources:
+        if source is not None:
+            gains = gains * checked_gains(source, index, depth)
+    return gains
 
 
 def checked_gains(source: Scaling, index: int, depth: int) -> Gains:

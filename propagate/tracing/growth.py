@@ -13,6 +13,7 @@ from propagate.checks import ModelError, check_flag, number, shown
 from propagate.growth import grown
 from propagate.model import Model
 from propagate.outline import norms_of_nothing
+from propagate.scaling import product_of_gains
 from propagate.tracing.build import Block, LanguageModel, Network
 from propagate.tracing.matrices import matrices_of
 
@@ -124,7 +125,8 @@ def _copied(source: Block, target: Block, index: int) -> None:
 
 @torch.no_grad()
 def _scaled(network: Network, block: nn.Module, model: Model, own: int, factor: float, *, drawn_for: int) -> None:
-    gains = _gains(model, own, drawn_for), _gains(model, own, model.depth)
+    sources = (model.equations, model.scaling)
+    gains = [product_of_gains(sources, own, depth) for depth in (drawn_for, model.depth)]
     for parameter, names, cut in matrices_of(network, [block])[0]:
         for number_, name in enumerate(names):
             of_gains = name.replace("shared", "ffn")
@@ -134,8 +136,3 @@ def _scaled(network: Network, block: nn.Module, model: Model, own: int, factor: 
                 ratio *= factor
             if ratio != 1:
                 cut(parameter.detach())[number_].mul_(ratio)
-
-
-def _gains(model: Model, index: int, depth: int) -> object:
-    found = model.equations.gains(index, depth)
-    return found if model.scaling is None else found * model.scaling.gains(index, depth)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from propagate.checks import check_memory, integer
+from propagate.checks import integer
 from propagate.growth import grown
 from propagate.model import Model, check_flag, check_norms
-from propagate.montecarlo.memory import plan
-from propagate.montecarlo.places import place_of
+from propagate.montecarlo.places import place_of, planned_at
 from propagate.montecarlo.run import Network, run_halving
-from propagate.montecarlo.simulate import MOST_DRAWS, ROOTS
+from propagate.montecarlo.simulate import MOST_DRAWS, tabled
 from propagate.montecarlo.starts import ends_of
 from propagate.montecarlo.statistics import Summary, check_finite
 from propagate.progress import progress_bar
 from propagate.start import Start
-from propagate.table import STREAM, table
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -70,12 +68,7 @@ def simulate_growth(
     draws = integer("draws", draws, at_least=2, at_most=MOST_DRAWS)
     seed = integer("seed", seed, at_least=0, at_most=2**128 - 1)
     given = Start.of(start)
-    if memory is not None:
-        integer("memory", memory, at_least=1)
-    limits = {"batch": memory or where.batch, "one_draw": memory or where.one_draw}
-    planned = plan(stack, where.backend, precision, "dense", **limits)
-    size = f"one draw of depth={stack.depth}, width={stack.width}, tokens={stack.tokens}"
-    check_memory(size, planned.taken + ROOTS * 8 * stack.tokens**2, where.most)
+    planned = planned_at(where, stack, precision, "dense", memory)
     network = Network(
         stack,
         where.backend,
@@ -95,20 +88,4 @@ def simulate_growth(
             check_finite(moments, some)
             summary.add(moments)
             advance(len(some))
-    attributes: dict[str, Any] = {
-        "witness": "simulation",
-        "model": repr(stack),
-        "width": stack.width,
-        "depth": stack.depth,
-        "tokens": stack.tokens,
-        "copies": integer("times", times),
-        "rescaled": int(rescaled),
-        "draws": summary.draws,
-        "seed": seed,
-        "sampler": "dense",
-        "backend": where.backend,
-        "precision": precision,
-        "device": where.device,
-    }
-    variables = summary.variables()
-    return table(variables, stack.depth, attributes, (STREAM,) if variables["variance"].ndim > 1 else ())
+    return tabled(network, summary, where.device, copies=integer("times", times), rescaled=int(rescaled))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from propagate.checks import memory_of_host
+from propagate.checks import check_memory, integer, memory_of_host
+from propagate.model import Model
 from propagate.montecarlo.backend import choose_backend
-from propagate.montecarlo.memory import BATCH, ONE_DRAW
+from propagate.montecarlo.memory import BATCH, ONE_DRAW, Plan, plan
+
+ROOTS = 6  # arrays of tokens by tokens that a start is made with
 
 
 @dataclass(frozen=True)
@@ -28,3 +31,18 @@ def place_of(backend: str, precision: str) -> Place:
     pool = chosen.xp.get_default_memory_pool()  # what CuPy holds for its next arrays is free too
     half = int(chosen.xp.cuda.Device().mem_info[0] + pool.free_bytes()) // 2
     return Place(chosen.name, chosen.device, half, half, 2 * half)
+
+
+def planned_at(where: Place, model: Model, precision: str, sampler: str, memory: int | None) -> Plan:
+    """The plan of draws there, within `memory` bytes or what is taken by default.
+
+    Raises:
+        ModelError: for a memory out of range, or a draw that takes more than there is.
+    """
+    if memory is not None:
+        integer("memory", memory, at_least=1)
+    limits = {"batch": memory or where.batch, "one_draw": memory or where.one_draw}
+    planned = plan(model, where.backend, precision, sampler, **limits)
+    size = f"one draw of depth={model.depth}, width={model.width}, tokens={model.tokens}"
+    check_memory(size, planned.taken + ROOTS * 8 * model.tokens**2, where.most)
+    return planned

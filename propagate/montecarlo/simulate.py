@@ -10,15 +10,14 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from propagate.checks import check_memory, integer, shown
+from propagate.checks import integer, shown
 from propagate.identity import described, simulation_digest
 from propagate.model import Model, ModelError, check_flag, check_model, check_norms
 from propagate.montecarlo.calls import called, smallest_fan_in
 from propagate.montecarlo.checkpoint import load, save
 from propagate.montecarlo.cores import batch_of, in_threads, threads_for
-from propagate.montecarlo.memory import plan
 from propagate.montecarlo.norms import norm
-from propagate.montecarlo.places import place_of
+from propagate.montecarlo.places import place_of, planned_at
 from propagate.montecarlo.run import SAMPLERS, Network, run_halving
 from propagate.montecarlo.starts import ends_of
 from propagate.montecarlo.statistics import Summary, check_finite
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 CROSSOVER = 8  # coordinates a token, from which on "auto" takes the weightless sampler
 MOST_DRAWS = 10**9
-ROOTS = 6  # arrays of tokens by tokens that a start is made with
 
 
 def simulate(
@@ -144,12 +142,7 @@ def simulate(
         grad_gram=grad_gram,
         inputs=inputs,
     )
-    if memory is not None:
-        integer("memory", memory, at_least=1)
-    limits = {"batch": memory or where.batch, "one_draw": memory or where.one_draw}
-    planned = plan(model, where.backend, precision, sampler_name, **limits)
-    size = f"one draw of depth={model.depth}, width={model.width}, tokens={model.tokens}"
-    check_memory(size, planned.taken + ROOTS * 8 * model.tokens**2, where.most)
+    planned = planned_at(where, model, precision, sampler_name, memory)
     entering = ends_of(model, given, draws)
     batch = batch_of(planned.batch, draws, executor)
     threads = threads_for(where.backend, math.ceil(draws / batch), planned.taken * batch, where.most)
@@ -177,6 +170,12 @@ def simulate(
             if checkpoint is not None:
                 save(checkpoint, identity, summary)
             advance(len(some))
+    return tabled(network, summary, where.device)
+
+
+def tabled(network: Network, summary: Summary, device: str, **more: Any) -> xr.Dataset:
+    """The table of all draws, with what they were drawn from, and more attributes."""
+    model = network.model
     attributes = {
         "witness": "simulation",
         "model": repr(model),
@@ -184,15 +183,15 @@ def simulate(
         "depth": model.depth,
         "tokens": model.tokens,
         "draws": summary.draws,
-        "seed": seed,
-        "sampler": sampler_name,
-        "backend": where.backend,
-        "precision": precision,
-        "device": where.device,
+        "seed": network.seed,
+        "sampler": network.sampler,
+        "backend": network.backend,
+        "precision": network.precision,
+        "device": device,
     }
     variables = summary.variables()
     dims = (STREAM,) if variables["variance"].ndim > 1 else ()
-    return table(variables, model.depth, attributes, dims, summary.parts(BY_MATRIX))
+    return table(variables, model.depth, attributes | more, dims, summary.parts(BY_MATRIX))
 
 
 def _sampler(name: str, model: Model) -> str:

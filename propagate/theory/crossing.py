@@ -10,7 +10,7 @@ from propagate.model import Model, ModelError, check_flag, check_model
 from propagate.start import Start
 from propagate.theory.pairs.moments import Moments
 from propagate.theory.reading.blocks import NotExchangeable
-from propagate.theory.starts import gram_of, moments_of
+from propagate.theory.starts import both_grams, both_moments
 from propagate.theory.tokens.gram import Gram
 from propagate.theory.walks import walk, walk_grams
 
@@ -91,20 +91,18 @@ def _mean(gram: Gram) -> NDArray[np.float64]:
 
 def _ends(model: Model, start: Start | None) -> tuple[Any, Any]:
     """Moments at both ends, or Gram matrices where they are given."""
+    given = _checked(model, start)
+    plain = given.gram is None and given.grad_gram is None
+    return (both_moments if plain else both_grams)(given, model.tokens)
+
+
+def _grams(model: Model, start: Start | None) -> tuple[Gram, Gram]:
+    return both_grams(_checked(model, start), model.tokens)
+
+
+def _checked(model: Model, start: Start | None) -> Start:
     check_model(model)
     given = Start.of(start)
     if given.inputs is not None:
         raise ModelError("start must hold moments or Gram matrices, not inputs")
-    if given.gram is not None or given.grad_gram is not None:
-        return _grams(model, start)
-    first = moments_of("variance", "covariance", given.variance, given.covariance, model.tokens)
-    names = ("grad_variance", "grad_covariance")
-    return first, moments_of(*names, given.grad_variance, given.grad_covariance, model.tokens)
-
-
-def _grams(model: Model, start: Start | None) -> tuple[Gram, Gram]:
-    check_model(model)
-    given = Start.of(start)
-    plain = Start(**{name: given[name] for name in given if name not in ("gram", "grad_gram")})
-    first, last = _ends(model, plain)
-    return gram_of("gram", given.gram, first, model.tokens), gram_of("grad_gram", given.grad_gram, last, model.tokens)
+    return given

@@ -16,7 +16,7 @@ from propagate.sublayers import FFN, Attention
 from propagate.table import STREAM, table
 from propagate.theory.losses_met import ends_met
 from propagate.theory.predict_step import predict_step
-from propagate.theory.starts import gram_of, moments_of
+from propagate.theory.starts import both_grams, both_moments
 from propagate.theory.tangent_maps import Change
 from propagate.theory.tangents import Places, places_of, tangents, through
 from propagate.theory.tokens.drawn_units import REPLICAS
@@ -135,12 +135,10 @@ def _check_covered(model: Model, optimizer: Any) -> None:
 
 def _places(network: Model, given: Start) -> Places:
     tokens = network.tokens
-    first = moments_of("variance", "covariance", given.variance, given.covariance, tokens)
-    last = moments_of("grad_variance", "grad_covariance", given.grad_variance, given.grad_covariance, tokens)
     if given.gram is None and given.grad_gram is None and network.exchangeable:
+        first, last = both_moments(given, tokens)
         return places_of(network, walk(network, first, last, exact=True), first, last)
-    entering = gram_of("gram", given.gram, first, tokens)
-    leaving = gram_of("grad_gram", given.grad_gram, last, tokens)
+    entering, leaving = both_grams(given, tokens)
     return places_of(network, walk_grams(network, entering, leaving, exact=True), entering, leaving)
 
 

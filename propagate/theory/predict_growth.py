@@ -14,7 +14,7 @@ from propagate.model import Model, ModelError, check_flag, check_norms
 from propagate.start import Start
 from propagate.table import STREAM, table
 from propagate.theory.predict import MOMENTS, predict
-from propagate.theory.starts import gram_of, moments_of
+from propagate.theory.starts import both_grams
 from propagate.theory.tied import TiedPath, walk_tied
 from propagate.theory.token_resolved import statistics
 from propagate.theory.tokens.gram import Gram
@@ -85,15 +85,7 @@ def predict_growth(
             raise ModelError(f"{name} must be a number for predict_growth, got an array of starts")
     tokens = model.tokens
     check_memory(f"{times} copies of {tokens} tokens", GRAMS * 8.0 * REPLICAS * (times * tokens) ** 2 * stack.depth)
-    first = gram_of(
-        "gram", given.gram, moments_of("variance", "covariance", given.variance, given.covariance, tokens), tokens
-    )
-    last = gram_of(
-        "grad_gram",
-        given.grad_gram,
-        moments_of("grad_variance", "grad_covariance", given.grad_variance, given.grad_covariance, tokens),
-        tokens,
-    )
+    first, last = both_grams(given, tokens)
     replicas = replicas_of(stack)
     with np.errstate(divide="raise"):
         path = walk_tied(

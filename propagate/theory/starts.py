@@ -10,6 +10,7 @@ import numpy as np
 from propagate.arrays import check_size, second_moments
 from propagate.checks import shown
 from propagate.model import ModelError
+from propagate.start import Start
 from propagate.theory.gaussian.functions import Scalar
 from propagate.theory.pairs.moments import Moments
 from propagate.theory.tokens.gram import Gram
@@ -56,6 +57,18 @@ def moments_of(variance_name: str, covariance_name: str, variance: Scalar, covar
     return Moments(variance, variance - covariance)
 
 
+def both_moments(given: Start, tokens: int) -> tuple[Moments, Moments]:
+    """Of the stream and of its cotangent, checked; see `moments_of`.
+
+    Example:
+        >>> both_moments(Start(covariance=0.25), 2)
+        (Moments(variance=1.0, deviation=0.75), Moments(variance=1.0, deviation=1.0))
+    """
+    stream = moments_of("variance", "covariance", given.variance, given.covariance, tokens)
+    names = ("grad_variance", "grad_covariance")
+    return stream, moments_of(*names, given.grad_variance, given.grad_covariance, tokens)
+
+
 def gram_of(name: str, matrix: Any, moments: Moments, tokens: int) -> Gram:
     """The Gram matrix that was given, checked, or that of exchangeable tokens with these moments.
 
@@ -70,3 +83,9 @@ def gram_of(name: str, matrix: Any, moments: Moments, tokens: int) -> Gram:
     if matrix is None:
         return Gram.exchangeable(moments.variance, moments.deviation, tokens)
     return Gram.of(second_moments(name, matrix, tokens, positive=name == "gram"))
+
+
+def both_grams(given: Start, tokens: int) -> tuple[Gram, Gram]:
+    """Of the stream and of its cotangent; see `gram_of`."""
+    stream, cotangent = both_moments(given, tokens)
+    return gram_of("gram", given.gram, stream, tokens), gram_of("grad_gram", given.grad_gram, cotangent, tokens)

@@ -194,12 +194,40 @@ def _by_size(a: Drawn, uniform: Array, g: Gram) -> tuple[Drawn, Drawn, Array]:
     """A with each row times its token's share in the largest cotangent of those that see the same token, correlations
     of cotangents, and what A^T Gamma A is more than this A'^T corr A'.
     """
+    cotangents = sizes_of(g, uniform > 0)
+    shares = a * cotangents.shares.astype(a.dtype)[:, None]
+    reach = cotangents.reach
+    return shares, cotangents.correlations.astype(a.dtype), reach[:, :, None] * reach[:, None, :]
+
+
+class Sizes(NamedTuple):
+    """Cotangents of tokens and the largest of those that see a token, so that each is of order 1.
+
+    Attributes:
+        size, reach: (replicas, tokens) of each, and at each token the largest of those that see it.
+        shares: (replicas, t, s) size of t over the reach of s, at most 1.
+        correlations: (replicas, tokens, tokens).
+    """
+
+    size: Array
+    reach: Array
+    shares: Array
+    correlations: Array
+
+
+def sizes_of(g: Gram, seen: NDArray[np.bool_]) -> Sizes:
+    """Of cotangents with these second moments, where t sees s.
+
+    Example: of two that differ by far.
+        >>> found = sizes_of(Gram.of(np.array([[[1e-40, 0.0], [0.0, 1.0]]])), np.tri(2, dtype=bool))
+        >>> found.reach.tolist(), found.shares.round(12).tolist()
+        ([[1.0, 1.0]], [[[0.0, 0.0], [1.0, 1.0]]])
+    """
     size = np.sqrt(g.variance)
-    reach = (size[:, :, None] * (uniform > 0)).max(axis=1)
+    reach = (size[:, :, None] * seen).max(axis=1)
     share = _over(size[:, :, None], reach[:, None, :])
     correlations = _over(g.matrix, size[:, :, None] * size[:, None, :])
-    shares = a * np.minimum(share, 1.0, out=share).astype(a.dtype)[:, None]
-    return shares, correlations.astype(a.dtype), reach[:, :, None] * reach[:, None, :]
+    return Sizes(size, reach, np.minimum(share, 1.0, out=share), correlations)
 
 
 def _over(x: Array, size: Array) -> Array:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from propagate.theory.tokens.averages import scaled
+from propagate.theory.tokens.averages import scaled, sizes_of
 from propagate.theory.tokens.drawn_heads import COTANGENTS, turn
 from propagate.theory.tokens.gram import Array, Gram, centred
 from propagate.theory.tokens.softmax import SEED, Attention, Heads, Single, excess, factor, lower_normals
@@ -105,12 +105,7 @@ def to_latent_logits(drawn: LatentHeads, values: Gram, g: Gram, attention: Atten
     replicas, pairs, tokens = drawn.query.shape[:3]
     a = (drawn.heads.excess + drawn.heads.uniform.astype(np.float32)).swapaxes(1, 2)[:, None]  # (r, 1, t, c, s)
     samples = a.shape[3]
-    size = np.sqrt(g.variance)
-    alike = np.divide(
-        g.matrix, size[..., :, None] * size[..., None, :], out=np.zeros_like(g.matrix), where=g.matrix != 0
-    )
-    reach = (size[:, :, None] * attention.mask).max(axis=1)
-    shares = np.divide(size[:, :, None], reach[:, None, :], out=np.zeros_like(g.matrix), where=reach[:, None, :] > 0)
+    size, reach, shares, alike = sizes_of(g, np.asarray(attention.mask, dtype=bool))
     of_values, scale = scaled(factor(centred(values.deviation)), a)
     left = factor(alike).astype(np.float32)
     random = np.random.default_rng([SEED + 3, *attention.seed])
@@ -138,7 +133,7 @@ def to_latent_logits(drawn: LatentHeads, values: Gram, g: Gram, attention: Atten
 
     everything = slice(None)
     queries = moments(back(arrived, drawn.key), everything) * (size[:, :, None] * size[:, None, :])
-    arrived *= np.minimum(shares, 1.0).astype(np.float32)[:, None, :, None]
+    arrived *= shares.astype(np.float32)[:, None, :, None]
     to_keys = back(np.ascontiguousarray(arrived.swapaxes(2, 4)), drawn.query)
     reached = reach[:, :, None] * reach[:, None, :]
     own, shared = (moments(to_keys, s) * reached for s in (slice(drawn.plain), slice(drawn.plain, None)))

@@ -14,13 +14,10 @@ import propagate.placements  # registers those that come with the package
 import propagate.shortcuts  # noqa: F401  # and those with a shortcut
 from propagate.activations import Activation
 from propagate.crossing import CrossAttention, Memory
-from propagate.embeddings import NGrams, TokenEmbedding
 from propagate.experts import Experts
 from propagate.latent import LatentAttention
-from propagate.losses import CrossEntropy, Linear
 from propagate.model import Model, ModelError
 from propagate.norms import Norm
-from propagate.optimizers import SGD, Adam, Muon, Sign
 from propagate.placement import Placement, placement, placements
 from propagate.recurrent import LinearAttention
 from propagate.scaling import Gains, ScaleInit
@@ -38,15 +35,18 @@ if TYPE_CHECKING:
     from propagate.diagnosis import Diagnosis
     from propagate.divergence import Divergence, first_divergence
     from propagate.documents import Corpus, corpus
+    from propagate.embeddings import NGrams, TokenEmbedding
     from propagate.explorer.notebook import explore
     from propagate.growth import grown
     from propagate.inverse.conditions import AttentionShare, Distinct, FirstStep, GradientGain, Growth, StreamGain
     from propagate.inverse.solve import Solution, solve
+    from propagate.losses import CrossEntropy, Linear
     from propagate.montecarlo.balance import simulate_balance
     from propagate.montecarlo.growth import simulate_growth
     from propagate.montecarlo.simulate import simulate
     from propagate.montecarlo.steps.simulate import simulate_steps
     from propagate.montecarlo.workers import process_pool, use_device
+    from propagate.optimizers import SGD, Adam, Muon, Sign
     from propagate.picture import plot
     from propagate.readable import report
     from propagate.references import citation
@@ -161,6 +161,14 @@ __all__ = [
 ]
 
 _LAZY = {
+    "Adam": "propagate.optimizers",
+    "CrossEntropy": "propagate.losses",
+    "Linear": "propagate.losses",
+    "Muon": "propagate.optimizers",
+    "NGrams": "propagate.embeddings",
+    "SGD": "propagate.optimizers",
+    "Sign": "propagate.optimizers",
+    "TokenEmbedding": "propagate.embeddings",
     "Configuration": "propagate.systems",
     "CoordinateCheck": "propagate.coordinates.check",
     "Corpus": "propagate.documents",

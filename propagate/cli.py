@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from propagate.cli_commands import Commands, command
 from propagate.cli_coordcheck import DEPTH as FEW
 from propagate.cli_coordcheck import coordcheck
 from propagate.cli_diagnose import diagnose
@@ -48,12 +49,10 @@ from propagate.cli_output import (
 )
 from propagate.cli_solve import solve
 from propagate.cli_sweep import sweep
-from propagate.cli_systems import check_name, of_system, said
 from propagate.cli_trace import corpus, trace, weights
 from propagate.cli_train import TRAINING_OPTIONS, run
 from propagate.cli_verify import verify
 from propagate.model import Model, ModelError
-from propagate.systems import known_as
 from propagate.version import __version__
 
 if TYPE_CHECKING:
@@ -61,6 +60,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="propagate",
+    cls=Commands,
     help="Where does the signal go in a deep Transformer, and the gradient? Exact theory, checked by simulation.",
     epilog="Start with: propagate compare spannorm --depth 24 --scale-init 0.5",
     no_args_is_help=True,
@@ -112,18 +112,21 @@ _RUN_OPTIONS = [
 ]
 
 
-def _on_a_network(command: Callable[..., None], depth: int = DEPTH) -> Callable[..., None]:
+def _on_a_network(function: Callable[..., None], depth: int = DEPTH) -> Callable[..., None]:
     """Give a command the options of a network, as `model`, of what enters it, as `start`, of a `run` or `training`.
 
     A network has `depth` blocks unless the options say another number.
     """
-    own = inspect.signature(command, eval_str=True).parameters
+    own = inspect.signature(function, eval_str=True).parameters
     groups = {"model": network_options(depth), "start": start_options()}
     groups |= {"run": _RUN_OPTIONS, "training": TRAINING_OPTIONS}
     groups = {name: options for name, options in groups.items() if name in own}
 
-    @functools.wraps(command)
+    @functools.wraps(function)
     def with_network(context: typer.Context, **options: Any) -> None:
+        from propagate.cli_systems import check_name, of_system, said
+        from propagate.systems import known_as
+
         given = {name: {p.name: options.pop(p.name) for p in group} for name, group in groups.items()}
         network = given["model"]
         try:
@@ -132,7 +135,7 @@ def _on_a_network(command: Callable[..., None], depth: int = DEPTH) -> Callable[
             else:
                 check_name(network["placement"])
                 made = {"model": model_of(**network), "system": None}
-            command(**{name: one for name, one in (given | made).items() if name in own}, **options)
+            function(**{name: one for name, one in (given | made).items() if name in own}, **options)
         except ValueError as error:  # ModelError and ScaleInit's own
             refuse(error)
 
@@ -144,8 +147,7 @@ def _on_a_network(command: Callable[..., None], depth: int = DEPTH) -> Callable[
     return with_network
 
 
-@app.command()
-@_on_a_network
+@command(_on_a_network)
 def predict(
     *,
     model: Model,
@@ -162,8 +164,7 @@ def predict(
     show(pg.predict(model, **start, include={"bias"} if bias else (), through_readout=through_readout), json, out)
 
 
-@app.command()
-@_on_a_network
+@command(_on_a_network)
 def simulate(
     *,
     model: Model,
@@ -178,8 +179,7 @@ def simulate(
     show(_simulated(model, start, run, through_readout), json, out)
 
 
-@app.command()
-@_on_a_network
+@command(_on_a_network)
 def compare(
     *,
     model: Model,
@@ -227,14 +227,13 @@ def _simulated(model: Model, start: dict[str, Any], run: dict[str, Any], through
         return pg.simulate(model, **options, executor=pool, progress=True)
 
 
-@app.command()
-@_on_a_network
+@command(_on_a_network)
 def train(*, model: Model, training: dict[str, Any], json: JSON = False, out: OUT = None) -> None:
     """Train language models on text, an arm for every rate and seed; the network is made causal."""
     run(dataclasses.replace(model, causal=True), training, json=json, out=out)
 
 
-@app.command()
+@command()
 def placements() -> None:
     """Every placement: its equations, the norms that the skip path of a block meets, and its source."""
     from rich.markup import escape
@@ -251,7 +250,7 @@ def placements() -> None:
     print_table(("name", "equations of a block", "norms on the skip", "source"), rows)
 
 
-@app.command()
+@command()
 def citation(placement: PLACEMENT) -> None:
     """The paper that a placement comes from, as BibTeX."""
     import propagate as pg
@@ -262,7 +261,7 @@ def citation(placement: PLACEMENT) -> None:
         refuse(error)
 
 
-@app.command()
+@command()
 def recursion(
     placement: PLACEMENT,
     activation: Annotated[str, typer.Option("--activation", "-a", help="As in predict.")] = "relu",
@@ -286,7 +285,7 @@ def recursion(
     typer.echo(found._repr_latex_() if latex else str(found))
 
 
-@app.command()
+@command()
 def prove(
     names: Annotated[list[str] | None, typer.Argument(help="Names or numbers; all if none is given.")] = None,
     write: Annotated[bool, typer.Option("--write", help="Also write the pages of proofs/rendered/ anew.")] = False,
@@ -322,7 +321,7 @@ def prove(
     raise typer.Exit(0 if all(r.proved for r in reports) else DISAGREE)
 
 
-@app.command()
+@command()
 def audit(
     names: Annotated[list[str] | None, typer.Argument(help="Claims, such as C1; all if none is named.")] = None,
 ) -> None:
@@ -335,13 +334,11 @@ def audit(
         refuse(error)
 
 
-app.command()(_on_a_network(coordcheck, FEW))
-app.command()(_on_a_network(solve))
-app.command()(_on_a_network(grow))
-app.command()(_on_a_network(diagnose))
-app.command()(_on_a_network(sweep))
-for command in (explore, figures, trace, weights, corpus, verify):
-    app.command()(command)
+command(functools.partial(_on_a_network, depth=FEW))(coordcheck)
+for on_a_network in (solve, grow, diagnose, sweep):
+    command(_on_a_network)(on_a_network)
+for alone in (explore, figures, trace, weights, corpus, verify):
+    command()(alone)
 
 
 def main() -> None:

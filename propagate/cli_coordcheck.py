@@ -9,13 +9,12 @@ import typer
 
 from propagate.cli_output import EXIT_CODE, check_target, keep, print_json, print_table, write
 from propagate.model import Model, ModelError
-from propagate.optimizers import SGD, Adam, Muon, Optimizer, Sign
 
 if TYPE_CHECKING:
     from propagate.coordinates.check import CoordinateCheck
+    from propagate.optimizers import Optimizer
 
 STEP, RUN, OUTPUT = "What is checked", "Networks", "Output"
-OPTIMIZERS: dict[str, type[Any]] = {"adam": Adam, "sign": Sign, "sgd": SGD, "muon": Muon}
 DEPTH = 2  # blocks, of a command that does not say
 
 
@@ -99,13 +98,15 @@ def optimizer_of(name: str, lr: float, momentum: float) -> Optimizer:
         SGD(lr=0.1, momentum=0.9, decay=0.0)
     """
     from propagate.checks import choice
+    from propagate.optimizers import SGD, Adam, Muon, Sign
 
-    choice("--optimizer", name, tuple(OPTIMIZERS))
+    kinds: dict[str, type[Any]] = {"adam": Adam, "sign": Sign, "sgd": SGD, "muon": Muon}
+    choice("--optimizer", name, tuple(kinds))
     if name == "adam":
         if momentum:
             raise ModelError(f"--momentum must be left out with --optimizer adam, got {momentum}")
         return Adam(lr=lr)
-    made: Optimizer = OPTIMIZERS[name](lr=lr, momentum=momentum)
+    made: Optimizer = kinds[name](lr=lr, momentum=momentum)
     return made
 
 

@@ -8,11 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from propagate.cli_output import DISAGREE, check_target, print_json, print_table, write
-from propagate.diagnosis import COLUMNS, rows
-from propagate.losses import CrossEntropy
 from propagate.model import Model
-from propagate.optimizers import Adam
-from propagate.systems import Configuration
 
 TRAINING, OUTPUT = "Loss and optimiser", "Output"
 
@@ -25,7 +21,7 @@ def diagnose(
     *,
     model: Model,
     start: dict[str, Any],
-    system: Configuration | None,
+    system: Any,  # a Configuration, or None
     eps: Annotated[float, _training("Of Adam.")] = 1e-8,
     batch: Annotated[int, _training("Sequences of a batch.")] = 1,
     vocabulary: Annotated[int, _training("Entries, which hardly matter.")] = 32768,
@@ -44,14 +40,15 @@ def diagnose(
     Exit code 1 if something is trouble.
     """
     import propagate as pg
+    from propagate.diagnosis import COLUMNS, rows
 
     check_target(out)
-    loss = CrossEntropy(vocabulary, gain=1.0 if unembedding is None else unembedding)
+    loss = pg.CrossEntropy(vocabulary, gain=1.0 if unembedding is None else unembedding)
     if system is not None and unembedding is None:
         loss = system.loss(vocabulary)
     found = pg.diagnose(
         model,
-        Adam(lr=1.0, eps=eps),
+        pg.Adam(lr=1.0, eps=eps),
         start=pg.Start(**start),
         loss=loss,
         batch=batch,

@@ -10,7 +10,6 @@ import typer
 
 from propagate.cli_output import EXIT_CODE, check_target, print_json, print_table, write
 from propagate.model import Model
-from propagate.readable import verdict_in_words
 from propagate.table import STREAM
 
 if TYPE_CHECKING:
@@ -61,6 +60,8 @@ def grow(
     found = _beside(after, pg.predict(model, ends, through_readout=through_readout), "before")
     code, words = 0, ""
     if draws:
+        from propagate.readable import verdict_in_words
+
         run: dict[str, Any] = {"draws": draws, "seed": seed, "backend": backend}
         seen = pg.simulate_growth(model, ends, **options, **run)
         judged = pg.compare(after, seen)

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from propagate.files import check_writable, replace_or_keep
 from propagate.model import ModelError
-from propagate.readable import VERDICT, in_columns, moments, verdict_in_words, verdict_rows
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -28,11 +26,15 @@ def refuse(error: Exception) -> NoReturn:
 
 def check_target(out: Path | None, option: str = "--out") -> None:
     """Before any work: the file must be one that can be written."""
+    from propagate.files import check_writable
+
     check_writable(out, option)
 
 
 def show(dataset: xr.Dataset, json: bool, out: Path | None) -> None:
     """A table of second moments: printed, at some of the blocks or as JSON, then written where `out` says."""
+    from propagate.readable import moments
+
     if json:
         print_json(dataset)
     else:
@@ -42,6 +44,8 @@ def show(dataset: xr.Dataset, json: bool, out: Path | None) -> None:
 
 def print_verdict(judged: xr.Dataset) -> None:
     """The worst place of each quantity, and whether theory and simulation agree."""
+    from propagate.readable import VERDICT, verdict_in_words, verdict_rows
+
     print_table(VERDICT, verdict_rows(judged))
     typer.echo(verdict_in_words(judged))
 
@@ -49,6 +53,8 @@ def print_verdict(judged: xr.Dataset) -> None:
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns of text; those that begin with a number stand right."""
     from rich.console import Console
+
+    from propagate.readable import in_columns
 
     Console(width=None if sys.stdout.isatty() else 160).print(in_columns(columns, rows))
 
@@ -75,6 +81,8 @@ def write(dataset: xr.Dataset, out: Path | None) -> None:
 
 def keep(out: Path, content: bytes) -> None:
     """Write a result; if that fails, say where it is and end with the exit code for bad input."""
+    from propagate.files import replace_or_keep
+
     try:
         replace_or_keep(out, content)
     except ModelError as error:

@@ -9,7 +9,6 @@ import typer
 
 from propagate.checks import integer
 from propagate.cli_output import check_target, keep, print_table, refuse, show
-from propagate.files import read_whole
 from propagate.model import ModelError
 
 if TYPE_CHECKING:
@@ -104,6 +103,8 @@ def trace(
 
 def _words(text: Path | None) -> str:
     """Of a text file; "" of none, which a model of images needs none of."""
+    from propagate.files import read_whole
+
     try:
         return "" if text is None else read_whole(text, "--text").decode()
     except UnicodeDecodeError as error:

@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from propagate.calibration import COLUMNS
 from propagate.cli_output import CANNOT_TELL, DISAGREE, check_target, print_table, refuse
 from propagate.model import ModelError
-from propagate.progress import progress_bar
 
 if TYPE_CHECKING:
     from propagate.verification import Report
@@ -70,6 +68,7 @@ def verify(
     A cell that disagrees is measured once more, with four times the draws. Exit code 1 if it disagrees again, 3 if none
     does and some cannot tell.
     """
+    from propagate.progress import progress_bar
     from propagate.verification import Settings, cells_of
     from propagate.verification import verify as verify_cells
 
@@ -139,6 +138,8 @@ def _print(found: Report) -> None:
 
 
 def _print_calibration(by: str, groups: dict[str, dict[str, Any]]) -> None:
+    from propagate.calibration import COLUMNS
+
     rows = [(name, *(f"{one[column]:g}" for column in COLUMNS), str(one["cells"])) for name, one in groups.items()]
     print_table((by, *(column.replace("_", " ") for column in COLUMNS), "cells"), rows)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -72,6 +71,8 @@ class Memory:
         return np.array(self.rows)
 
     def __repr__(self) -> str:
+        import hashlib
+
         gram = self.gram
         pairs = max(self.tokens * (self.tokens - 1), 1)
         variance, covariance = gram.trace() / self.tokens, (gram.sum() - gram.trace()) / pairs

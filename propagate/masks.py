@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -59,6 +58,8 @@ class Mask:
         return np.array(self.rows)
 
     def __repr__(self) -> str:
+        import hashlib
+
         import numpy as np
 
         array = self.array

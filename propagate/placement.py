@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,6 +84,7 @@ class Block(Protocol[S]):
 
 
 @dataclass_transform(frozen_default=True)
+@dataclass(frozen=True)
 class Placement:
     """Base of every placement. Subclass it and write `block`; annotated attributes become dataclass fields.
 
@@ -113,7 +115,8 @@ class Placement:
             known = _REGISTRY.get(_key(name))
             if known is not None and known.__module__ in SHIPPED and known.__module__ != cls.__module__:
                 raise ValueError(f"a placement called {name} comes with the package; choose another name")
-        dataclass(frozen=True)(cls)
+        more = bool(inspect.get_annotations(cls))  # most have no fields of their own, and methods take time to write
+        dataclass(frozen=True, init=more, repr=more, eq=more)(cls)
         for name in names:
             if (known := _REGISTRY.get(_key(name))) is not None:
                 _warn_of_another(name, known, cls)
@@ -187,7 +190,7 @@ def placement(name: str) -> Placement:
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(ours)}"
         raise ModelError(f"unknown placement {name!r}; {hint}")
     kind = _REGISTRY[key]
-    fields = dataclasses.fields(kind)  # type: ignore[arg-type]  # every subclass is made a dataclass on registration
+    fields = dataclasses.fields(kind)
     required = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
     if required:
         raise ModelError(f"placement {name!r} needs {', '.join(required)}; pass an instance, {kind.__name__}(...)")

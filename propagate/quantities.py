@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Literal
 
 Kind = Literal["value", "se", "allowance", "bias", "log", "log_se", "log_bias"]
@@ -118,6 +117,9 @@ class Quantity:
 QUANTITIES: dict[str, Quantity] = {}
 """Every quantity by name, in the order in which they are judged and printed."""
 
+_COLUMNS: dict[str, tuple[Quantity, Kind]] = {}
+"""Every column of theirs by name."""
+
 
 def register(quantity: Quantity) -> Quantity:
     """Make a quantity known to tables and to those that judge them. Returns it.
@@ -130,13 +132,14 @@ def register(quantity: Quantity) -> Quantity:
         'zeros_se'
     """
     if QUANTITIES.get(quantity.name, quantity) != quantity or (
-        quantity.name not in QUANTITIES and quantity.name in _columns()
+        quantity.name not in QUANTITIES and quantity.name in _COLUMNS
     ):
         raise ValueError(f"name must be a new one, got {quantity.name!r}, which means {_meaning(quantity.name)}")
     if quantity.relative_to and quantity.relative_to not in QUANTITIES:
         raise ValueError(f"relative_to must be one of {', '.join(QUANTITIES)}, got {quantity.relative_to!r}")
     QUANTITIES[quantity.name] = quantity
-    _columns.cache_clear()
+    for one in (quantity, quantity.of_spread()):
+        _COLUMNS.update({one.column(kind): (one, kind) for kind in PATTERNS})
     return quantity
 
 
@@ -166,16 +169,10 @@ def column_of(column: str) -> tuple[Quantity, Kind]:
         ('variance_spread', 'allowance')
     """
     whole = re.fullmatch(r"([^\[]*)\[(.*)\]([^\]]*)", column)
-    found = _columns().get(f"{whole[1]}{whole[3]}" if whole else column)
+    found = _COLUMNS.get(f"{whole[1]}{whole[3]}" if whole else column)
     if found is None:
         return Quantity(column, judged=False, scale="linear"), "value"
     return (found[0].of_entry(whole[2]), found[1]) if whole else found
-
-
-@lru_cache(maxsize=1)
-def _columns() -> dict[str, tuple[Quantity, Kind]]:
-    every = [one for quantity in QUANTITIES.values() for one in (quantity, quantity.of_spread())]
-    return {quantity.column(kind): (quantity, kind) for quantity in every for kind in PATTERNS}
 
 
 for _one in (

@@ -15,11 +15,12 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hostile import Combination, outcome
 
 from propagate import cli, progress
+from propagate.cli_commands import whole
 
 SMALL = ["--depth", "1", "--width", "8", "--tokens", "2", "--heads", "1"]
 COMMANDS = {
@@ -112,12 +113,9 @@ def random_word(chance: random.Random) -> str:
 
 
 def _options() -> Iterator[tuple[str, str]]:
-    from typer.main import get_command
-
-    known: Any = get_command(cli.app)
     there = importlib.util.find_spec("torch") is not None
     for command in COMMANDS if there else [name for name in COMMANDS if name not in OF_TORCH]:
-        for parameter in known.commands[command].params:
+        for parameter in whole(command).params:
             if not getattr(parameter, "is_flag", False):
                 yield command, parameter.opts[0]
 

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import xarray as xr
+from typer.main import get_command
 
 import propagate as pg
 from propagate import cli, progress
+from propagate.cli_commands import whole
 
 SMALL = ["--depth", "2", "--width", "32", "--tokens", "4", "--heads", "2"]
 
@@ -182,6 +184,17 @@ def test_help_needs_no_heavy_import() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_command_that_is_listed_can_be_made_whole() -> None:
+    """With options of its own, under its name, and with the help that the list of all has."""
+    commands = get_command(cli.app).commands
+    assert {"predict", "coordcheck", "verify"} < set(commands)
+    for name, listed in commands.items():
+        made = whole(name)
+        assert (made.name, made.help) == (name, listed.help)
+        assert not listed.params
+        assert made.params or name == "placements"
 
 
 def test_options_are_the_fields_of_the_dataclasses() -> None:

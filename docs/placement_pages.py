@@ -37,7 +37,7 @@ def names() -> list[str]:
 
 def index() -> str:
     """All of them in a table, and the table of contents."""
-    told = _told()
+    told = gain_and_collapse()
     rows = [
         f"| [{type(pg.placement(name)).__name__}]({name}.md) | {_lines(name)} | {norms_on_skip(name)} |"
         f" {_cited(name)} | {told.get(type(pg.placement(name)).__name__, ' | ')} |"
@@ -83,7 +83,7 @@ def _cited(name: str) -> str:
     return f"{year[1] if year else ''} | {paper}"
 
 
-def _told() -> dict[str, str]:
+def gain_and_collapse() -> dict[str, str]:
     """Gradient gain and collapse of each, as two cells, from the data of the phase diagram: by its name as a class."""
     import xarray as xr
 

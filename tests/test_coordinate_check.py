@@ -35,7 +35,8 @@ class Wrong:
 
 
 def matrices(check: pg.CoordinateCheck) -> list[str]:
-    return list(dict.fromkeys(one.name for one in check.departures if one.quantity != "change"))
+    """Those that depart by themselves, not by what reaches them alone."""
+    return list(dict.fromkeys(one.name for one in check.departures if one.quantity != "change" and not one.follows))
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,8 @@ def test_each_wrong_kind_is_named(wrong: Wrong, right: pg.CoordinateCheck) -> No
     assert first.rule == pytest.approx(exponent, abs=0.02)
     assert first.slope.value == pytest.approx(exponent, abs=0.15)
     assert f"{'falls' if exponent < 0 else 'grows'} as width^{first.slope}; it should go as width^0" in check.summary
+    after = {one.name for one in check.departures if one.follows}
+    assert ("whose response departs after these" in check.summary) == bool(after)
     others = [name for name in right.table.name.values if kind_of(name) != wrong.kind]
     for quantity in ("response", "gain") if wrong.rate else ():
         # a rate is of one matrix alone: all others respond as before, to the bit

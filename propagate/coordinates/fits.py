@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,16 @@ class Finding:
         """
         words = WORDS.get(self.name, self.name)
         return words if self.quantity == "change" else f"the {self.quantity} of {words}"
+
+    @property
+    def follows(self) -> bool:
+        """Whether it hangs on what reaches the matrix alone: by the rule's own factors the response is as wanted.
+
+        Example:
+            >>> Finding("attention_out", "response", Slope(0.25, 0.09, 9), 0.0, 0.0, False, 1, "disagrees").follows
+            True
+        """
+        return self.quantity == "response" and round(self.rule, 2) == round(self.wanted, 2)
 
 
 def fitted(
@@ -193,10 +203,12 @@ def overall(found: Sequence[Finding]) -> str:
 def departing(found: Sequence[Finding]) -> list[Finding]:
     """What departs: gains, then responses, each in the order of the forward pass, then what leaves the network.
 
-    A gain depends on no other matrix; a response may, by the gradient's size, and what leaves the network on all.
+    A gain depends on no other matrix; a response may, by the gradient's size and by what is alike in what reaches the
+    matrix, so those that the rule's own factors explain come first; what leaves the network depends on all.
     """
     order = ("gain", "response", "change")
-    return sorted((one for one in found if one.verdict == DISAGREES), key=lambda one: order.index(one.quantity))
+    departed = [one for one in found if one.verdict == DISAGREES]
+    return sorted(departed, key=lambda one: (order.index(one.quantity), one.follows))
 
 
 def sentence(table: xr.Dataset, found: Sequence[Finding]) -> str:
@@ -206,11 +218,14 @@ def sentence(table: xr.Dataset, found: Sequence[Finding]) -> str:
     if verdict == DISAGREES:
         first, *rest = departing(found)
         words = f"{_departs(first, along)}."
-        names = list(dict.fromkeys(WORDS.get(one.name, one.name) for one in rest if one.name != first.name))
         if first.quantity == "change":
             words += " No matrix departs by itself: look between them (a sum, a scale, a multiplier that is missing)."
-        if names:
-            words += f" So do {', '.join(names)}." if len(names) > 1 else f" So does {names[0]}."
+        also = _named([one for one in rest if first.follows or not one.follows], but={first.name})
+        if also:
+            words += f" So do {', '.join(also)}." if len(also) > 1 else f" So does {also[0]}."
+        after = _named(rest, but={first.name, *(one.name for one in rest if not one.follows)})
+        if after and not first.follows:
+            words += f" The rule's own factors are right for {', '.join(after)}, whose response departs after these."
         return words[:1].upper() + words[1:]
     if verdict == CANNOT_TELL:
         unsure = [one for one in found if one.verdict == CANNOT_TELL and one.quantity != "change"]
@@ -223,6 +238,11 @@ def sentence(table: xr.Dataset, found: Sequence[Finding]) -> str:
         f"Every matrix is as expected from {along} {low} to {high}: responses are off by exponents between "
         f"{min(responses):.2f} and {max(responses):.2f}; beyond {tolerance:g} would show."
     )
+
+
+def _named(found: Sequence[Finding], but: Set[str]) -> list[str]:
+    """Their matrices in words, each once."""
+    return list(dict.fromkeys(WORDS.get(one.name, one.name) for one in found if one.name not in but))
 
 
 def _departs(one: Finding, along: str) -> str:

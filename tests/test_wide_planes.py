@@ -1,22 +1,27 @@
-"""Smooth activations at a large variance: many pairs of one variance are interpolated, too long work is refused."""
+"""Smooth activations without straight ends at a large variance: many pairs of one variance are interpolated, too long
+work is refused."""
 
 from typing import Any
 
 import numpy as np
 import pytest
+import sympy
 
 import propagate as pg
+from propagate.expressions import symbol
 from propagate.theory.gaussian import quadrature
-from propagate.theory.gaussian.activations import silu, silu_slope
-from propagate.theory.tokens import angles, kernels
+from propagate.theory.gaussian.expressions import functions
+from propagate.theory.tokens import angles, large_variances
 from propagate.theory.tokens.gram import Gram
+from propagate.theory.tokens.kernels import kernel_of
 
+RIPPLED = pg.Activation("rippled", symbol() + sympy.sin(symbol()) / 2)
 LOSSES = 2 * np.sin(np.array([1e-4, 0.02, 0.4, 1.7, 3.1]) / 2) ** 2
 
 
 def test_a_table_of_angles_is_the_quadrature_of_each_pair() -> None:
-    phi = silu_slope
-    found = kernels._table(phi, 40.0)
+    phi = functions(RIPPLED).slope
+    found = large_variances._table(phi, 40.0)
     of_each = np.array([quadrature.drop_on_plane(phi, 40.0, 40.0, 40.0 * loss) for loss in LOSSES])
     np.testing.assert_allclose(found.at(LOSSES), of_each, rtol=1e-10)
     coarse = angles.Table(found.power, found.series[:, :5])  # as if of 5 nodes
@@ -34,10 +39,10 @@ def test_many_pairs_of_one_variance_take_the_table(monkeypatch: pytest.MonkeyPat
         return one(*of)
 
     monkeypatch.setattr(quadrature, "drop_on_plane", counted)
-    kernels._table.cache_clear()
-    found = kernels.kernel_of("silu").value(gram)
+    large_variances._table.cache_clear()
+    found = kernel_of(RIPPLED).value(gram)
     assert len(calls) == 2 + angles.NODES * (len(angles.ENDS) - 1) < 24 * 23 / 2
-    pair = one(silu, 50.0, 50.0, float(gram.deviation[3, 17]))
+    pair = one(functions(RIPPLED).value, 50.0, 50.0, float(gram.deviation[3, 17]))
     assert found.deviation[3, 17] == pytest.approx(pair, rel=1e-10)
 
 
@@ -45,10 +50,10 @@ def test_what_takes_too_long_is_refused_before_it_is_begun(monkeypatch: pytest.M
     monkeypatch.setattr(quadrature, "drop_on_plane", lambda *_: pytest.fail("begun"))
     v = np.linspace(2000.0, 4000.0, 24)
     unequal = Gram.of(np.diag(v))
-    with pytest.raises(pg.ModelError, match=r"silu reads a variance of 4e\+03, where 300 pairs of tokens take"):
-        kernels.kernel_of("silu").value(unequal)
-    with pytest.raises(pg.ModelError, match="silu reads a variance of 9e"):
-        kernels.kernel_of("silu").slope(Gram.of(9000.0 * np.corrcoef(np.random.default_rng(0).random((20, 30)))))
+    with pytest.raises(pg.ModelError, match=r"rippled reads a variance of 4e\+03, where 300 pairs of tokens take"):
+        kernel_of(RIPPLED).value(unequal)
+    with pytest.raises(pg.ModelError, match="rippled reads a variance of 9e"):
+        kernel_of(RIPPLED).slope(Gram.of(9000.0 * np.corrcoef(np.random.default_rng(0).random((20, 30)))))
 
 
 def test_the_work_is_that_of_the_points_taken() -> None:
@@ -58,7 +63,7 @@ def test_the_work_is_that_of_the_points_taken() -> None:
     one = (np.array([first]), np.array([second]), np.array([deviation]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quadrature, "MOST_POINTS", points)
-        quadrature.check_work("silu", *one)
+        quadrature.check_work("rippled", *one)
         patch.setattr(quadrature, "MOST_POINTS", points - 1)
         with pytest.raises(pg.ModelError, match="1 pairs of tokens"):
-            quadrature.check_work("silu", *one)
+            quadrature.check_work("rippled", *one)

@@ -33,6 +33,7 @@ from propagate.theory.gaussian.functions import (
 )
 from propagate.theory.gaussian.panels import Kinked, drop, mean_square
 from propagate.theory.gaussian.quadrature import Array, Elementwise
+from propagate.theory.gaussian.straight_ends import at_correlation_1, straight_ends
 
 Pair = tuple[Scalar, Scalar]
 LEAK, RELU = 1e-2, 0.99 * 0.99  # weights of the linear part and of the ReLU in a leaky ReLU's second moments
@@ -135,7 +136,7 @@ def _leaky_relu_slope(variance: Scalar, deviation: Scalar) -> Pair:
 
 
 def by_series(phi: Elementwise, derivative: Elementwise, name: str) -> Maps:
-    """The maps of a function that is analytic near the real line, by Hermite series and, at large variance, on a plane.
+    """The maps of a function that is analytic near the real line, by Hermite series up to a large variance.
 
     Example:
         >>> round(by_series(silu, silu_slope, "silu").value(1.0, 0.0)[0], 5)
@@ -145,13 +146,33 @@ def by_series(phi: Elementwise, derivative: Elementwise, name: str) -> Maps:
     def maps(which: int) -> Callable[[float, float], tuple[float, float]]:
         def at(variance: float, deviation: float) -> tuple[float, float]:
             if variance > quadrature.LARGEST_SERIES:
-                return quadrature.on_plane((phi, derivative)[which], variance, deviation)
+                return of_large_variance((phi, derivative), which, variance, deviation)
             series = quadrature.series_of(phi, float(variance))[which]
             return series.total, series.drop(deviation / variance)
 
         return at
 
     return Maps(_on_any(maps(0), f"{name}_value"), _on_any(maps(1), f"{name}_slope"))
+
+
+def of_large_variance(
+    functions: tuple[Elementwise, Elementwise], which: int, variance: float, deviation: float
+) -> tuple[float, float]:
+    """One map of a function and its derivative: in closed form where its ends are straight, else on a plane.
+
+    Raises:
+        ModelError: for a variance above `quadrature.LARGEST_VARIANCE`, of a function whose ends are not straight.
+
+    Example: a slope of 0 or 1, and of tokens that are not correlated.
+        >>> [round(found, 3) for found in of_large_variance((silu, silu_slope), 1, 1e6, 1e6)]
+        [0.5, 0.25]
+    """
+    ends = straight_ends(functions[1])
+    if ends is None:
+        return quadrature.on_plane(functions[which], variance, deviation)
+    one, loss = np.array([variance]), np.array([deviation / variance])
+    drop = (ends.drop, ends.slope_drop)[which]
+    return float((at_correlation_1(functions[which], one) ** 2).sum()), float(drop(one, one, loss)[0])
 
 
 def by_panels(value: Kinked, slope: Kinked, name: str) -> Maps:

@@ -6,8 +6,8 @@ a kernel is a function from the pre-activations' `Gram` to the `Gram` of phi(u),
 Linear, ReLU and its square in closed form (arc-cosine kernels, Cho & Saul 2009, times powers of the tokens' standard
 deviations). Smooth activations by Mehler's formula, K_ts = sum_n a_n(q_t) a_n(q_s) c_ts^n with a_n(q) the Hermite
 coefficients of phi(sqrt(q) z); distances as sum_n (a_n(q_t) - a_n(q_s))^2 / 2 + a_n(q_t) a_n(q_s) (1 - c_ts^n), whose
-terms do not cancel. Closed forms of GELU and tanh for unequal variances take over where the series would be long. Those
-with kinks pair by pair, over panels (`kinked`).
+terms do not cancel. Where the series would be long closed forms take over: of GELU and tanh their own, of others as
+`large_variances` says. Those with kinks pair by pair, over panels (`kinked`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 from scipy.special import ndtr
@@ -26,16 +26,13 @@ from propagate.theory.gaussian.activations import LEAK, RELU, Pair, maps_of, sil
 from propagate.theory.gaussian.expressions import functions
 from propagate.theory.gaussian.functions import angle, sine_less_angle_cosine
 from propagate.theory.gaussian.quadrature import Array, Elementwise
-from propagate.theory.tokens import angles
-from propagate.theory.tokens.gram import Gram, distances, means
+from propagate.theory.tokens.gram import Gram, distances
 from propagate.theory.tokens.kinked import map_of
+from propagate.theory.tokens.large_variances import SAME, Map, of_large_variance
 from propagate.theory.tokens.series import CHUNK, unequal_variances
 from propagate.theory.tokens.tanh_pairs import of_one_variance, slope_of_one_variance, tanh_pair, tanh_slope_pair
 
-Map = Callable[[Gram], Gram]
 ALIKE = 1e-8  # relative difference of two variances whose square is below rounding
-SAME = 1e-15
-"""Relative difference of variances, by rounding alone, that counts as none: its square is of no distance's order."""
 ROWS = 32  # at most: the blocks that a symmetric matrix is made of
 
 
@@ -207,46 +204,6 @@ def _polynomial(sums: Array, x: Array) -> Array:
     return found
 
 
-def _by_plane(f: Elementwise) -> Map:
-    """Each pair of tokens by a quadrature of its own; equal pairs once, and many of one variance interpolated.
-
-    ModelError for more pairs, or wider ones, than are worth waiting for.
-    """
-    name = f.__name__.removesuffix("_slope")
-
-    def apply(u: Gram) -> Gram:
-        largest = float(u.variance.max())
-        quadrature.check_reach(name, largest)
-        if largest - float(u.variance.min()) <= SAME * largest:
-            loss = u.loss_of_correlation()
-            places = angles.places(loss)
-            all_alike = np.full_like(places, largest)
-            quadrature.check_work(name, all_alike, all_alike, largest * places)
-            of_one = partial(_drop_of_loss, f, largest)
-            drop = angles.drops(loss, of_one, lambda: _table(f, float(f"{largest:.13g}")))
-            return Gram(quadrature.square_on_line(f, largest) - drop, drop)
-        v = np.broadcast_to(u.variance[..., :, None], u.matrix.shape)
-        w = np.broadcast_to(u.variance[..., None, :], u.matrix.shape)
-        triples = np.stack([np.minimum(v, w), np.maximum(v, w), u.deviation], axis=-1).reshape(-1, 3)
-        unique, index = np.unique(triples, axis=0, return_inverse=True)
-        quadrature.check_work(name, *unique.T)
-        drop = np.array([quadrature.drop_on_plane(f, *triple) for triple in unique])[index].reshape(u.matrix.shape)
-        variances, index = np.unique(u.variance, return_inverse=True)
-        square = np.array([quadrature.square_on_line(f, q) for q in variances])[index].reshape(u.variance.shape)
-        return Gram(means(square) - drop, drop)
-
-    return apply
-
-
-def _drop_of_loss(f: Elementwise, variance: float, loss: float) -> float:
-    return quadrature.drop_on_plane(f, variance, variance, variance * loss)
-
-
-@lru_cache(maxsize=256)
-def _table(f: Elementwise, variance: float) -> angles.Table:
-    return angles.table(partial(_drop_of_loss, f, variance))
-
-
 def _closed(pair: Callable[[Array, Array, Array], Array], of_one_variance: Callable[[Array, Array], Pair]) -> Map:
     """A closed form, whose drop for tokens of one variance has a form of its own, without cancellation."""
 
@@ -260,14 +217,15 @@ def _closed(pair: Callable[[Array, Array, Array], Array], of_one_variance: Calla
 
 
 def smooth(phi: Elementwise, derivative: Elementwise) -> Kernel:
-    """The kernel of an activation that is analytic near the real line, by series and, at large variance, quadrature.
+    """The kernel of an activation that is analytic near the real line, by series up to a large variance.
 
     Example:
         >>> one = Gram.of([[1.0]])
         >>> round(float(smooth(silu, silu_slope).value(one).matrix[0, 0]), 5)
         0.35578
     """
-    return Kernel(_by_series(phi, _by_plane(phi)), _by_series(derivative, _by_plane(derivative)))
+    large_value, large_slope = of_large_variance(phi, derivative)
+    return Kernel(_by_series(phi, large_value), _by_series(derivative, large_slope))
 
 
 def gated(gate: Kernel, gain: float = 1.0) -> Kernel:

@@ -53,7 +53,7 @@ def unequal_variances(phi: Elementwise, u: Gram) -> Gram:
         falls += of_odd
         falls *= lost
         matrix[some] = of_odd + even @ even.swapaxes(-1, -2) - falls
-        apart[some] = falls + _apart(even) + _apart(odd)
+        apart[some] = falls + apart_of(even) + apart_of(odd)
     return Gram(matrix.reshape(u.matrix.shape), apart.reshape(u.matrix.shape))
 
 
@@ -91,8 +91,13 @@ def _above(at: Array, x: Array, largest: float) -> Array:
     return found
 
 
-def _apart(at: Array) -> Array:
-    """Half the squared distances between tokens' coefficients."""
+def apart_of(at: Array) -> Array:
+    """Half the squared distances between rows of (replicas, tokens, terms).
+
+    Example:
+        >>> apart_of(np.array([[[0.0, 1.0], [2.0, 2.0]]])).tolist()
+        [[[0.0, 2.5], [2.5, 0.0]]]
+    """
     found = np.zeros((*at.shape[:-1], at.shape[-2]))
     apart = np.empty_like(found)
     for of_term in _by_term(at):

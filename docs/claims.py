@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from propagate.checkout import folder
 from propagate.claims.audit import audit, here
-from propagate.claims.claim import Judged
+from propagate.claims.claim import Evidence, Judged
 
 OPENING = """\
 # Claims
@@ -39,11 +39,11 @@ def _section(one: Judged) -> str:
     lines = [f"## {claim.name}: {one.verdict}", f"> {claim.words}", f"Source: {claim.source}; {claim.sure}."]
     lines.append(f"**Tested.** {claim.statement}")
     if one.evidence:
-        lines.append("\n".join(_item(e.witness, e.under, e.said, e.holds) for e in one.evidence))
+        lines.append("\n".join(map(_item, one.evidence)))
     lines.append(f"**What would change it.** {claim.change[:1].upper()}{claim.change[1:]}")
     return "\n\n".join(lines) + "\n"
 
 
-def _item(witness: str, under: str, said: str, holds: bool) -> str:
-    where = f"{witness}, under {under}" if under else witness
-    return f"- *{where}:* {said[:1].upper()}{said[1:]} {'It holds.' if holds else 'It does not hold.'}"
+def _item(found: Evidence) -> str:
+    where, _, said = str(found).partition(": ")
+    return f"- *{where}:* {said[:1].upper()}{said[1:]}"

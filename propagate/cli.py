@@ -293,10 +293,12 @@ def prove(
     """Prove the propositions of proofs/, every step checked by SymPy and numerically. Exit code 1 if one fails."""
     from rich.console import Console
 
-    from propagate.checkout import importable
+    from propagate.checkout import folder, importable
 
     try:
         importable("proofs")
+        if write:
+            folder("proofs")  # pages are a checkout's
         from proofs import runner
 
         chosen = [proposition.name for proposition in runner.select(names)]
@@ -326,12 +328,15 @@ def audit(
     names: Annotated[list[str] | None, typer.Argument(help="Claims, such as C1; all if none is named.")] = None,
 ) -> None:
     """What papers claim, word by word: the statement tested, evidence with its numbers, the verdict that follows."""
-    from propagate.claims.audit import audit as judged
+    from propagate.claims.audit import chosen, here
+    from propagate.claims.claim import judged
 
     try:
-        typer.echo("\n\n".join(map(str, judged(names))))
+        asked = chosen(names)
     except ModelError as error:
         refuse(error)
+    for place, claim in enumerate(asked):  # each as soon as it is judged
+        typer.echo(("\n" if place else "") + str(judged(claim, here())))
 
 
 command(functools.partial(_on_a_network, depth=FEW))(coordcheck)

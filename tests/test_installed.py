@@ -7,12 +7,14 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 import propagate as pg
 from propagate.checkout import folder
+from propagate.claims.audit import claims as all_claims
 
 ROOT = folder("propagate").parent
 USER = """
@@ -66,8 +68,35 @@ def test_the_wheel_has_the_package_its_types_and_its_data_and_nothing_else(wheel
     assert tops == {"propagate", f"propagate-{pg.__version__}.dist-info"}
     package = ROOT / "propagate"
     kept = {p.relative_to(ROOT).as_posix() for p in package.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
-    assert kept <= names
+    brought = {name for name in names if name.startswith("propagate/beside/")}
+    assert {name for name in names if name.startswith("propagate/")} == kept | brought
+    claims = "".join(path.read_text(encoding="utf-8") for path in (package / "claims").glob("*.py"))
+    records = {f"figures/measured/training_{name}.nc" for name in re.findall(r'(?:of_runs|trained)\("(\w+)"\)', claims)}
+    proofs = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("proofs/**/*.py")} | {"proofs/introduction.md"}
+    assert brought == {f"propagate/beside/{name}" for name in records | proofs}
     assert {"propagate/py.typed", "propagate/data/validity.json", "propagate/propagate.mplstyle"} <= names
+
+
+AUDIT = """
+import sys
+from propagate import checkout
+from propagate.claims.audit import _trained, audit
+print(*audit(sys.argv[1:]), sep="\\n\\n")
+checkout.BROUGHT = checkout.ROOT / "nowhere"
+_trained.cache_clear()
+print(audit(["C5"])[0].verdict)
+"""
+
+
+@pytest.mark.claims
+@pytest.mark.parametrize(
+    "claims", [("C5", "C7"), pytest.param([one.name for one in all_claims()], marks=pytest.mark.slow)]
+)
+def test_a_wheel_judges_claims_as_the_checkout_does(claims: Sequence[str], wheel: Path, tmp_path: Path) -> None:
+    command = [str(installed(wheel, tmp_path)), "-c", AUDIT, *claims]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    told = subprocess.run(command, capture_output=True, text=True, cwd="/", env=environment, check=True).stdout
+    assert told == "\n\n".join(map(str, pg.audit(claims))) + "\nnot testable here\n"
 
 
 @pytest.mark.slow

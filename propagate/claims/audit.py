@@ -38,8 +38,8 @@ def claims() -> tuple[Claim, ...]:
 def audit(names: Iterable[str] | None = None, *, sources: Sources | None = None) -> list[Judged]:
     """Claims of the literature, each with its evidence and the verdict that follows from it.
 
-    Theory is worked out and networks are simulated here and now; proofs are run, and records of training read, where
-    the package lies in a checkout. Without one that evidence is missing, and verdicts are of the rest.
+    Theory is worked out, networks are simulated and proofs are run here and now; training is read from records that lie
+    in the checkout and in a wheel. Where they are not at hand, verdicts are of the rest.
 
     Args:
         names: of claims, such as ["C1", "C5"]; all by default.
@@ -57,22 +57,35 @@ def audit(names: Iterable[str] | None = None, *, sources: Sources | None = None)
         >>> found.verdict
         'only under skips alone'
     """
-    known = {claim.name: claim for claim in claims()}
-    if isinstance(names, str) or not isinstance(names, Iterable | None):
-        raise ModelError(f"names must be several names of claims, such as ['C1'], got {shown(names)}")
-    chosen = []
-    for name in known if names is None else names:  # not all of them at first: they may have no end
-        if not isinstance(name, str) or name not in known:
-            raise ModelError(f"names must be of {', '.join(known)}, got {shown(name)}")
-        chosen.append(name)
     if not isinstance(sources, Sources | None):
         raise ModelError(f"sources must be propagate.claims.claim.Sources, got {shown(sources)}")
     where = sources or here()
-    return [judged(known[name], where) for name in chosen]
+    return [judged(claim, where) for claim in chosen(names)]
+
+
+def chosen(names: Iterable[str] | None = None) -> list[Claim]:
+    """The claims of these names; all by default.
+
+    Raises:
+        ModelError: for a name that no claim has.
+
+    Example:
+        >>> [claim.words for claim in chosen(["C3"])]
+        ['twice as deep']
+    """
+    known = {claim.name: claim for claim in claims()}
+    if isinstance(names, str) or not isinstance(names, Iterable | None):
+        raise ModelError(f"names must be several names of claims, such as ['C1'], got {shown(names)}")
+    found = []
+    for name in known if names is None else names:  # not all of them at first: they may have no end
+        if not isinstance(name, str) or name not in known:
+            raise ModelError(f"names must be of {', '.join(known)}, got {shown(name)}")
+        found.append(known[name])
+    return found
 
 
 def here() -> Sources:
-    """The verbs of this package, and what its checkout holds."""
+    """The verbs of this package, and what its checkout or its wheel holds."""
     import propagate as pg
 
     return Sources(pg.predict, pg.simulate, _proved, _trained)
@@ -80,17 +93,17 @@ def here() -> Sources:
 
 @lru_cache(maxsize=64)
 def _proved_one(number: str) -> bool:
+    runner: Any = import_module("proofs.runner")
+    return all(report.proved for report in runner.prove([number]))
+
+
+def _proved(numbers: Sequence[str]) -> bool | None:
     from propagate.checkout import importable
 
     try:
         importable("proofs")
     except ModelError:
-        return False
-    runner: Any = import_module("proofs.runner")
-    return all(report.proved for report in runner.prove([number]))
-
-
-def _proved(numbers: Sequence[str]) -> bool:
+        return None
     return all(_proved_one(number) for number in numbers)
 
 
@@ -98,10 +111,10 @@ def _proved(numbers: Sequence[str]) -> bool:
 def _trained(name: str) -> xr.Dataset | None:
     import xarray as xr
 
-    from propagate.checkout import folder
+    from propagate.checkout import at_hand
 
     try:
-        path = folder("figures") / "measured" / f"training_{name}.nc"
+        path = at_hand("figures") / "measured" / f"training_{name}.nc"
     except ModelError:
         return None
     return xr.load_dataset(path, engine="scipy") if path.is_file() else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from propagate.claims.claim import Claim, Evidence, of_runs
-from propagate.claims.runs import best, one
+from propagate.claims.runs import TRAINS, best, one
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -18,9 +18,8 @@ def unscaled_postnorm(sweeps: xr.Dataset) -> Evidence:
     said = (
         f"24 blocks, {span.runs + post.runs} runs: SpanNorm + ScaleInit 1/2 trains up to a rate of {span.stable:g} "
         f"(best loss "
-        f"{span.loss:.3f} +- {span.error:.3f}); unscaled PostNorm {_to(post.stable)} (best {post.loss:.3f}, unigram "
-        f"loss "
-        f"{float(sweeps.unigram_loss.max()):.3f})."
+        f"{span.loss:.3f} +- {span.error:.3f}); unscaled PostNorm {_to(post.stable)} (best {post.loss:.3f} +- "
+        f"{post.error:.3f}, unigram loss {float(sweeps.unigram_loss.max()):.3f})."
     )
     return Evidence("training", said, span.stable > post.stable)
 
@@ -28,16 +27,18 @@ def unscaled_postnorm(sweeps: xr.Dataset) -> Evidence:
 @of_runs("sweeps")
 def scaled_postnorm(sweeps: xr.Dataset) -> Evidence:
     """The fair control, which the paper is not known to have."""
-    rows, runs, ahead = [], 0, []
+    rows, runs, rates = [], 0, []
     for depth in (12, 24, 48, 96):
         span, post = (best(one(sweeps, f"{name}+0.5", depth)) for name in ("spannorm", "postnorm"))
         rows.append(f"{depth} blocks {span.stable:g} against {post.stable:g}")
         runs += span.runs + post.runs
-        ahead.append(span.stable >= post.stable)
+        rates.append((span.stable, post.stable))
+    larger, smaller = sum(span > post for span, post in rates), sum(span < post for span, post in rates)
     said = (
-        f"largest rate at which SpanNorm and PostNorm, both with ScaleInit 1/2, train: {'; '.join(rows)} ({runs} runs)."
+        f"largest rate at which SpanNorm and PostNorm, both with ScaleInit 1/2, train, {runs} runs: {'; '.join(rows)}; "
+        f"at {larger} depths SpanNorm's is larger, at {smaller} smaller."
     )
-    return Evidence("training", said, all(ahead) and len(set(rows)) > 1, under="ScaleInit for PostNorm too")
+    return Evidence("training", said, larger > 0 and not smaller, under="ScaleInit for PostNorm too")
 
 
 @of_runs("sweeps")
@@ -60,7 +61,13 @@ CLAIM = Claim(
     words="trains at depths and learning rates at which PostNorm does not",
     source="abstract and reviews of arXiv:2601.22580",
     sure="the sense is sure, the wording ours",
-    statement="At some depth SpanNorm with its scaling trains at larger rates than PostNorm.",
+    statement=(
+        "At 24 blocks SpanNorm with ScaleInit 1/2 trains up to a larger rate than PostNorm as published; to train is "
+        f"to end {TRAINS:g} nats below the unigram loss."
+    ),
     tests=(unscaled_postnorm, scaled_postnorm, unscaled_both),
-    change="rates between those tried, which lie a factor of 2 apart; longer training and larger networks.",
+    change=(
+        "rates between those tried, which lie a factor of 2 apart (4 at 12 blocks without scaling); longer training "
+        "and larger networks."
+    ),
 )

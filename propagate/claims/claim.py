@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,13 +21,13 @@ class Sources:
 
     Attributes:
         predict, simulate: the verbs of those names.
-        proved: whether the propositions of these numbers are proved, every step checked.
-        trained: the measured runs of that name ("sweeps", "profiles", "transfer"), or None where there is no checkout.
+        proved: whether the propositions of these numbers are proved, every step checked, or None if not at hand.
+        trained: the measured runs of that name ("sweeps", "profiles", "transfer"), or None where they are not at hand.
     """
 
     predict: Callable[..., xr.Dataset]
     simulate: Callable[..., xr.Dataset]
-    proved: Callable[[Sequence[str]], bool]
+    proved: Callable[[Sequence[str]], bool | None]
     trained: Callable[[str], xr.Dataset | None]
 
 
@@ -40,12 +40,25 @@ class Evidence:
         said: a sentence, with numbers, their errors and how many networks or runs stand behind them.
         holds: whether the statement does, by this.
         under: the condition under which it was tried, if it is one that the claim does not make.
+        device: that ran what was simulated or trained.
     """
 
     witness: Witness
     said: str
     holds: bool
     under: str = ""
+    device: str = ""
+
+    def __str__(self) -> str:
+        """As a line of text.
+
+        Example:
+            >>> print(Evidence("training", "3 runs end at 4.2.", True, under="warm-up", device="NVIDIA H200"))
+            training (NVIDIA H200), under warm-up: 3 runs end at 4.2. So it holds.
+        """
+        device = f" ({self.device})" if self.device else ""
+        under = f", under {self.under}" if self.under else ""
+        return f"{self.witness}{device}{under}: {self.said} {'So it holds.' if self.holds else 'So it does not.'}"
 
 
 @dataclass(frozen=True)
@@ -96,13 +109,19 @@ class Judged:
 
 
 def of_runs(name: str) -> Callable[[Callable[..., Evidence]], Callable[..., Evidence | None]]:
-    """Makes a test of sources out of a test of the measured runs of that name; without these there is no evidence."""
+    """Makes a test of sources out of a test of the measured runs of that name, and tells the device that ran them.
+
+    Without these runs there is no evidence.
+    """
 
     def made(test: Callable[..., Evidence]) -> Callable[..., Evidence | None]:
         @wraps(test)
         def tested(sources: Sources, **options: Any) -> Evidence | None:
             table = sources.trained(name)
-            return None if table is None else test(table, **options)
+            if table is None:
+                return None
+            device = str(table.attrs["device"])
+            return replace(test(table, **options), device="CPU" if device == "cpu" else device)
 
         return tested
 
@@ -136,4 +155,4 @@ def verdict_of(evidence: Sequence[Evidence]) -> str:
         return "holds" if any(one.witness == "training" for one in plain) else "holds at initialisation"
     conditions = dict.fromkeys(one.under for one in evidence if one.under)
     met = [name for name in conditions if all(one.holds for one in evidence if one.under == name)]
-    return f"only under {' and under '.join(met)}" if met else "fails"
+    return f"only under {', and under '.join(met)}" if met else "fails"

@@ -33,8 +33,9 @@ def share_simulated(sources: Sources) -> Evidence:
     model = Model("prenorm", depth=8, width=128, tokens=8, heads=2)
     seen = sources.simulate(model, include={SHARE}, covariance=0.3, draws=16, backend="numpy", progress=False)
     (near, error), (far, other) = [[float(seen[n][b]) for n in (SHARE, f"{SHARE}_se")] for b in (4, 8)]
-    words = f"16 random PreNorm networks: {near:.3f} +- {error:.3f} at block 4, {far:.3f} +- {other:.3f} at block 8."
-    return Evidence("simulation", words, 0.4 < far / near < 0.7)
+    at = f"{near:.3f} +- {error:.3f} at block 4, {far:.3f} +- {other:.3f} at block 8"
+    words = f"16 random PreNorm networks, width 128: {at}."
+    return Evidence("simulation", words, 0.4 < far / near < 0.7, device=seen.attrs["device"])
 
 
 @of_runs("profiles")
@@ -87,7 +88,7 @@ def drowned_in_training(arms: xr.Dataset) -> Evidence:
     ]
     drowned, others = names.index("over the count"), [names.index(one) for one in ("times root of width", "normed")]
     words = (
-        f"{seeds} networks of {arms.sizes['block'] - 1} blocks each, embeddings of standard deviation "
+        f"{seeds} networks of {arms.sizes['block'] - 1} blocks for each, embeddings of standard deviation "
         f"{arms.attrs['std']:g}: {'; '.join(told)}."
     )
     return Evidence("training", words, mean[drowned, -1] > TENFOLD > mean[others, -1].max())

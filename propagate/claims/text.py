@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from propagate.claims.claim import Judged
 
 
-BESIDE = "which lie beside the package in a checkout of the project"
+BESIDE = "which a checkout of the project has, and a wheel of it"
 
 
 def text_of(found: Sequence[Judged], width: int = 100) -> str:
@@ -22,9 +22,7 @@ def _one(one: Judged, width: int) -> str:
     claim = one.claim
     lines = [f"{claim.name}  {one.verdict.upper()}", f'"{claim.words}" ({claim.source}; {claim.sure})']
     lines.append(f"Tested: {claim.statement}")
-    for found in one.evidence:
-        under = f", under {found.under}" if found.under else ""
-        lines.append(f"- {found.witness}{under}: {found.said} {'So it holds.' if found.holds else 'So it does not.'}")
+    lines += [f"- {found}" for found in one.evidence]
     if one.missing:
         needed = f"{one.missing} more test{'s' if one.missing > 1 else ''}"
         lines.append(f"Not at hand: what {needed} would read, proofs or records of training, {BESIDE}.")

@@ -157,8 +157,9 @@ def test_simulation_is_met_and_neither_without_nor_with_twice_the_bias(case: str
 def test_tokens_that_are_nearly_alike_are_refused() -> None:
     """As long as they are not, the bias hardly depends on how alike they are."""
     model = pg.Model("dyt", depth=2, width=64, tokens=3, heads=4)
-    for covariance in (1 - 1e-6, 1.0):
-        with pytest.raises(pg.ModelError, match="bias covers tanh of tokens whose combinations all have 1e-05"):
+    alike, same = "tanh of tokens whose combinations all have 1e-05", "tokens that differ by 1e-10"
+    for covariance, said in ((1 - 1e-6, alike), (1.0, same)):
+        with pytest.raises(pg.ModelError, match=f"bias covers {said}"):
             pg.predict(model, include=["bias"], covariance=covariance, grad_covariance=0.3)
     apart, nearly = (
         float(pg.predict(model, include=["bias"], covariance=c, grad_covariance=0.3).log_grad_variance_bias[0])

@@ -71,8 +71,8 @@ def predict(
             much such networks differ from one another; of one stream of exchangeable tokens without tanh, dropout or
             norms inside sublayers in closed form (about 10 ms a block), else from samples, as the bias. Those two are
             for normal weights, and refuse what they do not cover: experts, LayerNorm of hidden units, or of queries and
-            keys with rotary positions, tanh of a stream with dropout or beside LayerNorm; and tokens that have become
-            one, to 1e-10 of their variance.
+            keys with rotary positions, tanh of a stream with dropout or beside LayerNorm; and tokens that are one, to
+            1e-10 of their variance, at the start or after one block (those that become one over several are followed).
         variance: E x^2 of the embedded tokens; a number or an `xarray.DataArray`.
         covariance: E x_t x_s of two of them; likewise.
         grad_variance: E g^2 of the cotangent that enters at the stream that leaves the last block.
@@ -116,7 +116,8 @@ def predict(
         of the next order. With "bias" also, to first order in 1/width, `<name>_bias`, the mean over networks
         less the limit, relative as the allowance is; `log_<name>_bias`, the mean logarithm less that of the
         limit; `<name>_se`, their sampling error; and `<name>_allowance` is then for what they leave out, of
-        second order (see `bias`). Deviations below 1e-8 of the variance keep the stated allowance.
+        second order (see `bias`). Deviations below 1e-8 of the variance keep the stated allowance, unless tokens became
+        one over several blocks.
 
         With a Gram matrix, a mask or rotary positions tokens are not exchangeable, and full (tokens, tokens) matrices
         are propagated. The names then mean what a simulation measures: averages over tokens and over pairs of tokens.

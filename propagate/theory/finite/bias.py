@@ -105,7 +105,7 @@ def _parts(gram: Array | None, noise: Noise) -> Array:
     found = []
     for values, size in ((variance, variance), ((mean - deviation) / tokens, variance), (deviation, deviation)):
         present = size[-1] > FAINT * variance[-1]  # of what is 0 in the limit, nothing is relative to it
-        relative = values / (size[-1] if present else 1.0)
+        relative = values / (size[-1] if present else np.nan)
         logarithm = np.log(size / size[-1]) if present else np.zeros_like(size)
         found.append([_even(relative, noise), _even(logarithm, noise), _odd(logarithm, noise)])
     return np.array(found)
@@ -147,10 +147,7 @@ def bias_columns(model: Model, table: Table, columns: dict[str, Any]) -> dict[st
         prefix = "grad_" if quantity_of(name).backward else ""
         limit, variance = np.asarray(columns[name]), np.asarray(columns[f"{prefix}variance"])
         of = _columns(blocks, limit.shape)
-        with np.errstate(invalid="ignore"):
-            known = np.isfinite(of["mean"]) & (np.asarray(columns[f"{prefix}deviation"]) > FAINT * variance)
-        if model.tokens == 1:
-            known = np.isfinite(of["mean"]) & (name == f"{prefix}variance")
+        known = np.isfinite(of["mean"]) & (model.tokens > 1 or name == f"{prefix}variance")
         logarithm = quantity_of(name).scale == "log"
         scale = np.abs(limit if logarithm else variance)
         of = {key: np.where(known, value, 0.0) / model.width for key, value in of.items()}

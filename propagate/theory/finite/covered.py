@@ -18,7 +18,8 @@ from propagate.theory.tokens.gram import Gram
 
 NORM, TANH = "a norm", "tanh"
 BENT = "tanh of a stream, unless a sublayer or the output head reads it"
-SAME, RESOLVED = 1e-28, 1e-10  # shares of the variance: tokens are the same below; second differences are kept above
+RESOLVED = 1e-10  # share of the variance that deviations are, above which second differences of them are kept
+KEPT = 1e-6  # share to which they are made larger, for the next block, where they have become smaller; see `widening`
 FAINT = 1e-8  # share of the mean over tokens below which its noise is not resolved
 
 
@@ -164,9 +165,11 @@ def _check_distinct(what: str, start: Gram) -> None:
 
 
 def check_resolved(what: str, columns: Mapping[str, Any]) -> None:
-    """ModelError where tokens become so alike, and are not the same, that samples hold their differences no more.
+    """ModelError where tokens are so alike, at the start or from one block to the next, that samples do not hold their
+    differences; those that become alike over several blocks are followed, see `widening`.
 
     Example:
+        >>> check_resolved("bias", {"variance": [1.0] * 4, "deviation": [0.5, 1e-5, 1e-9, 1e-12]})
         >>> check_resolved("bias", {"variance": [1.0, 1.0], "deviation": [0.5, 1e-20]})
         Traceback (most recent call last):
         propagate.checks.ModelError: bias covers tokens that differ by 1e-10 of their variance, got 1e-20 in block 1
@@ -175,11 +178,30 @@ def check_resolved(what: str, columns: Mapping[str, Any]) -> None:
         return
     variance, deviation = (np.asarray(columns[name], dtype=float) for name in ("variance", "deviation"))
     share = np.divide(deviation, variance, out=np.ones_like(variance), where=variance > 0)
-    for block, least in enumerate(np.where(share > SAME, share, 1.0).reshape(len(share), -1).min(axis=1)):
-        if least < RESOLVED:
+    made_larger = 1.0
+    for block, row in enumerate(share.reshape(len(share), -1)):
+        known = row[np.isfinite(row)]
+        held = known * made_larger
+        if held.min() < RESOLVED:
+            least = known.min()
             raise ModelError(
                 f"{what} covers tokens that differ by {RESOLVED:g} of their variance, got {least:.3g} in block {block}"
             )
+        made_larger *= widening(held.max())
+
+
+def widening(share: float) -> float:
+    """By how much squares of deviations of tokens that have become nearly one are made larger, before the next block.
+
+    What is small is lost beside the mean over tokens by rounding. As long as deviations are small, a network answers to
+    them linearly: of larger ones comes as much more, in every network, and of the mean what came of it before, to the
+    order of a deviation.
+
+    Example:
+        >>> round(widening(1e-8)), widening(1e-3)
+        (100, 1.0)
+    """
+    return KEPT / share if RESOLVED <= share < KEPT else 1.0
 
 
 def check_covered(model: Model, what: str) -> bool:

@@ -8,7 +8,7 @@ not 1 / the mean; the token-mean mode of a cotangent leaks into the deviations a
 
 Between blocks only inner products are kept: the vectors are turned into a frame of their own rows. A cotangent that
 enters a block from behind is known along the block's output and isotropic elsewhere. Where tanh acts on streams,
-sampled coordinates of their directions are kept too.
+sampled coordinates of their directions are kept too. Tokens that have become nearly one are moved apart (`widened`).
 
 The result is a mean over samples, with its standard error; draws are the same in every run.
 """
@@ -16,6 +16,7 @@ The result is a mean over samples, with its standard error; draws are the same i
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from propagate.layers import Layer
 from propagate.model import Model
 from propagate.placement import Layout, join, split
 from propagate.sublayers import FFN, Attention, Sublayer
-from propagate.theory.finite.covered import has_tanh
+from propagate.theory.finite.covered import has_tanh, widening
 from propagate.theory.finite.perturbation import (
     COORDINATES,
     Array,
@@ -38,7 +39,7 @@ from propagate.theory.finite.perturbation import (
     padded,
     root,
 )
-from propagate.theory.finite.perturbed_attention import attention, matrix_of, moments_of
+from propagate.theory.finite.perturbed_attention import attention, energies_of, matrix_of, moments_of
 from propagate.theory.finite.perturbed_dropout import dropout
 from propagate.theory.finite.perturbed_ffn import ffn
 from propagate.theory.finite.perturbed_tanh import tanh
@@ -206,7 +207,29 @@ def _forward(
         return Done(tape, frame, entered, list(left), rows), layout, rows
     kept = [stream.value.x for stream in left] + ([] if constant is None else [constant])
     lower, span = factored(np.concatenate([frame.padded(x) for x in kept], axis=1))
-    return Done(tape, frame, entered, list(left), span), layout, lower
+    return Done(tape, frame, entered, list(left), span), layout, widened(lower, tokens, len(left))
+
+
+def widened(rows: Array, tokens: int, streams: int) -> Array:
+    """Rows (evaluations, rows, directions), those of a few streams of tokens first, with deviations from the means over
+    tokens made larger by one factor in all evaluations and streams, where they have become small; see `widening`.
+
+    Example:
+        >>> rows = np.array([[[1.0, 1e-4], [1.0, -1e-4]]])
+        >>> widened(rows, tokens=2, streams=1).round(5).tolist()
+        [[[1.0, 0.00071], [1.0, -0.00071]]]
+    """
+    if tokens == 1:
+        return rows
+    of_streams = rows[:, : streams * tokens].reshape(len(rows), streams, tokens, -1)
+    mean, deviation = energies_of(inner(of_streams[-1], of_streams[-1])).T
+    largest = float((deviation * tokens / (mean + (tokens - 1) * deviation)).max())
+    factor = math.sqrt(widening(largest))
+    if factor == 1:
+        return rows
+    means = of_streams.mean(axis=2, keepdims=True)
+    apart = (means + factor * (of_streams - means)).reshape(len(rows), streams * tokens, -1)
+    return np.concatenate([apart, rows[:, streams * tokens :]], axis=1)
 
 
 def _centred(model: Model) -> bool:

@@ -15,7 +15,7 @@ import propagate as pg
 from proofs.propositions import p13_one_step as p13
 from proofs.vocabulary import step_of
 from propagate.theory import predict_step as verb
-from propagate.theory import stacked
+from propagate.theory import stacked, walks
 from propagate.theory.gaussian.signs import mean_root, soft_sign_averages
 from propagate.theory.pairs.moments import Moments
 from propagate.theory.tokens.gram import Gram
@@ -286,3 +286,16 @@ def test_blocks_together_are_what_they_are_one_by_one(
     monkeypatch.undo()
     monkeypatch.setattr(stacked, "_shape", lambda met: (met.multiplier, met.use.balanced))
     assert not pg.predict_step(model, OPTIMIZERS[optimizer], START).equals(together)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_replicas_in_groups_say_what_all_of_them_together_say(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many tokens are walked a few replicas at a time; a gated FFN has numbers that are the same for all of a group."""
+    model = pg.Model("prenorm", causal=True, activation="swiglu", **SIZES)
+    together = pg.predict_step(model, OPTIMIZERS[optimizer])
+    monkeypatch.setattr(walks, "TOGETHER", 3 * model.tokens**2 * walks._of_each(model, None))
+    assert [group.replicas for group in walks.groups_of(model, None)] == [3, 3, 2]
+    apart = pg.predict_step(model, OPTIMIZERS[optimizer])
+    errors = 4 * np.hypot(together.own_change_se, apart.own_change_se) + 1e-9 * together.own_change
+    assert bool((abs(apart.own_change - together.own_change)[1:] < errors[1:]).all())
+    assert not bool((abs(1.2 * apart.own_change - together.own_change)[1:] < errors[1:]).all())

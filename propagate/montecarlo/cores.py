@@ -15,6 +15,8 @@ from contextlib import contextmanager
 
 from threadpoolctl import threadpool_limits
 
+from propagate.threads import one_thread_each
+
 TASKS = 32
 """Batches that a run is cut into for an executor, at least: enough to keep several workers busy."""
 
@@ -60,7 +62,7 @@ def in_threads(executor: Executor | None, count: int) -> Iterator[Executor | Non
     if executor is not None:
         yield executor
         return
-    with threadpool_limits(1):
+    with one_thread_each():
         if count == 1:
             yield None
             return

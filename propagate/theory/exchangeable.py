@@ -28,10 +28,12 @@ from propagate.theory.reading.blocks import Call
 from propagate.theory.reading.network import Path
 from propagate.theory.validity import Uses
 from propagate.theory.walks import walk
+from propagate.threads import one_thread_each
 
 Array = NDArray[np.float64]
 
 
+@one_thread_each()
 def found(
     model: Model,
     start: Moments,

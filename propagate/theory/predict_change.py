@@ -23,6 +23,7 @@ from propagate.theory.tokens.drawn_units import REPLICAS
 from propagate.theory.tokens.gram import Array
 from propagate.theory.transferred import transferred
 from propagate.theory.walks import walk, walk_grams
+from propagate.threads import one_thread_each
 from propagate.transfer import Transfer, as_transfer, factors_by_kind
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ def _places(network: Model, given: Start) -> Places:
     return places_of(network, walk_grams(network, entering, leaving, exact=True), entering, leaving)
 
 
+@one_thread_each()
 def _of_replica(places: Places, change: Change) -> tuple[Array, float]:
     """The change of every stream, (blocks,) or with streams and what they are joined in; the fall over the width."""
     joint, beta = tangents(places, change)

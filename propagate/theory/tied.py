@@ -29,6 +29,7 @@ from propagate.theory.reading.reader import Block, Made, Stream, Tape
 from propagate.theory.tokens.apply import Setting, applied, norm_scale
 from propagate.theory.tokens.gram import Array, Gram
 from propagate.theory.walks import repeated
+from propagate.threads import one_thread_each
 
 APART = 1e-9  # of the variance: what is less between two tokens is lost in the sums that are taken here
 
@@ -264,6 +265,7 @@ class TiedPath(NamedTuple):
     embedding: Gram
 
 
+@one_thread_each()
 def walk_tied(
     stack: Model, period: int, start: Gram, cotangent: Gram, *, replicas: int, samples: int, through_readout: bool
 ) -> TiedPath:

@@ -22,10 +22,12 @@ from propagate.theory.reading.network import Path
 from propagate.theory.tokens.gram import Array, Gram
 from propagate.theory.validity import Uses
 from propagate.theory.walks import Group, groups_of, repeated, replicas_of, walk_grams
+from propagate.threads import one_thread_each
 
 TOKEN_COLUMNS = {"variance": "token_variance", "grad_variance": "grad_token_variance"}
 
 
+@one_thread_each()
 def found(
     model: Model,
     start: Gram,
@@ -72,7 +74,8 @@ def found(
         if "calls" in include:
             calls.append(call_moments(path.calls[1:-1], partial(_numbers, ends[0])))
 
-    for group in groups_of(model, samples):
+    groups = groups_of(model, samples)
+    for group in groups:
         add(group)
     several = "kept" in of_groups[0]
     of_replicas = _joined(of_groups)
@@ -94,7 +97,8 @@ def found(
     columns = {name: values if several else values[:, 0] for name, values in columns.items()}
     matrices: list[str] = []
     if measure is not None:
-        of_blocks = [_concatenated(parts) for parts in zip(*blocks, strict=True)]
+        sizes = [group.replicas for group in groups]
+        of_blocks = [_concatenated(parts, sizes) for parts in zip(*blocks, strict=True)]
         wide = head_size == math.inf
         more, matrices = matrix_columns(model, of_blocks, columns, (replicas,), several=several, wide=wide)
         columns |= more | _means({name: more[name] for name in dict.fromkeys(itertools.chain(*of_blocks))})
@@ -110,12 +114,16 @@ def _joined(groups: list[dict[str, Array]]) -> dict[str, Array]:
     return {name: np.concatenate([group[name] for group in groups], axis=1) for name in groups[0]}
 
 
-def _concatenated(groups: tuple[Numbers, ...]) -> Numbers:
-    """Numbers of all replicas."""
-    return {
-        column: {name: np.concatenate([np.atleast_1d(group[column][name]) for group in groups]) for name in of_first}
-        for column, of_first in groups[0].items()
-    }
+def _concatenated(groups: tuple[Numbers, ...], sizes: list[int]) -> Numbers:
+    """Numbers of all replicas, of groups of these sizes; one that is the same for a whole group counts for each."""
+    if len(groups) == 1:
+        return groups[0]
+
+    def of_all(column: str, name: str) -> Array:
+        values = (group[column][name] for group in groups)
+        return np.concatenate([np.broadcast_to(value, (size,)) for value, size in zip(values, sizes, strict=True)])
+
+    return {column: {name: of_all(column, name) for name in of_first} for column, of_first in groups[0].items()}
 
 
 def _means(of_replicas: dict[str, Array], *, logarithms: bool = False) -> dict[str, Array]:

@@ -21,6 +21,7 @@ from propagate.theory.finite.perturbation import Noise
 from propagate.theory.finite.perturbed_attention import energies_of
 from propagate.theory.finite.perturbed_network import Grams, evaluated
 from propagate.theory.tokens.gram import Gram
+from propagate.threads import one_thread_each
 
 PAIRS = 256
 SEED = 20260219
@@ -46,6 +47,7 @@ Table = dict[str, list[list[Sampled]]]
 NAMES = ("variance", "covariance", "deviation")
 
 
+@one_thread_each()
 def sampled(model: Model, start: Gram, cotangent: Gram, *, through_readout: bool = False, pairs: int = PAIRS) -> Table:
     """Biases and spreads of every quantity, of networks that all start from exact second moments.
 

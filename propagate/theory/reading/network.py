@@ -14,6 +14,7 @@ from propagate.theory.gaussian.functions import Scalar
 from propagate.theory.pairs.moments import Combination, Joint, SecondMoments
 from propagate.theory.reading.blocks import BlockMap, Call, Carried, MomentAlgebra, State, alone, read
 from propagate.theory.reading.reader import Block
+from propagate.threads import one_thread_each
 
 
 class Path(NamedTuple):
@@ -72,6 +73,7 @@ class Path(NamedTuple):
         return shares
 
 
+@one_thread_each()
 def propagate_moments(
     model: Model,
     start: SecondMoments,

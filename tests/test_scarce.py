@@ -26,14 +26,14 @@ def test_what_few_units_do_is_allowed_for(case: str, monkeypatch: pytest.MonkeyP
     model, seen = both(SCARCE[case])
     monkeypatch.setattr(finite_width, "SAME_MATRICES", 0.0)  # the question here is what units alone explain
     assert float(pg.compare(pg.predict(model, **START), seen).worst_z.max()) < 2.5
-    monkeypatch.setattr(finite_width, "_scarce", lambda *given: (0.0, 0.0))
+    monkeypatch.setattr(finite_width, "_scarce", lambda *given: (0 * given[1], 0 * given[1]))
     assert float(pg.compare(pg.predict(model, **START), seen).worst_z.max()) > 3.5
 
 
 def test_where_units_are_many_hardly_anything_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
     model = pg.Model("postnorm", depth=12, width=512, tokens=16, heads=8)
     stated = pg.predict(model, **START)
-    monkeypatch.setattr(finite_width, "_scarce", lambda *given: (0.0, 0.0))
+    monkeypatch.setattr(finite_width, "_scarce", lambda *given: (0 * given[1], 0 * given[1]))
     without = pg.predict(model, **START)
     for name in ("deviation_allowance", "grad_variance_allowance"):
         assert float((stated[name] / without[name]).max()) < 1.4
@@ -65,3 +65,28 @@ def test_what_logits_and_their_cotangents_share_is_allowed_for(monkeypatch: pyte
     assert 0.3 < share() < 1.5
     monkeypatch.setattr(finite_width, "SAME_MATRICES", 0.0)
     assert share() > 2
+
+
+def _off(model: pg.Model, seen: xr.Dataset, monkeypatch: pytest.MonkeyPatch, name: str, without: object) -> list[float]:
+    """Largest |z| of the gradient, and what it is without a term."""
+    start = {"through_readout": True, "variance": 0.01}
+    z = [float(abs(pg.compare(pg.predict(model, **start), seen).z.sel(quantity="grad_variance")).max())]
+    monkeypatch.setattr(finite_width, name, without)
+    return [*z, float(abs(pg.compare(pg.predict(model, **start), seen).z.sel(quantity="grad_variance")).max())]
+
+
+def test_what_few_heads_leave_to_the_readouts_norm_is_allowed_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One head's choices make single tokens of PreNorm's stream differ in size, by which its last norm divides."""
+    model = pg.Model("prenorm", depth=1, width=128, tokens=8, heads=1, logit_std=1.0, ffn_gain=0.1)
+    seen = pg.simulate(model, draws=200, seed=1, backend="numpy", progress=False, variance=0.01, through_readout=True)
+    with_it, without = _off(model, seen, monkeypatch, "_normed_readout", lambda model: False)
+    assert with_it < 2.5
+    assert without > 4
+
+
+def test_only_norms_in_the_readout_count() -> None:
+    assert [finite_width._normed_readout(pg.Model(name, depth=1)) for name in ("prenorm", "residual", "admin")] == [
+        True,
+        True,
+        False,
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from propagate.theory.parameter_gradients import Measure, block_gradients, by_bl
 from propagate.theory.reading.blocks import NotExchangeable
 from propagate.theory.starts import aligned, gram_of, moments_of
 from propagate.theory.tokens.gram import Gram
+from propagate.theory.unstable import allowing, gram_with_leak, starts_with_leaks, with_leak
 from propagate.theory.validity import Uses, warn_of_means, warn_of_scarce, warn_of_uses
 
 if TYPE_CHECKING:
@@ -242,13 +244,15 @@ def walk_of(
     finite = [name for name in ("fluctuations", "bias") if name in asked]
     closed = all([check_covered(model, name) for name in finite])  # noqa: C419  # each must be asked
     options: dict[str, Any] = {"through_readout": through_readout, "head_size": head_size}
-    found, uses = None, Uses()
+    found, uses, leaking = None, Uses(), list[dict[str, Any]]()
     alike = given.gram is None and given.grad_gram is None and model.exchangeable
     if alike and (dims or not model.uneven):
         warn_of_means(model)
         with suppress(NotExchangeable):
             of_pairs = asked if closed else asked - {"fluctuations"}
             found = exchangeable.found(model, first, last, uses, of_pairs, measure, **options)
+            for ends in starts_with_leaks((first, last), partial(with_leak, tokens=model.tokens), model.width):
+                leaking.append(exchangeable.found(model, *ends, Uses(), (), measure, **options).columns)
     if found is None:
         if dims:
             raise ModelError(f"variance must be a number where tokens are not exchangeable, got dimensions {dims}")
@@ -256,6 +260,11 @@ def walk_of(
         closed, uses = False, Uses()
         grams = _grams(given, first, last, model.tokens)
         found = token_resolved.found(model, *grams, uses, asked, measure, **options, samples=samples)
+        for begun in starts_with_leaks(grams, gram_with_leak, model.width) if model.exchangeable else ():
+            of_begun = token_resolved.found(model, *begun, Uses(), (), measure, **options, samples=samples)
+            leaking.append(of_begun.columns)
+    if leaking:
+        found = found._replace(columns=allowing(found.columns, leaking))
     warn_of_uses(model, uses, wide=head_size == math.inf)
     return Walked(found, closed, given, first, last, dims, coords)
 

@@ -18,19 +18,22 @@ class Call(NamedTuple):
         normed: inner projections that the call norms.
         description: of what `apply` was given.
         of_nothing: whether what it reads is 0 in every network.
+        reads: the call that alone made what it reads, if one did: nothing was added.
     """
 
     verb: str
     normed: tuple[str, ...] = ()
     description: Sublayer | None = None
     of_nothing: bool = False
+    reads: Call | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A stream of which nothing is known, unless it is `zero`."""
+    """A stream of which nothing is known, unless it is `zero`; and the call that alone made it, if one did."""
 
     zero: bool = False
+    made_by: Call | None = None
     __array_ufunc__: ClassVar[None] = None  # an array times a stream is the stream's business
 
     def __add__(self, other: Any) -> Stream:
@@ -45,7 +48,7 @@ class Stream:
 
     def __mul__(self, factor: Any) -> Stream:
         check_factor(self, factor)
-        return Stream(self.zero or (isinstance(factor, int | float) and factor == 0))
+        return Stream(self.zero or (isinstance(factor, int | float) and factor == 0), self.made_by)
 
     __rmul__ = __mul__
 
@@ -100,8 +103,8 @@ class Block:
         return 1.0
 
     def _call(self, x: Stream, verb: str, normed: Iterable[str] = (), description: Sublayer | None = None) -> Stream:
-        self.made.append(Call(verb, tuple(normed), description, x.zero))
-        return Stream(x.zero or verb in self.silent)
+        self.made.append(Call(verb, tuple(normed), description, x.zero, x.made_by))
+        return Stream(x.zero or verb in self.silent, self.made[-1])
 
 
 def outline(placement: Placement, depth: int, index: int) -> list[Call]:

@@ -343,13 +343,20 @@ def _theory() -> Iterator[str]:
 def explorer() -> str:
     """What a moved slider costs, for the explorer's page."""
     found = read("explorer_speed.json")
-    names = ("curves", "first", "drawing", "rest")
+    names = ("begun", "curves", "first", "drawing", "rest")
     rows = [(row["what"], *(_seconds(row[name]) if row[name] else "" for name in names)) for row in found["rows"]]
     load = f"{found['other_load']:.1f} other processes ran or waited on its {found['processors']} cores"
     said = (
         f"CPU seconds of one thread, medians of {found['moves']} moves of the exponent ({found['processor']}; {load}):"
     )
-    head = ("24 blocks where none are named", "curves", "all that comes first", "drawing it", "what follows")
+    head = (
+        "24 blocks where none are named",
+        "first curves",
+        "all curves",
+        "all that comes first",
+        "drawing it",
+        "what follows",
+    )
     return "\n\n".join([said, table(head, rows)]) + "\n"
 
 

@@ -16,9 +16,12 @@ import propagate as pg
 from propagate import cli, cli_output
 from propagate.explorer import curves, job, readout, takeaway
 from propagate.explorer.curves import Curves, Moments, Plan, Refused
+from propagate.explorer.growing import Growth
 from propagate.explorer.latest import Latest
 from propagate.explorer.state import ALIKE, MASKED, MIXED, State
+from propagate.explorer.waits import Stopped, Waits, ending
 from propagate.explorer.words import code, commands
+from propagate.watching import watched
 
 STATES = {
     "default": State(),
@@ -153,17 +156,65 @@ def test_critical_depths_are_the_first_that_miss_a_level(placement: str) -> None
     assert found.gradient != first(0.1, 1.5)[1]
 
 
-def test_a_search_that_nobody_waits_for_ends() -> None:
-    asked = list[bool]()
-    with pytest.raises(curves.Stopped):
-        curves.critical(State(), "spannorm", 0.25, lambda: len(asked) > 2 or asked.append(True) is not None)
-    assert len(asked) == 3
+@pytest.mark.parametrize("what", ["critical", "moments", "step"])
+def test_what_nobody_waits_for_ends(what: str) -> None:
+    """Between two blocks of a walk, and between two matrices of a step that is drawn; and it is not kept."""
+    state, asked = State(placements=("spannorm",), depth=2, tokens=4, mask="causal", optimizer="adam"), list[bool]()
+    calls = {
+        "critical": lambda: curves.critical(state, "spannorm", 0.25),
+        "moments": lambda: curves.moments(state, "spannorm"),
+        "step": lambda: pg.predict_step(state.model("spannorm"), state.rule, state.start),
+    }
+    most = {"critical": 30, "moments": 4, "step": 8}[what]  # a walk of two blocks tells of six
+    with watched(ending(lambda: len(asked) == most or asked.append(True) is not None)), pytest.raises(Stopped):
+        calls[what]()
+    assert len(asked) == most
+
+
+def test_curves_that_grow_are_those_that_come() -> None:
+    """What is told of while a walk is under way is in the table at its end, to rounding; what is not known is not."""
+    state, told = State(placements=("siamesenorm",), depth=3, tokens=4, mask="causal"), list[Any]()
+    growth = Growth("siamesenorm", 3, Waits(bool, bool, told.append), pause=0.0)
+    with watched(growth):
+        table = curves.moments(state, "siamesenorm", curves.point_of(state, "siamesenorm", curves.QUICK)).table
+    assert [(one.direction, one.block) for one in told] == [
+        *(("forward", block) for block in range(4)),
+        *(("backward", block) for block in range(3, -1, -1)),
+    ]
+    final = curves.lines(table)
+    for line, end in zip(told[-1].lines, final, strict=True):
+        for name in ("variance", "grad_variance", "distinct"):
+            np.testing.assert_allclose(getattr(line, name), getattr(end, name), rtol=1e-12)
+        assert line.stream == end.stream
+    half = told[2].lines[0]
+    np.testing.assert_allclose(half.variance[:3], final[0].variance[:3], rtol=1e-12)
+    assert np.isnan(half.variance[3])
+    assert np.isnan(half.grad_variance).all()
+    exact = curves.lines(curves.moments(state, "siamesenorm").table)[0]  # of more draws: other numbers
+    assert not np.allclose(final[0].distinct, exact.distinct, rtol=1e-12)
+
+
+def test_the_page_says_what_is_still_to_come() -> None:
+    state = State(placements=("prenorm", "spannorm"), depth=2, tokens=4, mask="causal")
+    plan = Curves().plan(state)
+    first = plan.first[0]()
+    said = readout.coming(state, {"prenorm": first}, {}, {}, {}, {}, {}, [[], []])
+    assert said.startswith("still to come: curves of spannorm; curves of prenorm from more draws (now within 0.")
+    assert said.endswith("; attention's share; first step; critical depths")
+    final = curves.moments(state, "prenorm")
+    both = {"prenorm": final, "spannorm": dataclasses.replace(final, placement="spannorm")}
+    shares, steps = (dict.fromkeys(state.placements) for _ in range(2))
+    here = curves.Critical("prenorm", 0.25, 1, 1, 64)
+    known = [[dataclasses.replace(here, exponent=exponent) for exponent in curves.GRID]] * 2
+    rest: Any = (shares, steps, dict.fromkeys(state.placements, here), {}, known)
+    assert readout.coming(state, both, {}, *rest) == ""
+    assert readout.coming(state, {"prenorm": final}, {}, *rest) == "still to come: curves of spannorm"
 
 
 def test_what_the_theory_refuses_is_told_and_the_rest_goes_on() -> None:
     state = State(placements=("prenorm",), depth=1, tokens=2, experts="4:1", optimizer="muon")
     plan = Curves().plan(state)
-    found = [call() for call in (*plan.first, plan.then[0], plan.then[2])]
+    found = [call() for call in (*plan.first, *plan.then[:2])]
     assert [type(one).__name__ for one in found] == ["Moments", "Share", "Refused"]
     assert "with Muon does not cover experts" in found[2].why
     text = readout.rows(["prenorm"], {}, {}, {}, {}, {}, {("prenorm", "first step"): found[2]})
@@ -191,7 +242,7 @@ class Recorded:
     def __init__(self, seconds: float = 0.0) -> None:
         self.told, self.seconds, self.ended = list[Any](), seconds, threading.Event()
 
-    def plan(self, wish: int, stopped: Any) -> Plan:
+    def plan(self, wish: int, waits: Any) -> Plan:
         def call(name: str) -> str:
             time.sleep(self.seconds)
             return f"{wish}{name}"

@@ -12,6 +12,7 @@ from propagate.explorer import curves
 from propagate.explorer.curves import Critical, Curves, Moments, Refused, Share, Step
 from propagate.explorer.kept import Kept
 from propagate.explorer.state import State
+from propagate.explorer.waits import Stopped
 
 SMALL = State(placements=("prenorm",), depth=3, width=64, tokens=2, exponent=0.0, logit_std=0.0, distinct=0.5, gain=2.0)
 OTHER: dict[str, Any] = {
@@ -124,8 +125,8 @@ def test_warnings_come_back_with_what_they_were_of() -> None:
 
 def test_what_fails_is_not_kept() -> None:
     kept = Kept[int](most=2)
-    with pytest.raises(curves.Stopped):
-        kept.made("a", lambda: (_ for _ in ()).throw(curves.Stopped))
+    with pytest.raises(Stopped):
+        kept.made("a", lambda: (_ for _ in ()).throw(Stopped))
     assert kept.made("a", lambda: 1) == 1
     assert [kept.made(n, lambda n=n: n) for n in range(3)] == [0, 1, 2]
     assert kept.known("a") is None

@@ -17,14 +17,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from propagate.checks import ModelError
+from propagate.explorer.growing import Growth, Line
 from propagate.explorer.kept import Kept
 from propagate.explorer.state import State
+from propagate.explorer.waits import UNENDING, Waits, ending
 from propagate.inverse.conditions import Distinct, FirstStep, GradientGain
 from propagate.inverse.point import Point
 from propagate.inverse.unknown import Setting
 from propagate.placement import placement as placement_of
 from propagate.scaling import ScaleInit
 from propagate.table import JOINED, STREAM
+from propagate.watching import Watch, watched
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -44,11 +47,8 @@ DEPENDS = {
     CRITICAL: (*NETWORK, "distinct", "gain"),
 }
 """The fields of a state that each result depends on, beside placement and exponent; a step is kept at rate 1."""
+FEW = 72  # blocks, of all placements together, of which attention's share and the first step come with the curves
 MOST_KEPT = 512  # results of one page
-
-
-class Stopped(Exception):
-    """Nobody wants this any more."""
 
 
 @dataclass(frozen=True)
@@ -99,22 +99,6 @@ class Refused:
 
 Result = Moments | Share | Step | Critical | Refused
 Call = Callable[[], Result]
-
-
-@dataclass(frozen=True)
-class Line:
-    """One stream of a table against the block.
-
-    Attributes:
-        stream: its name, "" where there is one alone.
-        block, variance, grad_variance, distinct: arrays over blocks; the last is 1 - correlation.
-    """
-
-    stream: str
-    block: Floats
-    variance: Floats
-    grad_variance: Floats
-    distinct: Floats
 
 
 def lines(table: xr.Dataset) -> list[Line]:
@@ -182,17 +166,15 @@ def step(state: State, placement: str, at: Point | None = None) -> Step:
     return Step(placement, moved, dict(zip(names, map(float, rms * state.lr), strict=True)))
 
 
-def critical(state: State, placement: str, exponent: float, stopped: Callable[[], bool] = bool) -> Critical:
+def critical(state: State, placement: str, exponent: float) -> Critical:
     """The least depths at which the levels of collapse and of the gradient are not kept, by `propagate.solve`.
 
     Args:
         state: whose own depth and exponent have no part in it.
         placement: a name.
         exponent: of ScaleInit.
-        stopped: asked before each depth.
 
     Raises:
-        Stopped: if it says so.
         ModelError: where the theory refuses every depth.
 
     Example: unscaled PostNorm against SpanNorm.
@@ -204,35 +186,9 @@ def critical(state: State, placement: str, exponent: float, stopped: Callable[[]
     scaling = ScaleInit(exponent) if exponent else None
     model = state.model(placement, depth=state.deepest, scaling=scaling)
     asked: list[Any] = [Distinct(above=state.distinct), GradientGain(above=1 / state.gain, below=state.gain)]
-    watched = [_Watched(one, stopped) for one in asked]
-    found = pg.solve(model, "depth", watched, between=(1, state.deepest), start=state.start, points=SCANNED)
+    found = pg.solve(model, "depth", asked, between=(1, state.deepest), start=state.start, points=SCANNED)
     collapse, gradient = (_first_missed(found.table, one.name) for one in asked)
     return Critical(placement, exponent, collapse, gradient, state.deepest)
-
-
-@dataclass(frozen=True)
-class _Watched:
-    """A condition that is given up when nobody wants it any more."""
-
-    of: Any
-    stopped: Callable[[], bool]
-
-    @property
-    def above(self) -> float | None:
-        return self.of.above  # type: ignore[no-any-return]
-
-    @property
-    def below(self) -> float | None:
-        return self.of.below  # type: ignore[no-any-return]
-
-    @property
-    def name(self) -> str:
-        return self.of.name  # type: ignore[no-any-return]
-
-    def value(self, at: Point) -> float:
-        if self.stopped():
-            raise Stopped
-        return float(self.of.value(at))
 
 
 def _first_missed(table: xr.Dataset, name: str) -> int | None:
@@ -290,28 +246,34 @@ class Curves:
     def __init__(self) -> None:
         self._kept: Kept[Result] = Kept(MOST_KEPT)
 
-    def plan(self, state: State, stopped: Callable[[], bool] = bool) -> Plan:
-        """What to call for a state; `stopped` ends a call that takes longer."""
-        quick = None if state.alike else QUICK
+    def plan(self, state: State, waits: Waits = UNENDING) -> Plan:
+        """What to call for a state; `waits` ends what nobody waits for any more, and is shown what takes long."""
+        quick = None if state.alike or state.experts != "none" else QUICK  # samples have no part beside routers
         unit = dataclasses.replace(state, lr=1.0)
         at = {name: point_of(unit, name, quick) for name in state.placements}
         here = state.exponent
 
-        def call(what: str, name: str, make: Callable[[], Any], *more: Any) -> Call:
-            return partial(self._kept.made, _key(state, what, name, *more), partial(_tried, what, name, make))
+        def call(what: str, name: str, make: Callable[[], Any], *more: Any, watch: Watch | None = None) -> Call:
+            asked = partial(_tried, what, name, make, watch or ending(waits.stopped))
+            return partial(self._kept.made, _key(state, what, name, *more), asked)
 
-        first = [call(MOMENTS, name, partial(moments, state, name, at[name]), here, quick) for name in at]
+        def curves(name: str) -> Call:
+            watch = ending(waits.late) if state.alike else Growth(name, state.depth, waits)
+            return call(MOMENTS, name, partial(moments, state, name, at[name]), here, quick, watch=watch)
+
+        first = [curves(name) for name in at]
         then: list[Call] = []
         shares = [call(SHARE, name, partial(share, state, name, at[name]), here) for name in at]
         steps = [call(STEP, name, partial(step, unit, name, at[name]), here) for name in at]
-        (first if state.alike else then).extend(shares)
-        if not state.alike:
+        few = state.alike and state.depth * len(at) <= FEW
+        (first if few else then).extend(shares)
+        if quick:
             then += [call(MOMENTS, name, partial(moments, state, name), here, None) for name in at]
-        slow = not state.alike or state.optimizer in ("adam", "sign")  # which draw hidden units
-        (then if slow else first).extend(partial(_at_rate, one, state.lr) for one in steps)
+        slow = state.optimizer in ("adam", "sign")  # which draw hidden units
+        (first if few and not slow else then).extend(partial(_at_rate, one, state.lr) for one in steps)
         for exponent in dict.fromkeys((here, *GRID)):
             for name in at:
-                then.append(call(CRITICAL, name, partial(critical, state, name, exponent, stopped), exponent))
+                then.append(call(CRITICAL, name, partial(critical, state, name, exponent), exponent))
         return Plan(first, then)
 
     def map_of(self, state: State, placement: str) -> list[Critical]:
@@ -333,9 +295,10 @@ def _at_rate(call: Call, rate: float) -> Result:
     return Step(found.placement, rate * found.moved, {name: rate * size for name, size in found.outputs.items()})
 
 
-def _tried(what: str, placement: str, call: Callable[[], Any]) -> Result:
+def _tried(what: str, placement: str, call: Callable[[], Any], watch: Watch) -> Result:
     try:
-        found: Result = call()
+        with watched(watch):
+            found: Result = call()
     except ModelError as error:
         return Refused(placement, what, str(error))
     return found

@@ -10,8 +10,8 @@ from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
 
 from propagate.checks import ModelError
-from propagate.explorer.curves import Stopped
 from propagate.explorer.state import State
+from propagate.explorer.waits import Stopped
 
 if TYPE_CHECKING:
     import xarray as xr

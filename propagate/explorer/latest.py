@@ -16,7 +16,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Generic, TypeVar
 
-from propagate.explorer.curves import Plan, Stopped
+from propagate.explorer.curves import Plan
+from propagate.explorer.waits import Stopped, Waits
 
 PATIENCE = 0.5  # seconds that a newer wish waits for the first part of an older one
 SLICE = 0.08  # seconds after which what there is is delivered
@@ -31,7 +32,7 @@ class Latest(Generic[Wish]):
 
     Args:
         pool: where calls are made; one thread, since warnings are caught around each.
-        plan: of a wish, given a function that says whether the call may stop.
+        plan: of a wish, given who waits for it.
         deliver: is told of a wish's results, where a call failed the exception, and of warnings; at the end of no
             results. It is called on the pool's thread, and never after `close`.
 
@@ -39,7 +40,7 @@ class Latest(Generic[Wish]):
         >>> from concurrent.futures import ThreadPoolExecutor
         >>> told = []
         >>> with ThreadPoolExecutor(1) as pool:
-        ...     latest = Latest(pool, lambda wish, stopped: Plan([lambda: wish + 1], []), lambda *of: told.append(of))
+        ...     latest = Latest(pool, lambda wish, waits: Plan([lambda: wish + 1], []), lambda *of: told.append(of))
         ...     latest.ask(1)
         ...     while latest.busy:
         ...         time.sleep(0.01)
@@ -50,7 +51,7 @@ class Latest(Generic[Wish]):
     def __init__(
         self,
         pool: Executor,
-        plan: Callable[[Wish, Callable[[], bool]], Plan],
+        plan: Callable[[Wish, Waits], Plan],
         deliver: Callable[[Wish, list[Any], tuple[str, ...]], None],
     ) -> None:
         self._pool, self._plan, self._deliver = pool, plan, deliver
@@ -88,6 +89,15 @@ class Latest(Generic[Wish]):
     def _newer(self) -> bool:
         return self._closed or bool(self._wishes)
 
+    def _late(self) -> bool:
+        return self._closed or (bool(self._wishes) and time.monotonic() - self._begun > PATIENCE)
+
+    def _tell(self, part: Any) -> None:
+        """Of a result that is being made."""
+        if not self._closed:
+            wish: Any = self._of
+            self._deliver(wish, [part], ())
+
     def _turn(self) -> None:
         """Calls of one wish, for a slice of time; then it is another page's turn."""
         call, results = self._next(), []
@@ -115,10 +125,9 @@ class Latest(Generic[Wish]):
         """The next call; None when there is none, and nothing runs any more."""
         finished = None
         with self._lock:
-            late = time.monotonic() - self._begun > PATIENCE
-            if self._wishes and (late or not self._first):
+            if self._wishes and (self._late() or not self._first):
                 self._of = self._wishes.pop()
-                plan = self._plan(self._of, self._newer)
+                plan = self._plan(self._of, Waits(self._newer, self._late, self._tell))
                 self._first, self._then, self._begun = deque(plan.first), deque(plan.then), time.monotonic()
             calls = self._first or self._then
             if calls:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict
 from functools import partial
@@ -11,9 +11,11 @@ from threading import RLock
 from typing import Any
 
 from propagate.checks import ModelError
+from propagate.explorer import curves as theory_of
 from propagate.explorer import readout, takeaway
 from propagate.explorer.controls import Controls
-from propagate.explorer.curves import Critical, Curves, Moments, Refused, Share, Step, interpolated
+from propagate.explorer.curves import MOMENTS, Critical, Curves, Moments, Refused, Share, Step, interpolated, lines
+from propagate.explorer.growing import Growing, Line
 from propagate.explorer.job import Ended, Job, Points, Progress
 from propagate.explorer.latest import Latest
 from propagate.explorer.plots import Plots
@@ -24,13 +26,14 @@ from propagate.picture import colours_of
 Later = Callable[[Callable[[], None]], Any]
 TO_ADDRESS = "window.history.replaceState(null, '', '?' + cb_obj.value)"
 TO_CLIPBOARD = "navigator.clipboard.writeText(text.value)"
-COMPUTING, MAPPING = "computing …", "mapping critical depths …"
+COMPUTING = "computing …"
 STYLE = """
 .readout { overflow-x: auto; }
 .readout table { border-collapse: collapse; font-size: 13px; }
 .readout th, .readout td { padding: 3px 9px; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
 .readout th { font-weight: 600; }
 .readout th:first-child, .readout td:first-child { text-align: left; }
+.status { font-size: 12px; color: #666; }
 .notes { margin: 4px 0; padding-left: 18px; font-size: 12px; color: #444; }
 .listing { overflow-x: auto; font-size: 12px; margin: 4px 0; }
 """
@@ -69,12 +72,15 @@ class Page:
 
         self.state, self._later, self._moved, self._lock = state, later, moved, RLock()
         self._said, self._refusal, self._closed = [said] if said else [], "", False
-        self._theory: dict[str, Any] = {}
-        self._drawn: dict[str, Any] = {}  # of an earlier state where the new one's is not there yet
+        self._found: dict[str, Moments] = {}
+        self._growing: dict[str, Growing] = {}
+        self._drawn: dict[str, Sequence[Line]] = {}
+        self._before: set[str] = set()  # placements whose curves are of an earlier state
         self._shares, self._steps, self._here = dict[str, Share](), dict[str, Step](), dict[str, Critical]()
         self._refused: dict[tuple[str, str], Refused] = {}
         self._measured: dict[Any, Points] = {}  # by the network, its start and the draws
         self._notes: list[str] = []
+        self._saves: list[Any] = []
         self._job: Job | None = None
         self._of: State | None = None  # that the curves show
         self._curves, self.plots = Curves(), Plots()
@@ -82,7 +88,7 @@ class Page:
         self.latest: Latest[State] = Latest(pool, self._curves.plan, self._told)
         stretched: dict[str, Any] = {"sizing_mode": "stretch_width", "margin": (4, 8)}
         self._table, self._noted = (pn.pane.HTML("", stylesheets=[STYLE], **stretched) for _ in range(2))
-        self._status = pn.pane.Str("", margin=(0, 8))
+        self._status = pn.pane.HTML(readout.status(COMPUTING), stylesheets=[STYLE], **stretched)
         self._run = pn.widgets.Button(label="Simulate", color="primary", width=90, margin=(4, 8))
         self._cancel = pn.widgets.Button(label="Cancel", width=80, margin=(4, 8), disabled=True)
         self._bar = pn.indicators.Progress(value=0, max=100, active=False, width=150, margin=(14, 8))
@@ -102,35 +108,32 @@ class Page:
         import panel as pn
 
         wide = {"sizing_mode": "stretch_width"}
-        copies = []
+        copies: list[Any] = []
         for name, text in self._texts.items():
-            button = pn.widgets.Button(label=f"Copy {name}", width=135, margin=(4, 8))
+            button = pn.widgets.Button(label=f"Copy {name}", width=150, margin=(4, 8))
             button.js_on_click(args={"text": text}, code=TO_CLIPBOARD)
             copies.append(button)
         for name, made in (("netCDF", self._netcdf), ("figure", self._picture)):
             filename = f"explorer.{'nc' if name == 'netCDF' else 'png'}"
-            copies.append(
-                pn.widgets.FileDownload(
-                    callback=made, filename=filename, label=f"Save {name}", width=135, margin=(4, 8)
-                )
-            )
+            looks: dict[str, Any] = {"label": f"Save {name}", "width": 150, "margin": (4, 8)}
+            self._saves.append(pn.widgets.FileDownload(callback=made, filename=filename, **looks))
         run = pn.FlexBox(self.controls.widgets["draws"], self._run, self._cancel, self._bar, self._progress)
         panes = [pn.pane.Bokeh(one, **wide) for one in self.plots.figures.values()]
         hidden = [self._address, *self._texts.values()]
-        listings = pn.Card(*self._listings.values(), title="Code and command line", collapsed=True, **wide)
+        listings = pn.Card(*self._listings.values(), title="Code and command line", collapsed=True, margin=8, **wide)
         main = pn.Column(
+            self._status,
             self._table,
             self._noted,
             pn.Column(*panes, stylesheets=[GRID], **wide),
             run,
-            pn.FlexBox(*copies),
+            pn.FlexBox(*copies, *self._saves),
             listings,
             *hidden,
             **wide,
         )
         side = pn.Column(
             pn.pane.HTML("<b>propagate explore</b>", margin=(8, 8, 0, 8)),
-            self._status,
             *self.controls.groups(),
             **wide,
         )
@@ -144,7 +147,7 @@ class Page:
             self._refusal = str(error)
         else:
             self._refusal, self._said = "", []
-            self._status.object = COMPUTING
+            self._status.object = readout.status(COMPUTING)
             self.latest.ask(self.state)
         self.controls.show(self.state)
         self._say()
@@ -195,20 +198,25 @@ class Page:
         for result in results:
             self._keep(state, result)
         kinds = {type(result) for result in results}
-        if Moments in kinds:
+        if kinds & {Moments, Growing, Refused}:
             self._draw()
         if Step in kinds:
             self.plots.show_steps(self._steps, self._colours)
         if Critical in kinds:
             self._draw_map()
-        self._status.object = MAPPING if Critical in kinds else COMPUTING if results else ""
+        self._status.object = readout.status(self._coming() if results else "")
         self._say()
         self._moved()
 
     def _keep(self, state: State, result: Any) -> None:
         match result:
             case Moments(placement, table):
-                self._theory[placement] = self._drawn[placement] = table
+                self._found[placement], self._drawn[placement] = result, lines(table)
+                self._growing.pop(placement, None)
+                self._before.discard(placement)
+            case Growing(placement, drawn):
+                self._growing[placement], self._drawn[placement] = result, drawn
+                self._before.discard(placement)
             case Share(placement):
                 self._shares[placement] = result
             case Step(placement):
@@ -218,15 +226,18 @@ class Page:
                     self._here[placement] = result
             case Refused(placement, what, why):
                 self._refused[placement, what] = result
+                if what == MOMENTS:
+                    self._drawn.pop(placement, None)
                 self._notes.append(f"{placement}, {what}: {why}")
             case error:
                 self._notes.append(f"{type(error).__name__}: {error}")
 
     def _begin(self, state: State) -> None:
-        """Results of another state begin to come; each curve stays until it is replaced."""
+        """Results of another state begin to come; each curve stays, but faint, until it is replaced."""
         self._of = state
         self._colours = colours_of(list(state.placements))
-        self._theory, self._shares, self._steps, self._refused, self._notes = {}, {}, {}, {}, []
+        self._found, self._growing, self._before = {}, {}, set(self._drawn)
+        self._shares, self._steps, self._refused, self._notes = {}, {}, {}, []
         self._address.value = state.query
         about = {name: interpolated(self._curves.map_of(state, name), state.exponent) for name in state.placements}
         self._here = {name: one for name, one in about.items() if one is not None}
@@ -236,7 +247,7 @@ class Page:
     def _draw(self) -> None:
         assert self._of is not None
         self._drawn = {name: self._drawn[name] for name in self._of.placements if name in self._drawn}
-        self.plots.show_theory(self._drawn, self._colours, self._of.distinct)
+        self.plots.show_theory(self._drawn, self._colours, self._of.distinct, self._before)
         self._draw_points()
 
     def _draw_points(self) -> None:
@@ -249,6 +260,20 @@ class Page:
         known = {name: self._curves.map_of(self._of, name) for name in self._of.placements}
         self.plots.show_map(known, self._colours, self._of.deepest)
         self.plots.show_here(self._here, self._of.exponent, self._colours, self._of.deepest)
+
+    @property
+    def _theory(self) -> dict[str, Any]:
+        """The tables that there are."""
+        return {name: found.table for name, found in self._found.items()}
+
+    def _coming(self) -> str:
+        """What is still to come, in words."""
+        assert self._of is not None
+        state = self._of
+        map_of = [self._curves.map_of(state, name) for name in state.placements]
+        return readout.coming(
+            state, self._found, self._growing, self._shares, self._steps, self._here, self._refused, map_of
+        )
 
     def _seen(self, state: State) -> dict[str, Points]:
         """What was simulated of the networks of a state."""
@@ -279,6 +304,8 @@ class Page:
         self._table.object = readout.rows(
             state.placements, colours, self._theory, self._shares, self._steps, self._here, self._refused
         )
+        for save in self._saves:
+            save.disabled = all((name, MOMENTS) in self._refused for name in state.placements)
         verdicts = [f"{name}: {points.verdict}" for name, points in self._seen(state).items()]
         self._noted.object = readout.notes([*self._said, *filter(None, [self._refusal]), *self._notes, *verdicts])
         for name, text in (("code", code(state)), ("command line", commands(state))):
@@ -289,11 +316,20 @@ class Page:
     def _measured_tables(self) -> dict[str, Any]:
         return {name: points.measured for name, points in self._seen(self._of or self.state).items()}
 
+    def _final(self) -> dict[str, Any]:
+        """The tables to be kept: where first ones alone are shown, better ones are made before that."""
+        state, tables = self._of or self.state, dict[str, Any]()
+        for name in state.placements:
+            found = self._found.get(name)
+            if (name, MOMENTS) not in self._refused:
+                tables[name] = (theory_of.moments(state, name) if found is None or found.quick else found).table
+        return tables
+
     def _netcdf(self) -> io.BytesIO:
-        return io.BytesIO(takeaway.netcdf(self._of or self.state, self._theory, self._measured_tables()))
+        return io.BytesIO(takeaway.netcdf(self._of or self.state, self._final(), self._measured_tables()))
 
     def _picture(self) -> io.BytesIO:
-        return io.BytesIO(takeaway.picture(self._theory, self._measured_tables()))
+        return io.BytesIO(takeaway.picture(self._final(), self._measured_tables()))
 
 
 def _network(state: State, placement: str) -> Any:

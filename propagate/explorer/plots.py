@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from propagate.explorer.curves import Critical, Line, Step, lines
+from propagate.explorer.curves import Critical, Step
+from propagate.explorer.growing import Line
 from propagate.explorer.state import DISTINCT, STEEPEST
 from propagate.plots import CONFIDENCE
 from propagate.table import JOINED, STREAM
@@ -21,6 +22,7 @@ PANELS = {
 }
 DASHES = ("solid", "dashed", "dotted")
 POINTS = 12  # blocks that get a point, about
+FAINT, OLD = 0.2, ", before"  # of a curve that is to be replaced
 HEIGHT = 250
 SMALLEST = 1e-300  # what lies below it has no place on a logarithmic axis
 
@@ -85,7 +87,8 @@ class Plots:
     def __init__(self) -> None:
         from bokeh.models import ColumnDataSource, Span
 
-        self._lines = {name: ColumnDataSource(_columns("xs", "ys", "colour", "dash", "line")) for name in PANELS}
+        drawn = ("xs", "ys", "colour", "dash", "alpha", "line")
+        self._lines = {name: ColumnDataSource(_columns(*drawn)) for name in PANELS}
         self._points = {name: ColumnDataSource(_columns("x", "y", "low", "high", "colour", "line")) for name in PANELS}
         self._outputs = ColumnDataSource(_columns("x", "y", "colour", "line"))
         self._map = ColumnDataSource(_columns("xs", "ys", "colour", "dash", "line"))
@@ -126,7 +129,8 @@ class Plots:
         tips = [("", "@line"), ("block, value", "$x{0.0}, $y{0.000a}")]
         axes = {"x_range": (0, 1), "y_axis_type": "log", "y_range": (0.5, 2.0)}
         one = self._figure(title, "block (0: the embedding)", tips, **axes)
-        one.multi_line("xs", "ys", source=self._lines[name], color="colour", line_dash="dash", line_width=2)
+        looks: dict[str, Any] = {"color": "colour", "line_dash": "dash", "alpha": "alpha", "line_width": 2}
+        one.multi_line("xs", "ys", source=self._lines[name], **looks)
         points = self._points[name]
         one.scatter("x", "y", source=points, size=6, fill_color="white", line_color="colour", line_width=1.5)
         bars = Whisker(base="x", upper="high", lower="low", source=points, line_color="colour")
@@ -151,11 +155,15 @@ class Plots:
         one.scatter("x", "y", source=self._here, size=10, color="colour", marker="marker")
         return one
 
-    def show_theory(self, theory: Mapping[str, Any], colours: Mapping[str, str], level: float) -> None:
-        """Tables of `predict` as lines, by placement; all others go."""
-        rows: list[tuple[str, str, Line]] = []
-        for name, table in theory.items():
-            rows += [(name, dash, line) for line, dash in zip(lines(table), DASHES, strict=False)]
+    def show_theory(
+        self,
+        drawn: Mapping[str, Sequence[Line]],
+        colours: Mapping[str, str],
+        level: float,
+        before: Collection[str] = (),
+    ) -> None:
+        """The theory's lines, by placement; all others go. Those of `before` are of an earlier state, and faint."""
+        rows = [(name, dash, line) for name, some in drawn.items() for line, dash in zip(some, DASHES, strict=False)]
         for quantity, source in self._lines.items():
             values = [np.where((y := getattr(line, quantity)) > SMALLEST, y, np.nan) for _, _, line in rows]
             source.data = {
@@ -163,7 +171,8 @@ class Plots:
                 "ys": values,
                 "colour": [colours[name] for name, _, _ in rows],
                 "dash": [dash for _, dash, _ in rows],
-                "line": [f"{name} {line.stream}".strip() for name, _, line in rows],
+                "alpha": [FAINT if name in before else 1.0 for name, _, _ in rows],
+                "line": [f"{name} {line.stream}".strip() + OLD * (name in before) for name, _, line in rows],
             }
         self._level.location = level
         self._fit()

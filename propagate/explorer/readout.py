@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from propagate.explorer.curves import Critical, Refused, Share, Step
+from propagate.explorer.curves import CRITICAL, GRID, MOMENTS, SHARE, STEP, Critical, Moments, Refused, Share, Step
+from propagate.explorer.growing import Growing
+from propagate.explorer.state import State
 from propagate.table import JOINED, STREAM
 
 HEADINGS = (
@@ -43,7 +45,7 @@ def rows(
     for name in placements:
         cells = [*_gains(theory.get(name)), _number(shares.get(name), "value"), _number(steps.get(name), "moved")]
         cells += [_depth(here.get(name), what) for what in ("collapse", "gradient")]
-        lacking = ("moments", "moments", "moments", "attention's share", "first step", *2 * ("critical depth",))
+        lacking = (MOMENTS, MOMENTS, MOMENTS, SHARE, STEP, CRITICAL, CRITICAL)
         shown = [
             "–" if cell is None and (name, what) in refused else cell or "…"
             for cell, what in zip(cells, lacking, strict=True)
@@ -75,6 +77,65 @@ def _depth(found: Critical | None, what: str) -> str | None:
         return None
     depth = getattr(found, what)
     return f"> {found.deepest}" if depth is None else str(depth)
+
+
+def coming(
+    state: State,
+    found: Mapping[str, Moments],
+    growing: Mapping[str, Growing],
+    shares: Mapping[str, Share],
+    steps: Mapping[str, Step],
+    here: Mapping[str, Critical],
+    refused: Mapping[tuple[str, str], Refused],
+    maps: Sequence[Sequence[Critical]],
+) -> str:
+    """What is still to come, in the order in which it does; curves that better ones will replace state their errors.
+
+    Example:
+        >>> state, none = State(placements=("prenorm",)), {}
+        >>> step, row = Step("prenorm", 0.1, {}), [Critical("prenorm", exponent, None, None, 128) for exponent in GRID]
+        >>> coming(state, none, none, none, {"prenorm": step}, {"prenorm": row[0]}, none, [row])
+        "still to come: curves of prenorm; attention's share"
+    """
+    parts = []
+
+    def lacking(what: str, known: Mapping[str, Any]) -> list[str]:
+        return [name for name in state.placements if name not in known and (name, what) not in refused]
+
+    curves = lacking(MOMENTS, found)
+    if curves:
+        at = [f"{name} (at block {growing[name].block})" if name in growing else name for name in curves]
+        parts.append(f"curves of {', '.join(at)}")
+    drafts = [one for one in found.values() if one.quick]
+    if drafts:
+        names = ", ".join(one.placement for one in drafts)
+        error = max(sampling_error(one.table) for one in drafts)
+        parts.append(f"curves of {names} from more draws (now within {_figure(100 * error)} %)")
+    parts += [what for what, known in ((SHARE, shares), (STEP, steps)) if lacking(what, known)]
+    mapped = zip(state.placements, maps, strict=True)
+    known = [name for name, row in mapped if {one.exponent for one in row} >= set(GRID)]
+    if lacking(CRITICAL, here) or lacking(CRITICAL, dict.fromkeys(known)):
+        parts.append("critical depths")
+    return f"still to come: {'; '.join(parts)}" if parts else ""
+
+
+def sampling_error(table: Any) -> float:
+    """The largest standard error of the theory's own draws, relative to what is drawn of it.
+
+    Example:
+        >>> import propagate as pg
+        >>> plain, masked = (pg.Model("prenorm", depth=2, tokens=4, causal=causal) for causal in (False, True))
+        >>> 0 < sampling_error(pg.predict(masked, samples=16)) < 0.1, sampling_error(pg.predict(plain))
+        (True, 0.0)
+    """
+    names = [name for name in ("variance", "deviation", "grad_variance") if f"{name}_se" in table]
+    errors = [(table[f"{name}_se"] / table[name]).to_numpy().ravel() for name in names]
+    return max((float(error) for row in errors for error in row if math.isfinite(error)), default=0.0)
+
+
+def status(said: str) -> str:
+    """A line that keeps its place when there is nothing to say."""
+    return f'<div class="status">{escape(said) or "&nbsp;"}</div>'
 
 
 def notes(said: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from propagate.optimizers import SGD, Muon, Optimizer
 from propagate.theory.gaussian.functions import is_plain
 from propagate.theory.pairs.moments import Moments
 from propagate.theory.updates import Met, update
+from propagate.watching import watch
 
 
 def updates(mets: Sequence[Met], optimizer: Optimizer) -> list[dict[str, Any]]:
@@ -33,10 +34,12 @@ def updates(mets: Sequence[Met], optimizer: Optimizer) -> list[dict[str, Any]]:
     """
     found: list[dict[str, Any]] = [{}] * len(mets)
     alike: dict[Hashable, list[int]] = {}
+    tell = watch()
     for at, met in enumerate(mets):
         if _stackable(met, optimizer):
             alike.setdefault(_shape(met), []).append(at)
         else:
+            tell("between", at, None)
             found[at] = update(met, optimizer)
     for places in alike.values():
         columns = update(_stacked([mets[at] for at in places]), optimizer)

@@ -15,6 +15,7 @@ from propagate.theory.pairs.moments import Combination, Joint, SecondMoments
 from propagate.theory.reading.blocks import BlockMap, Call, Carried, MomentAlgebra, State, alone, read
 from propagate.theory.reading.reader import Block
 from propagate.threads import one_thread_each
+from propagate.watching import watch
 
 
 class Path(NamedTuple):
@@ -88,6 +89,7 @@ def propagate_moments(
     `block_at` makes the block of an index: 0 for the embedding, depth + 1 for the readout.
     """
     placement, depth = model.equations, model.depth
+    tell = watch()
 
     def block_map(equations: Callable[[Any, Any], Any], index: int, state: State) -> BlockMap:
         block = block_at(index)
@@ -99,9 +101,11 @@ def propagate_moments(
     with np.errstate(divide="raise"):  # of arrays, as of numbers
         embed = block_map(placement.embed, 0, alone(start))
         states, maps = [embed.output], []
+        tell("forward", 0, embed.output.joint)
         for index in range(1, depth + 1):
             maps.append(block_map(placement.block, index, states[-1]))
             states.append(maps[-1].output)
+            tell("forward", index, states[-1].joint)
             check_streams(placement, "block", found=len(states[-1].joint), expected=len(states[0].joint))
         readout = block_map(placement.readout, depth + 1, states[-1])
     check_streams(placement, "readout", found=len(readout.output.joint), expected=1)
@@ -114,9 +118,11 @@ def propagate_moments(
     if through_readout or len(states[-1].joint) > 1:
         entering, carried = pulled(readout, entering, carried)
     backward = [entering]
+    tell("backward", depth, entering)
     for done in reversed(maps):
         arrived, carried = pulled(done, backward[-1], carried)
         backward.append(arrived)
+        tell("backward", depth + 1 - len(backward), arrived)
     embedding = embed.pull(backward[-1])[0][0]
     for done in (embed, *maps, readout):
         done.forget()

@@ -5,9 +5,10 @@ import os
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 
+import gc  # noqa: E402
 import random  # noqa: E402
 from collections import defaultdict  # noqa: E402
-from collections.abc import Iterator  # noqa: E402
+from collections.abc import Generator, Iterator  # noqa: E402
 from concurrent.futures import Executor, ThreadPoolExecutor  # noqa: E402
 
 import pytest  # noqa: E402
@@ -19,6 +20,17 @@ def _device_answers() -> bool:
     except Exception:
         return False
     return bool(cupy.cuda.is_available())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported and collected stays to the end: nobody looks for garbage in it, then or later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # before slow tests are deselected

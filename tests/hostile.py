@@ -17,6 +17,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -303,13 +304,18 @@ def callables_once() -> dict[str, Any]:
     return _ONCE
 
 
-def _limited() -> None:
-    """In a process of its own: an empty folder, and 1 GiB more than it has."""
-    _used_gains(query=1.5)  # what is made and imported once in a process is no part of a call
+@cache
+def _warmed() -> None:
+    """What is made and imported once in a process is no part of a call, and those forked from it have it."""
+    _used_gains(query=1.5)
     pg.recursion("postnorm", depth=1)
     for name in {"trace", "describe", "build"} & set(callables_once()):
         function, right = callables_once()[name]
         function(**right)
+
+
+def _limited() -> None:
+    """In a process of its own: an empty folder, and 1 GiB more than it has."""
     os.chdir(tempfile.mkdtemp())
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + BYTES, used + BYTES))
@@ -317,6 +323,7 @@ def _limited() -> None:
 
 def apart(task: Callable[[Any], str], items: Iterable[Any]) -> Iterator[tuple[Any, str]]:
     """Each item with its outcome, in a process of its own that is ended where it does not come back."""
+    _warmed()
     context = multiprocessing.get_context("fork")
     pool = ProcessPoolExecutor(1, mp_context=context, initializer=_limited)
     for item in items:

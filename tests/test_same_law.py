@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -25,12 +24,21 @@ def test_holm_is_holms(script: ModuleType) -> None:
     assert script.holm([0.9, 0.8]) == [1.0, 1.0]
 
 
+def verdict(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
+    """The exit code of the benchmark, run in this process."""
+    for name in script.WRONG:
+        monkeypatch.setitem(script.SAMPLERS, name, script.SAMPLERS["dense"])  # put back afterwards
+    monkeypatch.setattr(sys, "argv", ["same_law.py", *SHORT, *options])
+    code: int = script.main()
+    return code
+
+
 @pytest.mark.parametrize("precision", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
-def test_samplers_agree_and_the_control_does_not(tmp_path: Path, precision: str) -> None:
+def test_samplers_agree_and_the_control_does_not(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, precision: str
+) -> None:
     out = tmp_path / "law.json"
-    command = [sys.executable, str(SCRIPT), *SHORT, "--precision", precision, "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert verdict(script, monkeypatch, "--precision", precision, "--out", str(out)) == 0
     found = json.loads(out.read_text())
     assert found["summary"]["same_law"]
     assert found["summary"]["control_found_out"]
@@ -40,9 +48,6 @@ def test_samplers_agree_and_the_control_does_not(tmp_path: Path, precision: str)
 def test_a_wrong_weightless_sampler_gets_the_verdict_no(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["same_law.py", *SHORT])
-    for name, sampler in (("unprojected", script.SAMPLERS["dense"]), ("untied", script.SAMPLERS["dense"])):
-        monkeypatch.setitem(script.SAMPLERS, name, sampler)  # put back afterwards
     monkeypatch.setitem(script.SAMPLERS, "weightless", script.unprojected)
-    assert script.main() == 1
+    assert verdict(script, monkeypatch) == 1
     assert "DOES NOT HAVE" in capsys.readouterr().out

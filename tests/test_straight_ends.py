@@ -5,6 +5,8 @@ are short about 0, where the function bends, and about the mean of v.
 """
 
 import math
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,14 +17,16 @@ from propagate.activations import Activation, as_activation
 from propagate.expressions import symbol
 from propagate.theory.gaussian.activations import maps_of, silu, silu_slope
 from propagate.theory.gaussian.expressions import functions
+from propagate.theory.gaussian.panels import drop
 from propagate.theory.gaussian.quadrature import Elementwise
 from propagate.theory.gaussian.straight_ends import StraightEnds, at_correlation_1, straight_ends
+from propagate.theory.tokens import angles
 from propagate.theory.tokens.gram import Gram, distances
 from propagate.theory.tokens.kernels import kernel_of
-from propagate.theory.tokens.large_variances import of_large_variance
+from propagate.theory.tokens.large_variances import by_ends, of_large_variance
 
 Array = NDArray[np.float64]
-NAMES = ("silu", "mish", "softplus", "quick_gelu", "tanh_gelu", "gelu", "tanh", "erf")
+NAMES = ("silu", "mish", "softplus", "quick_gelu", "tanh_gelu", "gelu", "tanh", "erf", "elu")
 PLACES = [(1e-3, 1e3, -0.4), (40.0, 60.0, -1.0), (300.0, 300.0, 0.95), (2e4, 1e4, 0.0), (1e6, 1e6, 1 - 1e-5)]
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(12)
 BENDS = np.array([0.0, *np.geomspace(0.8, 1e4, 16)])
@@ -68,9 +72,10 @@ def error(found: float, f: Elementwise, s: float, t: float, c: float) -> float:
 @pytest.mark.parametrize("name", NAMES)
 def test_pairs_of_any_variances(name: str) -> None:
     of = functions(as_activation(name))
-    value, slope = of_large_variance(of.value, of.slope)
-    for f, law in ((of.value, value), (of.slope, slope)):
-        assert all(error(law(two(*place)).matrix[0, 1], f, *place) < 1e-9 for place in PLACES)
+    ends = straight_ends(of.slope, of.kinked[0].kinks)
+    assert ends is not None
+    for f, fall in ((of.value, ends.drop), (of.slope, ends.slope_drop)):
+        assert all(error(by_ends(f, fall, two(*place)).matrix[0, 1], f, *place) < 1e-9 for place in PLACES)
 
 
 def test_ends_alone_are_rejected() -> None:
@@ -84,8 +89,8 @@ def test_ends_alone_are_rejected() -> None:
         return float(one @ two - law.slope_drop(s, t, loss)[0])
 
     assert error(of(found), silu_slope, *place) < 1e-9
-    assert error(of(found._replace(squares=1e-12 * found.squares)), silu_slope, *place) > 1e-3
-    assert error(of(found._replace(squares=1.001 * found.squares)), silu_slope, *place) > 1e-6
+    assert error(of(replace(found, squares=1e-12 * found.squares)), silu_slope, *place) > 1e-3
+    assert error(of(replace(found, squares=1.001 * found.squares)), silu_slope, *place) > 1e-6
 
 
 @pytest.mark.parametrize("q", [50.0, 1e6])
@@ -112,6 +117,32 @@ def test_pairs_and_gram_matrices_are_of_one_law() -> None:
         of_pair = getattr(maps_of("swiglu"), which)(q, apart)
         of_gram = getattr(kernel_of("swiglu"), which)(Gram.exchangeable(q, apart, 3))
         assert of_pair == pytest.approx((of_gram.matrix[1, 1], of_gram.deviation[0, 1]), rel=1e-12)
+
+
+def test_a_kink_at_0_however_near_the_tokens() -> None:
+    """Against panels; without the sign that jumps a leaky slope is rejected."""
+    z = symbol()
+    selu = sympy.Piecewise((z, z > 0), (1.7 * (sympy.exp(z) - 1), True))  # whose slope jumps
+    of = functions(Activation("selu", selu))
+    ends = straight_ends(of.slope, (0.0,))
+    assert ends is not None
+    q, one = 3.0, np.array([3.0])
+    for kinked, law in zip(of.kinked, (ends.drop, ends.slope_drop), strict=True):
+        for loss in (1e-12, 1e-4, 0.3, 2.0):
+            assert law(one, one, np.array([loss]))[0] == pytest.approx(drop(kinked, q, q, q * loss), rel=2e-7, abs=0)
+    smooth = replace(ends, even=ends.even * (ends.squares > 1e-20))
+    assert smooth.slope_drop(one, one, np.array([0.3]))[0] != pytest.approx(drop(of.kinked[1], q, q, 0.9), rel=1e-2)
+    assert straight_ends(of.slope, (0.5,)) is None
+
+
+def test_tables_over_angles_reach_as_near_as_a_large_variance_needs() -> None:
+    ends, q = straight_ends(silu_slope), 1e6
+    assert ends is not None
+    fall = partial(ends.slope_drop, np.array([q]), np.array([q]))
+    losses = np.concatenate([np.geomspace(1e-12, 1.0, 40), 2 - np.geomspace(1e-9, 1.0, 40)])
+    np.testing.assert_allclose(angles.table(fall, q).at(losses), fall(losses), rtol=1e-9)
+    of_1 = angles.table(fall, 1.0)
+    assert np.abs(of_1.at(losses) / fall(losses) - 1).max() > 1e-3
 
 
 def test_what_has_no_straight_ends_is_none() -> None:

@@ -24,7 +24,7 @@ def test_a_table_of_angles_is_the_quadrature_of_each_pair() -> None:
     found = large_variances._table(phi, 40.0)
     of_each = np.array([quadrature.drop_on_plane(phi, 40.0, 40.0, 40.0 * loss) for loss in LOSSES])
     np.testing.assert_allclose(found.at(LOSSES), of_each, rtol=1e-10)
-    coarse = angles.Table(found.power, found.series[:, :5])  # as if of 5 nodes
+    coarse = angles.Table(found.power, found.ends, found.series[:, :5])  # as if of 5 nodes
     assert np.abs(coarse.at(LOSSES) / of_each - 1).max() > 1e-8
 
 
@@ -41,7 +41,7 @@ def test_many_pairs_of_one_variance_take_the_table(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(quadrature, "drop_on_plane", counted)
     large_variances._table.cache_clear()
     found = kernel_of(RIPPLED).value(gram)
-    assert len(calls) == 2 + angles.NODES * (len(angles.ENDS) - 1) < 24 * 23 / 2
+    assert len(calls) == 2 + angles.NODES * (len(angles._ends(50.0)) - 1) < 24 * 23 / 2
     pair = one(functions(RIPPLED).value, 50.0, 50.0, float(gram.deviation[3, 17]))
     assert found.deviation[3, 17] == pytest.approx(pair, rel=1e-10)
 

@@ -36,6 +36,7 @@ from propagate.theory.gaussian.quadrature import Array, Elementwise
 from propagate.theory.gaussian.straight_ends import at_correlation_1, straight_ends
 
 Pair = tuple[Scalar, Scalar]
+SMALL = 1e-3  # variance below which a kink is not resolved by widths
 LEAK, RELU = 1e-2, 0.99 * 0.99  # weights of the linear part and of the ReLU in a leaky ReLU's second moments
 
 
@@ -158,7 +159,7 @@ def by_series(phi: Elementwise, derivative: Elementwise, name: str) -> Maps:
 def of_large_variance(
     functions: tuple[Elementwise, Elementwise], which: int, variance: float, deviation: float
 ) -> tuple[float, float]:
-    """One map of a function and its derivative: in closed form where its ends are straight, else on a plane.
+    """One map of a smooth function and its derivative: in closed form where its ends are straight, else on a plane.
 
     Raises:
         ModelError: for a variance above `quadrature.LARGEST_VARIANCE`, of a function whose ends are not straight.
@@ -170,9 +171,14 @@ def of_large_variance(
     ends = straight_ends(functions[1])
     if ends is None:
         return quadrature.on_plane(functions[which], variance, deviation)
+    return _by_ends(functions[which], (ends.drop, ends.slope_drop)[which], variance, deviation)
+
+
+def _by_ends(
+    f: Elementwise, drop: Callable[[Array, Array, Array], Array], variance: float, deviation: float
+) -> tuple[float, float]:
     one, loss = np.array([variance]), np.array([deviation / variance])
-    drop = (ends.drop, ends.slope_drop)[which]
-    return float((at_correlation_1(functions[which], one) ** 2).sum()), float(drop(one, one, loss)[0])
+    return float((at_correlation_1(f, one) ** 2).sum()), float(drop(one, one, loss)[0])
 
 
 def by_panels(value: Kinked, slope: Kinked, name: str) -> Maps:
@@ -214,7 +220,22 @@ def by_quadrature(activation: Activation) -> Maps:
     found = functions(activation)
     if found.smooth:
         return by_series(found.value, found.slope, activation.name)
-    return by_panels(*found.kinked, activation.name)
+    panels, ends = by_panels(*found.kinked, activation.name), straight_ends(found.slope, found.kinked[0].kinks)
+    if ends is None:
+        return panels
+
+    def wide(
+        of_panels: Callable[[Scalar, Scalar], Pair], f: Elementwise, drop: Callable[[Array, Array, Array], Array]
+    ) -> Callable[[float, float], tuple[float, float]]:
+        def at(variance: float, deviation: float) -> tuple[float, float]:
+            return _by_ends(f, drop, variance, deviation) if variance > SMALL else of_panels(variance, deviation)
+
+        return at
+
+    return Maps(
+        _on_any(wide(panels.value, found.value, ends.drop), f"{activation.name}_value"),
+        _on_any(wide(panels.slope, found.slope, ends.slope_drop), f"{activation.name}_slope"),
+    )
 
 
 def mean_slope(name: str, variance: Scalar) -> Scalar:

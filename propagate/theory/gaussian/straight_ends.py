@@ -1,4 +1,4 @@
-"""Second moments of smooth functions with straight ends, such as SiLU, at any variance.
+"""Second moments of functions with straight ends, such as SiLU, at any variance.
 
 Their slope is a sum of error functions and Gaussians about 0, of a few widths k,
 
@@ -12,15 +12,18 @@ and T = t + l^2 (arc-cosine kernels, Cho & Saul 2009): with D = S T - a^2 and b 
 
 What is used is how far they fall from correlation 1, where a = c = sqrt(s t), without cancellation: b falls by
 2 arctan(h), with h = (c - a) / (sqrt(D) + sqrt(D at c)). At correlation 1 there is but one variable to average over.
+
+A kink at 0, as of ELU, takes widths down to 1e-6 and a sign without noise. Of tokens that are nearer than that their
+slope's fall is off by 1e-6 of itself.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 from scipy.special import erf
@@ -29,17 +32,22 @@ from propagate.theory.gaussian.quadrature import Array, Elementwise
 
 NUMBERS = (16, 20, 24, 28, 32)
 NARROWEST, WIDEST = (0.25, 0.35, 0.5, 0.7, 1.0), (3.0, 6.0, 12.0)
+TO_A_KINK = np.geomspace(1e-6, 9.0, 72)
+NO_WIDTH = 1e-15
 FARTHEST = 8500.0  # pre-activation: what has a straight end has one there
 AIM, ENOUGH = 5e-11, 1e-9
 """Relative to the largest slope: an error at which no more widths are tried, and the largest that will do."""
+NEAR = 1e-4  # a kink, where an error counts for little
 ROUNDING = 1e-13
+NO_TERM = 1e-14  # share of the largest product of two coefficients that does not count
 EPSILON = float(np.finfo(float).eps)
 TOGETHER = 2**16  # entries of an array that stays in a cache
-STEP = 0.1  # of arsinh of a pre-activation
-TAIL = 8.5  # standard deviations
+STEP = 0.12  # of a logarithm of a pre-activation
+TAIL = 8.6  # standard deviations
 
 
-class StraightEnds(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class StraightEnds:
     """A function of this kind, but for a constant.
 
     Attributes:
@@ -65,12 +73,14 @@ class StraightEnds(NamedTuple):
         """
 
         def of_terms(s: Array, t: Array, loss: Array) -> Array:
-            even, odd, fall, ends, root1, _, h = self._terms(s, t, loss)
-            angle = np.arctan2(np.sqrt(s * t), root1)
-            return even * (fall * angle - ends * h) + (even * (ends - fall) + 2 * odd) * np.arctan(h)
+            c = np.sqrt(s * t)
+            fall, ends = c * loss, c * (2 - loss)
+            even, odd, root1, _, h = self._terms(s, t, fall, ends)
+            return even * (fall * np.arctan(c / root1) - ends * h) + (even * (ends - fall) + 2 * odd) * np.arctan(h)
 
         met = math.sqrt(2 / math.pi) * (self._met(s) + self._met(t))
-        return self.line * (self.line + met) * np.sqrt(s * t) * loss + _in_parts(of_terms, s, t, loss)
+        of_line = self.line * (self.line + met) * np.sqrt(s * t) * loss
+        return of_line + _in_parts(of_terms, len(self._pairs[0]), s, t, loss)
 
     def slope_drop(self, s: Array, t: Array, loss: Array) -> Array:
         """The same of E phi'(u) phi'(v), the derivative of E phi(u) phi(v) by the covariance.
@@ -82,31 +92,40 @@ class StraightEnds(NamedTuple):
         """
 
         def of_terms(s: Array, t: Array, loss: Array) -> Array:
-            even, odd, _, ends, root1, root, h = self._terms(s, t, loss)
+            c = np.sqrt(s * t)
+            fall, ends = c * loss, c * (2 - loss)
+            even, odd, root1, root, h = self._terms(s, t, fall, ends)
             return 2 * even * np.arctan(h) + odd * h * ends / (root * root1)
 
-        return _in_parts(of_terms, s, t, loss)
+        return _in_parts(of_terms, len(self._pairs[0]), s, t, loss)
 
-    def _terms(self, s: Array, t: Array, loss: Array) -> tuple[Array, ...]:
-        """For each pair of widths, (pairs of widths, pairs): the products of their coefficients, times 2 / pi; c - a
-        and c + a; the roots of D at c and at a; and h.
+    def _terms(self, s: Array, t: Array, fall: Array, ends: Array) -> tuple[Array, ...]:
+        """Of each pair of terms the products of coefficients, the roots of D at c and at a, and h.
+
+        Args:
+            fall, ends: c - a and c + a.
         """
-        first, second = (each.reshape(-1, 1) for each in np.meshgrid(self.squares, self.squares))
-        even, odd = (2 / math.pi * np.outer(each, each).reshape(-1, 1) for each in (self.even, self.odd))
-        c = np.sqrt(s * t)
-        fall, ends = c * loss, c * (2 - loss)
+        first, second, even, odd = self._pairs
         square = first * t + second * s + first * second
         root1, root = np.sqrt(square), np.sqrt(square + fall * ends)
-        return even, odd, fall, ends, root1, root, fall / (root + root1)
+        return even, odd, root1, root, fall / (root + root1)
+
+    @cached_property
+    def _pairs(self) -> tuple[Array, ...]:
+        """Squares of both widths, and the products of their coefficients times 2 / pi, (pairs, 1) each."""
+        first, second = np.meshgrid(self.squares, self.squares, indexing="ij")
+        even, odd = (2 / math.pi * np.outer(each, each) for each in (self.even, self.odd))
+        count = np.abs(even) + np.abs(odd) > NO_TERM * (np.abs(even).max() + np.abs(odd).max())
+        return first[count][:, None], second[count][:, None], even[count][:, None], odd[count][:, None]
 
     def _met(self, variance: Array) -> Array:
         """What the signs are, per unit of the line."""
         return np.asarray((self.odd / np.sqrt(variance[:, None] + self.squares)).sum(axis=1))
 
 
-def _in_parts(of_terms: Callable[[Array, Array, Array], Array], *pairs: Array) -> Array:
+def _in_parts(of_terms: Callable[[Array, Array, Array], Array], terms: int, *pairs: Array) -> Array:
     """Sums over the first axis, for so many pairs at once that they stay in a cache."""
-    number, together = max(map(len, pairs)), TOGETHER // max(NUMBERS) ** 2
+    number, together = max(map(len, pairs)), max(TOGETHER // terms, 1)
     found = np.empty(number)
     for start in range(0, number, together):
         some = slice(start, start + together)
@@ -115,57 +134,77 @@ def _in_parts(of_terms: Callable[[Array, Array, Array], Array], *pairs: Array) -
 
 
 @lru_cache(maxsize=64)
-def straight_ends(slope: Elementwise) -> StraightEnds | None:
-    """A function from its slope; None where that is no such sum.
+def straight_ends(slope: Elementwise, kinks: tuple[float, ...] = ()) -> StraightEnds | None:
+    """A function from its slope; None where that is no such sum, as with kinks elsewhere than at 0.
 
     Example: a sine has no straight ends.
         >>> found = straight_ends(lambda x: 1 / (1 + np.exp(-np.clip(x, -700, None))))
         >>> round(found.line, 9), round(float(found.even.sum()), 9), straight_ends(np.cos)
         (0.5, 0.5, None)
     """
+    if set(kinks) - {0.0}:
+        return None
     x = np.concatenate([np.linspace(0.0, 20.0, 801), np.geomspace(20.0, FARTHEST, 101)[1:]])
+    if kinks:
+        x = np.concatenate([np.geomspace(1e-7, x[1], 250), x[2:]])
     right, left = slope(x), slope(-x)
     largest = max(float(np.abs(right).max()), float(np.abs(left).max()))
     of_signs, of_densities = (right - left) / 2, (right + left) / 2
     line = float(of_densities[-1])
-    of_densities -= line
-    for part in (of_signs, of_densities):
-        part[:] *= np.abs(part).max() > ROUNDING * largest
-    best, least = None, ENOUGH
-    for number in NUMBERS:
-        for narrowest, widest in itertools.product(NARROWEST, WIDEST):
-            widths = np.geomspace(narrowest, widest, number)
-            signs = erf(x[:, None] / (math.sqrt(2) * widths))
-            densities = 2 * np.exp(-((x[:, None] / widths) ** 2) / 2) / (math.sqrt(2 * math.pi) * widths)
-            (even, wrong), (odd, wrong_too) = _fitted(signs, of_signs), _fitted(densities, of_densities)
-            error = max(wrong, wrong_too) / largest
-            if error < least:
-                best, least = StraightEnds(line, widths**2, even, odd), error
+    at_0 = float(slope(np.array(NO_WIDTH)) - slope(np.array(-NO_WIDTH))) / 2
+    jump = at_0 if abs(at_0) > ROUNDING * largest else 0.0
+    weight, best, least = np.minimum(x / NEAR, 1.0) if kinks else np.ones_like(x), None, ENOUGH
+    parts = [
+        weight * (part if np.abs(part).max() > ROUNDING * largest else 0.0)
+        for part in (of_signs - jump, of_densities - line)
+    ]
+    for widths in [TO_A_KINK] if kinks else _progressions():
+        signs = erf(x[:, None] / (math.sqrt(2) * widths))
+        densities = 2 * np.exp(-((x[:, None] / widths) ** 2) / 2) / (math.sqrt(2 * math.pi) * widths)
+        (even, wrong), (odd, other) = (
+            _fitted(weight[:, None] * c, part) for c, part in zip((signs, densities), parts, strict=True)
+        )
+        if (error := max(wrong, other) / largest) < least:
+            best, least = StraightEnds(line, widths**2, even, odd), error
         if least <= AIM:
             break
+    if best is not None and jump:
+        return replace(
+            best,
+            squares=np.append(best.squares, NO_WIDTH**2),
+            even=np.append(best.even, jump),
+            odd=np.append(best.odd, 0.0),
+        )
     return best
 
 
+def _progressions() -> Iterator[Array]:
+    """Of widths, from few to many."""
+    for number, narrowest, widest in itertools.product(NUMBERS, NARROWEST, WIDEST):
+        yield np.geomspace(narrowest, widest, number)
+
+
 def _fitted(columns: Array, values: Array) -> tuple[Array, float]:
-    """Least squares, and the largest error, with what rounding makes of the coefficients' squares."""
-    found = np.linalg.lstsq(columns, values, rcond=1e-13)[0]
-    size = float(np.abs(found * np.abs(columns).max(axis=0)).sum())
-    return np.asarray(found), float(np.abs(columns @ found - values).max()) + EPSILON * size**2
+    """Least squares, and the largest error, with what rounding makes of squares of the coefficients."""
+    scale = np.abs(columns).max(axis=0)
+    found = np.linalg.lstsq(columns / scale, values, rcond=1e-13)[0]
+    wrong = float(np.abs(columns / scale @ found - values).max())
+    return np.asarray(found / scale), wrong + EPSILON * float(np.abs(found).sum()) ** 2
 
 
 def at_correlation_1(f: Elementwise, variances: Array) -> Array:
     """f(sqrt(variance) z) sqrt(weight) at nodes z of a normal average, (variances, nodes); products are its moments.
 
-    f is analytic near the real line and has straight ends.
+    f is analytic near each half of the real line and has straight ends.
 
     Example:
-        >>> rows = at_correlation_1(np.positive, np.array([4.0, 9.0]))
+        >>> rows = at_correlation_1(np.abs, np.array([4.0, 9.0]))
         >>> (rows @ rows.T).round(12).tolist()
         [[4.0, 6.0], [6.0, 9.0]]
     """
-    size = math.sqrt(float(variances.max()))
-    farthest = math.ceil(math.asinh(TAIL * size) / STEP)
-    t = STEP * np.arange(-farthest, farthest + 1)
-    z = np.sinh(t) / size
-    weight = np.cosh(t) * np.exp(-z * z / 2)
+    size = max(math.sqrt(float(variances.max())), 1.0)
+    t = np.arange(-3.7, math.log(TAIL * size) + 2 * STEP, STEP)
+    half = np.exp(t - np.exp(-t)) / size
+    z = np.concatenate([-half, half])
+    weight = np.tile(half * (1 + np.exp(-t)), 2) * np.exp(-z * z / 2)
     return np.asarray(f(np.sqrt(variances)[:, None] * z) * np.sqrt(weight / weight.sum()))

@@ -15,22 +15,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from scipy.special import ndtr
 
 from propagate.activations import Activation, as_activation
 from propagate.theory.gaussian import quadrature
-from propagate.theory.gaussian.activations import LEAK, RELU, Pair, maps_of, silu, silu_slope, tanh_slope
+from propagate.theory.gaussian.activations import LEAK, RELU, SMALL, Pair, maps_of, silu, silu_slope, tanh_slope
 from propagate.theory.gaussian.expressions import functions
 from propagate.theory.gaussian.functions import angle, sine_less_angle_cosine
 from propagate.theory.gaussian.quadrature import Array, Elementwise
+from propagate.theory.gaussian.straight_ends import straight_ends
+from propagate.theory.tokens import tanh_pairs
 from propagate.theory.tokens.gram import Gram, distances
 from propagate.theory.tokens.kinked import map_of
-from propagate.theory.tokens.large_variances import SAME, Map, of_large_variance
+from propagate.theory.tokens.large_variances import Map, by_ends, of_large_variance, of_one_variance
 from propagate.theory.tokens.series import CHUNK, unequal_variances
-from propagate.theory.tokens.tanh_pairs import of_one_variance, slope_of_one_variance, tanh_pair, tanh_slope_pair
+from propagate.theory.tokens.tanh_pairs import slope_of_one_variance, tanh_pair, tanh_slope_pair
 
 ALIKE = 1e-8  # relative difference of two variances whose square is below rounding
 ROWS = 32  # at most: the blocks that a symmetric matrix is made of
@@ -152,10 +154,8 @@ def _by_series(phi: Elementwise, large: Map, largest: float = quadrature.LARGEST
 
 
 def _series(phi: Elementwise, u: Gram) -> Gram:
-    variance = u.variance
-    largest = float(variance.max())
-    if largest - float(variance.min()) <= SAME * largest:
-        return _of_one_variance(phi, largest, u.loss_of_correlation())
+    if of_one_variance(u):
+        return _of_one_variance(phi, float(u.variance.max()), u.loss_of_correlation())
     return unequal_variances(phi, u)
 
 
@@ -270,7 +270,7 @@ CLOSED = {
     ),
     "silu": smooth(silu, silu_slope),
     "tanh": Kernel(
-        _by_series(np.tanh, _closed(tanh_pair, of_one_variance), 8.0),
+        _by_series(np.tanh, _closed(tanh_pair, tanh_pairs.of_one_variance), 8.0),
         _by_series(tanh_slope, _closed(tanh_slope_pair, slope_of_one_variance), 8.0),
     ),
 }
@@ -283,7 +283,17 @@ def by_quadrature(activation: Activation) -> Kernel:
     if found.smooth:
         return smooth(found.value, found.slope)
     value, slope = (map_of(kinked, activation.name) for kinked in found.kinked)
-    return Kernel(value, slope)
+    ends = straight_ends(found.slope, found.kinked[0].kinks)
+    if ends is None:
+        return Kernel(value, slope)
+
+    def at_large(small: Map, large: Map) -> Map:
+        return lambda u: (large if float(u.variance.max()) > SMALL else small)(u)
+
+    return Kernel(
+        at_large(value, partial(by_ends, found.value, ends.drop)),
+        at_large(slope, partial(by_ends, found.slope, ends.slope_drop)),
+    )
 
 
 @lru_cache(maxsize=256)

@@ -6,12 +6,12 @@ Where all tokens have one variance, as behind a norm, many pairs are interpolate
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
 from propagate.theory.gaussian.panels import Kinked, drop, mean_square
-from propagate.theory.gaussian.quadrature import check_reach
+from propagate.theory.gaussian.quadrature import Array, check_reach
 from propagate.theory.tokens import angles
 from propagate.theory.tokens.gram import Gram, means
 
@@ -48,13 +48,15 @@ def map_of(kinked: Kinked, name: str) -> Callable[[Gram], Gram]:
 
 
 def _of_one_variance(kinked: Kinked, variance: float, u: Gram) -> Gram:
-    def one(loss: float) -> float:
-        return drop(kinked, variance, variance, variance * loss)
-
-    found = angles.drops(u.loss_of_correlation(), one, lambda: _table(kinked, float(f"{variance:.13g}")))
+    each = partial(_drops, kinked, variance)
+    found = angles.drops(u.loss_of_correlation(), each, lambda: _table(kinked, float(f"{variance:.13g}")))
     return Gram(mean_square(kinked, variance) - found, found)
+
+
+def _drops(kinked: Kinked, variance: float, losses: Array) -> Array:
+    return np.array([drop(kinked, variance, variance, variance * loss) for loss in losses])
 
 
 @lru_cache(maxsize=256)
 def _table(kinked: Kinked, variance: float) -> angles.Table:
-    return angles.table(lambda loss: drop(kinked, variance, variance, variance * loss))
+    return angles.table(partial(_drops, kinked, variance), variance)

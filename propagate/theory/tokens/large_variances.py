@@ -19,6 +19,7 @@ from propagate.theory.tokens.gram import Gram, means
 from propagate.theory.tokens.series import apart_of
 
 Map = Callable[[Gram], Gram]
+Drop = Callable[[Array, Array, Array], Array]
 SAME = 1e-15
 """Relative difference of variances, by rounding alone, that counts as none: its square is of no distance's order."""
 
@@ -36,24 +37,42 @@ def of_large_variance(phi: Elementwise, derivative: Elementwise) -> tuple[Map, M
 
     def value(u: Gram) -> Gram:
         ends = straight_ends(derivative)
-        return _by_plane(phi, u) if ends is None else _by_ends(phi, ends.drop, u)
+        return _by_plane(phi, u) if ends is None else by_ends(phi, ends.drop, u)
 
     def slope(u: Gram) -> Gram:
         ends = straight_ends(derivative)
-        return _by_plane(derivative, u) if ends is None else _by_ends(derivative, ends.slope_drop, u)
+        return _by_plane(derivative, u) if ends is None else by_ends(derivative, ends.slope_drop, u)
 
     return value, slope
 
 
-def _by_ends(f: Elementwise, drop: Callable[[Array, Array, Array], Array], u: Gram) -> Gram:
-    """From its moments at correlation 1, and how far they fall from there."""
+def of_one_variance(u: Gram) -> bool:
+    """Whether all tokens have one variance, but for rounding.
+
+    Example:
+        >>> of_one_variance(Gram.of(np.eye(2))), of_one_variance(Gram.of([[1.0, 0.0], [0.0, 2.0]]))
+        (True, False)
+    """
+    largest = float(u.variance.max())
+    return largest - float(u.variance.min()) <= SAME * largest
+
+
+def by_ends(f: Elementwise, drop: Drop, u: Gram) -> Gram:
+    """Of a function with straight ends, from its moments at correlation 1 and how far they fall from there.
+
+    Example: of a linear one.
+        >>> linear, two = lambda s, t, loss: np.sqrt(s * t) * loss, Gram.of([[1.0, 0.5], [0.5, 4.0]])
+        >>> by_ends(np.positive, linear, two).matrix.round(9).tolist()
+        [[1.0, 0.5], [0.5, 4.0]]
+    """
     variances, index = np.unique(u.variance, return_inverse=True)
     lower = np.tril_indices(u.matrix.shape[-1], -1)
     loss, falls = u.loss_of_correlation()[..., *lower], np.zeros_like(u.matrix)
-    if variances[-1] - variances[0] <= SAME * variances[-1]:
+    if of_one_variance(u):
         one = variances[-1:]
-        losses, place = np.unique(loss, return_inverse=True)
-        falls[..., *lower] = drop(one, one, losses)[place].reshape(loss.shape)
+        falls[..., *lower] = angles.drops(
+            loss, partial(drop, one, one), lambda: _table_of_ends(drop, float(f"{one[0]:.13g}"))
+        )
         falls += falls.swapaxes(-1, -2)
         return Gram((at_correlation_1(f, one) ** 2).sum() - falls, falls)
     first, second = (u.variance[..., tokens] for tokens in lower)
@@ -68,12 +87,12 @@ def _by_plane(f: Elementwise, u: Gram) -> Gram:
     """Each pair of tokens by a quadrature of its own; equal pairs once, and many of one variance interpolated."""
     name, largest = f.__name__.removesuffix("_slope"), float(u.variance.max())
     quadrature.check_reach(name, largest)
-    if largest - float(u.variance.min()) <= SAME * largest:
+    if of_one_variance(u):
         loss = u.loss_of_correlation()
-        places = angles.places(loss)
+        places = angles.places(loss, largest)
         all_alike = np.full_like(places, largest)
         quadrature.check_work(name, all_alike, all_alike, largest * places)
-        drop = angles.drops(loss, partial(_drop_of_loss, f, largest), lambda: _table(f, float(f"{largest:.13g}")))
+        drop = angles.drops(loss, partial(_drops, f, largest), lambda: _table(f, float(f"{largest:.13g}")))
         return Gram(quadrature.square_on_line(f, largest) - drop, drop)
     v = np.broadcast_to(u.variance[..., :, None], u.matrix.shape)
     w = np.broadcast_to(u.variance[..., None, :], u.matrix.shape)
@@ -86,10 +105,16 @@ def _by_plane(f: Elementwise, u: Gram) -> Gram:
     return Gram(means(square) - drop, drop)
 
 
-def _drop_of_loss(f: Elementwise, variance: float, loss: float) -> float:
-    return quadrature.drop_on_plane(f, variance, variance, variance * loss)
+def _drops(f: Elementwise, variance: float, losses: Array) -> Array:
+    return np.array([quadrature.drop_on_plane(f, variance, variance, variance * loss) for loss in losses])
 
 
 @lru_cache(maxsize=256)
 def _table(f: Elementwise, variance: float) -> angles.Table:
-    return angles.table(partial(_drop_of_loss, f, variance))
+    return angles.table(partial(_drops, f, variance), variance)
+
+
+@lru_cache(maxsize=256)
+def _table_of_ends(drop: Drop, variance: float) -> angles.Table:
+    one = np.array([variance])
+    return angles.table(partial(drop, one, one), variance)

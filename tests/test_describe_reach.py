@@ -1,5 +1,6 @@
 """Models of many architectures are read by what their blocks do, whatever they are called; what is not read is said."""
 
+import re
 from typing import Any
 
 import pytest
@@ -142,7 +143,7 @@ def test_what_is_read_wrongly_is_said_in_numbers() -> None:
     """GPT-OSS clips and shifts what it gates; a model with another gain than the one that was read is found out."""
     own = {"num_local_experts": 4, "num_experts_per_tok": 2, "hidden_size": 64, "initializer_range": 0.08}
     said = pg.describe(make("gpt_oss", **own), tokens=8).unread
-    assert any(words.startswith("the ffn of block 1 writes") for words in said)
+    assert any(re.match(r"the ffn of block \d writes", words) for words in said)
     assert any("self_attn.sinks" in words and "parameters" in words for words in said)
 
 

@@ -197,37 +197,43 @@ def _told(table: xr.Dataset, counts: Any, paths: list[list[xr.Dataset]]) -> dict
 def draw(data: xr.Dataset) -> Any:
     """Four panels."""
     with plots.style():
-        figure, ((first, second), (third, fourth)) = plots.panels(2, 2, height=5.0)
+        figure, ((first, second), (third, fourth)) = plots.panels(2, 2, height=5.4)
+        handles = []
         for name, shade, label in (("plain", SHADES[0], "at initialisation"), ("fewer", SHADES[1], "with a bias")):
-            plots.theory_line(first, data.active, data[f"theory_{name}"], placement="", color=shade, label=label)
+            plots.theory_line(first, data.active, data[f"theory_{name}"], placement="", color=shade)
+            handles.append(plots.entry(f"(a) {label}", color=shade, linewidth=2.0))
             plots.simulation_points(first, data.active, data[name], data[f"{name}_se"], shade=shade)
         first.set(xlabel="active FFN experts of 12", ylabel="share of tokens", title="(a) LongCat-Flash")
         for shade, c in zip(SHADES, data.correlation.values, strict=False):
             one = data.sel(correlation=c)
-            plots.theory_line(second, data.batch, one.theory_std, placement="", color=shade, label=f"correlation {c:g}")
+            plots.theory_line(second, data.batch, one.theory_std, placement="", color=shade)
+            handles.append(plots.entry(f"(b) correlation {c:g}", color=shade, linewidth=2.0))
             plots.simulation_points(second, data.batch, one["std"], one.std_se, shade=shade)
         second.set(xscale="log", yscale="log", xlabel="tokens of a batch", title="(b) between networks")
         second.set_ylabel("standard deviation of\nmean active experts")
         middle = (np.arange(data.sizes["window"]) + 0.5) * EVERY
         for shade, aim in zip(SHADES, data.aim.values, strict=False):
             line = data.theory_control.sel(aim=aim)
-            plots.theory_line(
-                third, np.arange(data.sizes["step"]), line, placement="", color=shade, label=f"aim {aim:g}"
-            )
+            plots.theory_line(third, np.arange(data.sizes["step"]), line, placement="", color=shade)
+            handles.append(plots.entry(f"(c) aim {aim:g}", color=shade, linewidth=2.0))
             for alike in range(2):
                 one = data.isel(alike=alike).sel(aim=aim)
                 plots.simulation_points(third, middle, one.control, one.control_se, shade=shade, scaled=bool(alike))
+        for label, kind in (("uncorrelated", plots.UNSCALED), ("correlation 0.5", plots.SCALED)):
+            face = "0.3" if kind["filled"] else "white"
+            dots = {"marker": kind["marker"], "markersize": 3.4, "markerfacecolor": face, "linestyle": "none"}
+            handles.append(plots.entry(f"(c) {label}", **dots))
         third.set(xlabel="step", ylabel="mean active FFN experts", title="(c) bias control")
         for at, (kind, shade) in enumerate(zip(KINDS, SHADES, strict=True)):
-            plots.theory_line(fourth, data.split, data[f"theory_split_{at}"], placement="", color=shade, label=kind)
+            plots.theory_line(fourth, data.split, data[f"theory_split_{at}"], placement="", color=shade)
+            handles.append(plots.entry(f"(d) {kind}", color=shade, linewidth=2.0))
             here = np.isfinite(data[f"split_{at}"].values)
             points, error = (data[f"split_{at}{end}"][here] for end in ("", "_se"))
             plots.simulation_points(fourth, data.split[here], points, error, shade=shade)
-        fourth.set(xscale="log", yscale="log", xlabel="parts m of an expert", title="(d) fine splitting, gates times m")
+        fourth.set(xscale="log", yscale="log", xlabel="parts m of an expert", title="(d) experts cut into m")
         fourth.set_ylabel("variance over that of uncut experts")
         fourth.set_xticks(SPLITS, [str(m) for m in SPLITS])
         fourth.set_yticks([1, 2, 4], ["1", "2", "4"])
         fourth.minorticks_off()
-        for axis in (first, second, third, fourth):
-            axis.legend()
+        plots.legend(figure, handles, columns=4)
     return figure

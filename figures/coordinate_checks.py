@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
+from matplotlib.ticker import NullFormatter, NullLocator
 
 import propagate as pg
 from propagate import plots
@@ -64,12 +65,12 @@ CASES = ADAM + MUON
 
 FULL = {"widths": (*WIDTHS, 1024, 2048), "draws": 16}
 CAPTION = """\
-**Coordinate checks.** Root mean square of what the first update of a matrix makes of its own input at initialisation,
-per unit of that input, against the width; the last column is the change of the logits, or of the stream that leaves the
-last block, by the first step of all matrices together. The smallest network is the base of every rule. A rule that
-transfers keeps each curve level. Points: simulation of {draws} networks a width, geometric means, bars 1.96 standard
-errors. Lines: the slope that the rule's own factors give by the law of the optimiser, through the first point; in the
-last column level.
+**Coordinate checks.** Response of a matrix: root mean square of what its first update makes of its own input at
+initialisation, per unit of that input, against the width; the last column is the change of the logits, or of the stream
+that leaves the last block, by the first step of all matrices together. The smallest network is the base of every rule.
+A rule that transfers keeps each curve level. Points: simulation of {draws} networks a width, geometric means, bars 1.96
+standard errors. Lines: the slope that the rule's own factors give by the law of the optimiser, through the first point;
+in the last column level.
 
 Upper rows: Adam (rate 1e-3) and cross-entropy on {vocabulary} tokens, with entries drawn and trained alike at every
 width (standard), under muP, and with LongCat's rule, variance and rate over the width in the head too
@@ -177,7 +178,7 @@ def draw(data: xr.Dataset) -> Any:
                     _curve(axis, one, CASES[k].shade, aside=place - (len(there) - 1) / 2)
                 _scaled(axis, [one for _, one in there])
                 axis.set_title(TITLES[name], fontsize=7)
-            line[0].set_ylabel(row)
+            line[0].set_ylabel(f"{row}\nresponse or change")
         for axis in axes[-1]:
             axis.set_xlabel("width")
         curves = {case.label: case.shade for case in CASES}
@@ -206,7 +207,8 @@ def _scaled(axis: Any, curves: Sequence[xr.Dataset]) -> None:
     middle, room = np.exp((logs.min() + logs.max()) / 2), (widths[1] / widths[0]) ** 0.4
     axis.set(xscale="log", yscale="log", xlim=(widths[0] / room, widths[-1] * room))
     axis.set_ylim(middle / REACH, middle * REACH)
-    axis.minorticks_off()
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_minor_formatter(NullFormatter())
     marked = widths[:: len(widths) - 1] if len(widths) < 5 else widths[::2]
     axis.set_xticks(marked, [f"{w:g}" if w < 1e4 else f"{w / 1024:.0f}k" for w in marked])
 

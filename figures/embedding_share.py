@@ -32,19 +32,18 @@ CAPTION = """\
 **The embedding's share of the stream.** How much of a token's stream still lies along its embedding: the squared
 cosine of the two. Lines: theory, s + (1 − s)/width, with s what the skips kept and 1/width what lies along the
 embedding by chance. Points: simulation, mean over {draws} random networks, 95 % intervals. Solid and filled: no
-scaling; dashed and open: ScaleInit(0.5). Above, from the left: over the blocks of a network of {depth}; at its end,
-against the depth; at the end of {depth_of_width} blocks without scaling, against the width, where the share of
-PostNorm and SpanNorm is chance and little else.
+scaling; dashed and open: ScaleInit(0.5). A: over the blocks of a network of {depth}. B: at its end, against the depth.
+C: at the end of {depth_of_width} blocks without scaling, against the width, where the share of PostNorm and SpanNorm is
+chance and little else.
 
-Below left: language models of 24 blocks, thin at initialisation, thick after training (mean over 3 seeds, squared
-mean cosine; the runs of layers_trained). Below middle: what the first attention gives over the embedding that it
-enters beside (root mean squares), over the steps of training of small PreNorm language models on embeddings of
-entries of standard deviation {std:g}: tokens alone, and with hashed bigrams and trigrams in 4 tables, their sum
-divided by the count 5, by its root, by the count and amplified by √width, and normed. Crosses: theory, from the
-text's Gram matrix with its shared n-grams and collisions. Means over 3 seeds, 95 % intervals. Below right: of all
-pairs of bigrams of a text that differ, the share that reads one row, over that of a perfect hash, against how far
-the table's rows lie from 4 times the vocabulary. Line: predicted from how frequent tokens are; points: counted on
-the text.
+D: language models of 24 blocks, thin at initialisation, thick after training (mean over 3 seeds, squared mean cosine;
+the runs of layers_trained). E: what the first attention gives over the embedding that it enters beside (root mean
+squares), over the steps of training of small PreNorm language models on embeddings of entries of standard deviation
+{std:g}: tokens alone, and with hashed bigrams and trigrams in 4 tables, their sum divided by the count 5, by its root,
+by the count and amplified by √width, and normed. Crosses: theory, from the text's Gram matrix with its shared n-grams
+and collisions. Means over 3 seeds, 95 % intervals. F: of all pairs of bigrams of a text that differ, the share that
+reads one row, over that of a perfect hash, against how far the table's rows lie from 4 times the vocabulary. Line:
+predicted from how frequent tokens are; points: counted on the text.
 
 Bears on LongCat-Flash-Lite's reasons (c) and (d), arXiv:2601.21204. (c) "In pre-norm the identity path carries ever
 less of the early signal": it does. In PreNorm the share at the end falls as 1/depth (theory: {pre_4:.3f},
@@ -59,7 +58,7 @@ and {norm_last:.2f}. Held-out losses in the end, in this order: {losses} (tokens
 exactly 4 times the vocabulary, {exact_said:.1f} times as many bigrams collide as in a perfect hash ({exact_seen:.1f}
 counted), of the released code's first table, one row more, {next_said:.1f} ({next_seen:.1f} counted).
 
-Of {judged} profiles simulated, {disagreeing} disagree with theory (|z| > 4). Above: width {width}, {tokens} tokens,
+Of {judged} profiles simulated, {disagreeing} disagree with theory (|z| > 4). A to C: width {width}, {tokens} tokens,
 ReLU, start covariance 0.3, weightless. Trained: width 64, 4 blocks, 32 tokens, SwiGLU, Adam at {lr:g}, {corpus}, as
 bytes. Device: {device}. Seed {first_seed}.
 """
@@ -238,9 +237,9 @@ def draw(data: xr.Dataset) -> Any:
         for axis in (over_depth, over_width):
             axis.set_xscale("log", base=2)
         over_blocks.set(ylabel="embedding's share")
-        over_blocks.set_title("over the blocks")
-        over_depth.set_title("at the end, against depth")
-        over_width.set_title("at the end, against width")
+        over_blocks.set_title("A: over the blocks")
+        over_depth.set_title("B: at the end, against depth")
+        over_width.set_title("C: at the end, against width")
         for number, (name, scaled) in enumerate(NETWORKS):
             for end, width in ((0, 0.7), (1, 2.0)):
                 line = data.trained_share.isel(architecture=number, end=end)
@@ -250,7 +249,7 @@ def draw(data: xr.Dataset) -> Any:
             xlabel="block",
             ylim=(1e-3, 1.3),
             ylabel="embedding's share",
-            title="before and after training",
+            title="D: before and after training",
         )
         for shade, arm in zip(SHADES, data.arm.values, strict=True):
             one = data.sel(arm=arm)
@@ -261,18 +260,22 @@ def draw(data: xr.Dataset) -> Any:
                 [3], [float(one.ratio_said)], color=shade, marker="x", markersize=7, linestyle="none", zorder=4
             )
         ticks = np.maximum(data.probe.values, 3)
-        drowned.set(xscale="log", yscale="log", xlabel="step", title="first attention / embedding")
+        drowned.set(xscale="log", yscale="log", xlabel="step", title="E: first attention / embedding")
+        drowned.set_ylabel("ratio of root mean squares")
         drowned.set_xticks(ticks, [str(step) for step in data.probe.values])
         drowned.minorticks_off()
         drowned.axhline(1.0, color="0.6", linewidth=0.6)
         collide.plot(data.offset, data.collisions_said, color="0.3")
         collide.plot(data.offset, data.collisions, color="#D55E00", marker="o", markersize=3.0, linestyle="none")
         collide.axhline(1.0, color="0.6", linewidth=0.6)
-        collide.set(yscale="log", xlabel="rows - 4 × vocabulary", title="collisions / a perfect hash's")
+        collide.set(yscale="log", xlabel="rows - 4 × vocabulary", title="F: collisions / a perfect hash's")
+        collide.set_ylabel("ratio of shares")
         arms = [
-            plots.entry(f"{arm} (below, middle)", color=shade, linewidth=2.0)
+            plots.entry(f"E: {arm}", color=shade, linewidth=2.0)
             for arm, shade in zip(data.arm.values, SHADES, strict=True)
         ]
+        arms.append(plots.entry("E: theory", marker="x", markersize=5, linestyle="none"))
+        ends = [plots.entry("D: at initialisation", linewidth=0.7), plots.entry("D: trained", linewidth=2.0)]
         names = tuple(dict.fromkeys(name for name, _ in NETWORKS))
-        plots.legend(figure, [*plots.key(names, band=False), *arms], columns=4)
+        plots.legend(figure, [*plots.key(names, band=False), *ends, *arms], columns=5)
     return figure

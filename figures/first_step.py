@@ -11,6 +11,7 @@ import xarray as xr
 import propagate as pg
 from figures.networks import SEED, digits, shipped
 from propagate import plots
+from propagate.columns import narrow
 from propagate.figures import workers
 from propagate.scores import score
 
@@ -143,7 +144,9 @@ def draw(found: xr.Dataset) -> Any:
     """Optimisers in rows, the two quantities in columns, placements along the axis."""
     places = np.arange(found.sizes["placement"])
     with plots.style():
-        figure, axes = plots.panels(len(OPTIMIZERS), 2, height=6.4, sharex=True, sharey=True)
+        grid, height = ((2 * len(OPTIMIZERS), 1), 12.0) if narrow() else ((len(OPTIMIZERS), 2), 6.4)
+        figure, axes = plots.panels(*grid, height=height, sharex=True, sharey=True)
+        axes = axes.reshape(len(OPTIMIZERS), 2)  # beneath one another in a column: placements need its width
         for row, optimizer in enumerate(OPTIMIZERS):
             for column, (name, title) in enumerate(QUANTITIES.items()):
                 axis, one = axes[row, column], found.sel(optimizer=optimizer)
@@ -157,10 +160,10 @@ def draw(found: xr.Dataset) -> Any:
                         ratio, error = (one[name] / said).sel(at), (one[f"{name}_se"] / said).sel(at)
                         x = places + (number - 2.5) * 0.13 + 0.05 * (block - 1.5)
                         plots.simulation_points(axis, x, ratio, error, shade=colour)
-                if row == 0:
-                    axis.set_title(title)
-            axes[row, 0].set_ylabel(f"{optimizer}\nsimulated / predicted")
-        for axis in axes[-1]:
+                if row == 0 or narrow():
+                    axis.set_title(f"{optimizer}: {title}" if narrow() else title)
+            axes[row, 0].set_ylabel("simulated / predicted" if narrow() else f"{optimizer}\nsimulated / predicted")
+        for axis in axes.flat if narrow() else axes[-1]:
             axis.set_xticks(places, found.placement.values.tolist(), rotation=90)
             axis.set(ylim=(0.55, 1.6), xlim=(-0.6, places[-1] + 0.6))
             axis.grid(visible=False, axis="x")

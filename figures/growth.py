@@ -257,7 +257,7 @@ def draw(data: xr.Dataset) -> Any:
         fourth.set_ylabel("held-out loss, nats")
         for name in TRAINED:
             last.plot(data.eps_depth, data.eps_width.sel(eps_placement=name), "-", color=plots.colour(name))
-        last.set(xscale="log", yscale="log", xlabel="depth", ylabel="width", title="(e) eps takes a tenth beyond")
+        last.set(xscale="log", yscale="log", xlabel="depth", ylabel="beyond this width", title="(e) eps takes a tenth")
         last.set_ylim(10, 1e8)
         last.set_yticks([1e2, 1e4, 1e6, 1e8])
         last.set_xticks(EPS_DEPTHS, [str(depth) for depth in EPS_DEPTHS])

@@ -67,7 +67,6 @@ def draw(data: xr.Dataset) -> Any:
                     vmin=0.0,
                     vmax=1.0,
                     origin="lower",
-                    cmap="viridis",
                     aspect="equal",
                 )
                 axis.grid(visible=False)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from matplotlib.ticker import LogLocator
 
 import propagate as pg
 from figures.networks import DRAWS, SEED, START, Run, columns, digits, measure, predict
@@ -161,6 +162,9 @@ def draw(data: xr.Dataset) -> Any:
             axis.set(xscale="log", yscale="log", title=title)
             axis.set_xticks(SIMULATED, [str(rank) for rank in SIMULATED])
             axis.minorticks_off()
+            axis.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter("{x:g}")
         for axis in axes[1]:
             axis.set_xlabel("rank of both latents")
         axes[0, 0].set_ylabel("mean over draws")

@@ -20,6 +20,8 @@ import xarray as xr
 
 import propagate as pg
 from propagate.figures import workers
+from propagate.theory.finite.bias import sampled
+from propagate.theory.tokens.gram import Gram
 
 TEXT = Path(__file__).parent / "measured" / "text_embedding.json"
 DEPTH, WIDTH, TOKENS, HEADS, LOGIT_STD = 128, 512, 16, 8, 1.0
@@ -171,6 +173,14 @@ def predict(run: Run) -> xr.Dataset:
     if run.start == "text":
         return pg.predict(run.model, gram=text_gram(), samples=32)
     return pg.predict(run.model, **run.moments())
+
+
+def log_biases(run: Run, pairs: int) -> dict[str, Any]:
+    """Of the gradient variance at this width, over blocks: mean logarithm less that of the limit, and its error."""
+    start, cotangent = (Gram.exchangeable(1.0, 1.0 - shared, TOKENS) for shared in (float(run.start), 0.0))
+    found = [at[0] for at in sampled(run.model, start, cotangent, pairs=pairs)["grad_variance"]]
+    values = {"log_bias": [one.log for one in found], "log_bias_se": [one.log_error for one in found]}
+    return {name: digits(np.array(of) / run.model.width, 4) for name, of in values.items()}
 
 
 def records(runs: Sequence[Run], names: Sequence[str], executor: Executor | None = None) -> xr.Dataset:

@@ -93,6 +93,7 @@ def draw(data: xr.Dataset) -> Any:
                     axis.set_yticks([0.4, 0.6, 0.8, 1.0], ["0.4", "0.6", "0.8", "1"])
                     axis.minorticks_off()
             column[0].set_title(TITLES[name])
+            column[0].xaxis.get_major_locator().set_params(integer=True)
             column[-1].set_xlabel(plots.BLOCK_AXIS)
         for axis, label in zip(axes[:, 0], ROWS.values(), strict=True):
             axis.set_ylabel(label)

@@ -124,8 +124,10 @@ def draw(data: xr.Dataset) -> Any:
             row[3].minorticks_off()
             shown = next(axis for axis in row if axis.get_visible())
             shown.set_ylabel(f"{results.NAMES[placement]}{', experts' if sparse else ''}\nheld-out loss")
-        for axis in axes[-1][:3]:
-            axis.set_xlabel("peak learning rate")
+        for column in axes.T[:3]:
+            lowest = [axis for axis in column if axis.get_visible()][-1]
+            lowest.set_xlabel("peak learning rate")
+            lowest.tick_params(labelbottom=True)
         axes[-1][3].set_xlabel("width")
         handles = [
             plots.entry(f"width {w}", linewidth=2, alpha=0.3 + 0.7 * i / max(1, len(widths) - 1))

@@ -32,10 +32,10 @@ DEPTH = 32  # of the deepest PostNorm; SpanNorm is twice as deep
 NORMS = {"PostNorm": 2, "SpanNorm": 1}  # norms that the skip path of a block meets
 DEPTHS, SIMULATED = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 28, 32), (2, 4, 8, 16, 32)
 PANELS = {
-    "skip_gain": "gradient along\nthe skips alone",
-    "grad_variance": "total gradient,\nno mask",
-    "last_token": "last token's gradient,\ncausal mask",
-    "collapse": "1 - correlation,\nno mask",
+    "skip_gain": "gradient at embedding,\nskips alone",
+    "grad_variance": "gradient at embedding,\nin all, no mask",
+    "last_token": "the same, last token,\ncausal mask",
+    "collapse": "1 - correlation at the\noutput, no mask",
 }
 
 FULL = LARGER
@@ -172,7 +172,7 @@ def draw(data: xr.Dataset) -> Any:
                     )
             axis.set(yscale="log", title=title, xlim=(0, data.norms[-1] + 2), ylim=(1e-20, 10))
             axis.set_xlabel("norms on the skip path")
-        axes[0, 0].set_ylabel("variance per coordinate at the\nembedding (right: at the output)")
+        axes[0, 0].set_ylabel("variance per coordinate")
         handles = [plots.entry("PostNorm, 2 norms a block", color=plots.colour("postnorm"), linewidth=2.5)]
         handles += [plots.entry("SpanNorm, 1 norm a block", color=plots.colour("spannorm"), linewidth=2.5)]
         plots.legend(figure, [*handles, *plots.key(scalings=False)])

@@ -70,5 +70,9 @@ def draw(data: xr.Dataset) -> Any:
             results.rate_axis(axis)
             axis.set(yscale="log", ylabel=label)
             axis.axhline(chance, color="0.5", linewidth=0.7)
-        plots.legend(figure, plots.key(("PreNorm", "PostNorm", "SpanNorm"), band=False))
+        handles = plots.key(("PreNorm", "PostNorm", "SpanNorm"), scalings=False, band=False)
+        for label, exponent, face in (("no scaling", 0.0, "0.3"), ("ScaleInit(0.5)", 0.5, "white")):
+            dots = {"marker": "o", "markersize": 2.6, "markerfacecolor": face}
+            handles.append(plots.entry(label, linestyle=results.DASHES[exponent], **dots))
+        plots.legend(figure, [*handles, plots.entry("guessing", color="0.5", linewidth=0.7)])
     return figure

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.ticker import FixedFormatter
+from matplotlib.ticker import FixedLocator
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -179,6 +179,15 @@ def _broken(text: str, room: float) -> str:
 
 
 def _crowded(axis: Any, room: float) -> bool:
-    """Whether the labels that were given to ticks do not fit side by side."""
-    given = isinstance(axis.xaxis.get_major_formatter(), FixedFormatter)
-    return given and sum(len(label.get_text()) + 1 for label in axis.get_xticklabels()) * LETTER > room
+    """Whether two of the labels that were given to ticks do not fit side by side."""
+    if not isinstance(axis.xaxis.get_major_locator(), FixedLocator):
+        return False
+    ticks = axis.xaxis.get_majorticklocs()
+    labels = axis.xaxis.get_major_formatter().format_ticks(ticks)
+    places = axis.transData.transform([(tick, axis.get_ylim()[0]) for tick in ticks])
+    across = axis.transAxes.inverted().transform(places)[:, 0] * room
+    lengths = [(len(label) + 1) * LETTER for label in labels]
+    return any(
+        0 <= one <= room and abs(other - one) < (length + longer) / 2
+        for one, other, length, longer in zip(across, across[1:], lengths, lengths[1:], strict=False)
+    )

@@ -194,3 +194,27 @@ def test_a_wrong_theory_would_be_found_out() -> None:
         wrong, _ = module.tables(data, (network + 2) % count)
         rejected += pg.compare(wrong, measurement).attrs["verdict"] == "disagrees"
     assert rejected >= count - 1  # unscaled PostNorm and SpanNorm share their floor, and allow for much
+
+
+def test_the_predicted_geometric_mean_is_met_and_none_and_the_neighbours_are_not() -> None:
+    """The bias of the mean logarithm of the gradient, of tokens that become one too: at every 16th block."""
+    data = stored("gradient_variance").isel(block=slice(0, -1, 16))
+    off = data.log_grad_variance - np.log(data.theory_grad_variance)
+    error = np.hypot(data.log_grad_variance_se, data.log_bias_se)
+    assert float(abs((off - data.log_bias) / error).max()) < 4  # eight draws or more: Student's, of 7 or more
+    varying = data.isel(network=[i for i, draws in enumerate(data.draws.values) if draws == data.draws.max()])
+    assert float(varying.log_bias[:, 0].max()) < -0.1
+    neighbours = np.log(data.theory_grad_variance).roll(network=2) + data.log_bias.roll(network=2)
+    assert float(abs((data.log_grad_variance - neighbours) / error).max()) > 10
+
+
+@pytest.mark.slow
+def test_the_stored_geometric_mean_is_todays() -> None:
+    """Of the network whose tokens become one soonest, by fewer samples; and not that of another."""
+    data, module = stored("gradient_variance"), networks()
+    runs = module.grid(module.START, module.DRAWS, module.SEED, module.DEPTH)
+    network = next(i for i, run in enumerate(runs) if (run.placement, run.scaling) == ("PostNorm", "none"))
+    now, then = module.log_biases(runs[network], pairs=24), data.isel(network=network)
+    error = np.hypot(now["log_bias_se"], then.log_bias_se)[:-1]
+    assert float((abs(now["log_bias"] - then.log_bias)[:-1] / error).max()) < 4
+    assert float((abs(now["log_bias"])[:-1] / error).max()) > 3

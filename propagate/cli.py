@@ -370,8 +370,8 @@ def main() -> None:
         typer.echo(f"error: {' '.join(error.format_message().split())}", err=True)
         code = BAD_INPUT
     if code == INTERRUPTED:  # newer versions of Typer make this code of an interrupt themselves
-        on = "where a command has --checkpoint FILE (train: --to FOLDER), with it the same command goes on from there"
-        typer.echo(f"interrupted; {on}", err=True)
+        on = "where a command has --checkpoint FILE (sweep, train: --to FOLDER), with it the same command goes on"
+        typer.echo(f"interrupted; {on} from there", err=True)
     sys.exit(code)
 
 

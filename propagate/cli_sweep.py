@@ -72,7 +72,7 @@ def sweep(
     verbs = {name: {"start": given} | ({} if name == "predict" else run) for name in verb or ("predict",)}
     integer("workers", workers, at_most=MOST_WORKERS)
     with nullcontext() if workers == 1 else pg.process_pool(workers) as pool, ended_at_once(pool):
-        found = pg.sweep(model, axes, verbs, executor=pool, to=to)
+        found = pg.sweep(model, axes, verbs, executor=pool, to=to, progress=True)
     _print(found, [path.rpartition(".")[2] if path.rpartition(".")[2] in found.dims else path for path in axes])
     write(found, out)
 

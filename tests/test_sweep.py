@@ -1,9 +1,12 @@
 """Sweeps: one table, whatever the workers; finished cells are not run again; bad cells are refused before any work."""
 
-from concurrent.futures import Future, ThreadPoolExecutor
+import errno
+import os
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from pickle import PicklingError
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ from typer.testing import CliRunner
 
 import propagate as pg
 from propagate.cli import app
+from propagate.kept_tables import write_table
 
 MODEL = pg.Model("prenorm", depth=2, width=32, tokens=4, heads=2, scaling=pg.ScaleInit(0.0))
 OVER: dict[str, Any] = {"placement": ["prenorm", "siamesenorm"], "depth": (1, 2), "scaling.exponent": (0.5,)}
@@ -166,12 +170,75 @@ def test_bad_cells_are_refused_before_any_work(over: Any, verbs: Any, words: str
     assert not list(tmp_path.rglob("*.nc"))
 
 
+def faulty(model: pg.Model) -> xr.Dataset:
+    """A verb of one's own with a fault in its third cell."""
+    if model.depth == 3:
+        raise ValueError("a fault of one's own")
+    return pg.predict(model)
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_a_fault_names_its_cell_and_leaves_the_finished_ones(pool: bool, tmp_path: Path) -> None:
+    with Counting() as executor, pytest.raises(ValueError, match="of one's own") as raised:
+        pg.sweep(MODEL, {"depth": (1, 2, 3, 4)}, faulty, to=tmp_path, executor=executor if pool else None)
+    assert raised.value.__notes__ == ["in faulty of cell depth=3"]
+    assert len(list((tmp_path / "cells").iterdir())) >= 2
+
+
+def test_a_full_disk_leaves_the_finished_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = pg.sweep(MODEL, {"depth": (1, 2, 3)}, to=tmp_path / "whole")
+    left = iter((True, True))
+
+    def until_full(path: Path, table: xr.Dataset) -> None:
+        if not next(left, False):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_table(path, table)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("propagate.sweeps.sweep.write_table", until_full)
+        with pytest.raises(pg.ModelError, match="No space left on device"):
+            pg.sweep(MODEL, {"depth": (1, 2, 3)}, to=tmp_path / "full")
+    with Counting() as executor:
+        assert pg.sweep(MODEL, {"depth": (1, 2, 3)}, to=tmp_path / "full", executor=executor).identical(whole)
+        assert executor.given == 1
+
+
+class Failing(ThreadPoolExecutor):
+    """Of which every task fails with the same error."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(1)
+        self.error = error
+
+    def submit(self, task: Any, /, *args: Any, **options: Any) -> Future[Any]:
+        failed: Future[Any] = Future()
+        failed.set_exception(self.error)
+        return failed
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (BrokenExecutor("terminated abruptly"), "a worker was ended"),
+        (PicklingError("Can't pickle <lambda>"), "from the top of a module: Can't pickle"),
+        (AttributeError("Can't pickle local object"), "from the top of a module"),
+    ],
+)
+def test_what_an_executor_says_is_said_in_words(error: Exception, words: str) -> None:
+    with Failing(error) as executor, pytest.raises(pg.ModelError, match=words):
+        pg.sweep(MODEL, {"depth": (1, 2)}, executor=executor)
+    with Failing(AttributeError("no such thing")) as executor, pytest.raises(AttributeError, match="no such thing"):
+        pg.sweep(MODEL, {"depth": (1, 2)}, executor=executor)
+
+
 def test_what_a_verb_refuses_names_its_cell() -> None:
     with pytest.raises(pg.ModelError, match=r"predict of cell depth=2, logit_std=1000\.0: attention"):
         pg.sweep(MODEL, {"depth": (2,), "logit_std": (1.0, 1e3)})
-    for executor, words in ((1, "executor must be"), (None, "to must be a folder")):
-        with pytest.raises(pg.ModelError, match=words):
-            pg.sweep(MODEL, {"depth": (2,)}, executor=executor, to="")  # type: ignore[arg-type]
+    with pytest.raises(pg.ModelError, match="executor must be"):
+        pg.sweep(MODEL, {"depth": (2,)}, executor=1)  # type: ignore[arg-type]
+    for to in ("", "no\0name", "/dev/null/there", "/proc/there", 3):
+        with pytest.raises(pg.ModelError, match=r"^to must be a folder"):
+            pg.sweep(MODEL, {"depth": (2,)}, to=to)  # type: ignore[arg-type]
 
 
 def test_the_command_line(tmp_path: Path) -> None:

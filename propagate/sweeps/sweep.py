@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor, as_completed
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Executor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import PicklingError
 from typing import TYPE_CHECKING, Any
 
 from propagate.checks import ModelError, check_flag, shown
-from propagate.files import replace
+from propagate.files import check_folder, replace
 from propagate.identity import described, digest, text_digest
 from propagate.kept_tables import content_of, read_sealed, write_table
 from propagate.model import Model, check_model, check_norms
@@ -59,8 +61,10 @@ def sweep(
         Where some placements have several streams, those of one have it under "joined".
 
     Raises:
-        ModelError: before any work for a network that cannot be made, an unknown verb or a bad option, naming cell and
-            field; and for one that a verb refuses, with the finished ones kept.
+        ModelError: before any work for a network that cannot be made, an unknown verb, a bad option or a folder that
+            cannot be written into, naming cell and field; and, with the finished cells kept, for a cell that a verb
+            refuses, for workers that were ended, for a verb that cannot be sent to them, or for a full disk. An error
+            of another kind, as of a verb of one's own, has the cell in its notes.
 
     Example:
         >>> from propagate.scaling import ScaleInit
@@ -90,7 +94,8 @@ def sweep(
         parts.append(assembled(axes, cells, own, f"{verb.name}_" if len(asked) > 1 else ""))
     found = _merged(parts, model, asked)
     if folder is not None:
-        replace(folder / WHOLE, content_of(found))
+        with _kept(folder):
+            replace(folder / WHOLE, content_of(found))
     return found
 
 
@@ -104,13 +109,24 @@ def _check(cell: Cell) -> None:
 def _folder(to: Any) -> Path | None:
     if to is None:
         return None
-    if not isinstance(to, str | os.PathLike) or not os.fspath(to) or "\0" in str(to):
+    if not isinstance(to, str | os.PathLike):
         raise ModelError(f"to must be a folder's path, got {shown(to)}")
-    try:
-        (Path(to) / "cells").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ModelError(f"to must be a folder that can be made, got {os.fspath(to)!r}: {error.strerror}") from None
+    cells = check_folder(to, "to") / "cells"
+    check_folder(cells, "to")
+    cells.mkdir(parents=True, exist_ok=True)
     return Path(to)
+
+
+@contextmanager
+def _kept(folder: Path) -> Iterator[None]:
+    """Says what a full disk leaves."""
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(
+            f"{str(folder)!r} could not be written ({error.strerror}); finished cells are kept there: the same call "
+            "goes on from them"
+        ) from error
 
 
 def name_of(verb: Verb, cell: Cell) -> str:
@@ -140,12 +156,15 @@ def ran(verb: Verb, cell: Cell) -> xr.Dataset:
     """One verb in one cell; what a worker runs.
 
     Raises:
-        ModelError: names the cell.
+        ModelError: names the cell, as a note does of any other error.
     """
     try:
         return verb(cell.model)
     except ModelError as error:
         raise ModelError(f"{verb.name} of cell {cell.label}: {error}") from None
+    except Exception as error:
+        error.add_note(f"in {verb.name} of cell {cell.label}")
+        raise
 
 
 def _tables(
@@ -161,7 +180,8 @@ def _tables(
     def keep(place: int, table: xr.Dataset) -> None:
         path = files[place]
         if path is not None:
-            write_table(path, table.assign_attrs({CELL: path.stem}))
+            with _kept(path.parent.parent):
+                write_table(path, table.assign_attrs({CELL: path.stem}))
             table = _read(path)  # as a run that finds it has it, types of attributes and all
         found[place] = table
         advance(1, tasks[place][1].label)
@@ -171,14 +191,34 @@ def _tables(
         for place in todo:
             keep(place, ran(*tasks[place]))
     else:
-        futures = {executor.submit(ran, *tasks[place]): place for place in todo}
-        try:
-            for future in as_completed(futures):
-                keep(futures[future], future.result())
-        finally:
-            for future in futures:
-                future.cancel()
+        with _sent():
+            futures = {executor.submit(ran, *tasks[place]): place for place in todo}
+            try:
+                for future in as_completed(futures):
+                    keep(futures[future], future.result())
+            finally:
+                for future in futures:
+                    future.cancel()
     return [found[place] for place in range(len(tasks))]
+
+
+@contextmanager
+def _sent() -> Iterator[None]:
+    """Says what an executor's own errors come from."""
+    try:
+        yield
+    except BrokenExecutor as error:
+        raise ModelError(
+            "a worker was ended before its work was (what `to` keeps is kept): is there too little memory, or is a "
+            'script\'s pool not made under `if __name__ == "__main__":`?'
+        ) from error
+    except (PicklingError, AttributeError, TypeError) as error:
+        if "pickle" not in str(error).lower():
+            raise
+        raise ModelError(
+            "verbs and models must be such that workers can be sent them, with functions from the top of a module: "
+            f"{error}"
+        ) from error
 
 
 def _read(path: Path) -> xr.Dataset:

@@ -197,9 +197,44 @@ def test_products_of_rounded_floats_are_exact_again() -> None:
 
 
 def test_with_experts_it_says_that_it_is_of_means() -> None:
-    first = str(pg.recursion("prenorm", activation="linear", experts=pg.Experts(2, 1))).splitlines()[0]
-    assert "Map of means over routers and tokens" in first
-    assert "means" not in str(written("prenorm")).splitlines()[0]
+    assert "Map of means over routers and tokens" in key(pg.recursion("prenorm", experts=pg.Experts(2, 1)))
+    assert "Map of means" not in key(written("prenorm"))
+
+
+def key(found: object) -> str:
+    """What stands above the equations."""
+    return " ".join(line.removeprefix("# ") for line in str(found).splitlines() if line.startswith("# "))
+
+
+@pytest.mark.parametrize(
+    ("placement", "options"),
+    [
+        ("spannorm", {"activation": "swiglu"}),
+        ("subln", {"logit_std": "symbol"}),
+        ("residual", {}),
+        ("admin", {"experts": pg.Experts(4, 2)}),
+        ("dyt", {}),
+    ],
+)
+def test_every_letter_that_is_printed_is_in_the_key_and_no_other(placement: str, options: dict) -> None:
+    found = pg.recursion(placement, **options)
+    below = " ".join(line for line in str(found).splitlines() if not line.startswith("# "))
+    printed_names = {re.sub(r"\d+", "", name) for name in re.findall(r"[A-Za-z]\w*", below)}
+    explained = {re.sub(r"\d+", "", name) for name in re.findall(r"[A-Za-z]\w*", key(found).replace("_k", "_"))}
+    families = {re.sub("_.*", "_", name) for name in printed_names if name.startswith(("softmax", "gate"))}
+    own = {name for name in printed_names if not name.startswith(tuple(families))} if families else printed_names
+    assert own - explained <= {"sqrt", "acos", "pi", "log"}
+    assert all(any(name.startswith(family) for name in explained) for family in families)
+    assert ("tau" in explained) == ("tau" in printed_names)
+    assert ("w" in explained) == ("w" in printed_names)
+    assert "\\" not in str(found)
+    assert r"\gamma'" in found._repr_latex_() or placement == "residual"
+
+
+def test_numbers_that_stand_together_are_printed_as_one() -> None:
+    found = printed(written("prenorm", activation="gelu").equations())
+    (hidden,) = (each.rhs for each in found if str(each.lhs) == "a_2")
+    assert str(hidden) == "g_f**2"  # gains count from a variance of 1, of which exact fractions and pi made long ones
 
 
 @pytest.mark.parametrize("value", ["__import__('os').getpid()", "2", None, True, float("nan"), [1.0]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +23,7 @@ from propagate.recurrent import LinearAttention
 from propagate.scaling import Gains, Scaling
 from propagate.theory.gaussian import activations, softmax
 from propagate.theory.gaussian.functions import Scalar
-from propagate.theory.legend import KEY, LEGEND, about
+from propagate.theory.legend import KEY, WIDTH, about, legend
 from propagate.theory.pairs import gates
 from propagate.theory.pairs.moments import Combination, Joint, Moments, correlated, joint_moments, of_pairs
 from propagate.theory.printed import latex, notes, printed
@@ -148,8 +149,9 @@ class Recursion:
         return f"{self._repr_latex_()}\n\n{' '.join((f'{self.about}.', KEY, *notes(self.equations())))}"
 
     def __str__(self) -> str:
-        lines = (f"{equation.lhs} = {equation.rhs}" for equation in printed(self.equations()))
-        return "\n".join([*(f"# {line}" for line in (self.about, *LEGEND, *notes(self.equations()))), *lines])
+        shown = printed(self.equations())
+        said = (*textwrap.wrap(f"{self.about}.", WIDTH), *legend(shown), *notes(self.equations()))
+        return "\n".join([*(f"# {line}" for line in said), *(f"{one.lhs} = {one.rhs}" for one in shown)])
 
 
 def recursion(
@@ -279,8 +281,7 @@ def _numbers(before: Layout, after: Layout) -> list[tuple[Any, Any]]:
 def _primed(argument: Any, value: Any) -> sympy.Eq:
     import sympy
 
-    greek = "\\" if str(argument)[0] in "gk" else ""
-    return sympy.Eq(sympy.Symbol(f"{greek}{argument}'"), tidy(value), evaluate=False)
+    return sympy.Eq(sympy.Symbol(f"{argument}'"), tidy(value), evaluate=False)
 
 
 def _block(

@@ -104,15 +104,12 @@ def test_the_command_draws_what_is_committed(tmp_path: Path) -> None:
     assert refused.exit_code == 2
 
 
-@pytest.mark.parametrize(
-    ("ticks", "turned"), [([1, 2, 128], 0), ([1, 2, 3, 4, 5, 6, 128], 0), ([1, 120, 124, 128], 90)]
-)
+@pytest.mark.parametrize(("ticks", "turned"), [([10, 20, 30], 0), ([10, 12, 30], 90)])
 def test_labels_of_ticks_that_do_not_fit_side_by_side_are_turned(ticks: list[int], turned: int) -> None:
-    """Those of one digit that lie close do, three of three digits as close do not."""
     with columns.column(), plots.style():
         figure, axes = plots.panels(1, 1)
-        axes[0, 0].set(xlim=(0, 130 if turned else 40))
         axes[0, 0].set_xticks(ticks, [str(tick) for tick in ticks])
+        axes[0, 0].set_xlim(0, 40)
         columns.finish(figure)
         figure.canvas.draw()
     assert {label.get_rotation() for label in axes[0, 0].get_xticklabels()} == {turned}

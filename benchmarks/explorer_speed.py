@@ -91,11 +91,11 @@ def moves(state: State, count: int) -> dict[str, float]:
         rows["begun"].append((told[0] - began) if told else of_first[0][0])
         rows["curves"].append(sum(took for took, found in of_first if isinstance(found, Moments)))
         rows["first"].append(sum(took for took, _ in of_first))
-        if number == 2:
+        if number == 2 and len(state.placements) < len(FOUR):  # of four it is four times that of one
             mapped = len({moved.exponent, *GRID}) * len(state.placements)  # critical depths, which come last
             rows["rest"] = 3 * [sum(cpu(call)[0] for call in plan.then[:-mapped])]
         rows["drawing"].append(cpu(lambda moved=moved, found=of_first: shown(moved, [one for _, one in found]))[0])
-    return {name: statistics.median(row[2:]) for name, row in rows.items()}
+    return {name: statistics.median(row[2:]) if row else 0.0 for name, row in rows.items()}
 
 
 def main() -> int:

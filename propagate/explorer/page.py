@@ -125,7 +125,7 @@ class Page:
             self._status,
             self._table,
             self._noted,
-            pn.Column(*panes, stylesheets=[GRID], **wide),
+            pn.Column(*panes, stylesheets=[GRID], margin=(0, 8, 0, 0), **wide),
             run,
             pn.FlexBox(*copies, *self._saves),
             listings,
@@ -204,7 +204,8 @@ class Page:
             self.plots.show_steps(self._steps, self._colours)
         if Critical in kinds:
             self._draw_map()
-        self._status.object = readout.status(self._coming() if results else "")
+        said = COMPUTING if state != self.state else self._coming() if results else ""  # of a newer state nothing yet
+        self._status.object = readout.status(said)
         self._say()
         self._moved()
 

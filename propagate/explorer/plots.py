@@ -70,7 +70,8 @@ def span(values: Iterable[float]) -> tuple[float, float]:
     seen = [value for value in values if SMALLEST < value < math.inf]
     if not seen:
         return 0.1, 1.0
-    low, high = min(seen) / 1.2, max(seen) * 1.2
+    margin = max(1.2, (max(seen) / min(seen)) ** 0.06)
+    low, high = min(seen) / margin, max(seen) * margin
     if high / low >= 4:
         return low, high
     middle = float(f"{math.sqrt(low * high):.6g}")
@@ -248,12 +249,19 @@ def ticks(low: float, high: float) -> list[float]:
     """Round numbers on a logarithmic axis, a few.
 
     Example:
-        >>> ticks(0.4, 9.0), ticks(0.5e-8, 2.0)
-        ([0.5, 1.0, 2.0, 5.0], [1e-08, 1e-06, 0.0001, 0.01, 1.0])
+        >>> ticks(0.4, 9.0), ticks(0.5e-8, 2.0), ticks(0.24, 0.96)
+        ([0.5, 1.0, 2.0, 5.0], [1e-08, 1e-06, 0.0001, 0.01, 1.0], [0.3, 0.5, 0.7])
     """
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    steps = (1, 2, 5) if last - first <= 3 else (1,)
-    every = max(1, round((last - first) / 5)) if len(steps) == 1 else 1
+    if last - first > 3:
+        return _round(low, high, (1,), max(1, round((last - first) / 5)))
+    found = _round(low, high, (1, 2, 5))
+    return found if len(found) > 2 else _round(low, high, (1, 2, 3, 5, 7))
+
+
+def _round(low: float, high: float, steps: Sequence[int], every: int = 1) -> list[float]:
+    """These times powers of ten, or of every second, third, ... of them."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     found = [float(f"{step}e{power}") for power in range(first - first % every, last + 1, every) for step in steps]
     return [tick for tick in found if low <= tick <= high]
 

@@ -46,7 +46,8 @@ def code(state: State) -> str:
 def _model(state: State, placement: str) -> str:
     said = {name: getattr(state, name) for name in MODEL_DEFAULTS}
     fields = {"depth": repr(state.depth)}
-    fields |= {name: repr(value) for name, value in said.items() if value != MODEL_DEFAULTS[name]}
+    changed = {name: value for name, value in said.items() if value != MODEL_DEFAULTS[name]}
+    fields |= {name: f'"{value}"' if isinstance(value, str) else repr(value) for name, value in changed.items()}
     fields |= {name: repr(value) for name, value in MASKS[state.mask].items()}
     if state.exponent:
         fields["scaling"] = f"pg.ScaleInit({state.exponent!r})"

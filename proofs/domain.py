@@ -141,10 +141,10 @@ def misdeclared(expression: sp.Expr) -> str | None:
     for bound in unfold(expression).atoms(sp.Integral, sp.Sum, sp.Product):
         for variable, *ends in bound.limits:
             low, high = (ends[0], ends[-1]) if len(ends) == 2 else (-sp.oo, sp.oo)
-            if variable.is_positive and not sp.sympify(low).is_extended_nonnegative:
-                return f"{variable} is declared positive, but summed or integrated from {low}"
-            if variable.is_negative and not sp.sympify(high).is_extended_nonpositive:
-                return f"{variable} is declared negative, but summed or integrated to {high}"
+            if variable.is_nonnegative and not sp.sympify(low).is_extended_nonnegative:
+                return f"{variable} is declared without negative values, but summed or integrated from {low}"
+            if variable.is_nonpositive and not sp.sympify(high).is_extended_nonpositive:
+                return f"{variable} is declared without positive values, but summed or integrated to {high}"
     return None
 
 

@@ -12,7 +12,7 @@ import sympy as sp
 
 from proofs.domain import Domain, Quantity, value_at
 from proofs.names import unfold
-from proofs.signs import nonnegative, vanishes
+from proofs.signs import definite, nonnegative, vanishes
 from proofs.steps import TINY, Inequality
 
 if TYPE_CHECKING:
@@ -25,6 +25,20 @@ def _law(sequence: sp.IndexedBase, index: sp.Symbol, update: sp.Expr) -> str:
     """y_{n+1} = update, in LaTeX."""
     name, n = sp.latex(sequence), sp.latex(index)
     return rf"{name}_{{{n}+1}} = {sp.latex(update.subs(PREVIOUS, sp.Symbol(f'{name}_{{{n}}}')))}"
+
+
+def _no_index(index: sp.Symbol, domain: Domain) -> str | None:
+    """Why induction over this quantity proves nothing, or nothing: it must count 0, 1, 2, ... without end."""
+    [quantity] = domain.of(index)
+    counts = quantity.integer and quantity.low == 0 and quantity.high == sp.oo
+    return None if counts else f"{index} does not count from zero"
+
+
+def _singular(closed_form: sp.Expr, domain: Domain) -> str | None:
+    """A denominator that may vanish, or nothing."""
+    _, denominator = sp.fraction(sp.together(unfold(closed_form)))
+    fine = denominator.is_number or definite(denominator, domain.of(denominator))
+    return None if fine else f"{denominator} may vanish in the closed form"
 
 
 def _rest(domain: Domain, index: sp.Symbol, *expressions: sp.Expr) -> tuple[Quantity, ...]:
@@ -62,6 +76,8 @@ class Recurrence:
 
     def symbolic(self, domain: Domain) -> str | None:
         """Why the induction does not go through, or nothing."""
+        if fault := _no_index(self.index, domain) or _singular(self.closed_form, domain):
+            return fault
         start = self.closed_form.subs(self.index, 0) - self.initial
         if not vanishes(start):
             return f"the closed form starts {start} away"
@@ -99,9 +115,10 @@ class Bounds:
     """lower(n) <= y(n) <= upper(n) for y(0) = initial and y(n+1) = update, whatever `varying` does from block to block.
 
     By induction over the blocks. `update` is in PREVIOUS and in quantities of which those in `varying` are free in
-    every block anew; it must not fall as PREVIOUS grows. The inductive steps update(lower(n)) >= lower(n+1) and
-    update(upper(n)) <= upper(n+1) are instances of the inequalities for one block that `below` and `above` name: the
-    gap must be such an inequality's own gap times something that is not negative. A side without one is proved alone.
+    every block anew; it must not fall as PREVIOUS grows, and no value may be negative. The inductive steps
+    update(lower(n)) >= lower(n+1) and update(upper(n)) <= upper(n+1) are instances of the inequalities for one block
+    that `below` and `above` name: the gap must be such an inequality's own gap times something that is not negative. A
+    side without one is proved alone.
     """
 
     index: sp.Symbol
@@ -139,10 +156,16 @@ class Bounds:
         """Why the induction does not go through, or nothing."""
         if not self.sides():
             return "vacuous: neither bound is given"
+        if fault := _no_index(self.index, domain):
+            return fault
         update = unfold(self.update)
         everything = domain.of(update, *(b for b, _, _ in self.sides()), self.index, beside=(PREVIOUS,))
         if not nonnegative(sp.diff(update, PREVIOUS), everything, False):
             return "SymPy cannot tell that a larger value before the block gives a larger one after it"
+        if self.lower is None:  # else it is the lower bound that keeps every value from falling below zero
+            for value in (unfold(self.initial), update):
+                if not nonnegative(value, domain.of(value, beside=(PREVIOUS,)), False):
+                    return f"SymPy cannot tell that {value} is not negative, as a value before a block must be"
         for bound, sign, one in self.sides():
             if bound.free_symbols & set(self.varying):
                 return f"the bound {bound} depends on what varies from block to block"
@@ -235,11 +258,19 @@ def _outside(at: Mapping[sp.Symbol, sp.Expr], domain: Domain) -> str | None:
     """A substitution that may leave the range over which a claim was proved, or nothing."""
     for symbol, value in at.items():
         [quantity] = domain.of(symbol)
+        if quantity.integer and not _whole(unfold(value), domain):
+            return f"{value} may be no integer, as {symbol} is"
         room = [value - quantity.low] if quantity.low != -sp.oo else []
         room += [quantity.high - value] if quantity.high != sp.oo else []
         if not all(nonnegative(r, domain.of(r), False) for r in map(unfold, room)):
             return f"{value} may lie outside the range of {symbol}"
     return None
+
+
+def _whole(value: sp.Expr, domain: Domain) -> bool:
+    """Whether a value of quantities of which some are integers is one."""
+    integers = {q.symbol: sp.Dummy(integer=True) for q in domain.of(value) if q.integer}
+    return bool(sp.sympify(value).subs(integers).is_integer)
 
 
 @dataclass(frozen=True)

@@ -111,12 +111,32 @@ def unproved(conclusion: Conclusion, proposition: Proposition) -> str | None:
 def two_meanings(proposition: Proposition) -> str | None:
     """A name that stands for two things, or nothing."""
     claims = [c for conclusion in conclusion_of(proposition) for c in conclusion.claims]
-    meanings: dict[str, sp.Basic] = {}
+    meanings: dict[str, sp.Basic] = {sp.latex(q.symbol): q.symbol for q in proposition.quantities}
     for found in names_in(*(e for s in steps_of(proposition) for e in expressions(s)), *claims):
         value = unfold(found)
         first = meanings.setdefault(found.name, value)
         if first != value and not vanishes(first - value):
             return f"{found.name} stands for {first} and for {value}"
+    return None
+
+
+def contradicted(proposition: Proposition) -> str | None:
+    """A hypothesis that no value in a range can meet, or that another denies, or nothing: from it anything follows."""
+    ranges = {q.symbol: q for q in proposition.quantities}
+    values: dict[sp.Basic, sp.Basic] = {}
+    for hypothesis in proposition.hypotheses:
+        for equation in hypothesis.equations:
+            if not isinstance(equation, sp.Eq):
+                return f"a hypothesis says {equation}: {hypothesis.words}"
+            symbol, value = equation.args
+            if values.setdefault(symbol, value) != value:
+                return f"hypotheses say that {symbol} is {values[symbol]} and {value}"
+            quantity = ranges.get(symbol)
+            if quantity is None:
+                continue
+            outside = (value - quantity.low).is_negative or (quantity.high - value).is_negative
+            if outside or (quantity.integer and value.is_integer is False):
+                return f"a hypothesis puts {symbol} at {value}, outside its range"
     return None
 
 
@@ -157,7 +177,7 @@ def disconnected(proposition: Proposition, known: tuple[Axiom, ...]) -> str:
         problem = unproved(stated_, proposition)
         if problem:
             return f"conclusion {stated_.name}: {problem}"
-    return misquoted(proposition) or two_meanings(proposition) or idle(proposition) or ""
+    return contradicted(proposition) or misquoted(proposition) or two_meanings(proposition) or idle(proposition) or ""
 
 
 def failure_of(proposition: Proposition, known: tuple[Axiom, ...]) -> str:

@@ -17,7 +17,7 @@ import sympy as sp
 
 from proofs.domain import DIGITS, Domain, Point, Quantity, value_at
 from proofs.names import Named, unfold
-from proofs.signs import grows_from_nonnegative, nonnegative, reduced, vanishes
+from proofs.signs import grows_from_nonnegative, nonnegative, reduced, regular, vanishes
 
 if TYPE_CHECKING:
     from proofs.vocabulary import Use
@@ -86,6 +86,8 @@ class Equality:
         left, right = unfold(self.left), unfold(self.right)
         if left == right:
             return None if self.witnesses or self.derived else "vacuous: both sides are the same expression"
+        if not regular(left, domain.of(left)) or not regular(right, domain.of(right)):
+            return "an integrand may have a pole between its limits"
         if left.has(sp.Integral):  # convergence: let SymPy see that d >= 4, say, by writing d = 4 + (a positive symbol)
             above = {
                 q.symbol: q.chart(sp.Dummy(positive=True)) for q in domain.of(left) if q.low > 0 and q.high == sp.oo
@@ -210,8 +212,8 @@ class Limit:
         if self.point not in (0, sp.oo):
             return f"a limit at {self.point} is not among those checked"
         reached = next((q for q in domain.quantities if q.symbol == self.variable), None)
-        if reached is None or not (reached.high == sp.oo if self.point == sp.oo else reached.low <= 0 < reached.high):
-            return f"{self.variable} does not range up to {self.point}"
+        if reached is None or not (reached.high == sp.oo if self.point == sp.oo else reached.low == 0 < reached.high):
+            return f"{self.variable} does not range up to {self.point}, from one side alone"
         found = sp.limit(unfold(self.expression), self.variable, self.point, "+" if self.point == 0 else "-")
         value = unfold(self.value)
         agrees = found == value if value.is_infinite or found.is_infinite else vanishes(found - value)
@@ -268,17 +270,36 @@ class Series:
 
     def symbolic(self, domain: Domain) -> str | None:
         """Why SymPy does not discharge the step, or nothing."""
-        found = sp.series(unfold(self.expression), self.variable, 0, self.order).removeO()
-        return None if vanishes(found - unfold(self.polynomial)) else f"SymPy finds the series {found}"
+        sides = self._sides(domain)
+        if not sides:
+            return f"{self.variable} does not range up to zero"
+        for side_ in sides:
+            away = {self.variable: side_ * sp.Dummy(positive=True)}
+            [small] = away[self.variable].free_symbols
+            found = sp.series(unfold(self.expression).subs(away), small, 0, self.order).removeO()
+            if not vanishes(found - unfold(self.polynomial).subs(away)):
+                return f"SymPy finds the series {found}"
+        return None
+
+    def _sides(self, domain: Domain) -> tuple[int, ...]:
+        """From which sides the variable comes to zero."""
+        reached = next((q for q in domain.quantities if q.symbol == self.variable), None)
+        if reached is None or reached.integer:
+            return ()
+        return tuple(
+            side_
+            for side_, there in ((1, reached.low <= 0 < reached.high), (-1, reached.low < 0 <= reached.high))
+            if there
+        )
 
     def numeric(self, domain: Domain, rng: random.Random) -> str | None:
         """Whether the remainder falls like variable^order."""
         others = _others(self.variable, domain, self.expression, self.polynomial)
-        for _ in range(3):
+        for side_ in self._sides(domain) * 3:
             point = domain.near(others, rng)
             remainders = []
             for small in (mpmath.mpf(10) ** -6, mpmath.mpf(10) ** -7):
-                at = {**point, self.variable: small}
+                at = {**point, self.variable: side_ * small}
                 remainders.append(abs(value_at(self.expression, at) - value_at(self.polynomial, at)))
             if not remainders[1] <= 3 * remainders[0] * mpmath.mpf(10) ** -self.order + mpmath.mpf(10) ** -50:
                 return f"remainder does not fall like order {self.order}: {remainders} at {point}"

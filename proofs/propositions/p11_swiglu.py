@@ -110,7 +110,7 @@ def gain_steps() -> tuple[Step, ...]:
         ),
         Inequality(
             sp.Rational(3, 2),
-            Named(r"\chi", 1 + q * (sp.Rational(1, 4) + v) / (y * q / 2)),
+            Named(r"1 + q\dot K/K", 1 + q * (sp.Rational(1, 4) + v) / (y * q / 2)),
             r"$\dot K = \mathbb E[\phi'^2] = \frac14 + v$ with $v = \mathrm{Var}\,\phi'(u) \ge 0$, and $K = yq/2$ "
             r"with $0<y\le1$: so "
             r"at every variance",

@@ -123,9 +123,10 @@ def compare(
     coords = {STREAM: measurement[STREAM].to_numpy()} if STREAM in measurement.coords else {}
     result = xr.Dataset(columns, coords={"quantity": names, "block": np.arange(prediction.sizes["block"])} | coords)
     verdicts = [of_quantity(row["z"], row["unresolved"], threshold, resolution) for row in rows]
-    result["worst_z"] = np.abs(result.z).max(places)
-    result["verdict"] = "quantity", verdicts
-    result["agrees"] = result.verdict == AGREES
+    agree = [one == AGREES for one in verdicts]
+    result = result.assign(
+        worst_z=np.abs(result.z).max(places), verdict=("quantity", verdicts), agrees=("quantity", agree)
+    )
     shared = {key: measurement.attrs[key] for key in ("model", "draws", "seed", "device") if key in measurement.attrs}
     overall = together(verdicts)
     result = result.assign_attrs(agrees=int(overall == AGREES), verdict=overall, threshold=threshold, **shared)
@@ -135,11 +136,11 @@ def compare(
 
 def _least_resolved(judged: xr.Dataset) -> str:
     """In words, where the measurement tells least, if anywhere it cannot tell."""
-    if not (judged.verdict == CANNOT_TELL).any():
+    doubtful = judged.verdict == CANNOT_TELL
+    if not doubtful.any():
         return ""
-    of_those = judged.sel(quantity=judged.verdict == CANNOT_TELL)
-    unresolved = of_those.unresolved.fillna(-1.0)
-    at = of_those.isel(unresolved.argmax(list(unresolved.dims)))
+    unresolved = judged.unresolved.fillna(-1.0).where(doubtful, -2.0)
+    at = judged.isel(unresolved.argmax(list(unresolved.dims)))
     stream = f" of stream {at[STREAM].item()}" if STREAM in at.coords else ""
     place = f"{at['quantity'].item()}{stream} at block {at['block'].item()}"
     if np.isnan(at.z):
@@ -168,7 +169,7 @@ def _apart(table: xr.Dataset) -> xr.Dataset:
             if STREAM in table.coords:
                 one = one.where(table[STREAM] == JOINED).transpose("block", ...)
             columns[quantity.of_entry(str(entry)).column(kind)] = one
-    return table.drop_dims(dimensions).assign(columns)
+    return table.drop_dims(dimensions).assign(columns) if dimensions else table
 
 
 def _shared(prediction: xr.Dataset, measurement: xr.Dataset) -> list[Quantity]:

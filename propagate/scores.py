@@ -36,7 +36,8 @@ def detectable(error: Floats, allowance: Floats, draws: int, z: float) -> Floats
         >>> detectable(none, one, 2, 4.0).item()
         4.0
     """
-    return _together(_student(draws, z), _known(error, draws), z, _known(allowance))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _together(_student(draws, z), _known(error, draws), z, _known(allowance))
 
 
 def score(difference: Floats, error: Floats, allowance: Floats, draws: int) -> Floats:
@@ -49,16 +50,17 @@ def score(difference: Floats, error: Floats, allowance: Floats, draws: int) -> F
     """
     size, error, allowance = np.abs(difference), _known(error, draws), _known(allowance)
     low, high, quantiles = np.zeros(np.shape(size)), np.full(np.shape(size), LARGEST), _quantiles(draws)
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        rejected = _together(np.interp(middle, GRID, quantiles), error, middle, allowance) <= size
-        low, high = np.where(rejected, middle, low), np.where(rejected, high, middle)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            rejected = _together(np.interp(middle, GRID, quantiles), error, middle, allowance) <= size
+            low, high = np.where(rejected, middle, low), np.where(rejected, high, middle)
     return np.asarray(np.where(size > 0, np.sign(difference) * high, 0.0))
 
 
 def _together(student: Floats | float, error: Floats, normal: Floats | float, allowance: Floats) -> Floats:
-    with np.errstate(over="ignore", invalid="ignore"):  # no times what may be anything
-        return np.asarray(np.hypot(student * error, normal * allowance))
+    """No times what may be anything is no number, and is never rejected."""
+    return np.asarray(np.hypot(student * error, normal * allowance))
 
 
 def _known(uncertainty: Floats, draws: int = 2) -> Floats:
@@ -66,15 +68,13 @@ def _known(uncertainty: Floats, draws: int = 2) -> Floats:
     return np.where(np.isnan(uncertainty) | (draws < 2), np.inf, uncertainty)
 
 
-def _student(draws: int, z: float) -> float:
-    from scipy import stats
+def _student(draws: int, z: Floats | float) -> Floats:
+    """Student's quantile at the tail of a normal score."""
+    from scipy import special  # scipy.stats has the same, and takes a second to load
 
-    return float(stats.t.isf(stats.norm.sf(z), max(draws - 1, 1)))
+    return np.asarray(-special.stdtrit(max(draws - 1, 1), special.ndtr(-np.asarray(z))))
 
 
 @lru_cache(maxsize=64)
 def _quantiles(draws: int) -> Floats:
-    """Student's quantile at the tail of each normal score of the grid."""
-    from scipy import stats
-
-    return np.asarray(stats.t.isf(stats.norm.sf(GRID), max(draws - 1, 1)))
+    return _student(draws, GRID)

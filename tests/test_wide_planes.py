@@ -1,6 +1,7 @@
 """Smooth activations without straight ends at a large variance: many pairs of one variance are interpolated, too long
 work is refused."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,9 @@ import sympy
 
 import propagate as pg
 from propagate.expressions import symbol
-from propagate.theory.gaussian import quadrature
+from propagate.theory.gaussian import panels, quadrature
 from propagate.theory.gaussian.expressions import functions
-from propagate.theory.tokens import angles, large_variances
+from propagate.theory.tokens import angles, kinked, large_variances
 from propagate.theory.tokens.gram import Gram
 from propagate.theory.tokens.kernels import kernel_of
 
@@ -67,3 +68,24 @@ def test_the_work_is_that_of_the_points_taken() -> None:
         patch.setattr(quadrature, "MOST_POINTS", points - 1)
         with pytest.raises(pg.ModelError, match="1 pairs of tokens"):
             quadrature.check_work("rippled", *one)
+
+
+def test_panels_that_take_too_long_are_refused_before_they_are_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    z = symbol()
+    kernel = kernel_of(pg.Activation("clipped", sympy.Min(1, sympy.Max(-1, z))))
+    few = Gram.of(np.diag([50.0, 60.0]))
+    assert kernel.value(few).matrix[0, 1] == pytest.approx(0.0, abs=1e-9)
+    monkeypatch.setattr(kinked, "drop", lambda *_: pytest.fail("begun"))
+    with pytest.raises(pg.ModelError, match="clipped reads a variance of 90, where 528 pairs of tokens take"):
+        kernel.value(Gram.of(np.diag(np.linspace(50.0, 90.0, 32))))
+
+
+def test_the_number_of_nodes_in_panels_is_about_that_taken() -> None:
+    of = functions(pg.Activation("clipped", sympy.Min(1, sympy.Max(-1, symbol())))).kinked[0]
+    taken = list[int]()
+    counted = replace(of, f=lambda x: (taken.append(x.size), of.f(x))[1])
+    for first, second, deviation in ((1.0, 1.2, 0.5), (10.0, 60.0, 30.0), (60.0, 60.0, 119.0)):
+        taken.clear()
+        panels.drop(counted, first, second, deviation)
+        estimate = panels.points(of, *(np.array([x]) for x in (first, second, deviation)))
+        assert 0.25 < sum(taken) / 2 / estimate < 2.0

@@ -226,10 +226,19 @@ def check_work(name: str, first: Array, second: Array, deviation: Array) -> None
     apart = deviation > 0
     slope, of_sum, of_difference = _split(first[apart], second[apart], deviation[apart])
     points = float(((2 * _reach(of_sum, 1.0)[0] + 1) * (2 * _reach(of_difference, 1 + abs(slope))[0] + 1)).sum())
-    if points > MOST_POINTS:
+    check_points(name, float(second.max()), len(first), points, MOST_POINTS)
+
+
+def check_points(name: str, variance: float, pairs: int, points: float, most: float) -> None:
+    """ModelError for more points of quadrature than `most`, or none.
+
+    Example:
+        >>> check_points("silu", 40.0, 3, 1e5, 1e6)
+    """
+    if points > most:
         raise ModelError(
-            f"{name} reads a variance of {second.max():.3g}, where {len(first)} pairs of tokens take {points:.2g}"
-            f" points of quadrature, and the theory covers up to {MOST_POINTS:.2g}: lower the variance of the"
+            f"{name} reads a variance of {variance:.3g}, where {pairs} pairs of tokens take {points:.2g}"
+            f" points of quadrature, and the theory covers up to {most:.2g}: lower the variance of the"
             " stream that it reads, or the gain before it, or take fewer tokens"
         )
 

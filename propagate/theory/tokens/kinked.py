@@ -10,11 +10,13 @@ from functools import lru_cache, partial
 
 import numpy as np
 
-from propagate.theory.gaussian.panels import Kinked, drop, mean_square
-from propagate.theory.gaussian.quadrature import Array, check_reach
+from propagate.theory.gaussian.panels import Kinked, drop, mean_square, points
+from propagate.theory.gaussian.quadrature import Array, check_points, check_reach
 from propagate.theory.tokens import angles
 from propagate.theory.tokens.gram import Gram, means
 
+MOST_POINTS = 2.0**27
+"""Of all pairs of tokens in one sublayer: about twenty seconds."""
 SAME = 1e-13  # relative difference of variances that counts as none
 
 
@@ -22,7 +24,8 @@ def map_of(kinked: Kinked, name: str) -> Callable[[Gram], Gram]:
     """From the pre-activations' Gram matrix to that of the function.
 
     Raises:
-        ModelError: for a variance above the largest that quadratures cover, naming `name`.
+        ModelError: for a variance above the largest that quadratures cover, or more or wider pairs of tokens than are
+            worth waiting for, naming `name`.
 
     Example:
         >>> relu = Kinked(lambda z: np.maximum(z, 0), lambda z: (z > 0).astype(float), (0.0,))
@@ -39,6 +42,7 @@ def map_of(kinked: Kinked, name: str) -> Callable[[Gram], Gram]:
         w = np.broadcast_to(u.variance[..., None, :], u.matrix.shape)
         triples = np.stack([np.minimum(v, w), np.maximum(v, w), u.deviation], axis=-1).reshape(-1, 3)
         unique, index = np.unique(triples, axis=0, return_inverse=True)
+        check_points(name, largest, len(unique), points(kinked, *unique.T), MOST_POINTS)
         drops = np.array([drop(kinked, *triple) for triple in unique])[index].reshape(u.matrix.shape)
         variances, index = np.unique(u.variance, return_inverse=True)
         squares = np.array([mean_square(kinked, q) for q in variances])[index].reshape(u.variance.shape)

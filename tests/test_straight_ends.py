@@ -111,6 +111,16 @@ def test_tokens_that_nearly_coincide(q: float) -> None:
     assert distances(value(of_size).matrix)[0, 1] != pytest.approx(moved, rel=0.1, abs=0)
 
 
+@pytest.mark.parametrize("name", ["silu", "elu"])
+def test_one_token_and_tokens_that_are_zero(name: str) -> None:
+    kernel, q = kernel_of(name), 90.0
+    alone = kernel.value(Gram.of([[q]]))
+    assert alone.matrix[0, 0] == pytest.approx(maps_of(name).value(q, 0.0)[0], rel=1e-12)
+    with_zero = kernel.value(Gram.of([[0.0, 0.0], [0.0, q]]))
+    np.testing.assert_allclose(with_zero.matrix, [[0.0, 0.0], [0.0, alone.matrix[0, 0]]], atol=1e-12)
+    assert with_zero.deviation[0, 1] == pytest.approx(alone.matrix[0, 0] / 2, rel=1e-12)
+
+
 def test_pairs_and_gram_matrices_are_of_one_law() -> None:
     q, apart = 1e5, 3e4
     for which in ("value", "slope"):

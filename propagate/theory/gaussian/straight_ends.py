@@ -125,9 +125,8 @@ class StraightEnds:
 
 def _in_parts(of_terms: Callable[[Array, Array, Array], Array], terms: int, *pairs: Array) -> Array:
     """Sums over the first axis, for so many pairs at once that they stay in a cache."""
-    number, together = max(map(len, pairs)), max(TOGETHER // terms, 1)
-    found = np.empty(number)
-    for start in range(0, number, together):
+    found, together = np.empty(np.broadcast_shapes(*(each.shape for each in pairs))), max(TOGETHER // terms, 1)
+    for start in range(0, len(found), together):
         some = slice(start, start + together)
         found[some] = of_terms(*(each if len(each) == 1 else each[some] for each in pairs)).sum(axis=0)
     return found

@@ -6,6 +6,7 @@ and several times the work itself where other processes want the cores too.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -26,6 +27,16 @@ def one_thread_each() -> Iterator[None]:
     """
     with _libraries().limit(limits=1):
         yield
+
+
+def cores() -> int:
+    """That this process may use.
+
+    Example:
+        >>> cores() >= 1
+        True
+    """
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache

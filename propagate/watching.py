@@ -43,3 +43,8 @@ def _nobody(direction: str, block: int, moments: Any) -> None: ...
 def watch() -> Watch:
     """Who is to be told."""
     return _WATCH.get() or _nobody
+
+
+def is_watched() -> bool:
+    """Whether somebody is to be told, of one walk at a time."""
+    return _WATCH.get() is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from propagate.checks import ModelError
 from propagate.explorer.state import State
 from propagate.explorer.waits import Stopped
+from propagate.threads import cores
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -158,5 +158,4 @@ def processes() -> int:
         >>> 1 <= processes() <= 8
         True
     """
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(here, MOST_PROCESSES))
+    return max(1, min(cores(), MOST_PROCESSES))

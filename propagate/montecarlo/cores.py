@@ -8,14 +8,13 @@ environment says of other libraries' threads is left as it is.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 
 from threadpoolctl import threadpool_limits
 
-from propagate.threads import one_thread_each
+from propagate.threads import cores, one_thread_each
 
 TASKS = 32
 """Batches that a run is cut into for an executor, at least: enough to keep several workers busy."""
@@ -46,8 +45,7 @@ def threads_for(backend: str, batches: int, taken: int, most: int) -> int:
         >>> threads_for("cupy", 8, taken=1, most=2), threads_for("numpy", 8, taken=2**30, most=2**30)
         (1, 1)
     """
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 1 if backend != "numpy" else max(1, min(here, batches, most // (2 * max(taken, 1))))
+    return 1 if backend != "numpy" else max(1, min(cores(), batches, most // (2 * max(taken, 1))))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Collection
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -17,12 +18,14 @@ from propagate.theory.call_columns import call_moments
 from propagate.theory.embedding_share import share_columns, shares
 from propagate.theory.finite.allowances import allowances, allowances_of_streams
 from propagate.theory.found import Found
+from propagate.theory.in_turn import in_turn
 from propagate.theory.parameter_gradients import Measure, Numbers, matrix_columns
 from propagate.theory.reading.network import Path
 from propagate.theory.tokens.gram import Array, Gram
 from propagate.theory.validity import Uses
-from propagate.theory.walks import Group, groups_of, repeated, replicas_of, walk_grams
+from propagate.theory.walks import Group, at_once, groups_of, repeated, walk_grams
 from propagate.threads import one_thread_each
+from propagate.watching import is_watched
 
 TOKEN_COLUMNS = {"variance": "token_variance", "grad_variance": "grad_token_variance"}
 
@@ -47,11 +50,10 @@ def found(
     do not average out in a network: where they are drawn, the means of logarithms differ from the logarithms of means
     at any width, and stand beside them.
     """
-    replicas = replicas_of(model, samples)
     of_groups = list[dict[str, Array]]()
     blocks, calls = list[list[Numbers]](), list[dict[str, Array]]()
 
-    def add(group: Group) -> None:  # of whose path nothing else stays in memory
+    def walked(group: Group) -> tuple[int, Path]:
         path = walk_grams(
             model,
             start,
@@ -62,7 +64,10 @@ def found(
             samples=samples,
             group=group,
         )
-        ends = [repeated(gram, group.replicas) for gram in (start, cotangent)]
+        return group.replicas, path
+
+    def add(replicas: int, path: Path) -> None:  # of which nothing else stays in memory
+        ends = [repeated(gram, replicas) for gram in (start, cotangent)]
         of_groups.append(_of_replicas(path, *ends))
         if EMBEDDING_SHARE in include:
             limit = shares(path, ends[0], ends[0].variance.shape).mean(axis=-1)
@@ -74,9 +79,13 @@ def found(
         if "calls" in include:
             calls.append(call_moments(path.calls[1:-1], partial(_numbers, ends[0])))
 
+    _keep_freed_memory()
     groups = groups_of(model, samples)
-    for group in groups:
-        add(group)
+    threads = 1 if is_watched() else at_once(model, samples)
+    with closing(in_turn(walked, groups, threads)) as paths:
+        for replicas, path in paths:
+            add(replicas, path)
+            del path
     several = "kept" in of_groups[0]
     of_replicas = _joined(of_groups)
     skip, kept = of_replicas.pop("skip_gain").mean(axis=1), of_replicas.pop("kept", np.ones((1, 1))).mean(axis=1)
@@ -100,9 +109,16 @@ def found(
         sizes = [group.replicas for group in groups]
         of_blocks = [_concatenated(parts, sizes) for parts in zip(*blocks, strict=True)]
         wide = head_size == math.inf
-        more, matrices = matrix_columns(model, of_blocks, columns, (replicas,), several=several, wide=wide)
+        more, matrices = matrix_columns(model, of_blocks, columns, (sum(sizes),), several=several, wide=wide)
         columns |= more | _means({name: more[name] for name in dict.fromkeys(itertools.chain(*of_blocks))})
     return Found(columns, several, matrices, _joined(calls) if calls else {})
+
+
+def _keep_freed_memory() -> None:
+    """Where the C library is glibc, which gives back to the system what is freed at once in pieces above 128 kilobytes,
+    until a larger one was freed: a tenth of the time goes into fetching the same pages anew.
+    """
+    np.empty(2**20)
 
 
 def _numbers(like: Gram, x: Any) -> dict[str, Array]:

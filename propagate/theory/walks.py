@@ -29,6 +29,7 @@ from propagate.theory.tokens.softmax import REPLICAS, default_samples
 
 FEW = 16  # tokens, of which more routers are drawn: fewer choices average less, and cost less
 TOGETHER = 2**18  # attention weights: more of them at a time take more memory, and leave the caches
+THREADS = 2  # that walk at a time, where no more replicas than these fit together
 
 
 def walk(
@@ -139,14 +140,33 @@ def block_of(
 def groups_of(model: Model, samples: int | None) -> list[Group]:
     """So many replicas together that their weights in one sublayer are at most `TOGETHER` numbers, or one.
 
+    Two that fit together are two groups: their arrays are large enough for each to keep a thread busy.
+
     Example:
-        >>> groups_of(Model("prenorm", depth=1, tokens=1024, causal=True), None)[:2]
-        [Group(number=0, replicas=1), Group(number=1, replicas=1)]
+        >>> causal = Model("prenorm", depth=1, causal=True)
+        >>> [[group.replicas for group in groups_of(replace(causal, tokens=tokens), None)] for tokens in (64, 128)]
+        [[4, 4], [1, 1, 1, 1, 1, 1, 1, 1]]
     """
-    replicas = replicas_of(model, samples)
-    each = model.tokens**2 * _of_each(model, samples)
-    size = min(max(TOGETHER // each, 1), replicas)
+    replicas, fit = replicas_of(model, samples), _fitting(model, samples)
+    size = 1 if fit <= THREADS else min(fit, replicas)
     return [Group(number, min(size, replicas - at)) for number, at in enumerate(range(0, replicas, size))]
+
+
+def at_once(model: Model, samples: int | None) -> int:
+    """How many groups may walk at a time, none of which then has a reason to wait for memory.
+
+    Example:
+        >>> causal = Model("prenorm", depth=1, causal=True)
+        >>> [at_once(replace(causal, tokens=tokens), None) for tokens in (64, 128, 256)]
+        [1, 2, 1]
+    """
+    fit = _fitting(model, samples)
+    return fit if fit <= THREADS else 1
+
+
+def _fitting(model: Model, samples: int | None) -> int:
+    """How many replicas' weights in one sublayer are at most `TOGETHER` numbers; at least one."""
+    return max(TOGETHER // (model.tokens**2 * _of_each(model, samples)), 1)
 
 
 def replicas_of(model: Model, samples: int | None = None) -> int:

@@ -75,13 +75,22 @@ def _off(model: pg.Model, seen: xr.Dataset, monkeypatch: pytest.MonkeyPatch, nam
     return [*z, float(abs(pg.compare(pg.predict(model, **start), seen).z.sel(quantity="grad_variance")).max())]
 
 
-def test_what_few_heads_leave_to_the_readouts_norm_is_allowed_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One head's choices make single tokens of PreNorm's stream differ in size, by which its last norm divides."""
-    model = pg.Model("prenorm", depth=1, width=128, tokens=8, heads=1, logit_std=1.0, ffn_gain=0.1)
-    seen = pg.simulate(model, draws=200, seed=1, backend="numpy", progress=False, variance=0.01, through_readout=True)
+READ_OUT = {
+    "one head's choices": {"heads": 1, "logit_std": 1.0, "ffn_gain": 0.1},
+    "dropout of nine in ten": {"heads": 8, "logit_std": 0.0, "dropout": 0.9},
+}
+
+
+@pytest.mark.parametrize("case", READ_OUT)
+def test_what_single_tokens_differ_by_in_a_readouts_norm_is_allowed_for(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Single tokens of PreNorm's stream differ in size, by which its last norm divides."""
+    model = pg.Model("prenorm", depth=1, width=128, tokens=8, **READ_OUT[case])
+    seen = pg.simulate(model, draws=120, seed=1, backend="numpy", progress=False, variance=0.01, through_readout=True)
     with_it, without = _off(model, seen, monkeypatch, "_normed_readout", lambda model: False)
     assert with_it < 2.5
-    assert without > 4
+    assert without > 3.5
 
 
 def test_only_norms_in_the_readout_count() -> None:

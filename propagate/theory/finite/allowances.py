@@ -139,7 +139,8 @@ def _of_kept(
     back = np.cumsum((drift + scarce[1] + _same_matrices(model, np.exp(-lost), distinct))[::-1], axis=0)[::-1]
     back = np.concatenate([back + 1 / width, none + (1 / width if through_readout else 0.0)])
     if through_readout and _normed_readout(model):
-        back = back + _varying(_scarce(model, np.exp(-lost), distinct, 1)[0], np.exp(-lost))
+        single = _scarce(model, np.exp(-lost), distinct, 1)[0] + np.square(1 - np.exp(-lost)) / 2 * _coordinates(model)
+        back = back + _varying(single, np.exp(-lost))
     mean_mode = columns["grad_variance"] - columns["grad_deviation"] * (tokens - 1) / tokens
     deviation = columns["grad_deviation"]  # where it is 0, what leaks into it is relative to the variance
     apart = np.where(deviation != 0, deviation, columns["grad_variance"])
@@ -170,6 +171,11 @@ def _embedding(model: Model) -> float:
     return any(call.verb == "norm" for call in block.made) / model.width
 
 
+def _coordinates(model: Model) -> float:
+    """What dropout adds to the relative variance of a token's size."""
+    return 3 * model.dropout / (1 - model.dropout) / model.width
+
+
 def _varying(added: Array, kept: Array) -> Array:
     """By how much the size of what leaves the last block varies, of what each block added and of what it kept."""
     found: Array = np.zeros_like(added[0])
@@ -197,7 +203,7 @@ def _scarce(model: Model, kept: Array, distinct: Array, evened: int) -> tuple[Ar
     logits = _logit_variance(model, distinct)
     choice = 0.4 * logits / (logits + 0.3)
     units = _over_blocks([max(map(_of_unit, experts_of(layer))) for layer in layers_of(model)], distinct)
-    coordinates = 3 * model.dropout / (1 - model.dropout) / model.width
+    coordinates = _coordinates(model)
     share = np.square(1 - kept) / 2
     count = _over_blocks([layer.attention.heads for layer in layers_of(model)], distinct)
     recurrent = _over_blocks([_of_state(layer.attention) for layer in layers_of(model)], distinct)

@@ -53,14 +53,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from propagate.activations import Activation
 from propagate.crossing import CrossAttention
 from propagate.experts import Experts
 from propagate.latent import LatentAttention
@@ -69,15 +66,12 @@ from propagate.model import Model
 from propagate.outline import Block, Stream, outline
 from propagate.recurrent import LinearAttention, Mixer
 from propagate.sublayers import FFN, Attention
-from propagate.theory.gaussian.activations import CLOSED
-from propagate.theory.gaussian.expressions import functions
-from propagate.theory.gaussian.panels import mean_square
+from propagate.theory.finite.scarce_units import of_denominator, of_ranks, of_state, wildness
 
 DRIFT = 1.0
 LEAK = 1.0
 SAME_MATRICES = 0.3
 NO_SKIP = 4.0  # units of log(1 / kept) for a block with hardly any skip path
-WILD_UNITS = {"squared_relu": 3.0, "swiglu": 3.0, "geglu": 3.0}  # relative variance of a hidden unit; of others 1
 
 Array = NDArray[Any]
 
@@ -206,12 +200,12 @@ def _scarce(model: Model, kept: Array, distinct: Array, evened: int) -> tuple[Ar
     coordinates = _coordinates(model)
     share = np.square(1 - kept) / 2
     count = _over_blocks([layer.attention.heads for layer in layers_of(model)], distinct)
-    recurrent = _over_blocks([_of_state(layer.attention) for layer in layers_of(model)], distinct)
+    recurrent = _over_blocks([of_state(layer.attention) for layer in layers_of(model)], distinct)
     heads = [(answer + recurrent) / evened / count for answer in (choice, choice + 0.12 * logits)]
-    ranks = [_of_ranks(layer.attention, model.tokens) for layer in layers_of(model)]
+    ranks = [of_ranks(layer.attention, model.tokens) for layer in layers_of(model)]
     of_values, of_queries = (_over_blocks([float(one[i]) for one in ranks], distinct) for i in range(2))
     latents = of_values + of_queries * choice
-    divided = [_of_denominator(layer.attention) for layer in layers_of(model)]
+    divided = [of_denominator(layer.attention) for layer in layers_of(model)]
     normed = [(1 - kept) * _over_blocks([both[way] for both in divided], distinct) for way in range(2)]
     alone = (1 - kept) * _over_blocks(_divided_alone(model), distinct)
     forward = share * (heads[0] + units + latents) + normed[0]
@@ -298,35 +292,6 @@ def _logit_std(kind: Mixer, width: int) -> float:
     return float(kind.logit_std * kind.query_gain * kind.key_gain)
 
 
-def _of_state(kind: Mixer) -> float:
-    """Relative variance of what one head of linear attention gives a token: of a product of three Gaussian vectors,
-    and of what opens its output.
-    """
-    if not isinstance(kind, LinearAttention):
-        return 0.0
-    opened = wildness(kind.output_gate) if kind.output_gate is not None else 0.0
-    return (2 + 6 / kind.size) * (1 + 2 / kind.of_value) + 24 * opened / kind.of_value
-
-
-def _of_denominator(kind: Mixer) -> tuple[float, float]:
-    """By what a norm that divides by what few heads of linear attention gave one token moves it, and what returns."""
-    if not isinstance(kind, LinearAttention):
-        return 0.0, 0.0
-    if not kind.normed:
-        return 1 / kind.heads, 1 / kind.heads
-    opened = wildness(kind.output_gate) if "gated" in kind.normed and kind.output_gate is not None else 0.0
-    return 0.0, 0.5 / kind.heads + 8 * opened / kind.inside
-
-
-def _of_ranks(kind: Mixer, tokens: int) -> tuple[float, float]:
-    """Relative variance of the Gram matrices of a block's latents: of keys and values, and of queries"""
-    if not isinstance(kind, LatentAttention):
-        return 0.0, 0.0
-    ranks = (kind.rank, kind.query_rank)
-    both = [0.0 if rank is None else (1 + tokens / rank) / rank for rank in ranks]
-    return both[0], both[1]
-
-
 def experts_of(layer: Layer) -> list[tuple[FFN, int]]:
     """The FFN, or each expert before it is cut, and into how many each is; both of a block that may call both."""
     kinds = (layer.ffn,) if layer.experts is None else (layer.ffn, layer.experts)
@@ -342,20 +307,6 @@ def _of_unit(expert: tuple[FFN, int]) -> float:
 def _over_blocks(values: Sequence[float], like: Array) -> Array:
     """A number for each of the blocks along the first axis of an array."""
     return np.array(values, dtype=float).reshape(-1, *(1,) * (like.ndim - 1))
-
-
-@lru_cache(maxsize=64)
-def wildness(activation: Activation) -> float:
-    """How much the squares of hidden units differ, over those of a ReLU. (E phi^4 / (E phi^2)^2 is 6 of a ReLU, 17 and
-    23 of those listed as 3.)
-    """
-    if activation.shipped and activation.name in WILD_UNITS:
-        return WILD_UNITS[activation.name]
-    if activation.shipped and activation.name in CLOSED:
-        return 1.0
-    kinked = functions(activation.core).kinked[0]
-    fourth = mean_square(replace(kinked, f=lambda z: kinked.f(z) ** 2), 1.0) * (3.0 if activation.gated else 1.0)
-    return max(fourth / mean_square(kinked, 1.0) ** 2 / 7, 1.0)
 
 
 def call_allowances(forward: Array, width: int) -> Array:

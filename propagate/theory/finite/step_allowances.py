@@ -32,7 +32,8 @@ from propagate.model import Model
 from propagate.optimizers import SGD, Muon, Optimizer
 from propagate.outline import outline
 from propagate.recurrent import LinearAttention
-from propagate.theory.finite.allowances import Array, experts_of, layers_of, logit_stds, wildness
+from propagate.theory.finite.allowances import Array, experts_of, layers_of, logit_stds
+from propagate.theory.finite.scarce_units import wildness
 
 CHOICE = 0.5  # of what heads choose, measured with Muon at 4, 8 and 32 heads, 8 and 32 tokens
 CROWDED = 0.5  # of the crowding

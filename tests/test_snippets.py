@@ -20,6 +20,11 @@ def snippets(page: str) -> list[str]:
     return PYTHON.findall((ROOT / page).read_text(encoding="utf-8"))
 
 
+def commands(page: str) -> list[tuple[str, str]]:
+    """Command lines, and what stands below each."""
+    return SHELL.findall((ROOT / page).read_text(encoding="utf-8"))
+
+
 def undefined(code: str) -> list[str]:
     """Names that are used and never given."""
     ruff = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "E9,F821", "--output-format", "concise"]
@@ -49,13 +54,16 @@ def test_the_snippets_of_a_page_run_one_after_the_other(page: str, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_commands_print_what_the_readme_shows() -> None:
-    shown = SHELL.findall((ROOT / "README.md").read_text(encoding="utf-8"))
-    assert shown
-    for command, printed in shown:
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
+def test_commands_print_what_a_page_shows(page: str) -> None:
+    for command, printed in commands(page):
         program = [sys.executable, "-c", "from propagate.cli import main; main()", *command.split()[1:]]
         run = subprocess.run(program, env=environment(), capture_output=True, text=True, check=False)
         assert [line.rstrip() for line in run.stdout.splitlines()] == [line.rstrip() for line in printed.splitlines()]
+
+
+def test_pages_show_what_commands_print() -> None:
+    assert {"README.md", "docs/diagnose.md"} <= {page for page in PAGES if commands(page)}
 
 
 def environment() -> dict[str, str]:

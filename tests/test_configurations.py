@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -55,6 +56,15 @@ def test_a_small_one_is_predicted_at_its_published_size(name: str) -> None:
     said = pg.predict(pg.Model.from_config(name), one.start())
     assert float(said.variance[0]) == pytest.approx(one.start().variance)
     assert said.sizes["block"] == 13
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("bert-base", "vit-b")])
+def test_each_of_the_others_is_predicted_at_its_published_size(name: str) -> None:
+    said = pg.predict(pg.Model.from_config(name), pg.configuration(name).start())
+    assert all(np.isfinite(column).all() for column in said.data_vars.values())
+    if name == "olmo-2-7b":  # whose branches are normed: two more of the variance in each block
+        assert float(said.variance[-1]) == pytest.approx(2 * 32, rel=1e-3)
 
 
 def test_on_the_command_line_the_start_is_the_system_s_unless_it_is_given() -> None:

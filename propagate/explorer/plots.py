@@ -24,6 +24,7 @@ DASHES = ("solid", "dashed", "dotted")
 POINTS = 12  # blocks that get a point, about
 FAINT, OLD = 0.2, ", before"  # of a curve that is to be replaced
 HEIGHT = 250
+EDGE = 0.02  # room before the first block and behind the last, where points have bars too
 SMALLEST = 1e-300  # what lies below it has no place on a logarithmic axis
 
 
@@ -198,7 +199,8 @@ class Plots:
             values = [float(y) for ys in drawn["ys"] for y in ys]
             shown = [*values, *points["low"], *points["high"]]
             _scale(one, *span(shown))
-            one.x_range.start, one.x_range.end = 0, max((float(xs[-1]) for xs in drawn["xs"]), default=1.0)
+            last = max((float(xs[-1]) for xs in drawn["xs"]), default=1.0)
+            one.x_range.start, one.x_range.end = -EDGE * last, (1 + EDGE) * last
 
     def show_steps(self, steps: Mapping[str, Step], colours: Mapping[str, str]) -> None:
         """By how much the first step changes what each kind of matrix gives."""

@@ -6,10 +6,12 @@ Cold is the first pass of a fresh process after its imports, when the softmax av
 yet tabulated; warm is the best of five further passes, in wall and CPU seconds. `floats` times the moments alone,
 `predict` the labelled tables.
 
-Each of the first calls (`FIRST`, and those of `RELEASED` systems) is the only one of a fresh process, on one thread
-(two, on a busy machine, wait for one another and spend CPU seconds on it). What it imports is timed apart: NumPy,
-xarray, `import propagate` and the names `Model`, `ScaleInit` and `predict`, and what xarray imports for its first
-array, which is dask where it is installed. What is imported later, such as `scipy.linalg`, counts to the call.
+Each of the first calls (`FIRST`, and those of `RELEASED` systems) is the only one of a fresh process, with linear
+algebra on one thread (two, on a busy machine, wait for one another and spend CPU seconds on it); the causal one walks
+in two, so that its wall seconds are about half of its CPU seconds where two cores are idle. What it imports is timed
+apart: NumPy, xarray, `import propagate` and the names `Model`, `ScaleInit` and `predict`, and what xarray imports for
+its first array, which is dask where it is installed. What is imported later, such as `scipy.linalg`, counts to the
+call.
 `other_load` is how many processes ran or waited when the benchmark began (the mean over the last minute): above .5 the
 machine was shared, and wall seconds are too long.
 """

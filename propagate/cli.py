@@ -370,8 +370,8 @@ def main() -> None:
         typer.echo(f"error: {' '.join(error.format_message().split())}", err=True)
         code = BAD_INPUT
     if code == INTERRUPTED:  # newer versions of Typer make this code of an interrupt themselves
-        on = "where a command has --checkpoint FILE (sweep, train: --to FOLDER), with it the same command goes on"
-        typer.echo(f"interrupted; {on} from there", err=True)
+        on = "where a command has --checkpoint FILE (sweep, train: --to FOLDER; verify: --out FILE), with it the same"
+        typer.echo(f"interrupted; {on} command goes on from there", err=True)
     sys.exit(code)
 
 

@@ -280,3 +280,10 @@ def test_a_model_says_which_block_it_is() -> None:
         pg.recursion(pg.Model("spannorm", depth=4, causal=True))
     with pytest.raises(pg.ModelError, match="index must be between 1 and depth, got index=5"):
         pg.recursion(model, index=5)
+
+
+def test_text_has_the_names_of_greek_letters_and_no_commands() -> None:
+    told = pg.recursion("postnorm")
+    assert "\ngamma' = " in str(told)
+    assert "\\" not in str(told)
+    assert r"\gamma' &= " in told._repr_latex_()

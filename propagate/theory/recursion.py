@@ -150,8 +150,9 @@ class Recursion:
 
     def __str__(self) -> str:
         shown = printed(self.equations())
+        lines = (f"{one.lhs} = {one.rhs}".replace("\\", "") for one in shown)
         said = (*textwrap.wrap(f"{self.about}.", WIDTH), *legend(shown), *notes(self.equations()))
-        return "\n".join([*(f"# {line}" for line in said), *(f"{one.lhs} = {one.rhs}" for one in shown)])
+        return "\n".join([*(f"# {line}" for line in said), *lines])
 
 
 def recursion(

@@ -39,8 +39,9 @@ def notes(equations: Sequence[Any]) -> list[str]:
     """
     import sympy
 
-    numbers = (number for each in equations for number in _decimal(each.rhs).atoms(sympy.Float))
-    return [ROUNDED] * any(abs(float(sympy.Float(number, DIGITS)) / float(number) - 1) > EXACT for number in numbers)
+    numbers = [number for each in equations for number in _decimal(each.rhs).atoms(sympy.Float)]
+    shown = [sympy.Float(str(sympy.Float(number, DIGITS)), FULL) for number in numbers]
+    return [ROUNDED] * any(abs(seen / number - 1) > EXACT for seen, number in zip(shown, numbers, strict=True))
 
 
 def latex(equation: Any) -> str:

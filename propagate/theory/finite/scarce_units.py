@@ -47,6 +47,11 @@ def of_ranks(kind: Mixer, tokens: int) -> tuple[float, float]:
     return both[0], both[1]
 
 
+def of_shared_latents(kind: Mixer, tokens: int) -> float:
+    """By what keys and values that read the same latents move what a block adds, at wide logits: see `allowances`."""
+    return (tokens - 1) / kind.rank if isinstance(kind, LatentAttention) else 0.0
+
+
 @lru_cache(maxsize=64)
 def wildness(activation: Activation) -> float:
     """How much the squares of hidden units differ, over those of a ReLU. (E phi^4 / (E phi^2)^2 is 6 of a ReLU, 17 and

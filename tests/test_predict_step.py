@@ -242,6 +242,14 @@ def test_matrices_of_one_name_are_counted_together() -> None:
     assert float(said.update_ratio.sel(block=1, matrix="ffn_out")) == pytest.approx(together)
 
 
+class Dropping(pg.Placement):
+    """An FFN beside another, whose result is used nowhere."""
+
+    def block(self, x: Any, block: Any) -> Any:
+        block.ffn(x)
+        return block.norm(x + block.ffn(x))
+
+
 def test_what_is_not_derived_is_refused() -> None:
     sign, model = pg.Sign(1e-3), CASES["kinks"]
     refused: list[tuple[str, Any]] = [
@@ -253,6 +261,7 @@ def test_what_is_not_derived_is_refused() -> None:
         ("transfer must be", lambda: pg.predict_step(model, sign, transfer="mu")),
         ("base must be", lambda: pg.predict_step(model, sign, base=3)),  # type: ignore[arg-type]
         ("samples must be", lambda: pg.predict_step(model, sign, samples=0)),
+        ("a dropped ffn", lambda: pg.predict_step(dataclasses.replace(model, placement=Dropping()), pg.SGD(1e-3))),
         ("got 0 for value", lambda: pg.predict_step(dataclasses.replace(model, value_gain=0.0), sign)),
     ]
     for words, call in refused:

@@ -88,7 +88,8 @@ def uses_of_block(layer: Layer, calls: Iterable[Call]) -> list[tuple[str, Use]]:
     """Every use that a block makes of a matrix, from the records of its calls in an exact walk.
 
     Raises:
-        ModelError: for a sublayer whose matrices are not known here; see `matrix_uses`.
+        ModelError: for a sublayer whose matrices are not known here, see `matrix_uses`; and where one's result is
+            dropped while another of its kind is used: means over the matrices of one name would be of both.
 
     Example: a linear FFN on one token; its output matrix reads 32 hidden units.
         >>> from propagate.model import Model
@@ -98,10 +99,14 @@ def uses_of_block(layer: Layer, calls: Iterable[Call]) -> list[tuple[str, Use]]:
         >>> {name: (use.fan_in, use.fan_out) for name, use in uses_of_block(model.at(1), path.calls[1])}["ffn_out"]
         (32, 8)
     """
+    of_sublayers = [call for call in calls if isinstance(call.description, Sublayer)]
+    used = {type(call.description) for call in of_sublayers if call.arrived}
+    for call in of_sublayers:
+        if not call.arrived and type(call.description) in used:
+            raise ModelError(f"equations must use what every sublayer gives, got a dropped {call.verb} in a block")
     return [
         (name, use)
-        for call in calls
-        if isinstance(call.description, Sublayer)
+        for call in of_sublayers
         for g, seen in call.arrived
         for name, found in uses_of(call, g, seen, layer).items()
         for use in (found if isinstance(found, tuple) else (found,))

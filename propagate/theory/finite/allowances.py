@@ -131,17 +131,18 @@ def _of_kept(
     with np.errstate(divide="ignore", invalid="ignore"):
         lost = np.nan_to_num(np.clip(np.log(1 / kept), 0.0, NO_SKIP), nan=NO_SKIP)
         distinct = np.nan_to_num(columns["deviation"][:-1] / variance[:-1], nan=1.0)
+    kept = np.exp(-lost)
     drift = DRIFT * (1 + tokens / width) / width * lost
-    scarce = _scarce(model, np.exp(-lost), distinct, 1 if single_tokens else max(tokens - 1, 1))
+    scarce = _scarce(model, kept, distinct, 1 if single_tokens else max(tokens - 1, 1))
     none = np.zeros((1, *variance.shape[1:]))
     start = none + _embedding(model)
     forward = np.concatenate([start, start + np.cumsum(drift + scarce[0], axis=0)])
-    of_logits = _same_matrices(model, np.exp(-lost), distinct) + _heard(model, np.exp(-lost), distinct, forward[:-1])
+    of_logits = _same_matrices(model, kept, distinct) + _heard(model, kept, distinct, forward[:-1])
     back = np.cumsum((drift + scarce[1] + of_logits)[::-1], axis=0)[::-1]
     back = np.concatenate([back + 1 / width, none + (1 / width if through_readout else 0.0)])
     if through_readout and _normed_readout(model):
-        single = _scarce(model, np.exp(-lost), distinct, 1)[0] + np.square(1 - np.exp(-lost)) / 2 * _coordinates(model)
-        back = back + _varying(single, np.exp(-lost))
+        single = _scarce(model, kept, distinct, 1)[0] + np.square(1 - kept) / 2 * _coordinates(model)
+        back = back + _varying(single, kept)
     mean_mode = columns["grad_variance"] - columns["grad_deviation"] * (tokens - 1) / tokens
     deviation = columns["grad_deviation"]  # where it is 0, what leaks into it is relative to the variance
     apart = np.where(deviation != 0, deviation, columns["grad_variance"])
@@ -203,7 +204,7 @@ def _scarce(model: Model, kept: Array, distinct: Array, evened: int) -> tuple[Ar
     """
     logits = _logit_variance(model, distinct)
     choice = 0.4 * logits / (logits + 0.3)
-    units = _over_blocks([max(map(_of_unit, experts_of(layer))) for layer in layers_of(model)], distinct)
+    units = _over_blocks([_of_units(layer) for layer in layers_of(model)], distinct)
     coordinates = _coordinates(model)
     share = np.square(1 - kept) / 2
     count = _over_blocks([layer.attention.heads for layer in layers_of(model)], distinct)
@@ -253,9 +254,9 @@ def _scarcity(kind: Any) -> float:
     if isinstance(kind, LatentAttention):
         return 1 / min(kind.rank, kind.heads * kind.of_value)
     if isinstance(kind, FFN):
-        return _of_unit((kind, 1))
+        return wildness(kind.activation) / kind.units
     if isinstance(kind, Experts):
-        return _of_unit((kind.expert, kind.split))
+        return _scarcity(kind.expert)
     return 0.0  # linear attention, whose denominators have a law of their own; a norm of a norm
 
 
@@ -266,7 +267,7 @@ def scarcity(model: Model) -> float:
         >>> scarcity(Model("prenorm", depth=1, width=16, heads=2, logit_std=0.0, ffn_ratio=0.5))
         0.125
     """
-    units = max(_of_unit(expert) for layer in layers_of(model) for expert in experts_of(layer))
+    units = max(map(_of_units, layers_of(model)))
     logits = np.square(logit_stds(model))
     choices = (0.4 * logits / (logits + 0.3) + 0.12 * logits) / max(model.tokens - 1, 1)
     return float(max(units, *(choices / [layer.attention.heads for layer in layers_of(model)])))
@@ -313,10 +314,9 @@ def experts_of(layer: Layer) -> list[tuple[FFN, int]]:
     return [(kind.expert, kind.split) if isinstance(kind, Experts) else (kind, 1) for kind in kinds]
 
 
-def _of_unit(expert: tuple[FFN, int]) -> float:
-    """Relative variance of a hidden unit, over their number."""
-    ffn, _ = expert
-    return wildness(ffn.activation) / ffn.units
+def _of_units(layer: Layer) -> float:
+    """Relative variance of a hidden unit, over their number: of the FFN or an expert where that is the most."""
+    return max(_scarcity(ffn) for ffn, _ in experts_of(layer))
 
 
 def _over_blocks(values: Sequence[float], like: Array) -> Array:

@@ -73,9 +73,7 @@ class StraightEnds:
         """
 
         def of_terms(s: Array, t: Array, loss: Array) -> Array:
-            c = np.sqrt(s * t)
-            fall, ends = c * loss, c * (2 - loss)
-            even, odd, root1, _, h = self._terms(s, t, fall, ends)
+            even, odd, c, fall, ends, root1, _, h = self._terms(s, t, loss)
             return even * (fall * np.arctan(c / root1) - ends * h) + (even * (ends - fall) + 2 * odd) * np.arctan(h)
 
         met = math.sqrt(2 / math.pi) * (self._met(s) + self._met(t))
@@ -92,23 +90,19 @@ class StraightEnds:
         """
 
         def of_terms(s: Array, t: Array, loss: Array) -> Array:
-            c = np.sqrt(s * t)
-            fall, ends = c * loss, c * (2 - loss)
-            even, odd, root1, root, h = self._terms(s, t, fall, ends)
+            even, odd, _, _, ends, root1, root, h = self._terms(s, t, loss)
             return 2 * even * np.arctan(h) + odd * h * ends / (root * root1)
 
         return _in_parts(of_terms, len(self._pairs[0]), s, t, loss)
 
-    def _terms(self, s: Array, t: Array, fall: Array, ends: Array) -> tuple[Array, ...]:
-        """Of each pair of terms the products of coefficients, the roots of D at c and at a, and h.
-
-        Args:
-            fall, ends: c - a and c + a.
-        """
+    def _terms(self, s: Array, t: Array, loss: Array) -> tuple[Array, ...]:
+        """Of each pair of terms the products of coefficients; c, c - a, c + a; the roots of D at c and at a, and h."""
+        c = np.sqrt(s * t)
+        fall, ends = c * loss, c * (2 - loss)
         first, second, even, odd = self._pairs
         square = first * t + second * s + first * second
         root1, root = np.sqrt(square), np.sqrt(square + fall * ends)
-        return even, odd, root1, root, fall / (root + root1)
+        return even, odd, c, fall, ends, root1, root, fall / (root + root1)
 
     @cached_property
     def _pairs(self) -> tuple[Array, ...]:
